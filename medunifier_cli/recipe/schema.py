@@ -1,0 +1,271 @@
+"""What a recipe may say. The type is the check; the string under a field is its documentation.
+
+`load.py` turns YAML and `-o key=value` into these. Bounds stand in `Annotated` metadata; what several
+fields must agree on stands in `problems()` of the dataclass that holds them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Closed interval a number must lie in; `above` excludes `low` itself."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+
+
+Share = Annotated[float, Bounds(0, 1)]
+Count = Annotated[int, Bounds(1)]
+CountOrZero = Annotated[int, Bounds(0)]
+NonNegative = Annotated[float, Bounds(0)]
+Positive = Annotated[float, Bounds(0, above=True)]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which shards, and how a sample becomes a picture and a text."""
+
+    dataset: str = "mimic-cxr"
+    """Name of the data set plugin; its shards lie under `$MU_DATA/shards/<dataset>`."""
+    shards: str = ""
+    """Another folder of shards; empty for the place above."""
+    train: str = "train"
+    """Split to train on."""
+    valid: str = "valid"
+    """Split to validate on; empty for none."""
+    test: str = "test"
+    """Split of the last, held-out evaluation; empty for none."""
+    image_size: Count = 224
+    """Edge in pixels; the aspect ratio is not kept (paper, appendix 2)."""
+    sections: tuple[str, ...] = ()
+    """Text sections, in order; empty for those the data set plugin names."""
+    require: Literal["any", "all"] = "any"
+    """Drop a sample at load time when all its sections are empty (`any` must be there) or when one is (`all`)."""
+    workers: CountOrZero = 4
+    """Loader processes per rank; 0 decodes in the training process."""
+    limit: CountOrZero = 0
+    """Use only the first so many samples of the train split; 0 for all."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokenizer and text length (paper, appendix 2)."""
+
+    tokenizer: str = "train"
+    """Hub name or local folder of a BERT tokenizer; `train` learns a WordPiece vocabulary on the train split."""
+    vocabulary: Count = 30522
+    """Size of the vocabulary when it is learned; fewer if the texts have fewer."""
+    max_tokens: Annotated[int, Bounds(4, 512)] = 95
+    """L_t with the special tokens; longer texts are cut."""
+    strip_deidentified: bool = False
+    """Remove `___` and `XXXX`, the marks of removed personal data."""
+
+
+@dataclass(frozen=True)
+class Vit:
+    """Image encoder (paper, section 3.2; DESIGN row 15)."""
+
+    name: str = "eva_giant_patch14_clip_224"
+    """timm model."""
+    weights: str = "random"
+    """`hub` for timm's pretrained weights, a hub name `org/model`, a local folder or safetensors file, or `random`."""
+    frozen: bool = True
+    """Never trained, run without gradient in bf16 on a GPU. False trains it with the rest."""
+    drop_last_block: bool = True
+    """As BLIP-2: features of the last block but one."""
+    patch_size: CountOrZero = 0
+    """Another patch size than the model's own; 0 keeps it."""
+    width: CountOrZero = 0
+    """Another embedding width D_v; 0 keeps it."""
+    depth: CountOrZero = 0
+    """Another number of blocks; 0 keeps it."""
+    heads: CountOrZero = 0
+    """Another number of attention heads; 0 keeps it."""
+    pixel_norm: Literal["none", "clip"] = "none"
+    """Pixels as they are in [0, 1] (paper) or with CLIP's mean and deviation."""
+
+
+@dataclass(frozen=True)
+class QFormer:
+    """Image-text encoder with learnable queries (paper, sections 3.2 and 3.3)."""
+
+    weights: str = "random"
+    """Hub name or local folder of a BERT, or `random`."""
+    layers: Count = 12
+    """Transformer blocks."""
+    width: Count = 768
+    """D, of queries and text alike."""
+    heads: Count = 12
+    """Attention heads."""
+    ffn_width: Count = 3072
+    """Inner width of both feed-forward networks."""
+    queries: Count = 32
+    """L_q learnable embeddings."""
+    cross_attention_every: Count = 1
+    """1: in each block, as the paper; 2: in every second, which BLIP-2 weights need."""
+    dropout: Annotated[float, Bounds(0, 0.9)] = 0.1
+    """BERT's own, on hidden states and attention."""
+
+
+@dataclass(frozen=True)
+class Generator:
+    """Text-grounded image generation (paper, section 3.4)."""
+
+    codebook_size: Annotated[int, Bounds(2)] = 512
+    """K codes, top and bottom."""
+    code_width: Count = 768
+    """Width of a code."""
+    codebook: Literal["loss", "ema"] = "loss"
+    """`loss`: equation (23); `ema`: running means of the assigned vectors, all-reduced."""
+    ema_decay: Share = 0.99
+    """Decay of the running means."""
+    revive_dead_codes: bool = False
+    """Put codes nobody chose for a while onto encoder outputs of the batch, and start from such outputs."""
+    revive_below: NonNegative = 0.05
+    """A code is dead when its running count per step falls under this."""
+    beta: NonNegative = 0.5
+    """Weight of both commitment terms."""
+    base_width: Count = 1536
+    """Channels of the decoder's base map; each deconvolution block halves them."""
+    widths: Literal["halving", "published"] = "halving"
+    """`published`: the wide decoder of the authors' code."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalisation after each ReLU of the decoder; `batch` is synchronised across ranks."""
+    residual_width: Count = 384
+    """Inner channels of a residual block."""
+    residual_layers: Count = 2
+    """Layers of a residual block, each with weights of its own."""
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """Weights of equation (24). An objective of weight 0 is neither built nor computed."""
+
+    itc: NonNegative = 1.0
+    """Image-text contrast."""
+    itm: NonNegative = 1.0
+    """Image-text matching; needs `itc`, whose similarities choose the negatives."""
+    itg: NonNegative = 1.0
+    """Image-grounded text generation."""
+    tig: NonNegative = 1.0
+    """Text-grounded image generation."""
+    embed_width: Count = 256
+    """E, the space of ITC."""
+    embed_norm: Literal["none", "batch"] = "none"
+    """Non-affine batch normalisation on the ITC projections; ends the plateau at ln(batch) of short runs."""
+    temperature: Annotated[float, Bounds(0.01, 0.5)] = 0.07
+    """Start of the learnable temperature."""
+    itc_smoothing: Annotated[float, Bounds(0, 0.9)] = 0.0
+    """Label smoothing of ITC; the published code has 0.1."""
+    itm_negatives: Literal["hard", "random"] = "hard"
+    """`hard`: drawn by ITC similarity, as ALBEF (paper); `random`: uniformly."""
+    itm_exclude_same_text: bool = True
+    """Pairs whose texts are equal word for word are never negatives."""
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW, warm-up and cosine (paper, appendix 2)."""
+
+    peak_lr: Positive = 1e-4
+    """Learning rate after warm-up."""
+    warmup_lr: NonNegative = 1e-5
+    """Learning rate of the first step."""
+    final_lr: NonNegative = 0.0
+    """Learning rate the cosine ends at."""
+    warmup: Share = 0.05
+    """Share of all steps."""
+    beta1: Share = 0.9
+    """First AdamW beta."""
+    beta2: Share = 0.95
+    """Second AdamW beta."""
+    weight_decay: NonNegative = 0.05
+    """On matrices and kernels; biases, norms and embeddings have none."""
+    clip_norm: NonNegative = 1.0
+    """Largest gradient norm; 0 for no clipping."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long, how wide, how often."""
+
+    seed: CountOrZero = 0
+    """Seed of everything drawn."""
+    epochs: Positive = 30.0
+    """Passes over the train split; `steps` wins where it is set."""
+    steps: CountOrZero = 0
+    """Optimiser steps; 0 to count epochs."""
+    global_batch: Count = 256
+    """Pairs per optimiser step, over all ranks and micro-batches."""
+    micro_batch: CountOrZero = 64
+    """Pairs per rank and forward pass; 0 for all of a rank's share at once. ITC and ITM contrast within a pass."""
+    precision: Literal["no", "bf16", "fp16"] = "bf16"
+    """Mixed precision; losses are fp32 always."""
+    processes: CountOrZero = 0
+    """Processes to start; 0 for one per GPU, or one."""
+    threads: CountOrZero = 0
+    """CPU threads per process; 0 leaves it to PyTorch. Fixed threads make CPU runs repeatable bit for bit."""
+    log_every: Count = 10
+    """Steps between lines of `log.jsonl`."""
+    valid_every: CountOrZero = 1000
+    """Steps between validations; 0 only at the end."""
+    valid_batches: CountOrZero = 50
+    """Batches per validation; 0 for the whole split."""
+    checkpoint_every: Count = 1000
+    """Steps between checkpoints."""
+    keep: Count = 2
+    """Checkpoints kept."""
+    compile: bool = False
+    """torch.compile the step's model."""
+    tensorboard: bool = True
+    """Write TensorBoard files through Accelerate's trackers."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model's parts."""
+
+    vit: Vit = field(default_factory=Vit)
+    qformer: QFormer = field(default_factory=QFormer)
+    generator: Generator = field(default_factory=Generator)
+
+
+@dataclass(frozen=True)
+class PretrainRecipe:
+    """A pre-training run."""
+
+    stage: Literal["pretrain"] = "pretrain"
+    """What this recipe is for."""
+    name: str = ""
+    """Name of the run, when the command line gives none; empty for the recipe's file name."""
+    data: Data = field(default_factory=Data)
+    text: Text = field(default_factory=Text)
+    model: Model = field(default_factory=Model)
+    objectives: Objectives = field(default_factory=Objectives)
+    optim: Optim = field(default_factory=Optim)
+    train: Train = field(default_factory=Train)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What the fields must agree on: (dotted key, what is wrong)."""
+        qformer, objectives, train = self.model.qformer, self.objectives, self.train
+        if qformer.width % qformer.heads:
+            yield "model.qformer.width", f"{qformer.width} is not a multiple of {qformer.heads} heads"
+        if objectives.itm and not objectives.itc:
+            yield "objectives.itm", "needs objectives.itc: its similarities choose the hard negatives"
+        if not (objectives.itc or objectives.itg or objectives.tig):
+            yield "objectives.itc", "every objective is off; nothing would be trained"
+        if self.optim.warmup_lr > self.optim.peak_lr:
+            yield "optim.warmup_lr", f"{self.optim.warmup_lr:g} is above optim.peak_lr {self.optim.peak_lr:g}"
+        if train.micro_batch and train.global_batch % train.micro_batch:
+            yield "train.global_batch", (
+                f"{train.global_batch} is not a multiple of train.micro_batch {train.micro_batch}"
+            )
+        if objectives.itm and 1 in (train.global_batch, train.micro_batch):
+            yield "train.micro_batch", "1 leaves ITM without negatives"
