@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,17 @@ if TYPE_CHECKING:  # a plugin, and `mu prepare`, do without torch
     from torch import Tensor
 
 __all__ = [
-    "Batch", "DataError", "DatasetPlugin", "DrawnImage", "Drop", "FileImage", "ImageSource", "Option",
-    "PackedText", "Plan", "Record", "Sample", "Subset", "ZipImage",
+    "Batch", "DataError", "DatasetPlugin", "DicomTone", "DrawnImage", "Drop", "FileImage", "ImageSource",
+    "Option", "PackedText", "Plan", "Record", "Sample", "Subset", "ZipImage",
 ]  # fmt: skip
+
+
+DicomTone = Literal["window", "range", "equalise"]
+"""How a DICOM's stored values become grey levels; MONOCHROME1 is inverted in each, other formats ignore it.
+
+`window`: rescale and VOI, as a viewer shows it. `range`: minimum to maximum. `equalise`: `range`, then global
+histogram equalisation, as MIMIC-CXR-JPG was made.
+"""
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class FileImage:
     """An image file on disk: PNG, JPEG or DICOM, told apart by content and not by name."""
 
     path: Path
+    dicom_tone: DicomTone = "window"
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class ZipImage:
 
     archive: Path
     member: str
+    dicom_tone: DicomTone = "window"
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,10 @@ class Plan:
     expected: Mapping[str, int] = field(default_factory=dict)
     """Counts of the full download by split or by `all`; a large difference is said."""
     warnings: Sequence[str] = ()
+    classes: tuple[str, ...] = ()
+    """The classes under these options, where they differ from the plugin's own."""
+    allow_shared_subjects: bool = False
+    """True where these options ask for patients on two sides; adds to the plugin's own."""
 
 
 @dataclass(frozen=True)
