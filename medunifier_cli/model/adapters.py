@@ -1,0 +1,92 @@
+"""Latent adapters (paper, section 3.4 and appendix 1): features to the maps that are quantised.
+
+C is the code width, G the patch grid's edge (16 at 224 px), T = G / 2 the top map's edge.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def sinusoid_2d(channels: int, height: int, width: int) -> Tensor:
+    """2-D positional encoding [C, H, W]: half the channels tell the row, half the column (Wang and Liu 2019)."""
+    half = channels // 2
+    encoding = torch.zeros(channels, height, width)
+    for offset, length, dim in ((0, height, 1), (half, width, 2)):
+        pairs = (half if offset == 0 else channels - half) // 2
+        rate = torch.exp(torch.arange(pairs) * (-math.log(10000.0) / max(pairs, 1)))
+        angle = rate[:, None] * torch.arange(length)[None, :]
+        angle = angle[:, :, None] if dim == 1 else angle[:, None, :]
+        angle = angle.expand(pairs, height, width)
+        encoding[offset : offset + 2 * pairs : 2] = angle.sin()
+        encoding[offset + 1 : offset + 2 * pairs : 2] = angle.cos()
+    return encoding
+
+
+class ResidualBlock(nn.Module):
+    """Residual layers as in VQ-VAE-2, each with weights of its own (the published code repeats one layer)."""
+
+    def __init__(self, channels: int, inner: int, layers: int) -> None:
+        super().__init__()
+        self.layers: nn.ModuleList = nn.ModuleList(
+            nn.Sequential(
+                nn.ReLU(),
+                nn.Conv2d(channels, inner, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(inner, channels, 1),
+            )
+            for _ in range(layers)
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """[B, C, H, W] -> the same."""
+        for layer in self.layers:
+            x_BCHW = x_BCHW + layer(x_BCHW)
+        return x_BCHW
+
+
+class TopAdapter(nn.Module):
+    """Z_top, equation (18): queries -> [B, C, T, T].
+
+    The queries fill a map of `queries / T` rows; a transposed convolution stretches it to T rows.
+    """
+
+    def __init__(self, queries: int, width: int, code_width: int, top: int, inner: int, layers: int) -> None:
+        super().__init__()
+        self.shape = (queries // top, top)
+        stretch = top // self.shape[0]
+        self.nonlinear = nn.Linear(width, code_width)
+        self.register_buffer("where", sinusoid_2d(code_width, *self.shape), persistent=False)
+        self.stretch = nn.ConvTranspose2d(
+            code_width, code_width, (2 * stretch, 3), (stretch, 1), (stretch // 2, 1), (stretch % 2, 0)
+        )
+        self.residual = ResidualBlock(code_width, inner, layers)
+
+    def forward(self, query_BQD: Tensor) -> Tensor:
+        """[B, Q, D] -> z_e_top [B, C, T, T]."""
+        x = F.relu(self.nonlinear(query_BQD)).transpose(1, 2).unflatten(2, self.shape)
+        out: Tensor = self.residual(self.stretch(x + self.where))
+        return out
+
+
+class BottomAdapter(nn.Module):
+    """Z_bottom, equation (20): patch features joined with the text's [CLS] -> [B, C, G, G]."""
+
+    def __init__(self, width: int, code_width: int, grid: int, inner: int, layers: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.nonlinear = nn.Linear(width, code_width)
+        self.register_buffer("where", sinusoid_2d(code_width, grid, grid), persistent=False)
+        self.residual = ResidualBlock(code_width, inner, layers)
+
+    def forward(self, local_BVD: Tensor, text_BD: Tensor) -> Tensor:
+        """f_local [B, G*G, D_v] and f_t_cls [B, D] -> [B, C, G, G]."""
+        text = text_BD[:, None].expand(-1, local_BVD.shape[1], -1)
+        x = F.relu(self.nonlinear(torch.cat([local_BVD, text], dim=2)))
+        x = x.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        out: Tensor = self.residual(x + self.where)
+        return out

@@ -1,0 +1,62 @@
+"""Hierarchical decoder D (paper, equation 22 and appendix 2): two code maps -> the image.
+
+G: bottom grid edge (16 at 224 px and patch 14), T = G / 2. n = ceil(log2(patch)) deconvolution blocks lead
+from the base map, of edge size / 2^n (14), to the image. A block is transposed convolution, ReLU, norm; the
+last one gives pixels, so it ends with its convolution.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from medunifier_cli.model.norm import GlobalBatchNorm
+from medunifier_cli.recipe.schema import Generator as GeneratorRecipe
+
+PUBLISHED_WIDTHS = (4608, 2304, 1152, 576)  # base map and blocks of the authors' code at 224 px, DESIGN row 13
+
+
+def blocks_for(patch_size: int) -> int:
+    """Number of 2x deconvolution blocks from the base map to pixels."""
+    return math.ceil(math.log2(patch_size))
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    if kind == "batch":
+        return GlobalBatchNorm(channels)
+    return nn.GroupNorm(math.gcd(channels, 32), channels)
+
+
+def deconvolution(channels: int, out: int, norm: str) -> nn.Sequential:
+    """2x upsampling block [B, channels, H, W] -> [B, out, 2H, 2W]; norm after ReLU, the paper's order."""
+    return nn.Sequential(nn.ConvTranspose2d(channels, out, 4, 2, 1), nn.ReLU(), _norm(norm, out))
+
+
+class Decoder(nn.Module):
+    """z_q_top and z_q_bottom -> image."""
+
+    def __init__(self, recipe: GeneratorRecipe, image_size: int, patch_size: int) -> None:
+        super().__init__()
+        grid, blocks = image_size // patch_size, blocks_for(patch_size)
+        base = image_size >> blocks
+        if recipe.widths == "published":
+            widths = list(PUBLISHED_WIDTHS[:blocks])
+        else:
+            widths = [recipe.base_width >> i for i in range(blocks)]
+        self.raise_top = deconvolution(recipe.code_width, recipe.code_width, recipe.norm)
+        kernel = grid - base + 1
+        to_base = nn.Conv2d(2 * recipe.code_width, widths[0], kernel if kernel > 1 else 3, padding=int(kernel == 1))
+        layers: list[nn.Module] = [to_base, nn.ReLU(), _norm(recipe.norm, widths[0])]
+        for channels, out in zip(widths, widths[1:], strict=False):
+            layers.append(deconvolution(channels, out, recipe.norm))
+        layers.append(nn.ConvTranspose2d(widths[-1], 3, 4, 2, 1))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, top_BCTT: Tensor, bottom_BCGG: Tensor) -> Tensor:
+        """[B, C, T, T] and [B, C, G, G] -> [B, 3, S, S], about [0, 1] and not clamped."""
+        raised = self.raise_top(top_BCTT)
+        image: Tensor = self.layers(torch.cat([raised, bottom_BCGG], dim=1))
+        return image
+

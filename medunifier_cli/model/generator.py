@@ -1,0 +1,102 @@
+"""Text-grounded image generation (paper, section 3.4): adapters, quantisers and decoder joined.
+
+C: code width, G: patch grid edge, T = G / 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from medunifier_cli.errors import MuError
+from medunifier_cli.model.adapters import BottomAdapter, TopAdapter
+from medunifier_cli.model.decoder import Decoder, blocks_for, deconvolution
+from medunifier_cli.model.quantizer import Quantised, Quantiser
+from medunifier_cli.recipe.schema import Generator as GeneratorRecipe
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What TIG makes of a batch."""
+
+    image_BCHW: Tensor
+    """Reconstruction, about [0, 1], not clamped."""
+    top: Quantised
+    bottom: Quantised
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Widths and edges the generator is built from."""
+
+    image_size: int
+    patch_size: int
+    image_width: int
+    text_width: int
+    queries: int
+
+    def check(self) -> None:
+        """Raises MuError where the geometry of DESIGN section 4 cannot be made."""
+        grid, blocks = self.image_size // self.patch_size, blocks_for(self.patch_size)
+        if self.image_size % (1 << blocks):
+            raise MuError(
+                f"data.image_size: {self.image_size} cannot be halved {blocks} times, as patch size "
+                f"{self.patch_size} asks of the decoder"
+            )
+        if grid % 2:
+            raise MuError(f"data.image_size: a {grid}x{grid} patch grid has no half; TIG needs an even one")
+        top = grid // 2
+        if self.queries % top or top % (self.queries // top):
+            fitting = [rows * top for rows in range(1, top + 1) if top % rows == 0]
+            raise MuError(
+                f"model.qformer.queries: {self.queries} queries do not fill rows of a {top}x{top} map; "
+                f"one of {', '.join(map(str, fitting))} does"
+            )
+
+
+class ImageGenerator(nn.Module):
+    """Z_top, Z_bottom, both quantisers and D."""
+
+    def __init__(self, recipe: GeneratorRecipe, sizes: Sizes) -> None:
+        super().__init__()
+        sizes.check()
+        grid = sizes.image_size // sizes.patch_size
+        inner, layers = recipe.residual_width, recipe.residual_layers
+        self.grid, self.top = grid, grid // 2
+        self.adapt_top = TopAdapter(
+            sizes.queries, sizes.text_width, recipe.code_width, self.top, inner, layers
+        )
+        self.adapt_bottom = BottomAdapter(
+            sizes.image_width + sizes.text_width, recipe.code_width, grid, inner, layers
+        )
+        self.quantise_top = Quantiser(recipe)
+        self.quantise_bottom = Quantiser(recipe)
+        self.raise_top = deconvolution(recipe.code_width, recipe.code_width, recipe.norm)
+        self.join = nn.Conv2d(2 * recipe.code_width, recipe.code_width, 1)
+        self.decoder = Decoder(recipe, sizes.image_size, sizes.patch_size)
+
+    def encode(
+        self, query_BQD: Tensor, local_BVD: Tensor, text_BD: Tensor, draws: torch.Generator | None = None
+    ) -> tuple[Quantised, Quantised]:
+        """f_q, f_local and f_t_cls -> quantised top [B, C, T, T] and bottom [B, C, G, G].
+
+        Equation (21): the bottom is quantised given the top, by joining the decoded top to its features.
+        """
+        top = self.quantise_top(self.adapt_top(query_BQD), draws)
+        bottom = self.adapt_bottom(local_BVD, text_BD)
+        joined = self.join(torch.cat([self.raise_top(top.z_q_BCHW), bottom], dim=1))
+        return top, self.quantise_bottom(joined, draws)
+
+    def forward(
+        self, query_BQD: Tensor, local_BVD: Tensor, text_BD: Tensor, draws: torch.Generator | None = None
+    ) -> Generated:
+        """Reconstruct the image from its codes. `draws` revives dead codes, see `Quantiser`."""
+        top, bottom = self.encode(query_BQD, local_BVD, text_BD, draws)
+        return Generated(self.decoder(top.z_q_BCHW, bottom.z_q_BCHW), top, bottom)
+
+    def from_codes(self, top_BTT: Tensor, bottom_BGG: Tensor) -> Tensor:
+        """int64 codes -> image [B, 3, S, S]."""
+        image: Tensor = self.decoder(self.quantise_top.look_up(top_BTT), self.quantise_bottom.look_up(bottom_BGG))
+        return image

@@ -1,0 +1,295 @@
+"""Image-text encoder with learnable queries (paper, section 3.3): one set of weights, four passes.
+
+Q queries, L text tokens, V image tokens (class token and patches), H heads, D width; N packed text tokens.
+
+What an image costs is computed once, in `read_image`, and kept in an `ImageMemory`: every layer's keys and
+values of cross-attention serve ITC, ITM and ITG; the queries' own keys and values serve ITG, since in the
+multi-modal causal mask queries never look at text and so are the queries of the uni-modal pass.
+Layers are BERT's (post-norm); `tests/parity` holds them against transformers' BertModel and BLIP-2 Q-Former.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medunifier_cli.data.contract import PackedText
+from medunifier_cli.model.masks import Layout, causal_rows, collect, spread
+from medunifier_cli.recipe.schema import QFormer as QFormerRecipe
+
+LAYER_NORM_EPS = 1e-12  # BERT's
+INIT_STD = 0.02  # BERT's
+
+KeyValue = tuple[Tensor, Tensor]
+"""Keys and values, each [B, H, S, D/H]."""
+
+
+@dataclass
+class ImageMemory:
+    """What all passes over the same B images share."""
+
+    query_BQD: Tensor
+    """f_q of the uni-modal pass."""
+    cross: Sequence[KeyValue | None]
+    """Per layer: keys and values of the image tokens, None in a layer without cross-attention."""
+    own: Sequence[KeyValue]
+    """Per layer: the queries' keys and values of self-attention."""
+
+
+@dataclass(frozen=True)
+class PairPlan:
+    """Which image each of M pairs looks at, arranged so that no image's keys and values are copied."""
+
+    slot_M: Tensor
+    """int64: image * `per_image` + turn, unique."""
+    per_image: int
+    """Most pairs that share one image."""
+    images: int
+
+    @classmethod
+    def of(cls, image_M: Tensor, images: int, device: torch.device) -> PairPlan:
+        """`image_M` (int64, on the CPU) holds indices below `images`."""
+        count = torch.bincount(image_M, minlength=images)
+        order = torch.argsort(image_M, stable=True)
+        first = count.cumsum(0) - count
+        turn_M = torch.empty_like(image_M)
+        turn_M[order] = torch.arange(len(image_M)) - first[image_M[order]]
+        per_image = int(count.max())
+        return cls((image_M * per_image + turn_M).to(device), per_image, images)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention and its residual; the caller says who attends to whom."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+
+    def project(self, grid_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, S, 3D] of `qkv` -> queries, keys, values, each [B, H, S, D/H]."""
+        rows, length, _ = grid_BSD.shape
+        q, k, v = grid_BSD.view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attention over heads -> [B, S, D]."""
+        p = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+        return mixed.transpose(1, 2).flatten(2)
+
+    def finish(self, mixed: Tensor, before: Tensor) -> Tensor:
+        """Output projection, dropout, residual, norm."""
+        out: Tensor = self.norm(F.dropout(self.out(mixed), self.dropout, self.training) + before)
+        return out
+
+
+class CrossAttention(nn.Module):
+    """Queries look at image tokens, whose keys and values are computed apart, once."""
+
+    def __init__(self, width: int, image_width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(image_width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+
+    def keys_values(self, image_BVD: Tensor) -> KeyValue:
+        """[B, V, D_v] -> keys and values [B, H, V, D/H]."""
+        rows, length, _ = image_BVD.shape
+        k, v = self.kv(image_BVD).view(rows, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return k, v
+
+    def forward(self, query_MQD: Tensor, memory: KeyValue, plan: PairPlan | None) -> Tensor:
+        """[M, Q, D] -> [M, Q, D]. Without a plan pair m looks at image m."""
+        rows, queries, width = query_MQD.shape
+        q = self.q(query_MQD)
+        if plan is not None:
+            q = spread(q.flatten(1), plan.slot_M, plan.images * plan.per_image)
+            q = q.view(plan.images, plan.per_image * queries, width)
+        q = q.view(q.shape[0], q.shape[1], self.heads, -1).transpose(1, 2)
+        p = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, *memory, dropout_p=p).transpose(1, 2)
+        if plan is not None:
+            mixed = collect(mixed.reshape(-1, queries * width), plan.slot_M)
+        out = F.dropout(self.out(mixed.reshape(rows, queries, width)), self.dropout, self.training)
+        normed: Tensor = self.norm(out + query_MQD)
+        return normed
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with GELU between, and their residual."""
+
+    def __init__(self, width: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.up = nn.Linear(width, inner)
+        self.down = nn.Linear(inner, width)
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        out = F.dropout(self.down(F.gelu(self.up(x))), self.dropout, self.training)
+        normed: Tensor = self.norm(out + x)
+        return normed
+
+
+class Block(nn.Module):
+    """One transformer block: shared self-attention, cross-attention for queries, a feed-forward for each."""
+
+    def __init__(self, recipe: QFormerRecipe, image_width: int, looks_at_image: bool) -> None:
+        super().__init__()
+        width, dropout = recipe.width, recipe.dropout
+        self.attention = SelfAttention(width, recipe.heads, dropout)
+        self.cross = CrossAttention(width, image_width, recipe.heads, dropout) if looks_at_image else None
+        self.ffn_query = FeedForward(width, recipe.ffn_width, dropout)
+        self.ffn_text = FeedForward(width, recipe.ffn_width, dropout)
+
+    def queries_only(self, query_BQD: Tensor, cross: KeyValue | None) -> tuple[Tensor, KeyValue]:
+        """Uni-modal pass of the queries -> (queries, their own keys and values)."""
+        q, k, v = self.attention.project(self.attention.qkv(query_BQD))
+        query_BQD = self.attention.finish(self.attention.attend(q, k, v), query_BQD)
+        return self.after_attention(query_BQD, cross, None), (k, v)
+
+    def after_attention(self, query_MQD: Tensor, cross: KeyValue | None, plan: PairPlan | None) -> Tensor:
+        """Cross-attention and feed-forward of the queries."""
+        if self.cross is not None:
+            assert cross is not None
+            query_MQD = self.cross(query_MQD, cross, plan)
+        out: Tensor = self.ffn_query(query_MQD)
+        return out
+
+    def text_only(self, text_ND: Tensor, layout: Layout) -> Tensor:
+        """Uni-modal pass of the text, packed -> packed."""
+        q, k, v = self.attention.project(layout.pad(self.attention.qkv(text_ND)))
+        mixed = layout.unpad(self.attention.attend(q, k, v, layout.real_BL[:, None, None, :]))
+        out: Tensor = self.ffn_text(self.attention.finish(mixed, text_ND))
+        return out
+
+    def text_after_queries(self, text_ND: Tensor, layout: Layout, own: KeyValue, mask: Tensor) -> Tensor:
+        """Multi-modal causal pass of the text over the queries' keys and values, packed -> packed."""
+        q, k, v = self.attention.project(layout.pad(self.attention.qkv(text_ND)))
+        k, v = torch.cat([own[0], k], dim=2), torch.cat([own[1], v], dim=2)
+        mixed = layout.unpad(self.attention.attend(q, k, v, mask))
+        out: Tensor = self.ffn_text(self.attention.finish(mixed, text_ND))
+        return out
+
+    def pairs(
+        self, query_MQD: Tensor, text_ND: Tensor, layout: Layout, cross: KeyValue | None, plan: PairPlan,
+        text_goes_on: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Bi-directional pass -> (queries, packed text). In the last layer the text has nobody left to tell."""
+        rows, queries, width = query_MQD.shape
+        both = self.attention.qkv(torch.cat([query_MQD.view(-1, width), text_ND]))
+        grid = torch.cat([both[: rows * queries].view(rows, queries, -1), layout.pad(both[rows * queries :])], 1)
+        q, k, v = self.attention.project(grid)
+        open_keys = F.pad(layout.real_BL, (queries, 0), value=True)[:, None, None, :]
+        if not text_goes_on:
+            mixed = self.attention.attend(q[:, :, :queries], k, v, open_keys)
+            return self.after_attention(self.attention.finish(mixed, query_MQD), cross, plan), text_ND
+        mixed = self.attention.attend(q, k, v, open_keys)
+        mixed = torch.cat([mixed[:, :queries].reshape(-1, width), layout.unpad(mixed[:, queries:])])
+        both = self.attention.finish(mixed, torch.cat([query_MQD.view(-1, width), text_ND]))
+        query_MQD = self.after_attention(both[: rows * queries].view(rows, queries, width), cross, plan)
+        return query_MQD, self.ffn_text(both[rows * queries :])
+
+
+class QFormer(nn.Module):
+    """The image-text encoder E_Q and its embeddings.
+
+    Args:
+        recipe: sizes, see `recipe.schema.QFormer`.
+        image_width: D_v of the image tokens.
+        vocabulary: token ids, [DEC] included.
+        max_tokens: longest text.
+    """
+
+    def __init__(self, recipe: QFormerRecipe, image_width: int, vocabulary: int, max_tokens: int) -> None:
+        super().__init__()
+        self.dropout = recipe.dropout
+        self.query_tokens = nn.Parameter(torch.empty(recipe.queries, recipe.width))
+        self.word = nn.Embedding(vocabulary, recipe.width)
+        self.position = nn.Embedding(max_tokens, recipe.width)
+        self.norm = nn.LayerNorm(recipe.width, eps=LAYER_NORM_EPS)
+        self.blocks: nn.ModuleList = nn.ModuleList(
+            Block(recipe, image_width, layer % recipe.cross_attention_every == 0)
+            for layer in range(recipe.layers)
+        )
+        self.apply(_initialise)
+        nn.init.normal_(self.query_tokens, std=INIT_STD)
+
+    @property
+    def queries(self) -> int:
+        """Q."""
+        return self.query_tokens.shape[0]
+
+    def _embed_queries(self, rows: int) -> Tensor:
+        normed = self.norm(self.query_tokens).expand(rows, -1, -1)
+        return F.dropout(normed, self.dropout, self.training)
+
+    def _embed_text(self, text: PackedText, layout: Layout) -> Tensor:
+        embedded = self.norm(self.word(text.ids_N) + self.position(layout.position_N))
+        return F.dropout(embedded, self.dropout, self.training)
+
+    def read_image(self, image_BVD: Tensor) -> ImageMemory:
+        """Queries look at the image, uni-modal mask. [B, V, D_v] -> memory with f_q [B, Q, D]."""
+        query = self._embed_queries(image_BVD.shape[0])
+        cross: list[KeyValue | None] = []
+        own: list[KeyValue] = []
+        for block in self._blocks():
+            cross.append(block.cross.keys_values(image_BVD) if block.cross is not None else None)
+            query, keys_values = block.queries_only(query, cross[-1])
+            own.append(keys_values)
+        return ImageMemory(query, cross, own)
+
+    def read_text(self, text: PackedText) -> tuple[Tensor, Layout]:
+        """Text alone, uni-modal mask -> packed f_t [N, D] and its layout (`layout.start_B` are the [CLS])."""
+        layout = Layout.of(text.lengths_B, text.ids_N.device)
+        text_ND = self._embed_text(text, layout)
+        for block in self._blocks():
+            text_ND = block.text_only(text_ND, layout)
+        return text_ND, layout
+
+    def read_pairs(self, memory: ImageMemory, image_M: Tensor, text: PackedText) -> Tensor:
+        """M pairs, bi-directional mask -> f_q [M, Q, D].
+
+        Args:
+            memory: of B images.
+            image_M: int64 on the CPU, which image text m is read with.
+            text: M texts.
+        """
+        layout = Layout.of(text.lengths_B, text.ids_N.device)
+        plan = PairPlan.of(image_M, memory.query_BQD.shape[0], text.ids_N.device)
+        query = self._embed_queries(len(image_M)).contiguous()
+        text_ND = self._embed_text(text, layout)
+        blocks = self._blocks()
+        for layer, (block, cross) in enumerate(zip(blocks, memory.cross, strict=True)):
+            goes_on = layer + 1 < len(blocks)
+            query, text_ND = block.pairs(query, text_ND, layout, cross, plan, goes_on)
+        return query
+
+    def write_text(self, memory: ImageMemory, text: PackedText) -> Tensor:
+        """Text b after the queries of image b, multi-modal causal mask -> packed f_t [N, D]."""
+        layout = Layout.of(text.lengths_B, text.ids_N.device)
+        text_ND = self._embed_text(text, layout)
+        mask = causal_rows(self.queries, layout.real_BL.shape[1], text_ND.device)
+        for block, own in zip(self._blocks(), memory.own, strict=True):
+            text_ND = block.text_after_queries(text_ND, layout, own, mask)
+        return text_ND
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=INIT_STD)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,146 @@
+"""Image encoder E_I (paper, equations 2 to 4): a timm vision transformer without its head.
+
+f_v [B, 1 + V, D_v] with the class token first. Frozen, it runs without gradient; a trainable LayerNorm
+follows in `medunifier.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medunifier_cli.errors import MissingWeightsError, MuError
+from medunifier_cli.recipe.schema import Vit as VitRecipe
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Radford et al. 2021, their published preprocessing
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
+
+
+def pixels(image_B1HW: Tensor) -> Tensor:
+    """uint8 grey levels [B, 1, H, W] -> [0, 1] in three equal channels [B, 3, H, W]."""
+    return (image_B1HW.float() / 255.0).expand(-1, 3, -1, -1)
+
+
+def timm_arguments(recipe: VitRecipe, image_size: int) -> dict[str, Any]:
+    """What `timm.create_model` is asked for, weights aside."""
+    wanted = {
+        "patch_size": recipe.patch_size,
+        "embed_dim": recipe.width,
+        "depth": recipe.depth,
+        "num_heads": recipe.heads,
+    }
+    return {"img_size": image_size, "num_classes": 0, **{k: v for k, v in wanted.items() if v}}
+
+
+def local_weights(folder_or_file: Path) -> Path:
+    """The weight file meant by a local folder or file.
+
+    Raises:
+        MissingWeightsError: if there is none.
+    """
+    candidates = [folder_or_file / name for name in WEIGHT_FILES] if folder_or_file.is_dir() else [folder_or_file]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise MissingWeightsError(f"{folder_or_file}: no weights there; expected a file, or one of {', '.join(WEIGHT_FILES)}")
+
+
+class ImageEncoder(nn.Module):
+    """The ViT.
+
+    Args:
+        recipe: name, weights and sizes.
+        image_size: edge in pixels, a multiple of the patch size.
+        load: False builds with random weights whatever the recipe says (a checkpoint or a cache follows, or
+            the model is only measured on the meta device).
+
+    Raises:
+        MuError: an unknown model, or a size that does not fit.
+        MissingWeightsError: weights that are not on this machine.
+    """
+
+    def __init__(self, recipe: VitRecipe, image_size: int, load: bool = True) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.vit = _create(recipe, image_size, load)
+        if recipe.drop_last_block:
+            self.vit.blocks = self.vit.blocks[:-1]
+        self.vit.norm = nn.Identity()  # the trainable norm takes its place
+        self.width = int(self.vit.embed_dim)
+        self.patch_size = int(self.vit.patch_embed.patch_size[0])
+        self.tokens = 1 + (image_size // self.patch_size) ** 2
+        if image_size % self.patch_size:
+            raise MuError(f"image size {image_size} is not a multiple of {recipe.name}'s patch size {self.patch_size}")
+        if recipe.frozen:
+            self.requires_grad_(False)
+        mean, std = (CLIP_MEAN, CLIP_STD) if recipe.pixel_norm == "clip" else ((0.0,) * 3, (1.0,) * 3)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> ImageEncoder:
+        """A frozen encoder stays in evaluation mode."""
+        super().train(mode and not self.recipe.frozen)
+        return self
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Pixels in [0, 1], [B, 3, H, W] -> f_v [B, 1 + V, D_v]."""
+        x = (image_BCHW - self.mean) / self.std
+        if self.recipe.frozen:
+            with torch.no_grad():
+                features: Tensor = self.vit.forward_features(x.to(self._dtype()))
+        else:
+            features = self.vit.forward_features(x)
+        return features
+
+    def frozen_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Named weights that training never changes: hashed in a checkpoint, not stored."""
+        if self.recipe.frozen:
+            yield from self.vit.state_dict().items()
+
+    def _dtype(self) -> torch.dtype:
+        return next(self.vit.parameters()).dtype
+
+
+def _create(recipe: VitRecipe, image_size: int, load: bool) -> Any:
+    import timm
+
+    arguments = timm_arguments(recipe, image_size)
+    weights = recipe.weights if load else "random"
+    name = recipe.name
+    if weights == "hub":
+        arguments["pretrained"] = True
+    elif weights != "random":
+        path = Path(weights).expanduser()
+        arguments["pretrained"] = True
+        if path.exists():
+            arguments["pretrained_cfg_overlay"] = {"file": str(local_weights(path))}
+        elif weights.count("/") == 1 and not weights.startswith((".", "~")):
+            name = f"hf-hub:{weights}"
+        else:
+            raise MissingWeightsError(f"model.vit.weights: {weights} is neither a folder, a file nor a hub name")
+    try:
+        return timm.create_model(name, **arguments)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        if "Unknown model" in str(error):
+            raise MuError(f"model.vit.name: timm has no model {name}") from error
+        raise MuError(f"model.vit: timm cannot build {name} with {arguments}: {_first_line(error)}") from error
+    except Exception as error:  # huggingface_hub has a dozen ways to say that the network is not there
+        if not _is_hub_error(error):
+            raise
+        raise MissingWeightsError(
+            f"model.vit.weights: the weights of {name} are not on this machine; on one with network run "
+            f"`mu check` for what to fetch, or name a local folder"
+        ) from error
+
+
+def _is_hub_error(error: Exception) -> bool:
+    return isinstance(error, OSError) or "huggingface" in type(error).__module__ or "httpx" in type(error).__module__
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
