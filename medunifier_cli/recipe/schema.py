@@ -47,7 +47,7 @@ class Data:
     sections: tuple[str, ...] = ()
     """Text sections, in order; empty for those the data set plugin names."""
     require: Literal["any", "all"] = "any"
-    """Drop a sample at load time when all its sections are empty (`any` must be there) or when one is (`all`)."""
+    """Which sections a sample must have to be used: `any` of them, or `all`."""
     workers: CountOrZero = 4
     """Loader processes per rank; 0 decodes in the training process."""
     limit: CountOrZero = 0
@@ -59,7 +59,7 @@ class Text:
     """Tokenizer and text length (paper, appendix 2)."""
 
     tokenizer: str = "train"
-    """Hub name or local folder of a BERT tokenizer; `train` learns a WordPiece vocabulary on the train split."""
+    """Hub name or local folder of a BERT tokenizer; `train` learns WordPieces on the train split."""
     vocabulary: Count = 30522
     """Size of the vocabulary when it is learned; fewer if the texts have fewer."""
     max_tokens: Annotated[int, Bounds(4, 512)] = 95
@@ -75,7 +75,7 @@ class Vit:
     name: str = "eva_giant_patch14_clip_224"
     """timm model."""
     weights: str = "random"
-    """`hub` for timm's pretrained weights, a hub name `org/model`, a local folder or safetensors file, or `random`."""
+    """`hub` (timm's pretrained ones), a hub name `org/model`, a local folder or safetensors file, or `random`."""
     frozen: bool = True
     """Never trained, run without gradient in bf16 on a GPU. False trains it with the rest."""
     drop_last_block: bool = True
@@ -205,7 +205,7 @@ class Train:
     global_batch: Count = 256
     """Pairs per optimiser step, over all ranks and micro-batches."""
     micro_batch: CountOrZero = 64
-    """Pairs per rank and forward pass; 0 for all of a rank's share at once. ITC and ITM contrast within a pass."""
+    """Pairs per rank and pass; 0 for all of a rank's share. ITC and ITM contrast within a pass of all ranks."""
     precision: Literal["no", "bf16", "fp16"] = "bf16"
     """Mixed precision; losses are fp32 always."""
     processes: CountOrZero = 0
@@ -253,19 +253,24 @@ class PretrainRecipe:
     train: Train = field(default_factory=Train)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What the fields must agree on: (dotted key, what is wrong)."""
+        """What the fields must agree on: (dotted key, what is wrong, naming every other key looked at)."""
         qformer, objectives, train = self.model.qformer, self.objectives, self.train
         if qformer.width % qformer.heads:
-            yield "model.qformer.width", f"{qformer.width} is not a multiple of {qformer.heads} heads"
+            yield (
+                "model.qformer.width",
+                f"{qformer.width} is not a multiple of model.qformer.heads {qformer.heads}",
+            )
         if objectives.itm and not objectives.itc:
             yield "objectives.itm", "needs objectives.itc: its similarities choose the hard negatives"
         if not (objectives.itc or objectives.itg or objectives.tig):
-            yield "objectives.itc", "every objective is off; nothing would be trained"
+            yield "objectives.itc", "off, as are objectives.itg and objectives.tig; nothing would be trained"
         if self.optim.warmup_lr > self.optim.peak_lr:
             yield "optim.warmup_lr", f"{self.optim.warmup_lr:g} is above optim.peak_lr {self.optim.peak_lr:g}"
         if train.micro_batch and train.global_batch % train.micro_batch:
-            yield "train.global_batch", (
-                f"{train.global_batch} is not a multiple of train.micro_batch {train.micro_batch}"
+            yield (
+                "train.global_batch",
+                (f"{train.global_batch} is not a multiple of train.micro_batch {train.micro_batch}"),
             )
         if objectives.itm and 1 in (train.global_batch, train.micro_batch):
-            yield "train.micro_batch", "1 leaves ITM without negatives"
+            key = "train.micro_batch" if train.micro_batch == 1 else "train.global_batch"
+            yield key, "1 leaves objectives.itm without negatives"

@@ -1,0 +1,154 @@
+"""The click group `mu`: finds the verbs, and turns what goes wrong into one line and an exit code.
+
+Each verb is one file of `commands/`, imported when it is called and not before: `mu --help` reads the help
+lines out of the source, so that no verb can make it slow.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import errno
+import importlib
+import sys
+import traceback
+from pathlib import Path
+
+import click
+
+from medunifier_cli import __version__
+from medunifier_cli.errors import MuError
+
+COMMANDS = Path(__file__).parent / "commands"
+
+VERBS = (
+    "prepare", "pretrain", "fit-prior", "finetune", "retrieve", "zeroshot", "report", "synthesize",
+    "score", "check",
+)  # fmt: skip
+"""In the order of `mu --help`; one whose file does not exist is not listed."""
+
+INTERRUPTED = 130
+"""128 + SIGINT, as a shell reports it."""
+
+DEBUG_KEY = "medunifier_cli.debug"
+
+
+def _remember_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    ctx.meta[DEBUG_KEY] = ctx.meta.get(DEBUG_KEY, False) or value
+
+
+def _debug_option() -> click.Option:
+    return click.Option(
+        ["--debug"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_remember_debug,
+        help="Show the traceback of an error.",
+    )
+
+
+def _source(verb: str) -> Path:
+    return COMMANDS / f"{verb.replace('-', '_')}.py"
+
+
+def help_line(source: Path) -> str:
+    """First paragraph of the docstring of the command in `source`, read without importing it."""
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == source.stem:
+            return " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+    return ""
+
+
+class Verbs(click.Group):
+    """A group whose commands are the files of `commands/`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [verb for verb in VERBS if _source(verb).is_file()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        stem = _source(cmd_name).stem
+        command: click.Command = getattr(importlib.import_module(f"medunifier_cli.commands.{stem}"), stem)
+        command.name = cmd_name
+        if not any(param.name == "debug" for param in command.params):
+            command.params.append(_debug_option())
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        verbs = self.list_commands(ctx)
+        if args and not args[0].startswith("-") and args[0] not in verbs:
+            nearest = difflib.get_close_matches(args[0], verbs, n=1)
+            hint = f"did you mean `mu {nearest[0]}`?" if nearest else f"there are: {', '.join(verbs)}"
+            ctx.fail(f"no verb `{args[0]}`; {hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(verb, help_line(_source(verb))) for verb in self.list_commands(ctx)]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise  # click prints these itself: usage is exit code 2
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # the reader of our output went away; click ends quietly
+            if ctx.meta.get(DEBUG_KEY):
+                traceback.print_exc()
+            lines, code = explain(error)
+            for line in lines:
+                click.echo(f"mu: {line}", err=True)
+            ctx.exit(code)
+
+
+def explain(error: BaseException) -> tuple[list[str], int]:
+    """What the user reads of an error, and the exit code.
+
+    The message of an error that nobody foresaw is left out: it may quote a report, which is patient data.
+    """
+    if isinstance(error, MuError):
+        return str(error).splitlines() or [type(error).__name__], error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return ["interrupted"], INTERRUPTED
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename is not None else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return [f"no space left on the disk{where}; free some and run the same command again"], 1
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return [f"no permission{where}; choose another folder or change its rights"], 1
+    name = type(error).__name__
+    return [f"unexpected {name} in {_place(error)}; run again with --debug to see the traceback"], 1
+
+
+def _place(error: BaseException) -> str:
+    """File and line of the innermost frame, in our own code where there is one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(Path(__file__).parent)]
+    ours = [frame for frame in ours if frame.filename != __file__] or ours or list(frames)
+    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "an unknown place"
+
+
+def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        python = ".".join(map(str, sys.version_info[:3]))
+        click.echo(f"mu {__version__} (Python {python})")
+        ctx.exit()
+
+
+@click.group(cls=Verbs, params=[_debug_option()], context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
+)
+def mu() -> None:
+    """MedUnifier: radiographs and reports in; retrieval, labels, reports and new radiographs out.
+
+    Data lie under $MU_DATA (data/), runs under $MU_RUNS (runs/). A run stopped by a signal saves a
+    checkpoint and exits with 75: the same command goes on from it.
+    """

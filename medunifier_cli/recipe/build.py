@@ -1,0 +1,146 @@
+"""Settings -> frozen dataclasses: every value is checked against the type its field is declared with."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from medunifier_cli.recipe.schema import Bounds
+from medunifier_cli.recipe.settings import Setting, Settings, field_types
+
+LONGEST_QUOTE = 40
+"""Characters of a wrong value that a message repeats."""
+
+
+class WrongValueError(Exception):
+    """What was expected and what came, one line."""
+
+
+def build(schema: type, settings: Settings, prefix: str = "") -> Any:
+    """An instance of `schema`; a wrong value leaves the default and adds to `settings.problems`."""
+    values = {}
+    for name, kind in field_types(schema).items():
+        key = prefix + name
+        setting = settings.by_key.get(key)
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            if setting is not None:
+                known = ", ".join(field_types(kind))
+                _problem(settings, key, setting, f"is a section with the keys {known}; got {_quote(setting)}")
+            values[name] = build(kind, settings, f"{key}.")
+        elif setting is not None:
+            try:
+                values[name] = check(kind, setting)
+            except WrongValueError as wrong:
+                _problem(settings, key, setting, str(wrong))
+    return schema(**values)
+
+
+def check(kind: Any, setting: Setting) -> Any:
+    """The value of `setting` as the type `kind`.
+
+    Raises:
+        WrongValueError: it is of another type or out of bounds.
+    """
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _bounded(check(args[0], setting), args[1:], setting)
+    if origin is Literal:
+        return _choice(args, setting)
+    if origin in (Union, types.UnionType):
+        return _optional(args, setting)
+    if origin is tuple:
+        return _tuple(args, setting)
+    if kind is bool:
+        if not isinstance(setting.value, bool):
+            raise WrongValueError(f"expected true or false, not {_quote(setting)}")
+        return setting.value
+    if kind is int:
+        if not isinstance(setting.value, int) or isinstance(setting.value, bool):
+            raise WrongValueError(f"expected a whole number, not {_quote(setting)}")
+        return setting.value
+    if kind is float:
+        return _float(setting)
+    if kind is str:
+        return _text(setting)
+    raise TypeError(f"a recipe field cannot be of type {kind}")
+
+
+def _float(setting: Setting) -> float:
+    value = setting.value
+    if isinstance(value, str) and value == setting.raw:  # YAML reads 1e-4, unquoted, as text
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise WrongValueError(f"expected a number, not {_quote(setting)}")
+    return float(value)
+
+
+def _text(setting: Setting) -> str:
+    if isinstance(setting.value, str):
+        return setting.value
+    if setting.from_override and not isinstance(setting.value, list | dict):
+        return setting.raw  # `-o name=2024` is a name
+    hint = "" if isinstance(setting.value, list | dict) else "; put it in quotes if it is meant as text"
+    raise WrongValueError(f"expected text, not {_quote(setting)}{hint}")
+
+
+def _bounded(value: Any, metadata: tuple[Any, ...], setting: Setting) -> Any:
+    for bounds in metadata:
+        if not isinstance(bounds, Bounds):
+            continue
+        if value < bounds.low or value > bounds.high or (bounds.above and value == bounds.low):
+            raise WrongValueError(f"{_quote(setting)} is out of range; it must be {_range(bounds)}")
+    return value
+
+
+def _range(bounds: Bounds) -> str:
+    low = f"{'above' if bounds.above else 'at least'} {bounds.low:g}"
+    if bounds.high == math.inf:
+        return low
+    return f"{low} and at most {bounds.high:g}" if bounds.low > -math.inf else f"at most {bounds.high:g}"
+
+
+def _choice(choices: tuple[Any, ...], setting: Setting) -> Any:
+    for choice in choices:
+        if type(choice) is type(setting.value) and choice == setting.value:
+            return choice
+        if isinstance(choice, str) and choice == setting.raw:  # `precision: no` is not False
+            return choice
+    raise WrongValueError(f"{_quote(setting)} is none of: {', '.join(str(choice) for choice in choices)}")
+
+
+def _optional(kinds: tuple[Any, ...], setting: Setting) -> Any:
+    if setting.value is None and type(None) in kinds:
+        return None
+    said = []
+    for kind in kinds:
+        if kind is not type(None):
+            try:
+                return check(kind, setting)
+            except WrongValueError as wrong:
+                said.append(str(wrong))
+    raise WrongValueError("; or ".join(said))
+
+
+def _tuple(kinds: tuple[Any, ...], setting: Setting) -> tuple[Any, ...]:
+    """`tuple[X, ...]`: the only kind of list a recipe has."""
+    if not isinstance(setting.value, list):
+        raise WrongValueError(f"expected a list such as [a, b], not {_quote(setting)}")
+    items = [dataclasses.replace(setting, value=item, raw=str(item)) for item in setting.value]
+    return tuple(check(kinds[0], item) for item in items)
+
+
+def _quote(setting: Setting) -> str:
+    if setting.value is None:
+        return "nothing"
+    text = setting.raw or str(setting.value)
+    return repr(text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 3] + "...")
+
+
+def _problem(settings: Settings, key: str, setting: Setting, what: str) -> None:
+    said = what if setting.from_override else f"{key}: {what}"
+    settings.problems.append(f"{setting.where}: {said}")
+    settings.suspects.add(key)

@@ -1,0 +1,193 @@
+"""A recipe by path or name, with `-o` overrides -> a frozen, checked dataclass; and back to text.
+
+A recipe may start from another: `base: full` takes everything from it and states only what differs. All
+problems of all sources are raised together, each with its place and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
+
+import yaml
+
+from medunifier_cli.errors import RecipeError
+from medunifier_cli.recipe.build import build
+from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.recipe.settings import Setting, Settings, YamlError, read_overrides, read_text
+
+SHIPPED = "medunifier_recipes"
+STAGES = ("pretrain", "fit-prior", "finetune")
+"""Verbs that take a recipe; its `stage` says which."""
+
+
+class Recipe(Protocol):
+    """What a schema must have besides its fields."""
+
+    @property
+    def stage(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(dotted key, what is wrong); the text names, as dotted keys, the other fields it read."""
+        ...
+
+
+R = TypeVar("R", bound=Recipe)
+_DEFAULT_SCHEMA: Any = PretrainRecipe
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package, sorted."""
+    return sorted(
+        path.name.removesuffix(".yaml") for path in files(SHIPPED).iterdir() if path.name.endswith(".yaml")
+    )
+
+
+def find_recipe(path_or_name: str | Path) -> Path:
+    """The file of a recipe: a path, or the bare name of a shipped one. A file wins over a name.
+
+    Raises:
+        RecipeError: there is no such file; names the nearest shipped recipe.
+    """
+    path = Path(path_or_name)
+    if path.is_file():
+        return path
+    name = str(path_or_name)
+    if name in shipped_recipes():
+        return Path(str(files(SHIPPED).joinpath(f"{name}.yaml")))
+    if path.is_dir():
+        raise RecipeError(
+            f"{path} is a folder; a recipe is a YAML file or one of: {', '.join(shipped_recipes())}"
+        )
+    nearest = difflib.get_close_matches(path.stem, shipped_recipes(), n=1)
+    hint = f"did you mean `{nearest[0]}`? " if nearest else ""
+    raise RecipeError(f"no recipe {name}; {hint}shipped: {', '.join(shipped_recipes())}")
+
+
+def load_recipe(
+    path_or_name: str | Path, overrides: Iterable[str] = (), schema: type[R] = _DEFAULT_SCHEMA
+) -> R:
+    """Read, merge and check a recipe.
+
+    Args:
+        path_or_name: a YAML file, or the bare name of a shipped recipe (`full`).
+        overrides: `key=value` in dotted keys, values as YAML; the last one wins.
+        schema: dataclass to fill; its `stage` is the stage the recipe must be for.
+
+    Returns:
+        An instance of `schema`; an empty `name` becomes the file's.
+
+    Raises:
+        RecipeError: every problem found, one per line.
+    """
+    path = find_recipe(path_or_name)
+    settings = _merge([*_chain(path, schema), read_overrides(tuple(overrides), schema)])
+    _check_stage(settings, schema, _shown(path))
+    recipe: R = build(schema, settings)
+    settings.problems.extend(_disagreements(recipe, settings, _shown(path)))
+    if settings.problems:
+        raise RecipeError("\n".join(settings.problems))
+    if not recipe.name:
+        recipe = dataclasses.replace(cast(Any, recipe), name=path.stem)
+    return recipe
+
+
+def dump_recipe(recipe: Any) -> str:
+    """The whole recipe as YAML, defaults included; `load_recipe` of it gives an equal recipe."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True)
+
+
+def recipe_digest(recipe: Any) -> str:
+    """SHA-256 of all values of a recipe, 64 hex digits; independent of how its file was written."""
+    text = json.dumps(_plain(dataclasses.asdict(recipe)), sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, all the way down."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _shown(path: Path) -> str:
+    """The path as messages give it: relative to where the user stands, if it lies below."""
+    try:
+        return str(path.relative_to(Path.cwd())) if path.is_absolute() else str(path)
+    except ValueError:
+        return str(path)
+
+
+def _chain(path: Path, schema: type) -> list[Settings]:
+    """Settings of the recipe and of what it is based on, the deepest base first."""
+    chain: list[Settings] = []
+    seen: list[Path] = []
+    while True:
+        seen.append(path.resolve())
+        try:
+            settings, base = read_text(_read(path), _shown(path), schema)
+        except YamlError as problem:
+            raise RecipeError(str(problem)) from problem
+        chain.insert(0, settings)
+        if base is None:
+            return chain
+        path = _base_path(base, path)
+        if path.resolve() in seen:
+            raise RecipeError(f"{base.where}: base: {base.value} leads back to itself")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise RecipeError(f"{_shown(path)}: cannot be read: {why}") from error
+
+
+def _base_path(base: Setting, owner: Path) -> Path:
+    """`base: full` is a shipped recipe; `base: mine.yaml` lies beside the recipe that says so."""
+    name = base.value
+    if not isinstance(name, str) or not name:
+        raise RecipeError(f"{base.where}: base: expected the name or file of a recipe")
+    beside = owner.parent / name
+    try:
+        return beside if beside.is_file() else find_recipe(name)
+    except RecipeError as error:
+        raise RecipeError(f"{base.where}: base: {error}") from error
+
+
+def _merge(sources: Sequence[Settings]) -> Settings:
+    merged = Settings({}, [], set())
+    for source in sources:
+        merged.by_key.update(source.by_key)
+        merged.problems.extend(source.problems)
+        merged.suspects |= source.suspects
+    return merged
+
+
+def _check_stage(settings: Settings, schema: type, shown: str) -> None:
+    """A recipe for another verb gets one line, not a line for each of its keys."""
+    wanted = next(field.default for field in dataclasses.fields(schema) if field.name == "stage")
+    setting = settings.by_key.get("stage")
+    if setting is not None and setting.value in STAGES and setting.value != wanted:
+        raise RecipeError(f"{shown} is a recipe for `{setting.value}`; use `mu {setting.value}`")
+
+
+def _disagreements(recipe: Recipe, settings: Settings, shown: str) -> Iterator[str]:
+    """Problems between fields, less those that touch a key already complained about."""
+    for key, what in recipe.problems():
+        if any(suspect == key or suspect in what for suspect in settings.suspects):
+            continue
+        setting = settings.by_key.get(key)
+        yield f"{setting.where if setting else shown}: {key}: {what}"

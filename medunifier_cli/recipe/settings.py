@@ -1,0 +1,195 @@
+"""Recipe text -> settings by dotted key, each with the place it was written: file and line, or `-o`.
+
+What a key may be called is asked of the schema; what its value may be is `build.py`'s business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+import yaml
+
+LIKE = 0.6
+"""Share of letters in common from which a key is offered as the one meant."""
+VERY_LIKE = 0.75
+"""The same, for a key of another section."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of a recipe."""
+
+    value: object
+    """As YAML reads it."""
+    raw: str
+    """As it was written, for a plain scalar; else empty. YAML reads `no` as False and `1e-4` as text."""
+    where: str
+    """`file:line`, or `-o key=value`."""
+    from_override: bool = False
+
+
+@dataclass
+class Settings:
+    """What one or several sources set, and what is wrong with them."""
+
+    by_key: dict[str, Setting]
+    problems: list[str]
+    suspects: set[str]
+    """Keys that a problem is about, or that a wrong key was probably meant for."""
+
+
+class YamlError(Exception):
+    """Text that is no YAML, or no recipe at all: one line with its place."""
+
+
+def field_types(schema: type) -> dict[str, Any]:
+    """Field name -> its type with the bounds (`Annotated` is kept)."""
+    hints = get_type_hints(schema, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(schema)}
+
+
+def dotted_keys(schema: type, prefix: str = "") -> Iterator[str]:
+    """Every key of a recipe, sections included."""
+    for name, kind in field_types(schema).items():
+        yield prefix + name
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from dotted_keys(kind, f"{prefix}{name}.")
+
+
+def nearest_key(key: str, schema: type) -> str | None:
+    """The key that was probably meant: the same last name in another section, else the closest spelling."""
+    known = list(dotted_keys(schema))
+    last = key.rsplit(".", 1)[-1]
+    moved = [other for other in known if other.rsplit(".", 1)[-1] == last]
+    best = max(moved or known, key=lambda other: (_likeness(key, other), _common_start(key, other)))
+    if moved:
+        return best
+    same_section = "." in key and best.startswith(key.rsplit(".", 1)[0] + ".")
+    return best if _likeness(key, best) >= (LIKE if same_section or "." not in key else VERY_LIKE) else None
+
+
+def _likeness(key: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, key, other).ratio()
+
+
+def _common_start(key: str, other: str) -> int:
+    return next((i for i, (a, b) in enumerate(zip(key, other, strict=False)) if a != b), len(other))
+
+
+def read_text(text: str, shown: str, schema: type) -> tuple[Settings, Setting | None]:
+    """Settings of one recipe text, and what its top-level `base` says.
+
+    Args:
+        text: YAML.
+        shown: the file's name as messages give it.
+        schema: dataclass of the recipe.
+
+    Raises:
+        YamlError: no YAML, or not a mapping.
+    """
+    settings = Settings({}, [], set())
+    reader = _Reader(shown, schema, settings)
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is not None and not (isinstance(root, yaml.ScalarNode) and root.value == ""):
+            if not isinstance(root, yaml.MappingNode):
+                raise YamlError(f"{shown}:{root.start_mark.line + 1}: a recipe is `key: value` lines")
+            reader.section(loader, root, schema, "")
+    except yaml.YAMLError as error:
+        raise YamlError(_yaml_line(error, shown)) from error
+    finally:
+        loader.dispose()
+    return settings, reader.base
+
+
+def read_overrides(overrides: tuple[str, ...], schema: type) -> Settings:
+    """Settings of `-o key=value`; values are YAML, a later one wins."""
+    settings = Settings({}, [], set())
+    known = set(dotted_keys(schema))
+    for override in overrides:
+        where = f"-o {override}"
+        key, equals, raw = override.partition("=")
+        key = key.strip()
+        if not equals:
+            settings.problems.append(f"{where}: write it as key=value")
+        elif key not in known:
+            _unknown(key, where, schema, settings)
+        else:
+            try:
+                value = yaml.safe_load(raw)
+            except (yaml.YAMLError, ValueError):
+                value = raw  # such as `a: b` or `[x`: plain text, if the key takes text
+            settings.by_key[key] = Setting(value, raw.strip(), where, from_override=True)
+    return settings
+
+
+def _unknown(key: str, where: str, schema: type, settings: Settings) -> None:
+    near = nearest_key(key, schema)
+    if near is not None:
+        settings.suspects.add(near)
+        hint = f"did you mean {near}?"
+    else:
+        hint = f"there are: {', '.join(field_types(schema))}"
+    settings.problems.append(f"{where}: {key} is not a recipe key; {hint}")
+
+
+def _yaml_line(error: yaml.YAMLError, shown: str) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = f"{shown}:{mark.line + 1}" if mark is not None else shown
+    what = getattr(error, "problem", None) or (str(error).splitlines() or ["cannot be read"])[0]
+    return f"{place}: not valid YAML: {what}"
+
+
+class _Reader:
+    """Walks the nodes of one text along the schema."""
+
+    def __init__(self, shown: str, schema: type, settings: Settings) -> None:
+        self.shown, self.schema, self.settings = shown, schema, settings
+        self.base: Setting | None = None
+
+    def section(self, loader: yaml.SafeLoader, node: yaml.MappingNode, schema: type, prefix: str) -> None:
+        types, seen = field_types(schema), dict[str, int]()
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            where = f"{self.shown}:{line}"
+            name = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
+            key = prefix + str(name)
+            if name in seen:
+                self._problem(key, f"{where}: {key} is set twice; first in line {seen[name]}")
+                continue
+            seen[name] = line
+            if name == "base" and not prefix and "base" not in types:
+                self.base = self._leaf(loader, value_node, where, key)
+            elif name not in types:
+                _unknown(key, where, self.schema, self.settings)
+            elif not (isinstance(types[name], type) and dataclasses.is_dataclass(types[name])):
+                self._set(key, self._leaf(loader, value_node, where, key))
+            elif isinstance(value_node, yaml.MappingNode):
+                self.section(loader, value_node, types[name], f"{key}.")
+            else:  # a value where a section belongs; an empty one sets nothing
+                leaf = self._leaf(loader, value_node, where, key)
+                if leaf is None or leaf.value is not None:
+                    self._set(key, leaf)
+
+    def _problem(self, key: str, line: str) -> None:
+        self.settings.problems.append(line)
+        self.settings.suspects.add(key)
+
+    def _set(self, key: str, leaf: Setting | None) -> None:
+        if leaf is not None:
+            self.settings.by_key[key] = leaf
+
+    def _leaf(self, loader: yaml.SafeLoader, node: yaml.Node, where: str, key: str) -> Setting | None:
+        try:
+            value = loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            what = getattr(error, "problem", None) or "cannot be read"
+            self._problem(key, f"{where}: {key}: {what}")
+            return None
+        plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        return Setting(value, node.value if plain else "", where)
