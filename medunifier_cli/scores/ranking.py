@@ -1,0 +1,136 @@
+"""Image-text retrieval: how good a ranking is, in the paper's protocol and in the standard ones.
+
+Letters: Q queries, each with its best K candidates of N; N_i images, N_t texts, L_q queries of an image, E
+width of the ITC space. Ties are broken in `search.py`: lower candidate index first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from medunifier_cli.errors import DataError
+from medunifier_cli.scores.search import Top, check_k, search
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Both directions, `image_to_text` and `text_to_image`, each as metric name -> value."""
+
+    scores: dict[str, dict[str, float]]
+    per_query: dict[str, dict[str, NDArray[np.float64]]]
+    """Metric name -> [N], one value a query: what a bootstrap resamples. `scores` holds their means."""
+    top: dict[str, Top]
+
+
+def ranking_scores(
+    indices_QK: ArrayLike,
+    query_labels: ArrayLike,
+    candidate_labels: ArrayLike,
+    ks: Sequence[int] = (1, 5, 10),
+    query_pairs: ArrayLike | None = None,
+    candidate_pairs: ArrayLike | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """Judge rankings by class: a candidate is relevant when its label is the query's.
+
+    For each K in `ks`, with the hits among the first K:
+
+    - `map@K`, the paper's protocol (its code's `compute_precK`): precision at each hit's rank, summed and
+      divided by the number of hits in the first K; 0 without a hit. It may fall as K grows.
+    - `standard_map@K`: the same sum divided by min(K, relevant candidates there are).
+    - `precision@K`: hits / K.
+    - `recall@K`: 1 where the query's own partner is among the first K, else 0.
+
+    Args:
+        indices_QK: candidate indices, best first, as `search` gives them.
+        query_labels: [Q] classes; `candidate_labels`: [N].
+        query_pairs: [Q] ids; equal ids belong together. Default: query i belongs to candidate i. A hash of
+            the text makes every image of one report, or every copy of a report, a right answer.
+        candidate_pairs: [N] ids.
+
+    Returns:
+        metric name -> [Q] values in [0, 1]; the metric is their mean.
+
+    Raises:
+        DataError: no query, lengths that differ, fewer candidates ranked than max(ks), a K under 1.
+    """
+    indices = np.asarray(indices_QK, dtype=np.int64)
+    of_query, of_candidate = np.asarray(query_labels), np.asarray(candidate_labels)
+    if indices.ndim != 2 or not len(indices):
+        raise DataError("no query to rank; the split is empty")
+    if len(of_query) != len(indices):
+        raise DataError(f"{len(of_query):,} query labels for {len(indices):,} rankings")
+    if not ks:
+        raise DataError("no K was asked for; name one or more, such as 1, 5, 10")
+    for k in ks:
+        check_k(k, indices.shape[1])
+    pair_of_query = np.arange(len(indices)) if query_pairs is None else np.asarray(query_pairs)
+    pair_of_candidate = (
+        np.arange(len(of_candidate)) if candidate_pairs is None else np.asarray(candidate_pairs)
+    )
+    if len(pair_of_query) != len(indices) or len(pair_of_candidate) != len(of_candidate):
+        raise DataError("pair ids must be as many as the queries and candidates")
+
+    hit_QK = of_candidate[indices] == of_query[:, None]
+    found_QK = pair_of_candidate[indices] == pair_of_query[:, None]
+    names, counts = np.unique(of_candidate, return_counts=True)
+    place = np.searchsorted(names, of_query).clip(max=len(names) - 1)
+    relevant_Q = np.where(names[place] == of_query, counts[place], 0)
+    hits_QK = np.cumsum(hit_QK, axis=1)
+    precision_QK = hits_QK / np.arange(1, indices.shape[1] + 1)
+    gained_QK = np.cumsum(np.where(hit_QK, precision_QK, 0.0), axis=1)
+
+    out = {}
+    for k in ks:
+        gained, hits = gained_QK[:, k - 1], hits_QK[:, k - 1]
+        out[f"map@{k}"] = gained / np.maximum(hits, 1)
+        out[f"standard_map@{k}"] = gained / np.maximum(np.minimum(relevant_Q, k), 1)
+        out[f"precision@{k}"] = precision_QK[:, k - 1]
+        out[f"recall@{k}"] = found_QK[:, :k].any(axis=1).astype(np.float64)
+    return out
+
+
+def retrieval(
+    g_q: Any,
+    g_t: ArrayLike,
+    labels: ArrayLike,
+    ks: Sequence[int] = (1, 5, 10),
+    pairs: ArrayLike | None = None,
+    block: int = 256,
+) -> Retrieval:
+    """Both directions of the retrieval benchmark on N pairs: image i and text i belong together.
+
+    Args:
+        g_q: [N, L_q, E], as in `similarity`.
+        g_t: [N, E].
+        labels: [N] class of each pair (MIMIC 5x200: five classes of 200).
+        pairs: [N] ids for `recall@K`, see `ranking_scores`.
+
+    Raises:
+        DataError: as `search` and `ranking_scores`; or one class only, where every ranking is perfect.
+    """
+    classes = np.asarray(labels)
+    if not len(g_q) == len(np.asarray(g_t)) == len(classes):
+        raise DataError(
+            f"{len(g_q):,} images, {len(np.asarray(g_t)):,} texts and {len(classes):,} labels do not pair"
+        )
+    if len(classes) and len(np.unique(classes)) == 1:
+        raise DataError(
+            "all pairs have one class, so that any ranking would be perfect; use a split with two or more"
+        )
+    to_text, to_image = search(g_q, g_t, max(ks, default=0), block)
+    top = {"image_to_text": to_text, "text_to_image": to_image}
+    per_query = {
+        name: ranking_scores(found.indices_QK, classes, classes, ks, pairs, pairs)
+        for name, found in top.items()
+    }
+    return Retrieval(means(per_query), per_query, top)
+
+
+def means(per_query: dict[str, dict[str, NDArray[np.float64]]]) -> dict[str, dict[str, float]]:
+    """Metric values of each direction from their per-query values."""
+    return {way: {name: float(v.mean()) for name, v in metrics.items()} for way, metrics in per_query.items()}

@@ -1,0 +1,234 @@
+"""Who is found first: similarity of images and texts, and the best K without the rest.
+
+Similarity is the paper's (section 3.3.1): the largest cosine over an image's queries, both ways. It is
+computed in tiles and only the best K of a query are kept, so memory follows K and not N x N.
+
+Letters: N_i images, N_t texts, L_q queries of an image, E width of the ITC space; Q rankings of K candidates.
+
+Ties: scores equal in float32 rank by candidate index, lower first. Embeddings equal bit by bit (the same
+report twice) have equal scores: BLAS alone would let their last bit depend on where they lie in a tile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from medunifier_cli.errors import DataError
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+TEXT_TILE = 1024
+"""Texts per matrix product: with 256 images the running maximum is 1 MiB and stays in the cache."""
+NORM_SLACK = 0.02
+"""How far a norm may be from 1: embeddings normalised in bfloat16 are off by up to 2^-8."""
+
+
+@dataclass(frozen=True)
+class Top:
+    """The best K candidates of Q queries, best first."""
+
+    indices_QK: Ints
+    scores_QK: Floats
+
+
+def similarity(g_q: Any, g_t: ArrayLike, block: int = 256) -> Floats:
+    """The whole similarity matrix, maximum over queries of the cosine.
+
+    Args:
+        g_q: [N_i, L_q, E], L2-normalised; an array, memory map or HDF5 data set,
+            read `block` images at a time.
+        g_t: [N_t, E], L2-normalised.
+
+    Returns:
+        [N_i, N_t] float32 in [-1, 1]. Use `search` where N_i * N_t * 4 bytes are too many.
+
+    Raises:
+        DataError: nothing to compare, widths that differ, or an embedding that is not finite and of norm 1.
+    """
+    texts = _checked_texts(g_q, g_t)
+    out = np.empty((len(g_q), len(texts)), dtype=np.float32)
+    for rows, scores in _blocks(g_q, texts, block):
+        out[rows] = scores
+    return out
+
+
+def search(g_q: Any, g_t: ArrayLike, k: int, block: int = 256) -> tuple[Top, Top]:
+    """The best `k` texts of each image and the best `k` images of each text, in one pass over the tiles.
+
+    Args:
+        g_q: [N_i, L_q, E], as in `similarity`.
+        g_t: [N_t, E].
+        k: at most N_i and N_t.
+
+    Returns:
+        (image to text: Q = N_i, text to image: Q = N_t).
+
+    Raises:
+        DataError: as `similarity`, or fewer candidates than `k`.
+    """
+    texts = _checked_texts(g_q, g_t)
+    images = len(g_q)
+    check_k(k, min(images, len(texts)))
+    per_image = Top(np.empty((images, k), dtype=np.int64), np.empty((images, k), dtype=np.float32))
+    best = _Entries.none()
+    floor_T = np.full(len(texts), -np.inf, dtype=np.float32)
+    for rows, scores in _blocks(g_q, texts, block):
+        found = top_k(scores, k)
+        per_image.indices_QK[rows] = found.indices_QK
+        per_image.scores_QK[rows] = found.scores_QK
+        if not len(best.query) and len(rows) >= k:  # else the first tile would enter as a whole
+            floor_T = np.partition(scores, -k, axis=0)[-k]
+        row, text = np.nonzero(scores >= floor_T)
+        best = best.joined(_Entries(text, rows[row], scores[row, text])).best(k)
+        if len(best.query) == len(texts) * k:
+            floor_T = best.score[k - 1 :: k]
+    return per_image, best.table(k)
+
+
+def top_k(scores_QN: ArrayLike, k: int) -> Top:
+    """The best `k` of each row without sorting the row.
+
+    Args:
+        scores_QN: float32 (others are rounded to it), higher is better.
+
+    Raises:
+        DataError: fewer than `k` candidates, or a score that is NaN.
+    """
+    scores = np.asarray(scores_QN, dtype=np.float32)
+    check_k(k, scores.shape[1])
+    if np.isnan(scores).any():
+        raise DataError("a ranking score is NaN; check the embeddings or the matching scores it comes from")
+    floor_Q1 = np.partition(scores, -k, axis=1)[:, -k, None]
+    query, candidate = np.nonzero(scores >= floor_Q1)
+    return _Entries(query, candidate, scores[query, candidate]).best(k).table(k)
+
+
+def reorder(top: Top, scores_QK: ArrayLike) -> Top:
+    """Re-rank the best K by another score (ITM); equal ones keep the order they came in.
+
+    Args:
+        scores_QK: higher is better, beside `top.indices_QK`.
+
+    Raises:
+        DataError: another shape, or a score that is NaN.
+    """
+    scores = np.asarray(scores_QK, dtype=np.float32)
+    if scores.shape != top.indices_QK.shape:
+        raise DataError(f"re-ranking scores have shape {scores.shape}, the ranking {top.indices_QK.shape}")
+    if np.isnan(scores).any():
+        raise DataError("a re-ranking score is NaN; check the matching head's output")
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return Top(np.take_along_axis(top.indices_QK, order, 1), np.take_along_axis(scores, order, 1))
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Scored (query, candidate) pairs in flat arrays; a query may have any number of them."""
+
+    query: Ints
+    candidate: Ints
+    score: Floats
+
+    @staticmethod
+    def none() -> _Entries:
+        return _Entries(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+
+    def joined(self, other: _Entries) -> _Entries:
+        return _Entries(
+            np.concatenate([self.query, other.query]),
+            np.concatenate([self.candidate, other.candidate]),
+            np.concatenate([self.score, other.score]),
+        )
+
+    def best(self, k: int) -> _Entries:
+        """At most `k` of each query, sorted by query, then best first, then candidate."""
+        order = np.lexsort((self.candidate, -self.score, self.query))
+        query = self.query[order]
+        rank = np.arange(len(query)) - np.searchsorted(query, query)
+        kept = order[rank < k]
+        return _Entries(self.query[kept], self.candidate[kept], self.score[kept])
+
+    def table(self, k: int) -> Top:
+        """As Q x K, once every query has `k`."""
+        return Top(self.candidate.reshape(-1, k), self.score.reshape(-1, k))
+
+
+def check_k(k: int, candidates: int) -> None:
+    """Raise DataError where there are no `k` best of `candidates`."""
+    if k < 1:
+        raise DataError(f"K must be 1 or more, not {k}")
+    if k > candidates:
+        raise DataError(f"the best {k} were asked for, but there are only {candidates:,} candidates")
+
+
+def _checked_texts(g_q: Any, g_t: ArrayLike) -> Floats:
+    texts = np.asarray(g_t, dtype=np.float32)
+    if len(g_q.shape) != 3 or texts.ndim != 2 or g_q.shape[2] != texts.shape[1]:
+        raise DataError(
+            f"image embeddings must be [images, queries, width] and text embeddings [texts, width] of one "
+            f"width, not {tuple(g_q.shape)} and {texts.shape}"
+        )
+    if not len(g_q) or not len(texts):
+        raise DataError(f"nothing to rank: {len(g_q):,} images and {len(texts):,} texts")
+    _check_norms(texts, "text", np.arange(len(texts)))
+    return texts
+
+
+def _check_norms(rows: Floats, kind: str, index: Ints) -> None:
+    norm = np.sqrt(np.einsum("...e,...e->...", rows, rows)).reshape(len(rows), -1)
+    wrong = np.flatnonzero(~(np.abs(norm - 1) <= NORM_SLACK).all(axis=1))  # NaN is wrong too
+    if len(wrong):
+        raise DataError(
+            f"{kind} embedding {index[wrong[0]]} has norm {norm[wrong[0]].max():g}, not 1; normalise all "
+            f"embeddings ({len(wrong):,} are wrong here)"
+        )
+
+
+def _first_equal(rows: Any, block: int) -> Ints:
+    """[N]: index of the first row that is equal bit by bit; `block` rows are in memory at a time."""
+    seen: dict[bytes, int] = {}
+    first = np.empty(len(rows), dtype=np.int64)
+    for start in range(0, len(rows), block):
+        for i, row in enumerate(np.asarray(rows[start : start + block]), start):
+            first[i] = seen.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), i)
+    return first
+
+
+def _blocks(g_q: Any, texts: Floats, block: int) -> Iterator[tuple[Ints, Floats]]:
+    """Yield (image indices [b], their scores [b, N_t]), each image once; equal ones are computed once."""
+    distinct_T, copy_of_T = np.unique(_first_equal(texts, block), return_inverse=True)
+    texts = texts[distinct_T] if len(distinct_T) < len(texts) else texts
+    distinct_I, copy_of_I = np.unique(_first_equal(g_q, block), return_inverse=True)
+    order = np.argsort(copy_of_I, kind="stable")  # copies beside each other
+    ends = np.searchsorted(copy_of_I[order], np.arange(len(distinct_I)), side="right")
+    for start in range(0, len(distinct_I), block):
+        chosen = distinct_I[start : start + block]
+        whole = chosen[-1] - chosen[0] + 1 == len(chosen)  # HDF5 reads a slice far faster than a list
+        images = np.asarray(g_q[chosen[0] : chosen[-1] + 1] if whole else g_q[chosen], dtype=np.float32)
+        _check_norms(images, "image", chosen)
+        scores = _tile_scores(images, texts)
+        if len(distinct_T) < len(copy_of_T):
+            scores = scores[:, copy_of_T]
+        rows = order[ends[start - 1] if start else 0 : ends[start + len(chosen) - 1]]
+        yield rows, scores[copy_of_I[rows] - start] if len(rows) > len(chosen) else scores
+
+
+def _tile_scores(images: Floats, texts: Floats) -> Floats:
+    """[b, L_q, E] and [N_t, E] -> [b, N_t]: one matrix product per query, the maximum kept in place."""
+    out = np.empty((len(images), len(texts)), dtype=np.float32)
+    for start in range(0, len(texts), TEXT_TILE):
+        tile = texts[start : start + TEXT_TILE].T
+        best = images[:, 0] @ tile
+        product = np.empty_like(best)
+        for query in range(1, images.shape[1]):
+            np.matmul(images[:, query], tile, out=product)
+            np.maximum(best, product, out=best)
+        out[:, start : start + TEXT_TILE] = best
+    return out
