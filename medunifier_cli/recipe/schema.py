@@ -75,7 +75,7 @@ class Vit:
     name: str = "eva_giant_patch14_clip_224"
     """timm model."""
     weights: str = "random"
-    """`hub` (timm's pretrained ones), a hub name `org/model`, a local folder or safetensors file, or `random`."""
+    """`hub` (timm's own), a hub name `org/model`, a local folder or safetensors file, or `random`."""
     frozen: bool = True
     """Never trained, run without gradient in bf16 on a GPU. False trains it with the rest."""
     drop_last_block: bool = True
@@ -205,7 +205,7 @@ class Train:
     global_batch: Count = 256
     """Pairs per optimiser step, over all ranks and micro-batches."""
     micro_batch: CountOrZero = 64
-    """Pairs per rank and pass; 0 for all of a rank's share. ITC and ITM contrast within a pass of all ranks."""
+    """Pairs per rank and pass; 0 for all of a rank's share. ITC and ITM contrast within one pass."""
     precision: Literal["no", "bf16", "fp16"] = "bf16"
     """Mixed precision; losses are fp32 always."""
     processes: CountOrZero = 0
