@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 
 def sinusoid_2d(channels: int, height: int, width: int) -> Tensor:
-    """2-D positional encoding [C, H, W]: half the channels tell the row, half the column (Wang and Liu 2019)."""
+    """2-D positional encoding [C, H, W]: half the channels tell the row, half the column.
+
+    Source: Wang and Liu 2019, as the paper cites it.
+    """
     half = channels // 2
     encoding = torch.zeros(channels, height, width)
     for offset, length, dim in ((0, height, 1), (half, width, 2)):
@@ -68,7 +71,8 @@ class TopAdapter(nn.Module):
 
     def forward(self, query_BQD: Tensor) -> Tensor:
         """[B, Q, D] -> z_e_top [B, C, T, T]."""
-        x = F.relu(self.nonlinear(query_BQD)).transpose(1, 2).unflatten(2, self.shape)
+        x = F.relu(self.nonlinear(query_BQD)).transpose(1, 2)
+        x = x.reshape(*x.shape[:2], *self.shape)
         out: Tensor = self.residual(self.stretch(x + self.where))
         return out
 
@@ -87,6 +91,6 @@ class BottomAdapter(nn.Module):
         """f_local [B, G*G, D_v] and f_t_cls [B, D] -> [B, C, G, G]."""
         text = text_BD[:, None].expand(-1, local_BVD.shape[1], -1)
         x = F.relu(self.nonlinear(torch.cat([local_BVD, text], dim=2)))
-        x = x.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        x = x.transpose(1, 2).reshape(x.shape[0], -1, self.grid, self.grid)
         out: Tensor = self.residual(x + self.where)
         return out

@@ -8,6 +8,7 @@ last one gives pixels, so it ends with its convolution.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,12 @@ from torch import Tensor, nn
 from medunifier_cli.model.norm import GlobalBatchNorm
 from medunifier_cli.recipe.schema import Generator as GeneratorRecipe
 
-PUBLISHED_WIDTHS = (4608, 2304, 1152, 576)  # base map and blocks of the authors' code at 224 px, DESIGN row 13
+PUBLISHED_WIDTHS = (
+    4608,
+    2304,
+    1152,
+    576,
+)  # base map and blocks of the authors' code at 224 px, DESIGN row 13
 
 
 def blocks_for(patch_size: int) -> int:
@@ -47,9 +53,11 @@ class Decoder(nn.Module):
             widths = [recipe.base_width >> i for i in range(blocks)]
         self.raise_top = deconvolution(recipe.code_width, recipe.code_width, recipe.norm)
         kernel = grid - base + 1
-        to_base = nn.Conv2d(2 * recipe.code_width, widths[0], kernel if kernel > 1 else 3, padding=int(kernel == 1))
+        to_base = nn.Conv2d(
+            2 * recipe.code_width, widths[0], kernel if kernel > 1 else 3, padding=int(kernel == 1)
+        )
         layers: list[nn.Module] = [to_base, nn.ReLU(), _norm(recipe.norm, widths[0])]
-        for channels, out in zip(widths, widths[1:], strict=False):
+        for channels, out in pairwise(widths):
             layers.append(deconvolution(channels, out, recipe.norm))
         layers.append(nn.ConvTranspose2d(widths[-1], 3, 4, 2, 1))
         self.layers = nn.Sequential(*layers)
@@ -59,4 +67,3 @@ class Decoder(nn.Module):
         raised = self.raise_top(top_BCTT)
         image: Tensor = self.layers(torch.cat([raised, bottom_BCGG], dim=1))
         return image
-

@@ -98,5 +98,7 @@ class ImageGenerator(nn.Module):
 
     def from_codes(self, top_BTT: Tensor, bottom_BGG: Tensor) -> Tensor:
         """int64 codes -> image [B, 3, S, S]."""
-        image: Tensor = self.decoder(self.quantise_top.look_up(top_BTT), self.quantise_bottom.look_up(bottom_BGG))
+        image: Tensor = self.decoder(
+            self.quantise_top.look_up(top_BTT), self.quantise_bottom.look_up(bottom_BGG)
+        )
         return image

@@ -80,7 +80,11 @@ class MedUnifier(nn.Module):
             self.word_head = WordHead(width, vocabulary)
         if objectives.tig:
             sizes = Sizes(
-                recipe.data.image_size, self.vit.patch_size, self.vit.width, width, recipe.model.qformer.queries
+                recipe.data.image_size,
+                self.vit.patch_size,
+                self.vit.width,
+                width,
+                recipe.model.qformer.queries,
             )
             self.generator = ImageGenerator(recipe.model.generator, sizes)
         if load and recipe.model.qformer.weights != "random":

@@ -185,10 +185,12 @@ class Block(nn.Module):
         self, query_MQD: Tensor, text_ND: Tensor, layout: Layout, cross: KeyValue | None, plan: PairPlan,
         text_goes_on: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Bi-directional pass -> (queries, packed text). In the last layer the text has nobody left to tell."""
+        """Bi-directional pass -> (queries, packed text). In the last layer text has nobody left to tell."""
         rows, queries, width = query_MQD.shape
         both = self.attention.qkv(torch.cat([query_MQD.view(-1, width), text_ND]))
-        grid = torch.cat([both[: rows * queries].view(rows, queries, -1), layout.pad(both[rows * queries :])], 1)
+        grid = torch.cat(
+            [both[: rows * queries].view(rows, queries, -1), layout.pad(both[rows * queries :])], 1
+        )
         q, k, v = self.attention.project(grid)
         open_keys = F.pad(layout.real_BL, (queries, 0), value=True)[:, None, None, :]
         if not text_goes_on:

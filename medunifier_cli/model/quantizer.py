@@ -73,7 +73,7 @@ class Quantiser(nn.Module):
 
         Args:
             z_e_BCHW: encoder output.
-            draws: CPU generator, the same on all ranks, that picks new places for dead codes. None: no revival.
+            draws: CPU generator, the same on all ranks, that places dead codes. None: no revival.
         """
         with torch.autocast(z_e_BCHW.device.type, enabled=False):
             z_e = z_e_BCHW.float()

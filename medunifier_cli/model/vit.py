@@ -43,11 +43,15 @@ def local_weights(folder_or_file: Path) -> Path:
     Raises:
         MissingWeightsError: if there is none.
     """
-    candidates = [folder_or_file / name for name in WEIGHT_FILES] if folder_or_file.is_dir() else [folder_or_file]
+    candidates = (
+        [folder_or_file / name for name in WEIGHT_FILES] if folder_or_file.is_dir() else [folder_or_file]
+    )
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise MissingWeightsError(f"{folder_or_file}: no weights there; expected a file, or one of {', '.join(WEIGHT_FILES)}")
+    raise MissingWeightsError(
+        f"{folder_or_file}: no weights there; expected a file, or one of {', '.join(WEIGHT_FILES)}"
+    )
 
 
 class ImageEncoder(nn.Module):
@@ -75,10 +79,14 @@ class ImageEncoder(nn.Module):
         self.patch_size = int(self.vit.patch_embed.patch_size[0])
         self.tokens = 1 + (image_size // self.patch_size) ** 2
         if image_size % self.patch_size:
-            raise MuError(f"image size {image_size} is not a multiple of {recipe.name}'s patch size {self.patch_size}")
+            raise MuError(
+                f"image size {image_size} is not a multiple of {recipe.name}'s patch size {self.patch_size}"
+            )
         if recipe.frozen:
             self.requires_grad_(False)
         mean, std = (CLIP_MEAN, CLIP_STD) if recipe.pixel_norm == "clip" else ((0.0,) * 3, (1.0,) * 3)
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -92,7 +100,7 @@ class ImageEncoder(nn.Module):
         x = (image_BCHW - self.mean) / self.std
         if self.recipe.frozen:
             with torch.no_grad():
-                features: Tensor = self.vit.forward_features(x.to(self._dtype()))
+                features: Tensor = self.vit.forward_features(x.to(self.dtype))
         else:
             features = self.vit.forward_features(x)
         return features
@@ -102,8 +110,11 @@ class ImageEncoder(nn.Module):
         if self.recipe.frozen:
             yield from self.vit.state_dict().items()
 
-    def _dtype(self) -> torch.dtype:
-        return next(self.vit.parameters()).dtype
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        dtype: torch.dtype = next(self.vit.parameters()).dtype
+        return dtype
 
 
 def _create(recipe: VitRecipe, image_size: int, load: bool) -> Any:
@@ -122,13 +133,17 @@ def _create(recipe: VitRecipe, image_size: int, load: bool) -> Any:
         elif weights.count("/") == 1 and not weights.startswith((".", "~")):
             name = f"hf-hub:{weights}"
         else:
-            raise MissingWeightsError(f"model.vit.weights: {weights} is neither a folder, a file nor a hub name")
+            raise MissingWeightsError(
+                f"model.vit.weights: {weights} is neither a folder, a file nor a hub name"
+            )
     try:
         return timm.create_model(name, **arguments)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         if "Unknown model" in str(error):
             raise MuError(f"model.vit.name: timm has no model {name}") from error
-        raise MuError(f"model.vit: timm cannot build {name} with {arguments}: {_first_line(error)}") from error
+        raise MuError(
+            f"model.vit: timm cannot build {name} with {arguments}: {_first_line(error)}"
+        ) from error
     except Exception as error:  # huggingface_hub has a dozen ways to say that the network is not there
         if not _is_hub_error(error):
             raise
@@ -139,7 +154,11 @@ def _create(recipe: VitRecipe, image_size: int, load: bool) -> Any:
 
 
 def _is_hub_error(error: Exception) -> bool:
-    return isinstance(error, OSError) or "huggingface" in type(error).__module__ or "httpx" in type(error).__module__
+    return (
+        isinstance(error, OSError)
+        or "huggingface" in type(error).__module__
+        or "httpx" in type(error).__module__
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -77,7 +77,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 def share_of_mean(local_sum: Tensor, local_count: Tensor | float) -> Tensor:
-    """This rank's part of a mean over all ranks' items, scaled so that the average over ranks is that mean."""
+    """This rank's part of the mean over all ranks' items, scaled: averaged over ranks it is that mean."""
     count = torch.as_tensor(local_count, dtype=torch.float32, device=local_sum.device)
     return local_sum * size() / all_sum(count).clamp(min=1.0)
 
