@@ -94,7 +94,7 @@ class Record:
 class Drop:
     """A row the plugin leaves out, and why; counted by reason and listed in `rejects.jsonl`.
 
-    Reasons are short and repeat: `missing`, `filtered: lateral view`, `empty_text`, `held out: 5x200 subject`.
+    Reasons are short and repeat: `missing`, `filtered: lateral view`, `held out: 5x200 subject`.
     Never put report text into either field.
     """
 
@@ -114,7 +114,7 @@ class Subset:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one raw folder holds, in a fixed order that depends on nothing but the raw data and the options."""
+    """What one raw folder holds, in an order that depends on nothing but the raw data and the options."""
 
     records: Iterator[Record | Drop]
     total: int | None = None

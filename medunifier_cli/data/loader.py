@@ -1,0 +1,286 @@
+"""From shards to batches, at places that are a pure function of (seed, epoch, position).
+
+Built on torch's DataLoader for its processes only: what each worker reads is listed by us, place by place,
+so that ranks and workers change nothing. Never hand these to `accelerator.prepare`.
+
+Shapes: B pairs, N tokens of all texts, H = W = `data.image_size`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from medunifier_cli.data.contract import Batch, DatasetPlugin, PackedText, Sample
+from medunifier_cli.data.order import SampleOrder
+from medunifier_cli.data.shards import Shards
+from medunifier_cli.data.text import TextTokenizer, compose
+from medunifier_cli.data.text_table import text_table
+from medunifier_cli.errors import DataError, MuError
+from medunifier_cli.recipe.schema import Data, Text
+
+
+class SplitSource:
+    """The samples of one split as the recipe wants them. Picklable: it holds neither tokenizer nor plugin.
+
+    Args:
+        shards: the opened split.
+        tokenizer: cuts the texts, once.
+        data, text: of the recipe. `data.limit` applies to the split named `data.train`.
+        plugin: names the text sections and the class of a sample.
+        need_text: leave samples without text out; False keeps them with the text [CLS] [SEP].
+
+    Attributes:
+        rows: row of each sample in the shards, int64 [n].
+        labels: class index of each sample, -1 for none or several, int64 [n].
+        excluded: samples left out because their text is empty.
+
+    Raises:
+        DataError: nothing is left, or a shard cannot be read.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        tokenizer: TextTokenizer,
+        data: Data,
+        text: Text,
+        plugin: DatasetPlugin,
+        *,
+        need_text: bool = True,
+    ) -> None:
+        self.shards = shards
+        self.data = data
+        self.text_recipe = text
+        self.sections = data.sections or plugin.text_sections
+        self._table = text_table(shards, self.sections, data, text, tokenizer)
+        self._blank = [tokenizer.cls_id, tokenizer.sep_id]
+        has_text = np.diff(self._table.start) > 0
+        self.excluded = int((~has_text).sum()) if need_text else 0
+        self.rows: NDArray[np.int64] = np.flatnonzero(has_text) if need_text else np.arange(len(shards))
+        if shards.split == data.train and data.limit:
+            self.rows = self.rows[: data.limit]
+        if not len(self.rows):
+            raise DataError(
+                f"{shards.folder}: no sample of split {shards.split!r} is left; {self.excluded:,} of "
+                f"{len(shards):,} have no text in {', '.join(self.sections)} (data.sections, data.require)"
+            )
+        self.labels = _class_indices(shards, plugin)[self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def sample(self, i: int) -> Sample:
+        """Sample i, decoded.
+
+        Raises:
+            DataError: damaged image or shard; names shard and key.
+        """
+        row = int(self.rows[i])
+        start, stop = self._table.start[row : row + 2].tolist()
+        return Sample(
+            key=self.shards.key(row),
+            image_HW=self._image(row),
+            token_ids=self._table.ids_N[start:stop].tolist() or self._blank,
+            text_digest=int(self._table.digest[row]),
+            label=int(self.labels[i]),
+        )
+
+    def meta(self, i: int) -> dict[str, Any]:
+        """Everything the shard says of sample i."""
+        return self.shards.meta(int(self.rows[i]))
+
+    def text(self, i: int) -> str:
+        """Composed text of sample i, uncut."""
+        sections = self.meta(i).get("sections") or {}
+        return compose(sections, self.sections, self.data.require, self.text_recipe.strip_deidentified)
+
+    def _image(self, row: int) -> NDArray[np.uint8]:
+        size = self.data.image_size
+        try:
+            with Image.open(io.BytesIO(self.shards.image(row)), formats=("PNG", "JPEG")) as image:
+                grey = image if image.mode == "L" else image.convert("L")
+                if grey.size != (size, size):
+                    grey = grey.resize((size, size), Image.Resampling.BILINEAR)
+                return np.asarray(grey)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{self.shards.where(row)}: damaged image; run `mu prepare` again") from error
+
+
+def _class_indices(shards: Shards, plugin: DatasetPlugin) -> NDArray[np.int64]:
+    """`plugin.class_of` of every sample, asked once per distinct row of labels."""
+    columns = np.ascontiguousarray(shards.index["labels"])
+    if not columns.shape[1]:
+        return np.full(len(columns), -1, np.int64)
+    distinct, which = np.unique(columns, axis=0, return_inverse=True, equal_nan=True)
+    classes = [plugin.class_of(shards.label_dict(row)) for row in distinct]
+    return np.array([-1 if c is None else c for c in classes], np.int64)[which.reshape(-1)]
+
+
+def collate(samples: Sequence[Sample], places: Sequence[int] | NDArray[np.int64]) -> Batch:
+    """Samples at their places of the endless order as one batch; images travel as one uint8 tensor."""
+    images = torch.from_numpy(np.stack([sample.image_HW for sample in samples])[:, None])
+    ids = [token for sample in samples for token in sample.token_ids]
+    return Batch(
+        keys=[sample.key for sample in samples],
+        image_B1HW=images,
+        text=PackedText(
+            torch.tensor(ids, dtype=torch.int64),
+            torch.tensor([len(sample.token_ids) for sample in samples], dtype=torch.int64),
+        ),
+        digest_B=torch.tensor([sample.text_digest for sample in samples], dtype=torch.int64),
+        label_B=torch.tensor([sample.label for sample in samples], dtype=torch.int64),
+        place_B=torch.as_tensor(np.asarray(places, np.int64)),
+    )
+
+
+def train_batches(
+    source: SplitSource,
+    *,
+    seed: int,
+    first_step: int,
+    steps: int,
+    global_batch: int,
+    micro_batch: int,
+    rank: int,
+    world: int,
+    workers: int,
+) -> Iterator[list[Batch]]:
+    """One list of micro-batches for each of the optimiser steps first_step, ..., steps - 1.
+
+    Step s uses places [s G, (s + 1) G) of the endless order, G the global batch, cut into consecutive
+    stretches of micro_batch * world places, of which rank r takes its r-th consecutive micro_batch. A stretch
+    may cross epochs. `micro_batch` 0 is G / world.
+
+    Raises:
+        MuError: G does not divide evenly, a damaged sample (shard and key), a worker that died.
+    """
+    micro = micro_batch or global_batch // world
+    if micro < 1 or global_batch % (micro * world):
+        raise MuError(
+            f"train.global_batch: {global_batch} is not a multiple of {micro} pairs x {world} ranks; "
+            "change train.global_batch or train.micro_batch"
+        )
+    accumulation = global_batch // (micro * world)
+    starts = (
+        step * global_batch + m * micro * world + rank * micro
+        for step in range(first_step, steps)
+        for m in range(accumulation)
+    )
+    order = SampleOrder(len(source), seed)
+    requests = (
+        _Request(order.indices(start, start + micro), np.arange(start, start + micro)) for start in starts
+    )
+    pending: list[Batch] = []
+    for batch in _load(source, requests, workers):
+        pending.append(batch)
+        if len(pending) == accumulation:
+            yield pending
+            pending = []
+
+
+def eval_batches(
+    source: SplitSource, *, batch_size: int, rank: int, world: int, workers: int, batches: int = 0
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Every sample once and in order, the same number of batches on every rank.
+
+    Batch b covers samples [b B W, (b + 1) B W), B = `batch_size` pairs per rank, W = `world`; rank r takes
+    the r-th consecutive B of them. Rows past the end repeat the last sample.
+
+    Args:
+        batches: stop after so many; 0 for the whole split.
+
+    Returns:
+        Batch and mask_B: False on repeated rows. `place_B` is the sample's number in the split.
+    """
+    n, stretch = len(source), batch_size * world
+    count = -(-n // stretch)
+    numbers = range(min(count, batches) if batches else count)
+    starts = (b * stretch + rank * batch_size for b in numbers)
+    wanted = (np.arange(start, start + batch_size) for start in starts)
+    requests = (_Request(np.minimum(places, n - 1), places) for places in wanted)
+    for batch in _load(source, requests, workers):
+        mask_B = batch.place_B < n
+        batch.place_B.clamp_(max=n - 1)
+        yield batch, mask_B
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What one batch is made of."""
+
+    samples: NDArray[np.int64]
+    places: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A user-facing error on its way out of a worker: torch would wrap it into a traceback."""
+
+    error: type[MuError]
+    message: str
+
+
+class _Reader(Dataset[Any]):
+    """Answers requests; runs in the workers."""
+
+    def __init__(self, source: SplitSource) -> None:
+        self.source = source
+
+    def __getitem__(self, request: _Request) -> Batch | _Failure:
+        try:
+            return collate([self.source.sample(i) for i in request.samples.tolist()], request.places)
+        except MuError as error:
+            return _Failure(type(error), str(error))
+
+
+def _load(source: SplitSource, requests: Iterable[_Request], workers: int) -> Iterator[Batch]:
+    if workers:
+        # Set before the fork: tokenizers would warn in each worker, though none tokenizes.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    loader: DataLoader[Any] = DataLoader(
+        _Reader(source),
+        batch_size=None,
+        sampler=requests,
+        collate_fn=_as_is,
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        # DataLoader draws a seed; from its own generator, or starting a loader would move the run's RNG.
+        generator=torch.Generator(),
+    )
+    try:
+        for answer in loader:
+            if isinstance(answer, _Failure):
+                raise answer.error(answer.message)
+            yield answer
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise MuError(
+            f"{source.shards.folder}: a loader process died, often for want of memory; lower data.workers"
+        ) from error
+
+
+def _as_is(answer: Any) -> Any:
+    return answer
+
+
+def _start_worker(_: int) -> None:
+    # Signals go to the whole process group, but only the training process answers them: it still needs
+    # batches to finish its step before the checkpoint. Workers end when it ends.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+__all__ = ["SplitSource", "collate", "eval_batches", "train_batches"]

@@ -1,0 +1,104 @@
+"""The texts of a split, composed and cut into tokens once, and kept beside the shards.
+
+A training run reads each text many times and needs to know beforehand which samples have one. So the
+metadata of a split is read through once per (sections, tokenizer); workers then open no JSON at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from medunifier_cli.data.shards import Shards
+from medunifier_cli.data.text import TextTokenizer, compose, digest
+from medunifier_cli.recipe.schema import Data, Text
+
+CACHE = ".cache"
+"""Folder beside the shards; it may be deleted at any time."""
+CHUNK = 1024
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Token ids of every sample of a split, end to end."""
+
+    ids_N: NDArray[np.int32]
+    """Token ids, nothing padded."""
+    start: NDArray[np.int64]
+    """[n + 1]; the ids of sample i are ids_N[start[i]:start[i + 1]]; no ids where the text is empty."""
+    digest: NDArray[np.int64]
+    """[n], see `text.digest`."""
+
+
+def texts_of(shards: Shards, sections: Sequence[str], data: Data, text: Text) -> Iterator[str]:
+    """Composed text of every sample, in order; empty where the requirement fails."""
+    for i in range(len(shards)):
+        raw = shards.meta(i).get("sections") or {}
+        yield compose(raw, sections, data.require, text.strip_deidentified)
+
+
+def text_table(
+    shards: Shards, sections: Sequence[str], data: Data, text: Text, tokenizer: TextTokenizer
+) -> TextTable:
+    """The table of a split, from the cache beside the shards or made now.
+
+    A folder that cannot be written to only means that the next run makes it again.
+    """
+    rule = [VERSION, shards.fingerprint, list(sections), data.require, text.strip_deidentified]
+    rule += [text.max_tokens, tokenizer.fingerprint]
+    name = hashlib.sha256(json.dumps(rule).encode()).hexdigest()[:16]
+    path = shards.folder / CACHE / f"{shards.split}-{name}.safetensors"
+    table = _load(path, len(shards))
+    if table is None:
+        table = _build(texts_of(shards, sections, data, text), len(shards), text.max_tokens, tokenizer)
+        with contextlib.suppress(OSError):
+            _save(table, path)
+    return table
+
+
+def _build(texts: Iterator[str], n: int, max_tokens: int, tokenizer: TextTokenizer) -> TextTable:
+    start = np.zeros(n + 1, np.int64)
+    digests = np.zeros(n, np.int64)
+    pieces = [np.empty(0, np.int32)]
+    row = 0
+    while chunk := list(islice(texts, CHUNK)):
+        for words, ids in zip(chunk, tokenizer.encode_many(chunk, max_tokens), strict=True):
+            digests[row] = digest(words)
+            start[row + 1] = start[row] + (len(ids) if words else 0)
+            if words:
+                pieces.append(np.array(ids, np.int32))
+            row += 1
+        pieces = [np.concatenate(pieces)] if len(pieces) > 64 * CHUNK else pieces
+    return TextTable(np.concatenate(pieces), start, digests)
+
+
+def _load(path: Path, n: int) -> TextTable | None:
+    try:
+        table = TextTable(**load_file(path))
+    except Exception:  # absent or damaged: it is a cache
+        return None
+    return table if len(table.digest) == n else None
+
+
+def _save(table: TextTable, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")  # ranks may do this at the same time
+    os.close(handle)
+    try:
+        save_file({"ids_N": table.ids_N, "start": table.start, "digest": table.digest}, name)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
