@@ -1,0 +1,127 @@
+"""Plugins of others: installed as a package manager would, into a site folder of their own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from medunifier_cli import plugin_index
+from medunifier_cli.errors import MuError
+
+Install = Callable[..., None]
+
+GOOD = """
+from medunifier_cli.data.contract import DatasetPlugin, Plan
+
+
+class Mine(DatasetPlugin):
+    name = "{name}"
+    title = "A third party's data"
+
+    def plan(self, raw, options):
+        return Plan(records=iter(()))
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """install(package, module_source, {entry point name: attribute}, group)."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    modules: list[str] = []
+
+    def _install(
+        package: str, source: str, entries: dict[str, str], group: str = "medunifier.datasets"
+    ) -> None:
+        module = package.replace("-", "_")
+        modules.append(module)
+        (tmp_path / f"{module}.py").write_text(source)
+        info = tmp_path / f"{module}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        lines = [f"{name} = {module}:{attribute}" for name, attribute in entries.items()]
+        (info / "entry_points.txt").write_text(f"[{group}]\n" + "\n".join(lines) + "\n")
+
+    yield _install
+    for module in modules:
+        sys.modules.pop(module, None)
+
+
+def test_third_party_data_set_comes_beside_the_built_in_ones(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("their-xrays", GOOD.format(name="their-xrays"), {"their-xrays": "Mine"})
+    found = plugin_index.datasets()
+    assert found["their-xrays"].title == "A third party's data"
+    assert found["phantom"].name == "phantom"
+    assert plugin_index.load_dataset("their-xrays").name == "their-xrays"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import no_such_module_at_all", "ModuleNotFoundError: No module named 'no_such_module_at_all'"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("def broken(:", "SyntaxError"),
+        ("x = 1", "AttributeError"),
+        ("class Mine: name = 'broken'", "it is no medunifier_cli.data.contract.DatasetPlugin"),
+        (GOOD.format(name="other"), "it calls itself `other`"),
+    ],
+)
+def test_broken_plugin_is_one_warning_and_hides_no_other(
+    install: Install, capsys: pytest.CaptureFixture[str], source: str, said: str
+) -> None:
+    before = set(plugin_index.datasets())
+    capsys.readouterr()
+    install("broken-package", source, {"broken": "Mine"})
+    install("z-good", GOOD.format(name="z-good"), {"z-good": "Mine"})
+    assert set(plugin_index.datasets()) == before | {"z-good"}
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "`broken` of package broken-package" in warning
+    assert said in warning
+
+
+def test_asking_for_a_broken_plugin_is_an_error_and_for_another_one_is_not(install: Install) -> None:
+    install("broken-package", "1 / 0", {"broken": "Mine"})
+    with pytest.raises(
+        MuError, match=r"`broken` of package broken-package .* cannot be loaded: ZeroDivisionError"
+    ):
+        plugin_index.load_dataset("broken")
+    assert plugin_index.load_dataset("phantom").name == "phantom"
+
+
+def test_unknown_name_lists_the_known_ones_and_the_nearest(install: Install) -> None:
+    install("broken-package", "1 / 0", {"broken": "Mine"})
+    with pytest.raises(MuError, match=r"no data set `phantm`; did you mean `phantom`\?") as caught:
+        plugin_index.load_dataset("phantm")
+    for name in plugin_index.dataset_names():
+        assert name in str(caught.value)
+    assert "broken" in plugin_index.dataset_names()
+
+
+def test_name_taken_twice_is_said_and_the_built_in_one_is_used(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("a-copycat", GOOD.format(name="phantom"), {"phantom": "Mine"})
+    assert type(plugin_index.load_dataset("phantom")).__module__ == "medunifier_plugins.phantom"
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "`phantom` of package a-copycat is hidden by the one of medunifier" in warning
+
+
+def test_heads_come_by_their_own_door(install: Install) -> None:
+    install("their-head", "class Head:\n    name = 'wide'\n", {"wide": "Head"}, "medunifier.heads")
+    assert plugin_index.load_head("wide").name == "wide"
+    assert "wide" in plugin_index.heads()
+    assert "wide" not in plugin_index.dataset_names()
+    with pytest.raises(MuError, match="no head `wied`; did you mean `wide`"):
+        plugin_index.load_head("wied")
+
+
+def test_names_are_known_without_importing_a_plugin(install: Install) -> None:
+    install("lazy-package", GOOD.format(name="lazy"), {"lazy": "Mine"})
+    assert "lazy" in plugin_index.dataset_names()
+    plugin_index.load_dataset("phantom")
+    assert "lazy_package" not in sys.modules

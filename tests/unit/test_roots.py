@@ -1,0 +1,75 @@
+"""Which run a command takes when none, a name or a path is given."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from medunifier_cli import roots
+from medunifier_cli.errors import CheckpointError
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three runs trained in turn; the last holds no checkpoint; the first got results late."""
+    root = tmp_path / "runs"
+    for time, name in enumerate(["first", "second", "empty"], start=1):
+        folder = root / name
+        folder.mkdir(parents=True)
+        signs = [folder / "log.jsonl"]
+        signs[0].write_text("{}\n")
+        if name != "empty":
+            (folder / "checkpoints").mkdir()
+            signs.append(folder / "checkpoints")
+        for sign in signs:
+            os.utime(sign, (1000 * time, 1000 * time))
+    (root / "first" / "results").mkdir()
+    monkeypatch.setenv("MU_RUNS", str(root))
+    return root
+
+
+def trained(run: Path) -> bool:
+    return (run / "checkpoints").is_dir()
+
+
+def test_newest_that_fits_is_taken_and_said(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert roots.newest_run(trained, "retrieve") == runs / "second"
+    assert str(runs / "second") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("verb", "needed"), [("retrieve", "pretrain"), ("synthesize", "fit-prior")])
+def test_no_run_that_fits_says_what_to_do_first(runs: Path, verb: str, needed: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        roots.newest_run(lambda run: False, verb)
+    assert str(caught.value) == f"no run found under {runs}/ that fits `{verb}`: it needs `mu {needed}` first"
+
+
+def test_no_runs_folder_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MU_RUNS", str(tmp_path / "nowhere"))
+    with pytest.raises(CheckpointError, match="it needs `mu pretrain` first"):
+        roots.newest_run(trained, "zeroshot")
+
+
+def test_run_by_name_and_by_path(runs: Path) -> None:
+    assert roots.find_run("first") == runs / "first"
+    assert roots.find_run(runs / "second") == runs / "second"
+
+
+def test_unknown_run_offers_the_nearest(runs: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no run `secnd` under .* did you mean `second`"):
+        roots.find_run("secnd")
+
+
+def test_defaults_are_where_the_user_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MU_DATA", raising=False)
+    monkeypatch.delenv("MU_RUNS", raising=False)
+    assert roots.raw_folder("open-i") == Path("data/raw/open-i")
+    assert roots.shards_folder("open-i") == Path("data/shards/open-i")
+    assert roots.runs_root() == Path("runs")
+
+
+def test_roots_follow_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MU_DATA", str(tmp_path))
+    assert roots.shards_folder("open-i") == tmp_path / "shards" / "open-i"
