@@ -63,6 +63,7 @@ class TopAdapter(nn.Module):
         self.shape = (queries // top, top)
         stretch = top // self.shape[0]
         self.nonlinear = nn.Linear(width, code_width)
+        self.where: Tensor
         self.register_buffer("where", sinusoid_2d(code_width, *self.shape), persistent=False)
         self.stretch = nn.ConvTranspose2d(
             code_width, code_width, (2 * stretch, 3), (stretch, 1), (stretch // 2, 1), (stretch % 2, 0)
@@ -84,6 +85,7 @@ class BottomAdapter(nn.Module):
         super().__init__()
         self.grid = grid
         self.nonlinear = nn.Linear(width, code_width)
+        self.where: Tensor
         self.register_buffer("where", sinusoid_2d(code_width, grid, grid), persistent=False)
         self.residual = ResidualBlock(code_width, inner, layers)
 

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medunifier_cli.model.generator import ImageGenerator, Sizes
+from medunifier_cli.data.contract import Batch
+from medunifier_cli.model.generator import Generated, ImageGenerator, Sizes
 from medunifier_cli.model.norm import GlobalBatchNorm
 from medunifier_cli.model.qformer import INIT_STD, LAYER_NORM_EPS, QFormer
-from medunifier_cli.model.vit import ImageEncoder
+from medunifier_cli.model.vit import ImageEncoder, pixels
 from medunifier_cli.recipe.schema import PretrainRecipe
 
 VISION_NORM_EPS = 1e-5  # PyTorch's default, as in BLIP-2's trainable norm
@@ -96,6 +97,14 @@ class MedUnifier(nn.Module):
         """Pixels in [0, 1] -> f_v [B, 1 + V, D_v] after the trainable norm."""
         features: Tensor = self.vision_norm(self.vit(image_BCHW))
         return features
+
+    def reconstruct(self, batch: Batch) -> Generated:
+        """The images of a batch through their codes, with the codes."""
+        features = self.look(pixels(batch.image_B1HW))
+        memory = self.qformer.read_image(features)
+        text_ND, layout = self.qformer.read_text(batch.text)
+        made: Generated = self.generator(memory.query_BQD, features[:, 1:], text_ND[layout.start_B])
+        return made
 
     def match(self, query_MQD: Tensor) -> Tensor:
         """Equation (14): two logits per query, averaged over queries, fp32 [M, 2]."""

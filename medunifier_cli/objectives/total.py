@@ -107,7 +107,8 @@ class Objectives(nn.Module):
         g_t = self.model.text_head(text_cls_BD)
         all_q, all_t = world.gather(g_q), world.gather(g_t)
         own = torch.arange(len(g_t), device=g_t.device) + world.rank() * len(g_t)
-        return Similarity(image_text_similarity(g_q, all_t), image_text_similarity(all_q, g_t).T, own)
+        with torch.autocast(g_t.device.type, enabled=False):
+            return Similarity(image_text_similarity(g_q, all_t), image_text_similarity(all_q, g_t).T, own)
 
     @torch.no_grad()
     def _negatives(self, batch: Batch, similarity: Similarity) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,188 @@
+"""The disk format of a checkpoint, known here and nowhere else.
+
+    checkpoints/step-00000120/
+        model.safetensors optimizer.safetensors rng.safetensors   tensors by name
+        checkpoint.json   step, facts, and the SHA-256 and size of each tensor file
+        DONE              SHA-256 of checkpoint.json
+
+Written to a temporary folder, synced, hashed and renamed, so that a folder under its final name is whole;
+it is verified all the same when it is read, and a damaged one is passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from medunifier_cli.errors import CheckpointError
+
+NAME = re.compile(r"step-(\d{8})")
+DONE, FACTS = "DONE", "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a run needs to go on as if it had never stopped."""
+
+    step: int
+    """Optimiser steps done."""
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    """File name without ending -> tensor name -> tensor."""
+    facts: Mapping[str, Any]
+    """Anything else, as JSON."""
+
+
+def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write `checkpoint` under `folder`, then delete all but the newest `keep`.
+
+    Raises:
+        CheckpointError: the disk is full or cannot be written; what was there before stays.
+    """
+    final = folder / f"step-{checkpoint.step:08d}"
+    temporary = folder / f".writing-step-{checkpoint.step:08d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
+        temporary.mkdir()
+        _write(temporary, checkpoint)
+        if final.exists():  # damaged, or it would have been resumed from
+            _remove(final)
+        temporary.rename(final)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        before = steps(folder)
+        left = f"the checkpoint of step {before[-1]} is untouched" if before else "there is none before it"
+        raise CheckpointError(f"{final}: cannot be written ({_reason(error)}); {left}") from error
+    for step in steps(folder)[:-keep]:
+        _remove(folder / f"step-{step:08d}")
+    return final
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps with a folder under its final name, ascending; whether it is whole, only reading tells."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(match[1]) for path in folder.iterdir() if (match := NAME.fullmatch(path.name)))
+
+
+def load(path: Path, only: tuple[str, ...] = ()) -> Checkpoint:
+    """Read one checkpoint folder and verify it.
+
+    Args:
+        path: a folder `step-<n>`.
+        only: names of the tensor files wanted; empty for all.
+
+    Raises:
+        CheckpointError: it is incomplete or its bytes are not those that were written.
+    """
+    try:
+        text = (path / FACTS).read_bytes()
+        if (path / DONE).read_text().strip() != hashlib.sha256(text).hexdigest():
+            raise CheckpointError(f"{path}: {FACTS} is not the one that was written")
+        index = json.loads(text)
+        tensors = {}
+        for name, expected in index["files"].items():
+            stem = name.removesuffix(".safetensors")
+            if only and stem not in only:
+                continue
+            if file_hash(path / name) != expected["sha256"]:
+                raise CheckpointError(f"{path / name}: not the bytes that were written")
+            tensors[stem] = load_file(path / name)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: incomplete checkpoint ({_reason(error)})") from error
+    return Checkpoint(index["step"], tensors, index["facts"])
+
+
+def newest(folder: Path, only: tuple[str, ...] = ()) -> Checkpoint | None:
+    """The newest whole checkpoint under `folder`, or None; damaged ones are passed over with a warning."""
+    for step in reversed(steps(folder)):
+        try:
+            return load(folder / f"step-{step:08d}", only)
+        except CheckpointError as error:
+            click.echo(f"mu: warning: {error}; trying the one before", err=True)
+    return None
+
+
+def identity(folder: Path, step: int) -> str:
+    """Short hash that stands for a checkpoint in result files: of its index, which hashes all the rest."""
+    return (folder / f"step-{step:08d}" / DONE).read_text().strip()[:16]
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest(file)
+        )
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors: how frozen weights are known again."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    files = {}
+    for stem, tensors in checkpoint.tensors.items():
+        path = folder / f"{stem}.safetensors"
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        _sync(path)
+        files[path.name] = {"sha256": file_hash(path), "bytes": path.stat().st_size}
+    index = {"step": checkpoint.step, "facts": checkpoint.facts, "files": files}
+    text = json.dumps(index, indent=1, sort_keys=True).encode()
+    for name, content in ((FACTS, text), (DONE, hashlib.sha256(text).hexdigest().encode())):
+        (folder / name).write_bytes(content)
+        _sync(folder / name)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder; under another name first, so that a half-deleted one is never taken for whole."""
+    if path.exists():
+        trash = path.with_name(f".deleting-{path.name.lstrip('.')}")
+        shutil.rmtree(trash, ignore_errors=True)
+        path.rename(trash)
+        shutil.rmtree(trash)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0]

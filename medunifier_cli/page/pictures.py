@@ -1,0 +1,35 @@
+"""Pictures of images beside images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+GAP = 2
+"""White pixels between images."""
+
+
+def save_pairs(above_BCHW: Tensor, below_BCHW: Tensor, path: Path) -> None:
+    """Two rows: column b holds image b above and its counterpart below. Values in [0, 1], clamped."""
+    rows = [
+        images.detach().float().clamp(0, 1).mean(dim=1).cpu().numpy() for images in (above_BCHW, below_BCHW)
+    ]
+    save_rows([list(row) for row in rows], path)
+
+
+def save_rows(rows: list[list[NDArray[Any]]], path: Path) -> None:
+    """Rows of equally large grey images in [0, 1] as one PNG."""
+    height, width = rows[0][0].shape
+    columns = max(len(row) for row in rows)
+    sheet = np.ones((len(rows) * (height + GAP) - GAP, columns * (width + GAP) - GAP))
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            top, left = i * (height + GAP), j * (width + GAP)
+            sheet[top : top + height, left : left + width] = image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((sheet * 255).round().astype(np.uint8)).save(path)

@@ -1,0 +1,206 @@
+"""The training loop: policy only, and the same for every stage. A stage brings the mathematics.
+
+Resumable at any step: batches are a function of the step, random draws are a function of (seed, step, rank),
+the learning rate is a function of the step; the rest is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from medunifier_cli.checkpoint import store
+from medunifier_cli.errors import CheckpointError, MuError, Stopped
+from medunifier_cli.objectives import draws
+from medunifier_cli.recipe.schema import Optim, Train
+from medunifier_cli.train import world
+from medunifier_cli.train.optim import (
+    adamw,
+    learning_rate,
+    load_state_tensors,
+    set_rate,
+    state_tensors,
+)
+from medunifier_cli.train.progress import Progress
+from medunifier_cli.train.record import Log, Run
+from medunifier_cli.train.stop import stop_on_signals
+
+Values = dict[str, Tensor]
+
+
+class Stage(Protocol):
+    """What the loop needs of pre-training, fine-tuning or a prior."""
+
+    module: nn.Module
+    """Called as `module(batch, ...)` by `step`; may come back wrapped for several ranks."""
+    steps: int
+    """Optimiser steps of the whole run."""
+
+    def batches(self, first_step: int) -> Iterator[list[Any]]:
+        """For each step from `first_step` on, this rank's micro-batches."""
+
+    def step(self, module: nn.Module, batch: Any, step: int, micro: int) -> tuple[Values, Values]:
+        """Forward pass -> losses (with `total`) and monitors; their averages over ranks are global."""
+
+    def validate(self, step: int) -> Mapping[str, float]:
+        """Numbers on the validation split, the same on every rank; empty where there is none."""
+
+    def trained(self) -> dict[str, Tensor]:
+        """Weights and buffers that a checkpoint must hold."""
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Undo `trained`."""
+
+    def facts(self) -> dict[str, Any]:
+        """More for the checkpoint, as JSON: sources and hashes of what it does not hold."""
+
+
+def fit(stage: Stage, run: Run, accelerator: Accelerator, train: Train, optim: Optim) -> int:
+    """Train `stage` to its last step, from the newest checkpoint of `run` where there is one.
+
+    Returns:
+        Steps done in this call.
+
+    Raises:
+        Stopped: a signal came; the checkpoint is saved.
+        MuError: the loss is no longer a number.
+    """
+    optimizer = adamw(stage.module, optim)
+    first = _resume(stage, run, accelerator, optimizer)
+    if first >= stage.steps:
+        return 0
+    module, optimizer = accelerator.prepare(stage.module, optimizer)
+    log = Log(run.log, first) if world.is_main() else None
+    with stop_on_signals() as stop, Progress(first, stage.steps, "pairs", train.global_batch) as progress:
+        for step, micro_batches in enumerate(stage.batches(first), first):
+            started = time.monotonic()
+            set_rate(optimizer, learning_rate(optim, step, stage.steps))
+            torch.manual_seed(draws.step_seed(train.seed, draws.DROPOUT, step, world.rank()))
+            values = _optimise(stage, module, accelerator, optimizer, micro_batches, step, optim.clip_norm)
+            done = step + 1
+            last = done == stage.steps
+            if done % train.log_every == 0 or last or done == 1:
+                numbers = _numbers(values, run, done)
+                numbers["lr"] = learning_rate(optim, step, stage.steps)
+                if log is not None:
+                    log.write("train", done, {**numbers, "seconds": round(time.monotonic() - started, 4)})
+                accelerator.log({f"train/{name}": value for name, value in numbers.items()}, step=done)
+                progress.show(done, numbers)
+            progress.move(done)
+            if last or (train.valid_every and done % train.valid_every == 0):
+                _validate(stage, accelerator, log, progress, done)
+            stopping = world.any_rank(bool(stop), accelerator.device) and not last
+            if last or stopping or done % train.checkpoint_every == 0:
+                _save(stage, run, accelerator, optimizer, done, train.keep)
+            if stopping:
+                raise Stopped(
+                    f"stopped by {stop.signal or 'a signal'} after step {done:,} of {stage.steps:,}; "
+                    "the checkpoint is saved, the same command goes on from it"
+                )
+    return stage.steps - first
+
+
+def _optimise(
+    stage: Stage, module: nn.Module, accelerator: Accelerator, optimizer: Any, micro_batches: list[Any],
+    step: int, clip_norm: float,
+) -> Values:  # fmt: skip
+    """One optimiser step over its micro-batches -> losses and monitors, averaged over them."""
+    module.train()
+    sums: Values = {}
+    for micro, batch in enumerate(micro_batches):
+        last = micro + 1 == len(micro_batches)
+        with nullcontext() if last else accelerator.no_sync(module):
+            with accelerator.autocast():
+                losses, monitors = stage.step(module, batch, step, micro)
+            accelerator.backward(losses["total"] / len(micro_batches))
+        for name, value in {**losses, **monitors}.items():
+            sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach() / len(
+                micro_batches
+            )
+    if clip_norm:
+        sums["grad_norm"] = accelerator.clip_grad_norm_(module.parameters(), clip_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return sums
+
+
+def _numbers(values: Values, run: Run, done: int) -> dict[str, float]:
+    """Averages over ranks as floats.
+
+    Raises:
+        MuError: the total is not finite.
+    """
+    stacked = world.mean(torch.stack([value.float() for value in values.values()]))
+    numbers = dict(zip(values, stacked.tolist(), strict=True))
+    if not math.isfinite(numbers["total"]):
+        kept = store.steps(run.checkpoints)
+        since = f"step {kept[-1]:,}'s checkpoint is kept" if kept else "no checkpoint was written"
+        raise MuError(
+            f"{run.folder}: the loss is not a number at step {done:,}; {since}; try a lower optim.peak_lr"
+        )
+    return numbers
+
+
+def _validate(stage: Stage, accelerator: Accelerator, log: Log | None, progress: Progress, done: int) -> None:
+    stage.module.eval()
+    with torch.no_grad():
+        numbers = stage.validate(done)
+    if numbers:
+        if log is not None:
+            log.write("valid", done, numbers)
+        accelerator.log({f"valid/{name}": value for name, value in numbers.items()}, step=done)
+        progress.show(done, numbers, "valid")
+
+
+def _resume(stage: Stage, run: Run, accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> int:
+    """Load the newest whole checkpoint; returns the steps it has behind it."""
+    checkpoint = store.newest(run.checkpoints)
+    if checkpoint is None:
+        return 0
+    theirs, ours = checkpoint.facts["stage"], stage.facts()
+    for name in sorted(ours.keys() & theirs.keys()):
+        if ours[name] != theirs[name]:
+            raise CheckpointError(
+                f"{run.folder}: {name} is not what this run was trained with; "
+                "give the run another name with --run"
+            )
+    try:
+        stage.restore(checkpoint.tensors["model"])
+        load_state_tensors(stage.module, optimizer, checkpoint.tensors["optimizer"])
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{run.folder}: its checkpoint does not fit this recipe's model") from error
+    if accelerator.scaler is not None and "scaler" in checkpoint.facts:
+        accelerator.scaler.load_state_dict(checkpoint.facts["scaler"])
+    state = checkpoint.tensors["rng"].get(f"cpu.{world.rank()}")
+    if state is not None:
+        torch.set_rng_state(state)
+    return checkpoint.step
+
+
+def _save(stage: Stage, run: Run, accelerator: Accelerator, optimizer: Any, done: int, keep: int) -> None:
+    """Write a checkpoint on the main rank; the others wait, so that none runs ahead of a failed write."""
+    rng = {f"cpu.{rank}": state for rank, state in enumerate(_rng_of_ranks(accelerator.device))}
+    failure: CheckpointError | None = None
+    if world.is_main():
+        plain = getattr(optimizer, "optimizer", optimizer)
+        tensors = {"model": stage.trained(), "optimizer": state_tensors(stage.module, plain), "rng": rng}
+        facts: dict[str, Any] = {"stage": stage.facts(), "ranks": world.size(), "steps": stage.steps}
+        if accelerator.scaler is not None:
+            facts["scaler"] = accelerator.scaler.state_dict()
+        try:
+            store.save(run.checkpoints, store.Checkpoint(done, tensors, facts), keep)
+        except CheckpointError as error:
+            failure = error
+    if world.any_rank(failure is not None, accelerator.device):
+        raise failure or CheckpointError(f"{run.checkpoints}: the main rank could not write its checkpoint")
+
+
+def _rng_of_ranks(device: torch.device) -> list[Tensor]:
+    return [row.cpu() for row in world.collect_rows(torch.get_rng_state().to(device))]

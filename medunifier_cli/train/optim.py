@@ -1,0 +1,78 @@
+"""AdamW, warm-up and cosine (paper, appendix 2), and the optimiser's state as named tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medunifier_cli.recipe.schema import Optim
+
+NO_DECAY = ("word.weight", "position.weight", "query_tokens", "code_KC", "temperature")
+"""Embeddings and the temperature; anything one-dimensional (biases, norms) goes with them."""
+
+
+def learning_rate(recipe: Optim, step: int, steps: int) -> float:
+    """Rate of optimiser step `step` of `steps`: linear warm-up, then half a cosine down to `final_lr`."""
+    warm = round(recipe.warmup * steps)
+    if step < warm:
+        return recipe.warmup_lr + (recipe.peak_lr - recipe.warmup_lr) * step / warm
+    done = (step - warm) / max(1, steps - warm)
+    return recipe.final_lr + (recipe.peak_lr - recipe.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def adamw(module: nn.Module, recipe: Optim) -> torch.optim.AdamW:
+    """AdamW over what is trained in `module`, in two groups: with and without decay."""
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (plain if parameter.dim() < 2 or name.endswith(NO_DECAY) else decay).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decay, "weight_decay": recipe.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=recipe.peak_lr,
+        betas=(recipe.beta1, recipe.beta2),
+        fused=True,
+    )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Rate of every group; a group's own `scale` multiplies it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("scale", 1.0)
+
+
+def _named_state(
+    module: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    for name, parameter in module.named_parameters():
+        if parameter in optimizer.state:
+            yield name, optimizer.state[parameter]
+
+
+def state_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as `exp_avg.<parameter>` and so on."""
+    return {
+        f"{kind}.{name}": value
+        for name, state in _named_state(module, optimizer)
+        for kind, value in state.items()
+    }
+
+
+def load_state_tensors(
+    module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Undo `state_tensors`. Raises KeyError when a trained parameter has no state."""
+    kinds = {name.split(".", 1)[0] for name in tensors}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and tensors:
+            optimizer.state[parameter] = {
+                kind: tensors[f"{kind}.{name}"].to(parameter.device) for kind in sorted(kinds)
+            }

@@ -1,0 +1,254 @@
+"""Pre-training: data, tokenizer, model and objectives brought together for the loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from medunifier_cli.checkpoint import store
+from medunifier_cli.data.contract import Batch
+from medunifier_cli.data.loader import SplitSource, eval_batches, train_batches
+from medunifier_cli.data.shards import Shards
+from medunifier_cli.data.text import TextTokenizer
+from medunifier_cli.data.text_table import texts_of
+from medunifier_cli.errors import MuError
+from medunifier_cli.model.medunifier import MedUnifier
+from medunifier_cli.model.vit import pixels
+from medunifier_cli.objectives import draws
+from medunifier_cli.objectives.total import Objectives
+from medunifier_cli.page.pictures import save_pairs
+from medunifier_cli.plugin_index import load_dataset
+from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.roots import shards_folder
+from medunifier_cli.train import world
+from medunifier_cli.train.loop import Values, fit
+from medunifier_cli.train.record import Run, command_line
+
+SHOWN_PAIRS = 8
+"""Images in the reconstruction picture of a validation."""
+
+
+class Pretraining:
+    """The stage: what `loop.fit` asks for, for the four objectives."""
+
+    def __init__(
+        self, recipe: PretrainRecipe, run: Run, train: SplitSource, valid: SplitSource | None,
+        tokenizer: TextTokenizer, device: torch.device,
+    ) -> None:  # fmt: skip
+        self.recipe, self.run, self.train_split, self.valid_split = recipe, run, train, valid
+        self.device = device
+        torch.manual_seed(recipe.train.seed)
+        model = MedUnifier(recipe, tokenizer.size)
+        self.frozen_hash = store.tensors_hash(dict(model.vit.frozen_tensors()))
+        if recipe.model.vit.frozen and device.type == "cuda":
+            model.vit.to(torch.bfloat16)
+        self.module: nn.Module = Objectives(model, tokenizer.dec_id).to(device)
+        self.objectives = self.module
+        settings = recipe.train
+        self.steps = settings.steps or math.ceil(settings.epochs * len(train) / settings.global_batch)
+        self.micro = settings.micro_batch or settings.global_batch // world.size()
+        if settings.global_batch % (self.micro * world.size()):
+            raise MuError(
+                f"train.global_batch: {settings.global_batch} is not a multiple of {self.micro} pairs x "
+                f"{world.size()} ranks; change it or train.micro_batch"
+            )
+
+    @property
+    def model(self) -> MedUnifier:
+        """The model inside the objectives, whatever they are wrapped in."""
+        assert isinstance(self.objectives, Objectives)
+        return self.objectives.model
+
+    def batches(self, first_step: int) -> Iterator[list[Batch]]:
+        """Micro-batches of each step, on the device."""
+        settings = self.recipe.train
+        for step in train_batches(
+            self.train_split, seed=settings.seed, first_step=first_step, steps=self.steps,
+            global_batch=settings.global_batch, micro_batch=settings.micro_batch,
+            rank=world.rank(), world=world.size(), workers=self.recipe.data.workers,
+        ):  # fmt: skip
+            yield [to_device(batch, self.device) for batch in step]
+
+    def step(self, module: nn.Module, batch: Batch, step: int, micro: int) -> tuple[Values, Values]:
+        """All objectives of one micro-batch."""
+        revival = draws.generator(self.recipe.train.seed, draws.REVIVAL, step, micro)
+        out: tuple[Values, Values] = module(batch, revival)
+        return out
+
+    def validate(self, step: int) -> Mapping[str, float]:
+        """Losses and monitors averaged over whole batches of the validation split.
+
+        The last, incomplete batch is left out: in-batch losses depend on the size of the batch.
+        """
+        if self.valid_split is None:
+            return {}
+        sums: dict[str, float] = {}
+        whole = max(1, len(self.valid_split) // (self.micro * world.size()))
+        count = min(whole, self.recipe.train.valid_batches or whole)
+        batches = eval_batches(
+            self.valid_split, batch_size=self.micro, rank=world.rank(), world=world.size(),
+            workers=0, batches=count,
+        )  # fmt: skip
+        for number, (batch, _) in enumerate(batches):
+            batch = to_device(batch, self.device)
+            losses, monitors = self.objectives(batch)
+            values = {**losses, **monitors}
+            means = world.mean(torch.stack([value.float() for value in values.values()])).tolist()
+            for name, value in zip(values, means, strict=True):
+                sums[name] = sums.get(name, 0.0) + value / count
+            if number == 0 and world.is_main() and self.recipe.objectives.tig:
+                self._show(batch, step)
+        return sums
+
+    def _show(self, batch: Batch, step: int) -> None:
+        few = Batch(
+            batch.keys[:SHOWN_PAIRS], batch.image_B1HW[:SHOWN_PAIRS], first_texts(batch, SHOWN_PAIRS),
+            batch.digest_B[:SHOWN_PAIRS], batch.label_B[:SHOWN_PAIRS], batch.place_B[:SHOWN_PAIRS],
+        )  # fmt: skip
+        made = self.model.reconstruct(few)
+        save_pairs(
+            pixels(few.image_B1HW), made.image_BCHW, self.run.samples / f"reconstructions-step-{step:08d}.png"
+        )
+
+    def trained(self) -> dict[str, Tensor]:
+        """All weights and buffers but those of a frozen image encoder."""
+        state = self.model.state_dict()
+        frozen = {f"vit.vit.{name}" for name, _ in self.model.vit.frozen_tensors()}
+        return {name: tensor for name, tensor in state.items() if name not in frozen}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raises RuntimeError when names or shapes differ."""
+        result = self.model.load_state_dict(dict(tensors), strict=False)
+        missing = [name for name in result.missing_keys if name in self.trained()]
+        if missing or result.unexpected_keys:
+            raise RuntimeError(f"missing {missing[:3]}, unexpected {result.unexpected_keys[:3]}")
+
+    def facts(self) -> dict[str, Any]:
+        """Where frozen weights came from and what they were."""
+        vit = self.recipe.model.vit
+        source = f"{vit.name} {vit.weights}" + (
+            f" seed {self.recipe.train.seed}" if vit.weights == "random" else ""
+        )
+        return {"frozen_source": source, "frozen_hash": self.frozen_hash} if vit.frozen else {}
+
+
+def first_texts(batch: Batch, count: int) -> Any:
+    """The first `count` texts of a batch."""
+    lengths = batch.text.lengths_B[:count]
+    return type(batch.text)(batch.text.ids_N[: int(lengths.sum())], lengths)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Tensors that are computed with to the device; lengths and places stay on the CPU."""
+    if device.type == "cpu":
+        return batch
+    text = type(batch.text)(batch.text.ids_N.to(device, non_blocking=True), batch.text.lengths_B)
+    return Batch(
+        batch.keys, batch.image_B1HW.to(device, non_blocking=True), text,
+        batch.digest_B.to(device), batch.label_B.to(device), batch.place_B,
+    )  # fmt: skip
+
+
+def open_split(
+    recipe: PretrainRecipe, split: str, tokenizer: TextTokenizer, need_text: bool = True
+) -> SplitSource:
+    """A split of the recipe's shards with the recipe's texts."""
+    plugin = load_dataset(recipe.data.dataset)
+    shards = Shards.open(split_folder(recipe), split)
+    return SplitSource(shards, tokenizer, recipe.data, recipe.text, plugin, need_text=need_text)
+
+
+def split_folder(recipe: PretrainRecipe) -> Path:
+    """Where the recipe's shards lie."""
+    return Path(recipe.data.shards) if recipe.data.shards else shards_folder(recipe.data.dataset)
+
+
+def tokenizer_of(recipe: PretrainRecipe, run: Run) -> TextTokenizer:
+    """The run's tokenizer: kept in its folder from the first start on, where nothing can move it."""
+    if not (run.tokenizer / "tokenizer.json").exists() and world.is_main():
+        if recipe.text.tokenizer == "train":
+            plugin = load_dataset(recipe.data.dataset)
+            shards = Shards.open(split_folder(recipe), recipe.data.train)
+            sections = recipe.data.sections or plugin.text_sections
+            texts = texts_of(shards, sections, recipe.data, recipe.text)
+            made = TextTokenizer.train(texts, recipe.text.vocabulary)
+        else:
+            made = TextTokenizer.load(recipe.text.tokenizer)
+        made.save(run.tokenizer)
+    world.barrier()
+    return TextTokenizer.load(str(run.tokenizer))
+
+
+def accelerator_of(recipe: Any, folder: Path) -> Accelerator:
+    """Device, precision, ranks and trackers of a run."""
+    settings = recipe.train
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    objectives = getattr(recipe, "objectives", None)
+    # ITG alone leaves the queries' last layer without gradient; every other mix reaches all weights
+    partial = objectives is not None and not (objectives.itc or objectives.tig)
+    cpu = not torch.cuda.is_available()
+    accelerator = Accelerator(
+        mixed_precision=settings.precision,
+        cpu=cpu,
+        log_with="tensorboard" if settings.tensorboard else None,
+        project_dir=str(folder),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=partial)
+        ],
+    )
+    if settings.tensorboard:
+        accelerator.init_trackers("tensorboard")
+    return accelerator
+
+
+def run_pretraining(recipe: PretrainRecipe, folder: Path) -> None:
+    """One rank of a pre-training run, from wherever `folder` stands to its end.
+
+    Raises:
+        Stopped: a signal came; run the same again.
+        MuError: anything the user must mend.
+    """
+    run = Run(folder)
+    accelerator = accelerator_of(recipe, folder)
+    if world.is_main():
+        with run.locked():
+            _pretrain(recipe, run, accelerator)
+    else:
+        _pretrain(recipe, run, accelerator)
+
+
+def _pretrain(recipe: PretrainRecipe, run: Run, accelerator: Accelerator) -> None:
+    if world.is_main():
+        run.begin(recipe, {recipe.data.dataset: data_facts(split_folder(recipe))}, command_line())
+    world.barrier()
+    tokenizer = tokenizer_of(recipe, run)
+    train = open_split(recipe, recipe.data.train, tokenizer)
+    valid = open_split(recipe, recipe.data.valid, tokenizer) if recipe.data.valid else None
+    stage = Pretraining(recipe, run, train, valid, tokenizer, accelerator.device)
+    if world.is_main():
+        left_out = f", {train.excluded:,} without text left out" if train.excluded else ""
+        click.echo(
+            f"mu: {run.folder}: {len(train):,} pairs of {recipe.data.dataset}/{recipe.data.train}{left_out}; "
+            f"{stage.steps:,} steps of {recipe.train.global_batch} on {world.size()} "
+            f"{accelerator.device.type} process{'es' if world.size() > 1 else ''}",
+            err=True,
+        )
+    done = fit(stage, run, accelerator, recipe.train, recipe.optim)
+    accelerator.end_training()
+    if world.is_main() and not done:
+        click.echo(f"mu: {run.folder} is complete: {stage.steps:,} steps", err=True)
+
+
+def data_facts(folder: Path) -> dict[str, Any]:
+    """Hash of the manifest, which hashes every shard."""
+    manifest = folder / "manifest.json"
+    return {"shards": str(folder), "manifest": store.file_hash(manifest) if manifest.exists() else "none"}
