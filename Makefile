@@ -1,0 +1,57 @@
+# Every target makes .venv itself; nothing is needed but Python >= 3.10 and make.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types test-slow bench docs clean-demo
+
+# The main job end to end on drawn radiographs; each line is what a user would type.
+demo: export MU_DATA := demo/data
+demo: export MU_RUNS := demo/runs
+demo: $(VENV)/.installed
+	$(BIN)/mu prepare phantom --size 64
+	$(BIN)/mu pretrain demo
+	$(BIN)/mu retrieve
+	$(BIN)/mu zeroshot
+	$(BIN)/mu score
+
+test: lint types
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-test
+	$(BIN)/mypy
+
+# Minutes long or many GiB: left out of `make test`.
+test-slow: $(VENV)/.installed-test
+	$(BIN)/pytest -m slow
+
+# One JSON line at the end of each.
+bench: $(VENV)/.installed-test
+	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+# The recipe reference, from the docstrings of the schema.
+docs: $(VENV)/.installed
+	$(BIN)/python -m medunifier_cli.recipe.reference
+
+clean-demo:
+	rm -rf demo
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[test]'
+	touch $@ $(VENV)/.installed
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "mu needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+	       "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { \
+	  echo "python3 -m venv failed; on Debian and Ubuntu it is in the package python3-venv." >&2; exit 1; }

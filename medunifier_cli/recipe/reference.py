@@ -1,0 +1,117 @@
+"""The recipe reference of `docs/recipes.md`, generated: `python -m medunifier_cli.recipe.reference`.
+
+What a field means is the string under it in the source, which Python itself throws away.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import math
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from medunifier_cli.recipe.schema import Bounds, PretrainRecipe
+from medunifier_cli.recipe.settings import field_types
+
+PAGE = Path("docs/recipes.md")
+MARK = "<!-- Generated from here on by `python -m medunifier_cli.recipe.reference`; edit the docstrings. -->"
+SCHEMAS: tuple[type, ...] = (PretrainRecipe,)
+"""One for each verb that takes a recipe."""
+
+
+def reference() -> str:
+    """Markdown: a table for each section of each schema; a section that several share stands once."""
+    parts: list[str] = []
+    told: set[type] = set()
+    for schema in SCHEMAS:
+        stage = next(field.default for field in dataclasses.fields(schema) if field.name == "stage")
+        parts.append(f"## `mu {stage}`\n\n{inspect.getdoc(schema)}\n")
+        _sections(schema, "", parts, told)
+    return "\n".join(parts)
+
+
+@cache
+def field_docs(schema: type) -> dict[str, str]:
+    """Field name -> the string under it."""
+    tree = ast.parse(Path(inspect.getfile(schema)).read_text(encoding="utf-8"))
+    body = next(
+        node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == schema.__name__
+    )
+    docs = {}
+    for field, below in itertools.pairwise(body):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+        ):
+            docs[field.target.id] = " ".join(str(below.value.value).split())
+    return docs
+
+
+def _sections(schema: type, prefix: str, parts: list[str], told: set[type]) -> None:
+    types, docs = field_types(schema), field_docs(schema)
+    plain = {name: kind for name, kind in types.items() if not dataclasses.is_dataclass(kind)}
+    if prefix and schema not in told:
+        parts.append(f"### `{prefix}`\n\n{inspect.getdoc(schema)}\n")
+    elif prefix:
+        parts.append(f"### `{prefix}`\n\nAs above.\n")
+        return
+    told.add(schema)
+    if plain:
+        rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
+        defaults = {field.name: field.default for field in dataclasses.fields(schema)}
+        rows += [
+            f"| `{prefix + '.' if prefix else ''}{name}` | {_words(kind)} | `{_default(defaults[name])}`"
+            f" | {docs.get(name, '').replace('|', chr(92) + '|')} |"
+            for name, kind in plain.items()
+        ]
+        parts.append("\n".join(rows) + "\n")
+    for name, kind in types.items():
+        if name not in plain:
+            _sections(kind, f"{prefix}.{name}" if prefix else name, parts, told)
+
+
+def _words(kind: Any) -> str:
+    """A type as a reader of recipes thinks of it."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        bounds = next(item for item in args[1:] if isinstance(item, Bounds))
+        return f"{_words(args[0])}{_range(bounds)}"
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in args)
+    if origin is tuple:
+        return f"list of {_words(args[0])}"
+    if args:  # X | None
+        return " or ".join(_words(arg) for arg in args)
+    return {bool: "`true`, `false`", int: "whole number", float: "number", str: "text", type(None): "`null`"}[
+        kind
+    ]
+
+
+def _range(bounds: Bounds) -> str:
+    if bounds.high == math.inf:
+        return f" {'>' if bounds.above else '>='} {bounds.low:g}"
+    return f" in {'(' if bounds.above else '['}{bounds.low:g}, {bounds.high:g}]"
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return '""' if value == "" else "null" if value is None else str(value)
+
+
+def main() -> None:
+    """Write the page anew below its mark."""
+    intro = PAGE.read_text(encoding="utf-8").split(MARK)[0]
+    PAGE.write_text(f"{intro}{MARK}\n\n{reference()}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Every shipped recipe loads, builds and states what it claims; the paper's figures stand here once more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from medunifier_cli.model.medunifier import MedUnifier
+from medunifier_cli.recipe.load import dump_recipe, load_recipe, recipe_digest, shipped_recipes
+from medunifier_cli.recipe.schema import PretrainRecipe
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+BERT_VOCABULARY = 30522
+
+
+def stage(name: str) -> str:
+    """What a shipped recipe is for, read from its text."""
+    stated = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    return stated["stage"] if "stage" in stated else stage(stated["base"])
+
+
+PRETRAIN = [name for name in shipped_recipes() if stage(name) == "pretrain"]
+
+WEIGHTS = {  # paper: table 6 (IDs 1 to 5) and appendix table 1 (IDs 6 and 7): itc, itm, itg, tig
+    "itc": (1, 0, 0, 0),
+    "itc-itm": (1, 1, 0, 0),
+    "itc-itm-itg": (1, 1, 1, 0),
+    "itc-itm-tig": (1, 1, 0, 1),
+    "full": (1, 1, 1, 1),
+    "tig-0.8": (1, 1, 1, 0.8),
+    "tig-1.2": (1, 1, 1, 1.2),
+    "demo": (1, 1, 1, 1),
+}
+PARTS = {
+    "itc": ("image_head", "text_head"),
+    "itm": ("match_head",),
+    "itg": ("word_head",),
+    "tig": ("generator",),
+}
+
+
+@cache
+def built(name: str) -> nn.Module:
+    """The model of a recipe, without memory."""
+    with torch.device("meta"):
+        return MedUnifier(load_recipe(name), BERT_VOCABULARY + 1, load=False)
+
+
+def weights(recipe: PretrainRecipe) -> tuple[float, ...]:
+    chosen = recipe.objectives
+    return (chosen.itc, chosen.itm, chosen.itg, chosen.tig)
+
+
+def test_each_file_of_the_folder_ships_and_each_pretraining_recipe_has_a_claim() -> None:
+    assert shipped_recipes() == sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    assert set(PRETRAIN) == set(WEIGHTS)
+
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_loads_by_name_and_by_path_and_back_from_its_resolved_text(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    assert recipe == load_recipe(FOLDER / f"{name}.yaml")
+    assert recipe.name == name
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    assert recipe_digest(load_recipe(tmp_path / "recipe.yaml")) == recipe_digest(recipe)
+
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_objectives_have_the_weights_of_the_papers_table(name: str) -> None:
+    assert weights(load_recipe(name)) == WEIGHTS[name]
+
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_what_is_off_is_not_built(name: str) -> None:
+    parts = dict(built(name).named_children())
+    for weight, heads in zip(WEIGHTS[name], PARTS.values(), strict=True):
+        for head in heads:
+            assert (head in parts) == (weight > 0), head
+
+
+@pytest.mark.parametrize("name", sorted(set(WEIGHTS) - {"demo", "full"}))
+def test_ablation_states_nothing_but_its_objectives(name: str) -> None:
+    stated = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    assert set(stated) == {"base", "objectives"}
+    assert stated["base"] == "full"
+    assert set(stated["objectives"]) <= {"itc", "itm", "itg", "tig"}
+
+
+PAPER: dict[str, Callable[[PretrainRecipe], object]] = {
+    "224": lambda r: r.data.image_size,
+    "95": lambda r: r.text.max_tokens,
+    "microsoft/BiomedVLP-CXR-BERT-general": lambda r: r.text.tokenizer,
+    "12": lambda r: r.model.qformer.layers,
+    "768": lambda r: r.model.qformer.width,
+    "32": lambda r: r.model.qformer.queries,
+    "1": lambda r: r.model.qformer.cross_attention_every,
+    "True": lambda r: r.model.vit.frozen,
+    "none": lambda r: r.model.vit.pixel_norm,
+    "(512, 768)": lambda r: (r.model.generator.codebook_size, r.model.generator.code_width),
+    "0.5": lambda r: r.model.generator.beta,
+    "256": lambda r: r.objectives.embed_width,
+    "0.07": lambda r: r.objectives.temperature,
+    "hard": lambda r: r.objectives.itm_negatives,
+    "0.0": lambda r: r.objectives.itc_smoothing,
+    "(0.9, 0.95)": lambda r: (r.optim.beta1, r.optim.beta2),
+    "0.05": lambda r: r.optim.weight_decay,
+    "(0.0001, 1e-05)": lambda r: (r.optim.peak_lr, r.optim.warmup_lr),
+    "(0.05,)": lambda r: (r.optim.warmup,),
+    "bf16": lambda r: r.train.precision,
+    "4": lambda r: r.train.processes,
+}
+"""What section 4.1 and appendix 2 of the paper say -> where the recipe says it."""
+
+
+@pytest.mark.parametrize("said", PAPER)
+def test_full_is_the_paper(said: str) -> None:
+    assert str(PAPER[said](load_recipe("full"))) == said
+
+
+def test_full_has_the_shapes_of_the_paper() -> None:
+    model = built("full")
+    assert model.vit.width == 1408
+    assert model.vit.tokens == 257
+    assert model.vit.patch_size == 14
+    assert len(model.vit.vit.blocks) == 39  # 40 less the last one, as the authors' code
+    assert not any(parameter.requires_grad for parameter in model.vit.parameters())
+
+
+def test_demo_is_small_and_differs_in_size_and_not_in_method() -> None:
+    demo, full = load_recipe("demo"), load_recipe("full")
+    assert sum(parameter.numel() for parameter in built("demo").parameters()) < 20e6
+    assert (demo.data.dataset, demo.data.image_size, demo.train.processes) == ("phantom", 64, 1)
+    assert demo.text.max_tokens == full.text.max_tokens
+    assert demo.objectives.itm_negatives == full.objectives.itm_negatives
+    assert demo.model.qformer.cross_attention_every == full.model.qformer.cross_attention_every
+    assert (demo.optim.beta1, demo.optim.beta2) == (full.optim.beta1, full.optim.beta2)
+    assert demo.train.precision == "no"
