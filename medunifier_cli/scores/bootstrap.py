@@ -68,7 +68,7 @@ def mean_intervals(
             for counts in resample_counts(n, groups, draws, seed)
         ]
     )
-    return {name: _interval(means_DM[:, m], level, seed) for m, name in enumerate(per_sample)}
+    return {name: percentiles(means_DM[:, m], level, seed) for m, name in enumerate(per_sample)}
 
 
 def intervals(
@@ -104,9 +104,7 @@ def intervals(
                 if value is not None and not math.isnan(value):
                     found.setdefault(name, []).append(value)
     return {
-        name: _interval(np.array(values), level, seed)
-        for name, values in found.items()
-        if 2 * len(values) >= draws
+        name: percentiles(values, level, seed) for name, values in found.items() if 2 * len(values) >= draws
     }
 
 
@@ -137,8 +135,16 @@ def resample_counts(
         yield counts[:, unit_N].astype(np.float64)
 
 
-def _interval(values: NDArray[np.float64], level: float, seed: int) -> Interval:
+def percentiles(values: ArrayLike, level: float = 0.95, seed: int = 0) -> Interval:
+    """The interval from the metric's values on the resamples.
+
+    Raises:
+        DataError: a level outside (0, 1), or no value.
+    """
+    found = np.asarray(values, dtype=np.float64)
     if not 0 < level < 1:
         raise DataError(f"the level of an interval lies between 0 and 1, not at {level}")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), level, len(values), seed)
+    if not len(found):
+        raise DataError("an interval needs one or more resamples")
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high), level, len(found), seed)
