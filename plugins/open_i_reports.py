@@ -1,0 +1,172 @@
+"""The three forms in which Indiana University's reports go round, each read into the same `Report`s.
+
+XML of Open-i (a folder `ecgen-radiology/` or `NLMCXR_reports.tgz`), Kaggle's two CSVs, and the
+annotation.json of R2Gen, which has findings only, two images for each study, and a split.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from medunifier_cli.data.contract import DataError
+
+from .tables import Table, find_table
+from .tree import is_leftover
+
+__all__ = ["Report", "image_id", "projections", "read_reports"]
+
+SECTIONS = ("comparison", "indication", "findings", "impression")
+IMAGE_NAME = re.compile(r"(?:CXR(?P<report>\d+)_)?(?P<rest>(?P<number>\d+)_IM-.*)")
+R2GEN_SPLITS = {"train": "train", "val": "valid", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """One report; `CXR<n>` stands for the patient, of whom nothing else is public."""
+
+    uid: str
+    sections: dict[str, str]
+    images: tuple[str, ...]
+    """Image ids such as `CXR1_1_IM-0001-3001`, in the report's own order; paths below `images/` for R2Gen."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    split: str | None = None
+    """R2Gen's."""
+
+
+def image_id(stem: str) -> str | None:
+    """`CXR1_1_IM-0001-3001` of a file stem that is this, or `1_IM-0001-3001`, with or without `.dcm`."""
+    match = IMAGE_NAME.fullmatch(stem.removesuffix(".dcm"))
+    return f"CXR{match['report'] or match['number']}_{match['rest']}" if match else None
+
+
+def read_reports(places: Sequence[Path]) -> tuple[str, list[Report]]:
+    """(`xml`, `kaggle` or `r2gen`, reports sorted by number), from the first form found in the folders.
+
+    Raises:
+        DataError: none of them, or a file that cannot be read.
+    """
+    for form, read in (("xml", _xml_reports), ("kaggle", _kaggle_reports), ("r2gen", _r2gen_reports)):
+        reports = read(places)
+        if reports:
+            return form, sorted(
+                reports, key=lambda report: (int(re.sub(r"\D", "", report.uid)), report.images)
+            )
+    forms = (
+        "neither ecgen-radiology/*.xml or NLMCXR_reports.tgz, nor indiana_reports.csv, nor annotation.json"
+    )
+    raise DataError(f"{places[0]}: {forms}")
+
+
+def projections(places: Sequence[Path]) -> dict[str, str] | None:
+    """image id -> `Frontal` or `Lateral` of Kaggle's indiana_projections.csv, the best source of views."""
+    table = find_table(places, "indiana_projections.csv")
+    if table is None:
+        return None
+    return dict(_projection_rows(table))
+
+
+def _projection_rows(table: Table) -> Iterator[tuple[str, str]]:
+    for line, (file_name, side) in table.rows(["filename", "projection"]):
+        name = image_id(file_name.removesuffix(".png"))
+        if name is None:
+            raise DataError(f"{table.shown}:{line}: {file_name!r} is not like 1_IM-0001-4001.dcm.png")
+        yield name, side
+
+
+def _xml_reports(places: Sequence[Path]) -> list[Report]:
+    for place in places:
+        paths = sorted(path for path in place.glob("*.xml") if path.stem.isdigit())
+        if paths:
+            return [_parse(io.BytesIO(path.read_bytes()), str(path)) for path in paths]
+    for place in places:
+        for path in sorted(place.glob("NLMCXR_reports.tgz")):
+            return list(_packed_reports(path))
+    return []
+
+
+def _packed_reports(path: Path) -> Iterator[Report]:
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for member in archive:
+                name = member.name.rsplit("/", 1)[-1]
+                content = (
+                    archive.extractfile(member) if name.endswith(".xml") and not is_leftover(name) else None
+                )
+                if content is not None:
+                    yield _parse(content, f"{path}!{member.name}")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{path} is damaged or cut short ({error}); download it again") from error
+
+
+def _parse(content: IO[bytes], shown: str) -> Report:
+    try:
+        root = ElementTree.parse(content).getroot()
+    except ElementTree.ParseError as error:
+        raise DataError(f"{shown} is not XML: {error}") from error
+    uid = root.find("uId")
+    if uid is None or not re.fullmatch(r"CXR\d+", uid.get("id", "")):
+        raise DataError(f"{shown}: no uId such as CXR1")
+    sections = {}
+    for element in root.iter("AbstractText"):
+        name, text = element.get("Label", "").lower(), (element.text or "").strip()
+        if name in SECTIONS and text:
+            sections[name] = text
+    return Report(
+        uid=uid.get("id", ""),
+        sections=sections,
+        images=tuple(image.get("id", "") for image in root.iter("parentImage")),
+        facts={
+            "mesh": [term.text.strip() for term in root.iterfind("MeSH/major") if term.text],
+            "mesh_automatic": [term.text.strip() for term in root.iterfind("MeSH/automatic") if term.text],
+        },
+    )
+
+
+def _kaggle_reports(places: Sequence[Path]) -> list[Report]:
+    table, images = find_table(places, "indiana_reports.csv"), find_table(places, "indiana_projections.csv")
+    if table is None:
+        return []
+    if images is None:
+        raise DataError(
+            f"{table.path.parent}: no indiana_projections.csv, which names the images of the reports"
+        )
+    by_report: dict[str, list[str]] = {}
+    for name, _ in _projection_rows(images):
+        by_report.setdefault(name.split("_")[0], []).append(name)
+    reports = []
+    for _, (uid, mesh, *texts) in table.rows(["uid", "MeSH", *SECTIONS]):
+        sections = {name: text for name, text in zip(SECTIONS, texts, strict=True) if text}
+        names = tuple(by_report.get(f"CXR{uid}", ()))
+        reports.append(Report(f"CXR{uid}", sections, names, {"mesh": mesh.split(";") if mesh else []}))
+    return reports
+
+
+def _r2gen_reports(places: Sequence[Path]) -> list[Report]:
+    path = next(
+        (place / "annotation.json" for place in places if (place / "annotation.json").is_file()), None
+    )
+    if path is None:
+        return []
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            Report(
+                uid=row["id"].split("_")[0],
+                sections={"findings": row["report"].strip()} if row["report"].strip() else {},
+                images=tuple(row["image_path"]),
+                facts={"r2gen_id": row["id"]},
+                split=R2GEN_SPLITS[name],
+            )
+            for name, rows in splits.items()
+            for row in rows
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} has no train, val and test lists of id, report and image_path") from error

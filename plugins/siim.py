@@ -1,0 +1,198 @@
+"""SIIM-ACR Pneumothorax: 12,047 frontal radiographs, pneumothorax or not, with masks.
+
+The paper's 12,954 images are the rows of the table: an image has a row for each of its masks. Here an image
+is one image, whatever its rows, so that none is in two splits.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+from medunifier_cli.data.contract import DataError, DatasetPlugin, Drop, FileImage, Option, Plan, Record
+
+from .chexpert_prompts import observed
+from .dicom_header import view_position
+from .draws import PART_OPTIONS, shuffled, stratified, train_parts
+from .tables import Table, find_table
+from .tree import archives, folders, image_paths, need_folder
+
+CLASSES = ("Pneumothorax", "No Pneumothorax")
+
+EDGE = 1024
+"""Edge of the images the masks are drawn on, in pixels."""
+
+RLE_TABLES = ("stage_2_train.csv", "train-rle.csv", "stage_1_train.csv")
+RENAMED_TABLES = ("stage_1_train_images.csv", "stage_1_test_images.csv")
+MASKS = re.compile(r".*mask.*", re.IGNORECASE)
+
+SIZES = {
+    "official": {"train": 9_757, "valid": 1_085, "test": 1_205},
+    "gloria": {"train": 8_432, "valid": 1_808, "test": 1_807},
+}
+
+
+@dataclass
+class Image:
+    """What the tables say of one image."""
+
+    name: str
+    """Stem of its file: the ImageId, or `0_train_1_` in the renamed mirror."""
+    positive: bool
+    masks: list[str]
+    """Run-length masks as published: pairs (gap since the last run, length) down columns of 1024 x 1024."""
+
+
+class Siim(DatasetPlugin):
+    name = "siim"
+    title = "SIIM-ACR Pneumothorax Segmentation"
+    homepage = "https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation"
+    needs = (
+        "stage_2_train.csv or train-rle.csv with the images of dicom-images-train/ and dicom-images-test/; "
+        "or the mirror with png_images/, stage_1_train_images.csv, stage_1_test_images.csv; Kaggle account."
+    )
+    classes = CLASSES
+    headline_metric = "auroc"
+    text_sections = ()
+    options: ClassVar[Mapping[str, Option]] = {
+        "split": Option(
+            "official", "stratified 81/9/10 of the published code, or 70/15/15", ("official", "gloria")
+        ),
+        **PART_OPTIONS,
+        "seed": Option(5, "seed of the split and of the 1 % and 10 % lists"),
+    }
+
+    def plan(self, raw: Path, options: Mapping[str, Any]) -> Plan:
+        need_folder(raw, self.needs)
+        images = read_images(list(folders(raw, 1, skip=MASKS)))
+        by_name = {image.name: image_id for image_id, image in images.items()}
+        paths = image_paths(raw, by_name.get, skip=MASKS)
+        if not paths:
+            packed = ", ".join(archives(raw))
+            hint = f"; unpack {packed} first" if packed else ""
+            raise DataError(f"{raw}: no image is named as in the table. {RENAMED_HINT}{hint}")
+        seed = options["seed"]
+        split = official_split(images, seed) if options["split"] == "official" else gloria_split(images, seed)
+        train = [image_id for image_id in images if split[image_id] == "train" and image_id in paths]
+        return Plan(
+            records=self._records(raw, images, paths, split),
+            total=len(images),
+            split_source=f"{options['split']}, by image, seed {seed}",
+            seed=seed,
+            subsets=train_parts(
+                {_key(image_id): images[image_id].positive for image_id in train},
+                options,
+                {name: _key(image_id) for image_id in train for name in (image_id, images[image_id].name)},
+            ),
+            expected=SIZES[options["split"]],
+        )
+
+    def prompt_sets(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
+        return {"observed": observed(*CLASSES)}
+
+    def _records(
+        self, raw: Path, images: Mapping[str, Image], paths: Mapping[str, str], split: Mapping[str, str]
+    ) -> Iterator[Record | Drop]:
+        for image_id, image in images.items():
+            if image_id not in paths:
+                yield Drop("missing", f"{image.name}.dcm")
+                continue
+            source = paths[image_id]
+            yield Record(
+                key=_key(image_id),
+                image=FileImage(raw / source),
+                split=split[image_id],
+                subject=image_id,
+                study=PurePosixPath(source).parent.name or image_id,
+                source=source,
+                view=view_position(raw / source) if source.endswith(".dcm") else None,
+                labels={"Pneumothorax": float(image.positive), "No Pneumothorax": float(not image.positive)},
+                facts={"rle_masks": image.masks},
+            )
+
+
+RENAMED_HINT = (
+    "Files called ID_xxxxxxxxx.dcm, as Kaggle has them now, do not match the ids of the train table: "
+    "use the original dicom-images-train/ and dicom-images-test/, or the mirror with png_images/"
+)
+
+
+def read_images(places: Sequence[Path]) -> dict[str, Image]:
+    """ImageId -> image, sorted by id, from the mask table and the mirror's list of renamed files.
+
+    Raises:
+        DataError: neither table, or an image that is both positive and negative.
+    """
+    images: dict[str, Image] = {}
+    masks = find_table(places, *RLE_TABLES)
+    if masks is not None:
+        _read_masks(masks, images)
+    renamed = [table for name in RENAMED_TABLES if (table := find_table(places, name))]
+    for table in renamed:
+        for line, (file_name, image_id, positive) in table.rows(["new_filename", "ImageId", "has_pneumo"]):
+            if positive not in ("0", "1"):
+                raise DataError(f"{table.shown}:{line}: has_pneumo {positive!r} is neither 0 nor 1")
+            image = images.setdefault(image_id, Image(image_id, positive == "1", []))
+            if image.positive != (positive == "1"):
+                raise DataError(f"{table.shown}:{line}: {image_id} has another label in {RLE_TABLES[0]}")
+            image.name = PurePosixPath(file_name).stem
+    if not images:
+        raise DataError(f"{places[0]}: none of {', '.join(RLE_TABLES + RENAMED_TABLES)}")
+    return dict(sorted(images.items()))
+
+
+def _read_masks(table: Table, images: dict[str, Image]) -> None:
+    """Rows of `ImageId, EncodedPixels`: `-1`, with or without a blank before it, means no pneumothorax."""
+    empty: set[str] = set()
+    for line, (image_id, pixels) in table.rows(["ImageId", "EncodedPixels"]):
+        image = images.setdefault(image_id, Image(image_id, False, []))
+        if pixels == "-1":
+            empty.add(image_id)
+        else:
+            _check_runs(pixels, table, line)
+            image.positive = True
+            image.masks.append(pixels)
+    both = sorted(image_id for image_id in empty if images[image_id].positive)
+    if both:
+        raise DataError(f"{table.shown}: {len(both)} images have both -1 and a mask, first {both[0]}")
+
+
+def _check_runs(pixels: str, table: Table, line: int) -> None:
+    """Raises: DataError if the text is no list of (gap, length) pairs that ends within the image."""
+    try:
+        runs = [int(number) for number in pixels.split()]
+    except ValueError:
+        runs = []
+    if not runs or len(runs) % 2 or min(runs) < 0 or sum(runs) > EDGE * EDGE:
+        raise DataError(
+            f"{table.shown}:{line}: EncodedPixels is neither -1 nor pairs of numbers within 1024 x 1024"
+        )
+
+
+def official_split(images: Mapping[str, Image], seed: int) -> dict[str, str]:
+    """The published code's shares: 10 % test, then 10 % of the rest valid, both stratified and rounded up."""
+    ids = list(images)
+    split = dict.fromkeys(ids, "train")
+    for name in ("test", "valid"):
+        rest = [image_id for image_id in ids if split[image_id] == "train"]
+        size = math.ceil(0.1 * len(rest))
+        for place in stratified([images[image_id].positive for image_id in rest], size, seed):
+            split[rest[place]] = name
+    return split
+
+
+def gloria_split(images: Mapping[str, Image], seed: int) -> dict[str, str]:
+    """GLoRIA's shares, 70/15/15 and not stratified, but of images instead of rows."""
+    ids = list(images)
+    held_out = math.ceil(0.3 * len(ids))
+    half = math.ceil(0.5 * held_out)
+    names = ["valid"] * half + ["test"] * (held_out - half) + ["train"] * (len(ids) - held_out)
+    return dict(zip(shuffled(ids, seed), names, strict=True))
+
+
+def _key(image_id: str) -> str:
+    return image_id.replace(".", "_")

@@ -1,0 +1,122 @@
+"""Label tables: CSV read row by row, columns by name, plain or gzipped, or inside a zip archive."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+from medunifier_cli.data.contract import DataError
+
+__all__ = ["Table", "find_table", "integer", "label_value"]
+
+csv.field_size_limit(1 << 24)  # a SIIM mask is one field of up to some hundred kilobytes
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV on disk (`member` empty) or inside the zip archive `path`."""
+
+    path: Path
+    member: str = ""
+
+    @property
+    def shown(self) -> str:
+        """How messages call it."""
+        return f"{self.path}!{self.member}" if self.member else str(self.path)
+
+    @contextmanager
+    def lines(self) -> Iterator[Iterable[str]]:
+        """The table's text, decompressed as it is read."""
+        with _open_bytes(self.path, self.member) as raw:
+            yield io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
+
+    def header(self) -> list[str]:
+        """Column names, stripped: SIIM has a blank before ` EncodedPixels`."""
+        with self.lines() as lines:
+            return [name.strip() for name in next(csv.reader(lines), [])]
+
+    def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """(line number, values of `columns`, stripped) of each row; empty lines are passed over.
+
+        Raises:
+            DataError: a missing column, a row shorter than the header, or a damaged archive.
+        """
+        try:
+            with self.lines() as lines:
+                reader = csv.reader(lines)
+                header = [name.strip() for name in next(reader, [])]
+                lacking = [name for name in columns if name not in header]
+                if lacking:
+                    there = ", ".join(header) or "none"
+                    raise DataError(f"{self.shown}: no column {', '.join(lacking)}; there are: {there}")
+                places = [header.index(name) for name in columns]
+                for row in reader:
+                    if not row:
+                        continue
+                    if len(row) < len(header):
+                        raise DataError(
+                            f"{self.shown}:{reader.line_num}: {len(row)} fields, the header has {len(header)}"
+                        )
+                    yield reader.line_num, tuple(row[place].strip() for place in places)
+        except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, csv.Error) as error:
+            raise DataError(f"{self.shown} is damaged or cut short ({error}); download it again") from error
+
+
+@contextmanager
+def _open_bytes(path: Path, member: str) -> Iterator[IO[bytes]]:
+    if member:
+        with zipfile.ZipFile(path) as archive, archive.open(member) as raw:
+            yield raw
+    elif path.suffix == ".gz":
+        with path.open("rb") as packed, gzip.GzipFile(fileobj=packed) as unpacked:
+            yield cast("IO[bytes]", unpacked)
+    else:
+        with path.open("rb") as raw:
+            yield raw
+
+
+def find_table(folders: Iterable[Path], *names: str) -> Table | None:
+    """The first of `names` (as `X.csv`, or gzipped as `X.csv.gz`) in the first folder that holds one."""
+    for folder in folders:
+        for name in names:
+            for path in (folder / name, folder / f"{name}.gz"):
+                if path.is_file():
+                    return Table(path)
+    return None
+
+
+def integer(text: str, table: Table, line: int, column: str) -> int:
+    """An id that is an integer and was never a float.
+
+    Raises:
+        DataError: anything else, such as `10000032.0` from a spreadsheet.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise DataError(f"{table.shown}:{line}: {column} {text!r} is not an integer") from None
+
+
+def label_value(text: str, table: Table, line: int, column: str) -> float | None:
+    """A label of the CheXpert family: 1 positive, 0 negative, -1 uncertain, None blank.
+
+    Raises:
+        DataError: any other value.
+    """
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 2.0
+    if value not in (-1.0, 0.0, 1.0):
+        raise DataError(f"{table.shown}:{line}: {column} is {text!r}, not 1, 0, -1 or blank")
+    return value
