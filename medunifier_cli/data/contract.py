@@ -224,3 +224,9 @@ class DatasetPlugin(ABC):
         positive = [i for i, name in enumerate(self.classes) if labels.get(name) == 1]
         return positive[0] if len(positive) == 1 else None
 
+    def findings_in(self, text: str) -> frozenset[str] | None:
+        """Classes that a report of this data set asserts, negations understood; None where it cannot say.
+
+        Optional: where reports follow a known grammar, generated ones can be scored exactly.
+        """
+        return None

@@ -1,0 +1,95 @@
+"""Zero-shot prompts: one set in the reports' own words, one in words that no report uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import count, product
+
+import numpy as np
+
+from .phantom_case import (
+    ATELECTASIS,
+    CARDIOMEGALY,
+    CLASSES,
+    EDEMA,
+    EFFUSION,
+    EXTENTS,
+    PNEUMONIA,
+    SEVERITIES,
+    ZONES,
+    Finding,
+    Side,
+)
+from .phantom_reports import punctuate, say, summarise
+
+_PER_CLASS = 12
+_SIDES: tuple[Side, ...] = ("right", "left", "bilateral")
+
+OTHER_PROMPTS: Mapping[str, tuple[str, ...]] = {
+    ATELECTASIS: (
+        "Loss of lung volume.",
+        "Incomplete expansion of part of a lung.",
+        "Airless lung tissue forms a stripe.",
+        "Dense streak from a deflated segment.",
+        "Discoid scarring or plate of airless lung.",
+        "Shrunken lobe with a raised diaphragm.",
+    ),
+    CARDIOMEGALY: (
+        "Big heart.",
+        "The cardiothoracic ratio exceeds one half.",
+        "Widened cardiac shadow.",
+        "Dilated ventricles make the heart broad.",
+        "The heart takes up more than half of the chest.",
+        "Globular heart shadow.",
+    ),
+    PNEUMONIA: (
+        "Chest infection.",
+        "Lobar infection with a dense white patch.",
+        "Cloudy spot caused by bacteria.",
+        "Alveoli filled with pus.",
+        "Round opaque area of infected lung.",
+        "Signs of a lower respiratory tract infection.",
+    ),
+    EDEMA: (
+        "Fluid in the lungs from heart failure.",
+        "Wet lungs.",
+        "Bat wing pattern around both hila.",
+        "Cephalization with septal lines.",
+        "Water in the alveoli and interstitium.",
+        "Congestive heart failure with fluid overload.",
+    ),
+    EFFUSION: (
+        "Hydrothorax.",
+        "Liquid between lung and chest wall.",
+        "Meniscus sign hides the diaphragm.",
+        "Fluid collects at the bottom of the chest.",
+        "The lung base is white with a curved upper border.",
+        "Water around the lung.",
+    ),
+}
+
+
+@lru_cache(maxsize=1)
+def report_prompts() -> Mapping[str, tuple[str, ...]]:
+    """Per class, what reports say of it in `findings` and `impression`: sizes, sides and zones vary."""
+    rng = np.random.default_rng(0)  # always the same prompts
+    return {name: tuple(_prompts(name, rng)) for name in CLASSES}
+
+
+def _prompts(name: str, rng: np.random.Generator) -> Iterator[str]:
+    sizes = SEVERITIES if name in (CARDIOMEGALY, EDEMA) else EXTENTS
+    sides: tuple[Side | None, ...] = {CARDIOMEGALY: (None,), EDEMA: ("bilateral",)}.get(name, _SIDES)  # type: ignore[assignment]
+    zones = ZONES if name in (ATELECTASIS, PNEUMONIA) else (None,)
+    places = list(product(sides, zones))
+    rng.shuffle(places)
+    seen: set[str] = set()
+    for i in count():
+        side, zone = places[i % len(places)]
+        finding = Finding(name, sizes[(i + i // len(places)) % len(sizes)], side, zone)
+        prompt = punctuate([say(finding, rng), summarise(finding, rng)])
+        if prompt not in seen:
+            seen.add(prompt)
+            yield prompt
+        if len(seen) == _PER_CLASS:
+            return
