@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, overload
 
 import yaml
 
@@ -42,7 +42,6 @@ class Recipe(Protocol):
 
 
 R = TypeVar("R", bound=Recipe)
-_DEFAULT_SCHEMA: Any = PretrainRecipe
 
 
 def shipped_recipes() -> list[str]:
@@ -73,9 +72,19 @@ def find_recipe(path_or_name: str | Path) -> Path:
     raise RecipeError(f"no recipe {name}; {hint}shipped: {', '.join(shipped_recipes())}")
 
 
-def load_recipe(
-    path_or_name: str | Path, overrides: Iterable[str] = (), schema: type[R] = _DEFAULT_SCHEMA
-) -> R:
+@overload
+def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = ()) -> PretrainRecipe: ...
+
+
+@overload
+def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = (), *, schema: type[R]) -> R: ...
+
+
+@overload
+def load_recipe(path_or_name: str | Path, overrides: Iterable[str], schema: type[R]) -> R: ...
+
+
+def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = (), schema: Any = PretrainRecipe) -> Any:
     """Read, merge and check a recipe.
 
     Args:
@@ -92,12 +101,12 @@ def load_recipe(
     path = find_recipe(path_or_name)
     settings = _merge([*_chain(path, schema), read_overrides(tuple(overrides), schema)])
     _check_stage(settings, schema, _shown(path))
-    recipe: R = build(schema, settings)
+    recipe = build(schema, settings)
     settings.problems.extend(_disagreements(recipe, settings, _shown(path)))
     if settings.problems:
         raise RecipeError("\n".join(settings.problems))
     if not recipe.name:
-        recipe = dataclasses.replace(cast(Any, recipe), name=path.stem)
+        recipe = dataclasses.replace(recipe, name=path.stem)
     return recipe
 
 

@@ -1,0 +1,210 @@
+"""What a recipe needs and a compute node without network would miss; looks, and fetches nothing."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from medunifier_cli.data.shards import Shards, read_manifest
+from medunifier_cli.data.text import TextTokenizer
+from medunifier_cli.errors import DataError, MissingWeightsError, MuError
+from medunifier_cli.plugin_index import load_dataset
+from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.roots import runs_root, shards_folder
+
+HASH_BLOCK = 1 << 20
+"""Bytes of a shard read at a time."""
+TIMM_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+"""Weight files timm looks for in a hub repository."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    what: str
+    said: str
+    good: bool
+
+
+def look(recipe: PretrainRecipe, processes: int = 0, hashes: bool = False) -> Iterator[Finding]:
+    """Look at everything the recipe needs, in the order a run would need it.
+
+    Args:
+        recipe: of a pre-training run.
+        processes: ranks; 0 for what the recipe says.
+        hashes: read every shard and compare its SHA-256.
+    """
+    yield from _each("data set", lambda: _dataset(recipe))
+    folder = Path(recipe.data.shards) if recipe.data.shards else shards_folder(recipe.data.dataset)
+    splits = dict.fromkeys([recipe.data.train, recipe.data.valid, recipe.data.test])
+    if not folder.is_dir():
+        yield Finding("shards", f"{folder}: no such folder; run `mu prepare {recipe.data.dataset}`", False)
+    for split in splits if folder.is_dir() else ():
+        if split:
+            yield from _each(f"shards of {split}", lambda split=split: _split(folder, split, hashes))  # type: ignore[misc]
+    yield from _each("tokenizer", lambda: _tokenizer(recipe))
+    yield from _each("image encoder weights", lambda: _vit_weights(recipe))
+    yield from _each("text encoder weights", lambda: _text_weights(recipe))
+    yield from _each("model", lambda: _model(recipe))
+    yield from _each("batch", lambda: _batch(recipe, processes or recipe.train.processes))
+    yield from _each("runs folder", _runs)
+
+
+def _each(what: str, check: Callable[[], str | list[str]]) -> Iterator[Finding]:
+    """A check answers what it found, or a list of problems, or raises its one problem."""
+    try:
+        said = check()
+    except MuError as error:
+        said = str(error).splitlines()
+    if isinstance(said, str):
+        yield Finding(what, said, True)
+    else:
+        yield from (Finding(what, line, False) for line in said)
+
+
+def _dataset(recipe: PretrainRecipe) -> str:
+    plugin = load_dataset(recipe.data.dataset)
+    sections = ", ".join(recipe.data.sections or plugin.text_sections)
+    return f"{plugin.title}; text: {sections}"
+
+
+def _split(folder: Path, split: str, hashes: bool) -> str | list[str]:
+    """Opening a split stops at its first bad shard; here all of them are looked at."""
+    manifest = read_manifest(folder)
+    entries = (manifest or {}).get("splits", {}).get(split, {}).get("shards", [])
+    wrong = []
+    for entry in entries:
+        path = folder / entry["name"]
+        if not path.is_file():
+            wrong.append(f"{path}: listed in the manifest and not there; run `mu prepare` again")
+        elif path.stat().st_size != entry["bytes"]:
+            size = path.stat().st_size
+            wrong.append(f"{path}: {size:,} bytes, {entry['bytes']:,} expected; run `mu prepare` again")
+        elif hashes and _sha256(path) != entry["sha256"]:
+            wrong.append(f"{path}: its contents are not those the manifest names; run `mu prepare` again")
+    if wrong:
+        return wrong
+    shards = Shards.open(folder, split)
+    shards.close()
+    if not len(shards):
+        raise DataError(f"{folder}: the split {split!r} is empty")
+    kind = "hashes" if hashes and entries else "sizes" if entries else "no manifest; members"
+    return f"{folder}: {len(shards):,} samples in {len(shards.names)} shards ({kind} checked)"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _tokenizer(recipe: PretrainRecipe) -> str:
+    if recipe.text.tokenizer == "train":
+        return f"learned on the split {recipe.data.train!r}, at most {recipe.text.vocabulary:,} tokens"
+    tokenizer = TextTokenizer.load(recipe.text.tokenizer)
+    return f"{recipe.text.tokenizer}: {tokenizer.size:,} tokens with [DEC]"
+
+
+def _vit_weights(recipe: PretrainRecipe) -> str:
+    import timm
+
+    vit = recipe.model.vit
+    if not timm.is_model(vit.name):
+        nearest = difflib.get_close_matches(vit.name, timm.list_models(), n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise MuError(f"model.vit.name: timm has no model {vit.name}{hint}")
+    if vit.weights == "random":
+        return "random" + (" and frozen: it will not learn" if vit.frozen else "")
+    path = Path(vit.weights).expanduser()
+    if vit.weights != "hub" and path.exists():
+        from medunifier_cli.model.vit import local_weights
+
+        return str(local_weights(path))
+    if vit.weights == "hub":
+        cfg = timm.get_pretrained_cfg(vit.name)
+        repository = getattr(cfg, "hf_hub_id", None)
+        if not repository:
+            raise MuError(f"model.vit.weights: timm names no hub weights for {vit.name}")
+        return f"{repository}: {_cached('model.vit.weights', repository, TIMM_FILES)}"
+    if vit.weights.count("/") != 1 or vit.weights.startswith((".", "~", "/")):
+        raise MissingWeightsError(
+            f"model.vit.weights: {vit.weights} is neither a folder, a file nor a hub name"
+        )
+    _cached("model.vit.weights", vit.weights, ("config.json",))
+    return f"{vit.weights}: {_cached('model.vit.weights', vit.weights, TIMM_FILES)}"
+
+
+def _cached(key: str, repository: str, names: tuple[str, ...]) -> str:
+    """Which of `names` the Hugging Face cache has.
+
+    Raises:
+        MissingWeightsError: none; says what to fetch.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    for name in names:
+        if isinstance(try_to_load_from_cache(repository, name), str):
+            return f"{name} is cached"
+    raise MissingWeightsError(
+        f"{key}: {repository} is not in the Hugging Face cache ({constants.HF_HUB_CACHE}); where there is a "
+        f"network, fetch it with `hf download {repository}`, or name a local folder"
+    )
+
+
+def _text_weights(recipe: PretrainRecipe) -> str:
+    weights = recipe.model.qformer.weights
+    if weights == "random":
+        return "random"
+    from medunifier_cli.checkpoint.convert import weights_path
+
+    return str(weights_path(weights))
+
+
+def _model(recipe: PretrainRecipe) -> str:
+    """Built without memory: sizes that do not fit each other show here."""
+    import torch
+
+    from medunifier_cli.model.medunifier import MedUnifier
+
+    with torch.device("meta"):
+        model = MedUnifier(recipe, recipe.text.vocabulary + 1, load=False)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return f"{total / 1e6:,.1f} M parameters, {trained / 1e6:,.1f} M of them trained"
+
+
+def _batch(recipe: PretrainRecipe, processes: int) -> str:
+    settings, ranks = recipe.train, processes or 1
+    micro = settings.micro_batch or math.ceil(settings.global_batch / ranks)
+    unit = micro * ranks
+    if settings.global_batch % unit:
+        raise MuError(
+            f"train.global_batch: {settings.global_batch} is not a multiple of {micro} pairs x {ranks} "
+            "processes; change it, train.micro_batch or the number of processes"
+        )
+    known = "" if processes else " (one per GPU; counted here as one)"
+    return (
+        f"{settings.global_batch} pairs = {settings.global_batch // unit} x {micro} on {ranks} "
+        f"process{'es' if ranks > 1 else ''}{known}; ITC and ITM contrast among {unit}"
+    )
+
+
+def _runs() -> str:
+    root = runs_root()
+    there = next(path for path in [root.absolute(), *root.absolute().parents] if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise MuError(f"{root}: cannot be written; set MU_RUNS to another folder")
+    return str(root)

@@ -1,0 +1,162 @@
+"""`mu check`: what a run would miss is found beforehand, all of it, without a network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from medunifier_cli.cli import mu
+from medunifier_cli.data.shards import Shards
+from tests.hand_made import write_split
+
+SPLITS = ("train", "valid", "test")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No socket may be opened; the hub's cache is empty."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("mu check tried to reach the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("MU_RUNS", str(tmp_path / "runs"))
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Three splits of 10 samples in two shards each, with a manifest."""
+    folder = tmp_path / "shards"
+    manifest: dict[str, dict[str, object]] = {"splits": {}, "index": {}}
+    for split in SPLITS:
+        write_split(folder, split, 10, 5)
+    for split in SPLITS:
+        opened = Shards.open(folder, split)
+        np.save(folder / f"{split}.npy", opened.index)
+        entries = []
+        for name in opened.names:
+            body = (folder / name).read_bytes()
+            entries.append({"name": name, "bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()})
+        manifest["splits"][split] = {"shards": entries}
+        digest = hashlib.sha256((folder / f"{split}.npy").read_bytes()).hexdigest()
+        manifest["index"][split] = {
+            "file": f"{split}.npy",
+            "sha256": digest,
+            "labels": list(opened.label_names),
+        }
+        opened.close()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def check(*args: str) -> Result:
+    return CliRunner().invoke(mu, ["check", *args])
+
+
+def problems(result: Result) -> list[str]:
+    return [line for line in result.stdout.splitlines() if line.startswith("problem")]
+
+
+def test_ready(shards: Path) -> None:
+    result = check("demo", "-o", f"data.shards={shards}", "--hashes")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "demo is ready"
+    assert "10 samples in 2 shards (hashes checked)" in result.stdout
+
+
+def test_all_problems_at_once_with_what_to_do(shards: Path) -> None:
+    cut = shards / "train-000000.tar"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    (shards / "train-000001.tar").unlink()
+    result = check(
+        "demo",
+        "-o", f"data.shards={shards}",
+        "-o", "data.test=exam",
+        "-o", "text.tokenizer=some/tokenizer",
+        "-o", "model.vit.weights=some/vit",
+        "-o", "model.qformer.weights=some/bert",
+        "-o", "data.image_size=60",
+        "-o", "train.global_batch=36",
+        "-o", "train.micro_batch=12",
+        "--num-processes", "2",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    expected = [
+        ("shards of train", "train-000000.tar"),
+        ("shards of train", "train-000001.tar: listed in the manifest and not there"),
+        ("shards of exam", "no split 'exam'; the splits there are test, train, valid"),
+        ("tokenizer", "`hf download some/tokenizer "),
+        ("image encoder weights", "`hf download some/vit`"),
+        ("text encoder weights", "`hf download some/bert`"),
+        ("model", "60"),
+        ("batch", "36 is not a multiple of 12 pairs x 2 processes"),
+    ]
+    found = problems(result)
+    for line, (what, said) in zip(found, expected, strict=True):
+        assert line.startswith(f"problem  {what}: ")
+        assert said in line
+    assert result.stderr == "mu: demo is not ready: 8 problems, listed above\n"
+
+
+def test_changed_shard_of_the_same_size_is_found_by_its_hash(shards: Path) -> None:
+    path = shards / "valid-000001.tar"
+    body = bytearray(path.read_bytes())
+    body[700] ^= 1
+    path.write_bytes(bytes(body))
+    assert check("demo", "-o", f"data.shards={shards}").exit_code == 0
+    (line,) = problems(check("demo", "-o", f"data.shards={shards}", "--hashes"))
+    assert "valid-000001.tar: its contents are not those the manifest names" in line
+
+
+def test_nothing_prepared_is_one_problem_that_names_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MU_DATA", str(tmp_path))
+    (line,) = problems(check("demo"))
+    assert line == f"problem  shards: {tmp_path}/shards/phantom: no such folder; run `mu prepare phantom`"
+
+
+def test_weights_in_the_cache_and_in_a_folder_are_found(shards: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "models--some--bert" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    (snapshot / "model.safetensors").write_bytes(b"")
+    local = tmp_path / "vit"
+    local.mkdir()
+    (local / "model.safetensors").write_bytes(b"")
+    result = check(
+        "demo", "-o", f"data.shards={shards}", "-o", "model.qformer.weights=some/bert",
+        "-o", f"model.vit.weights={local}",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stdout
+
+
+def test_paper_recipe_names_every_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MU_DATA", str(tmp_path))
+    found = "\n".join(problems(check("full")))
+    assert "`hf download timm/eva_giant_patch14_clip_224.laion400m" in found
+    assert found.count("`hf download microsoft/BiomedVLP-CXR-BERT-general") == 2
+
+
+def test_unknown_model_offers_the_nearest(shards: Path) -> None:
+    name = "vit_tiny_patch16_2244"
+    found = problems(check("demo", "-o", f"data.shards={shards}", "-o", f"model.vit.name={name}"))
+    assert f"timm has no model {name}; did you mean vit_tiny_patch16_224?" in found[0]
+
+
+def test_runs_folder_that_cannot_be_written(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MU_RUNS", str(tmp_path / "file" / "runs"))
+    (line,) = problems(check("demo", "-o", f"data.shards={shards}"))
+    assert "set MU_RUNS to another folder" in line
