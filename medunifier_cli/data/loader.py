@@ -44,6 +44,7 @@ class SplitSource:
     Attributes:
         rows: row of each sample in the shards, int64 [n].
         labels: class index of each sample, -1 for none or several, int64 [n].
+        digests: hash of each sample's text, int64 [n].
         excluded: samples left out because their text is empty.
 
     Raises:
@@ -77,6 +78,7 @@ class SplitSource:
                 f"{len(shards):,} have no text in {', '.join(self.sections)} (data.sections, data.require)"
             )
         self.labels = _class_indices(shards, plugin)[self.rows]
+        self.digests: NDArray[np.int64] = self._table.digest[self.rows].astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.rows)

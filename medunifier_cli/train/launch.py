@@ -73,8 +73,8 @@ def run_ranks(processes: int, work: Callable[..., None], arguments: Sequence[Any
     Signals that ask to stop are passed on. When one rank fails the others are asked to stop, so that none
     waits for ever in a collective. The code is the first failing rank's.
     """
-    from accelerate.utils import PrepareForLaunch, patch_environment
     import torch.multiprocessing as multiprocessing
+    from accelerate.utils import PrepareForLaunch, patch_environment
 
     with patch_environment(
         world_size=processes, master_addr="127.0.0.1", master_port=_free_port(), mixed_precision="no"

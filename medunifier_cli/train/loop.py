@@ -78,7 +78,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: Train, optim: O
         return 0
     module, optimizer = accelerator.prepare(stage.module, optimizer)
     log = Log(run.log, first) if world.is_main() else None
-    with stop_on_signals() as stop, Progress(first, stage.steps, "pairs", train.global_batch) as progress:
+    with stop_on_signals() as stop, Progress(first, stage.steps, per_unit=train.global_batch) as progress:
         for step, micro_batches in enumerate(stage.batches(first), first):
             started = time.monotonic()
             set_rate(optimizer, learning_rate(optim, step, stage.steps))

@@ -14,6 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
+from medunifier_cli.checkpoint.restore import restore
 from medunifier_cli.data.contract import Batch
 from medunifier_cli.data.loader import SplitSource, eval_batches, train_batches
 from medunifier_cli.data.shards import Shards
@@ -28,9 +29,12 @@ from medunifier_cli.page.pictures import save_pairs
 from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.roots import shards_folder
+from medunifier_cli.tasks.heldout import evaluate
+from medunifier_cli.tasks.results import table
 from medunifier_cli.train import world
+from medunifier_cli.train.batches import first_pairs, to_device
 from medunifier_cli.train.loop import Values, fit
-from medunifier_cli.train.record import Run, command_line
+from medunifier_cli.train.record import Run, command_line, data_facts
 
 SHOWN_PAIRS = 8
 """Images in the reconstruction picture of a validation."""
@@ -109,10 +113,7 @@ class Pretraining:
         return sums
 
     def _show(self, batch: Batch, step: int) -> None:
-        few = Batch(
-            batch.keys[:SHOWN_PAIRS], batch.image_B1HW[:SHOWN_PAIRS], first_texts(batch, SHOWN_PAIRS),
-            batch.digest_B[:SHOWN_PAIRS], batch.label_B[:SHOWN_PAIRS], batch.place_B[:SHOWN_PAIRS],
-        )  # fmt: skip
+        few = first_pairs(batch, SHOWN_PAIRS)
         made = self.model.reconstruct(few)
         save_pairs(
             pixels(few.image_B1HW), made.image_BCHW, self.run.samples / f"reconstructions-step-{step:08d}.png"
@@ -138,23 +139,6 @@ class Pretraining:
             f" seed {self.recipe.train.seed}" if vit.weights == "random" else ""
         )
         return {"frozen_source": source, "frozen_hash": self.frozen_hash} if vit.frozen else {}
-
-
-def first_texts(batch: Batch, count: int) -> Any:
-    """The first `count` texts of a batch."""
-    lengths = batch.text.lengths_B[:count]
-    return type(batch.text)(batch.text.ids_N[: int(lengths.sum())], lengths)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Tensors that are computed with to the device; lengths and places stay on the CPU."""
-    if device.type == "cpu":
-        return batch
-    text = type(batch.text)(batch.text.ids_N.to(device, non_blocking=True), batch.text.lengths_B)
-    return Batch(
-        batch.keys, batch.image_B1HW.to(device, non_blocking=True), text,
-        batch.digest_B.to(device), batch.label_B.to(device), batch.place_B,
-    )  # fmt: skip
 
 
 def open_split(
@@ -218,6 +202,8 @@ def run_pretraining(recipe: PretrainRecipe, folder: Path) -> None:
         MuError: anything the user must mend.
     """
     run = Run(folder)
+    for split in filter(None, (recipe.data.train, recipe.data.valid, recipe.data.test)):
+        Shards.open(split_folder(recipe), split)  # before a run folder is made for nothing
     accelerator = accelerator_of(recipe, folder)
     if world.is_main():
         with run.locked():
@@ -244,11 +230,19 @@ def _pretrain(recipe: PretrainRecipe, run: Run, accelerator: Accelerator) -> Non
         )
     done = fit(stage, run, accelerator, recipe.train, recipe.optim)
     accelerator.end_training()
-    if world.is_main() and not done:
-        click.echo(f"mu: {run.folder} is complete: {stage.steps:,} steps", err=True)
+    if world.is_main():
+        if not done:
+            click.echo(f"mu: {run.folder} is complete: {stage.steps:,} steps", err=True)
+        if recipe.data.test:
+            _measure(recipe, run, train, tokenizer)
+    world.barrier()
 
 
-def data_facts(folder: Path) -> dict[str, Any]:
-    """Hash of the manifest, which hashes every shard."""
-    manifest = folder / "manifest.json"
-    return {"shards": str(folder), "manifest": store.file_hash(manifest) if manifest.exists() else "none"}
+def _measure(recipe: PretrainRecipe, run: Run, train: SplitSource, tokenizer: TextTokenizer) -> None:
+    """The last checkpoint on the held-out split: results file, picture, and a table on stdout."""
+    trained = restore(run)
+    heldout = open_split(recipe, recipe.data.test, tokenizer)
+    metrics = evaluate(trained, train, heldout, recipe.data.test, split_folder(recipe))
+    if metrics:
+        click.echo(f"{run.folder}, {recipe.data.dataset}/{recipe.data.test}, n = {len(heldout):,}")
+        click.echo(table(metrics))

@@ -23,12 +23,12 @@ class Progress:
     Args:
         first: steps done before.
         total: steps in all.
-        unit: what a step is made of, for the rate.
-        per_step: how many of them.
+        unit: what is counted.
+        per_unit: pairs in one of them, for the rate.
     """
 
-    def __init__(self, first: int, total: int, unit: str, per_step: int) -> None:
-        self.first, self.total, self.unit, self.per_step = first, total, unit, per_step
+    def __init__(self, first: int, total: int, unit: str = "step", per_unit: int = 1) -> None:
+        self.first, self.total, self.unit, self.per_unit = first, total, unit, per_unit
         self.bar: Any = None
         self.started = self.spoke = time.monotonic()
         self.silent = not world.is_main()
@@ -36,7 +36,7 @@ class Progress:
     def __enter__(self) -> Progress:
         if not self.silent and sys.stderr.isatty():
             self.bar = tqdm(
-                total=self.total, initial=self.first, unit="step", dynamic_ncols=True, file=sys.stderr
+                total=self.total, initial=self.first, unit=self.unit, dynamic_ncols=True, file=sys.stderr
             )
         return self
 
@@ -61,8 +61,8 @@ class Progress:
         if event == "train" and now - self.spoke < PLAIN_EVERY and done not in (1, self.total):
             return
         self.spoke = now
-        rate = (done - self.first) * self.per_step / max(now - self.started, 1e-9)
-        line = f"step {done:,}/{self.total:,}  {event}  {text}  {rate:.0f} {self.unit}/s"
+        rate = (done - self.first) * self.per_unit / max(now - self.started, 1e-9)
+        line = f"{self.unit} {done:,}/{self.total:,}  {event}  {text}  {rate:.0f} pairs/s"
         if self.bar is not None:
             self.bar.write(line, file=sys.stderr)
         else:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from medunifier_cli.checkpoint.store import file_hash
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.recipe.load import dump_recipe
 
@@ -213,3 +214,9 @@ def command_line() -> list[str]:
 def as_plain(recipe: Any) -> dict[str, Any]:
     """A recipe as nested dicts, for JSON."""
     return dataclasses.asdict(recipe)
+
+
+def data_facts(folder: Path) -> dict[str, Any]:
+    """Hash of the manifest, which hashes every shard."""
+    manifest = folder / "manifest.json"
+    return {"shards": str(folder), "manifest": file_hash(manifest) if manifest.exists() else "none"}

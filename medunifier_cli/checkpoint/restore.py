@@ -1,0 +1,69 @@
+"""A run folder -> the trained model, ready to use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from medunifier_cli.checkpoint import store
+from medunifier_cli.data.text import TextTokenizer
+from medunifier_cli.errors import CheckpointError
+from medunifier_cli.model.medunifier import MedUnifier
+from medunifier_cli.recipe.load import load_recipe
+from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.train.record import Run
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A pre-trained model as a run left it."""
+
+    run: Run
+    recipe: PretrainRecipe
+    tokenizer: TextTokenizer
+    model: MedUnifier
+    """In evaluation mode, on `device`."""
+    device: torch.device
+    step: int
+    identity: str
+    """Hash of the checkpoint, as result files carry it."""
+
+
+def is_pretrained(run: Run) -> bool:
+    """Whether a folder holds a pre-training run with a checkpoint."""
+    return run.recipe.exists() and bool(store.steps(run.checkpoints))
+
+
+def restore(run: Run, device: torch.device | None = None) -> Trained:
+    """The newest whole checkpoint of a pre-training run.
+
+    Raises:
+        CheckpointError: no checkpoint, or frozen weights that are not those the run was trained with.
+        MissingWeightsError: the frozen image encoder's weights are not on this machine.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not run.recipe.exists():
+        raise CheckpointError(f"{run.folder}: not a run, it has no recipe.yaml")
+    recipe = load_recipe(run.recipe, (), PretrainRecipe)
+    checkpoint = store.newest(run.checkpoints, only=("model",))
+    if checkpoint is None:
+        raise CheckpointError(
+            f"{run.folder}: no whole checkpoint; run `mu pretrain` again, it goes on or starts over"
+        )
+    tokenizer = TextTokenizer.load(str(run.tokenizer))
+    torch.manual_seed(recipe.train.seed)  # a frozen image encoder with random weights is made from this seed
+    model = MedUnifier(recipe, tokenizer.size)
+    frozen = dict(model.vit.frozen_tensors())
+    if frozen and store.tensors_hash(frozen) != checkpoint.facts["stage"].get("frozen_hash"):
+        raise CheckpointError(
+            f"{run.folder}: the image encoder's weights ({recipe.model.vit.weights}) are not those of the run"
+        )
+    missing, unexpected = model.load_state_dict(dict(checkpoint.tensors["model"]), strict=False)
+    missing = [name for name in missing if name.removeprefix("vit.vit.") not in frozen]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{run.folder}: its checkpoint does not fit its recipe; was it made by another version?"
+        )
+    identity = store.identity(run.checkpoints, checkpoint.step)
+    return Trained(run, recipe, tokenizer, model.to(device).eval(), device, checkpoint.step, identity)

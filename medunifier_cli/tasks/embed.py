@@ -1,0 +1,133 @@
+"""The embedding pass: ITC features of a split, once per (checkpoint, data), kept in HDF5.
+
+n samples, Q queries, E joint space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.data.contract import PackedText
+from medunifier_cli.data.loader import SplitSource, eval_batches
+from medunifier_cli.errors import CheckpointError, DataError
+from medunifier_cli.train.batches import to_device
+from medunifier_cli.train.progress import Progress
+from medunifier_cli.train.record import data_facts
+
+BATCH = 64
+"""Samples per forward pass."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """ITC features of a split."""
+
+    image_nQE: NDArray[np.float32]
+    text_nE: NDArray[np.float32]
+    label_n: NDArray[np.int64]
+    """Class index, -1 for none or several."""
+    keys: list[str]
+
+
+def embed_split(trained: Trained, source: SplitSource, dataset: str, split: str, shards: Path) -> Embeddings:
+    """Features of every sample that has text, from the cache where it was made by this checkpoint and data.
+
+    Raises:
+        CheckpointError: the run was trained without ITC.
+    """
+    if not trained.recipe.objectives.itc:
+        raise CheckpointError(
+            f"{trained.run.folder}: trained without ITC, it cannot compare images with texts"
+        )
+    cache = trained.run.folder / "cache" / f"embeddings-{dataset}-{split}.h5"
+    made_of = f"{trained.identity} {data_facts(shards)['manifest']} {len(source)}"
+    found = _read(cache, made_of)
+    if found is None:
+        found = _embed(trained, source)
+        _write(cache, made_of, found)
+    return found
+
+
+def embed_texts(trained: Trained, texts: list[str]) -> NDArray[np.float32]:
+    """Texts -> [n, E].
+
+    Raises:
+        DataError: an empty text, or one longer than the recipe's `text.max_tokens`.
+    """
+    longest = trained.recipe.text.max_tokens
+    rows = []
+    for text in texts:
+        ids = trained.tokenizer.encode(text, longest + 1)
+        if len(ids) > longest:
+            raise DataError(f"a text of more than {longest} tokens; the run's text.max_tokens is {longest}")
+        if len(ids) <= 2:
+            raise DataError("an empty text cannot be compared with images")
+        rows.append(ids)
+    found = []
+    for start in range(0, len(rows), BATCH):
+        some = rows[start : start + BATCH]
+        ids_N = torch.tensor([token for row in some for token in row], device=trained.device)
+        packed = PackedText(ids_N, torch.tensor([len(row) for row in some]))
+        with torch.no_grad():
+            text_ND, layout = trained.model.qformer.read_text(packed)
+            found.append(trained.model.text_head(text_ND[layout.start_B]).cpu().numpy())
+    return np.concatenate(found)
+
+
+def embed_images(trained: Trained, image_BCHW: Tensor) -> NDArray[np.float32]:
+    """Pixels in [0, 1] -> [B, Q, E]."""
+    with torch.no_grad():
+        memory = trained.model.qformer.read_image(trained.model.look(image_BCHW))
+        image: NDArray[np.float32] = trained.model.image_head(memory.query_BQD).cpu().numpy()
+    return image
+
+
+def _embed(trained: Trained, source: SplitSource) -> Embeddings:
+    from medunifier_cli.model.vit import pixels
+
+    images, texts, labels, keys = [], [], [], []
+    model = trained.model
+    batches = eval_batches(source, batch_size=BATCH, rank=0, world=1, workers=0)
+    with Progress(0, len(source), "sample") as progress, torch.no_grad():
+        for batch, mask_B in batches:
+            batch = to_device(batch, trained.device)
+            images.append(embed_images(trained, pixels(batch.image_B1HW))[mask_B.numpy()])
+            text_ND, layout = model.qformer.read_text(batch.text)
+            texts.append(model.text_head(text_ND[layout.start_B]).cpu().numpy()[mask_B.numpy()])
+            labels.append(batch.label_B.cpu().numpy()[mask_B.numpy()])
+            keys += [key for key, real in zip(batch.keys, mask_B.tolist(), strict=True) if real]
+            progress.move(len(keys))
+    return Embeddings(np.concatenate(images), np.concatenate(texts), np.concatenate(labels), keys)
+
+
+def _read(path: Path, made_of: str) -> Embeddings | None:
+    if not path.exists():
+        return None
+    try:
+        with h5py.File(path) as file:
+            if file.attrs["made_of"] != made_of:
+                return None  # another checkpoint or other data
+            keys = [key.decode() for key in file["keys"][:]]
+            return Embeddings(file["image"][:], file["text"][:], file["label"][:], keys)
+    except (OSError, KeyError):
+        return None  # torn by a kill; made again
+
+
+def _write(path: Path, made_of: str, found: Embeddings) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".writing")
+    with h5py.File(temporary, "w") as file:
+        file.create_dataset("image", data=found.image_nQE)
+        file.create_dataset("text", data=found.text_nE)
+        file.create_dataset("label", data=found.label_n)
+        file.create_dataset("keys", data=np.array([key.encode() for key in found.keys]))
+        file.attrs["made_of"] = made_of
+    temporary.replace(path)

@@ -1,0 +1,131 @@
+"""What pre-training itself was asked to do, measured on a held-out split: TIG and ITM.
+
+Image quality and codebook use need every image once; ITM is asked about each image with its own text and with
+one other, so that guessing is right half of the time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.data.loader import SplitSource, collate, eval_batches
+from medunifier_cli.model.quantizer import perplexity
+from medunifier_cli.model.vit import pixels
+from medunifier_cli.objectives import draws
+from medunifier_cli.page.pictures import save_pairs
+from medunifier_cli.tasks.results import Metric, write_result
+from medunifier_cli.train.batches import first_pairs, to_device
+from medunifier_cli.train.progress import Progress
+
+BATCH = 64
+SHOWN = 16
+"""Pairs in the picture."""
+
+
+def evaluate(
+    trained: Trained, train: SplitSource, heldout: SplitSource, split: str, shards: Path
+) -> list[Metric]:
+    """Measure and write `results/pretraining-<dataset>-<split>.json`.
+
+    Args:
+        train: for the mean image, the floor of reconstruction.
+        heldout: the split to measure on.
+    """
+    objectives, dataset = trained.recipe.objectives, trained.recipe.data.dataset
+    metrics: list[Metric] = []
+    if objectives.tig:
+        metrics += _reconstruction(trained, train, heldout, split)
+    if objectives.itm:
+        metrics.append(_matching(trained, heldout))
+    if metrics:
+        write_result(
+            trained, "pretraining", dataset, split, shards, n=len(heldout), seed=trained.recipe.train.seed,
+            metrics=metrics,
+            protocol=(
+                "PSNR: mean over images, values in [0, 1]; floor: the mean training image. Perplexity "
+                "and dead codes: over all codes of the split. ITM: each image with its own text and with one "
+                "drawn from the texts that differ from it; floor: guessing"
+            ),
+        )  # fmt: skip
+    return metrics
+
+
+def psnr(image_BCHW: Tensor, other_BCHW: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB, peak 1, [B]."""
+    error_B = (image_BCHW - other_BCHW.clamp(0, 1)).square().flatten(1).mean(dim=1)
+    return -10 * torch.log10(error_B.clamp(min=1e-12))
+
+
+def mean_image(source: SplitSource) -> Tensor:
+    """Mean of a split's images, [1, 1, H, W] in [0, 1]."""
+    total = np.zeros((source.data.image_size,) * 2)
+    for batch, mask_B in eval_batches(source, batch_size=BATCH, rank=0, world=1, workers=0):
+        total += batch.image_B1HW[mask_B].double().sum(dim=(0, 1)).numpy()
+    return torch.from_numpy(total / len(source) / 255.0).float()[None, None]
+
+
+def _reconstruction(trained: Trained, train: SplitSource, heldout: SplitSource, split: str) -> list[Metric]:
+    mean = mean_image(train).to(trained.device)
+    quality: list[Tensor] = []
+    floor: list[Tensor] = []
+    counts: list[Tensor] = []
+    with torch.no_grad(), Progress(0, len(heldout), "image") as progress:
+        for number, (batch, mask_B) in enumerate(
+            eval_batches(heldout, batch_size=BATCH, rank=0, world=1, workers=0)
+        ):
+            batch = first_pairs(to_device(batch, trained.device), int(mask_B.sum()))
+            image = pixels(batch.image_B1HW)
+            made = trained.model.reconstruct(batch)
+            quality.append(psnr(image, made.image_BCHW.float()).cpu())
+            floor.append(psnr(image, mean.expand_as(image)).cpu())
+            counts.append(torch.stack([made.top.count_K, made.bottom.count_K]).cpu())
+            progress.move(sum(map(len, quality)))
+            if number == 0:
+                path = trained.run.samples / f"reconstructions-{split}.png"
+                save_pairs(image[:SHOWN], made.image_BCHW[:SHOWN], path)
+    top_K, bottom_K = torch.stack(counts).sum(dim=0)
+    size = float(len(top_K))
+    return [
+        Metric("reconstruction PSNR", float(torch.cat(quality).mean()), float(torch.cat(floor).mean()), "dB"),
+        Metric("perplexity, top codebook", float(perplexity(top_K)), 1.0, f"of {size:.0f}"),
+        Metric("perplexity, bottom codebook", float(perplexity(bottom_K)), 1.0, f"of {size:.0f}"),
+        Metric("dead codes, top codebook", float((top_K == 0).sum()), size - 1),
+        Metric("dead codes, bottom codebook", float((bottom_K == 0).sum()), size - 1),
+    ]
+
+
+def _matching(trained: Trained, heldout: SplitSource) -> Metric:
+    """ITM accuracy over every image with its own text and with another one."""
+    partner_n = other_texts(heldout, trained.recipe.train.seed)
+    right = asked = 0
+    for start in range(0, len(heldout), BATCH):
+        own = range(start, min(start + BATCH, len(heldout)))
+        asking = [i for i in own if partner_n[i] >= 0]
+        numbers = [*own, *(int(partner_n[i]) for i in asking)]
+        batch = to_device(collate([heldout.sample(i) for i in numbers], numbers), trained.device)
+        image_M = torch.tensor([*range(len(own)), *(i - start for i in asking)])
+        matched_M = torch.arange(len(numbers)) < len(own)
+        with torch.no_grad():
+            features = trained.model.look(pixels(batch.image_B1HW[: len(own)]))
+            memory = trained.model.qformer.read_image(features)
+            logits = trained.model.match(trained.model.qformer.read_pairs(memory, image_M, batch.text))
+        right += int(((logits.argmax(dim=1) == 1).cpu() == matched_M).sum())
+        asked += len(numbers)
+    return Metric("ITM accuracy, random pairs", right / asked, 0.5)
+
+
+def other_texts(source: SplitSource, seed: int) -> NDArray[np.int64]:
+    """For each sample one whose text differs, drawn uniformly by (seed, sample); -1 if all are equal."""
+    n = len(source)
+    drawn = (draws.uniform(seed, draws.NEGATIVE_TEXT, range(n)).numpy() * n).astype(np.int64)
+    differs = source.digests != source.digests[drawn]
+    for i in np.flatnonzero(~differs):
+        rest = np.flatnonzero(source.digests != source.digests[i])
+        drawn[i] = rest[drawn[i] % len(rest)] if len(rest) else -1
+    return drawn

@@ -1,0 +1,79 @@
+"""Prompt ensembles for zero-shot classification: which are drawn, and under what hash they are known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from medunifier_cli.data.contract import DatasetPlugin
+from medunifier_cli.errors import DataError
+
+Prompts = Mapping[str, Sequence[str]]
+"""Class name -> prompts."""
+
+
+def prompts_of(plugin: DatasetPlugin, name: str) -> Prompts:
+    """A prompt set of a data set; empty `name` for its default one.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    sets = plugin.prompt_sets()
+    if not sets:
+        raise DataError(f"{plugin.name} comes without zero-shot prompts; give a YAML file with --prompts")
+    if name and name not in sets:
+        raise DataError(f"{plugin.name} has no prompt set {name!r}; there are: {', '.join(sets)}")
+    return sets[name or next(iter(sets))]
+
+
+def read_prompts(path: Path, classes: Sequence[str]) -> Prompts:
+    """A YAML file of `class: [prompt, ...]`.
+
+    Raises:
+        DataError: no such file, not of that form, or a class without prompts.
+    """
+    try:
+        content: Any = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}: not valid YAML") from error
+    good = isinstance(content, dict) and all(
+        isinstance(value, list) and value and all(isinstance(text, str) for text in value)
+        for value in content.values()
+    )
+    if not good:
+        raise DataError(f"{path}: write it as `class: [prompt, prompt, ...]`")
+    missing = [name for name in classes if name not in content]
+    if missing:
+        raise DataError(f"{path}: no prompts for {', '.join(missing)}")
+    return {name: content[name] for name in classes}
+
+
+def draw(prompts: Prompts, classes: Sequence[str], count: int, seed: int) -> dict[str, list[str]]:
+    """`count` prompts of each class without repetition, all where there are fewer or `count` is 0.
+
+    Raises:
+        DataError: a class without prompts.
+    """
+    drawn = {}
+    for number, name in enumerate(classes):
+        texts = list(dict.fromkeys(prompts.get(name, ())))
+        if not texts:
+            raise DataError(f"no zero-shot prompt for class {name!r}")
+        if 0 < count < len(texts):
+            chosen = np.random.default_rng((seed, number)).choice(len(texts), count, replace=False)
+            texts = [texts[i] for i in sorted(chosen)]
+        drawn[name] = texts
+    return drawn
+
+
+def fingerprint(prompts: Prompts) -> str:
+    """Short hash of the prompts, as result files carry it."""
+    return hashlib.sha256(json.dumps({k: list(v) for k, v in prompts.items()}).encode()).hexdigest()[:16]
