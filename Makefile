@@ -34,9 +34,10 @@ test-slow: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
-# The recipe reference, from the docstrings of the schema.
+# The generated parts: the recipe reference of docs/recipes.md and the file map of CONTRIBUTING.md.
 docs: $(VENV)/.installed
 	$(BIN)/python -m medunifier_cli.recipe.reference
+	$(BIN)/python tests/house/file_map.py
 
 clean-demo:
 	rm -rf demo

@@ -11,7 +11,7 @@ import click
 
 from medunifier_cli.errors import CheckpointError
 
-MADE_BY = {"synthesize": "fit-prior"}
+MADE_BY = {"synthesize": "fit-prior", "score": "retrieve"}
 """Verb -> the verb that makes the run it needs; `pretrain` for all others."""
 
 

@@ -125,3 +125,28 @@ def test_names_are_known_without_importing_a_plugin(install: Install) -> None:
     assert "lazy" in plugin_index.dataset_names()
     plugin_index.load_dataset("phantom")
     assert "lazy_package" not in sys.modules
+
+
+def test_the_example_of_the_manual_works(install: Install, tmp_path: Path) -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    source = manual.split("```python\n")[1].split("```")[0]
+    install("my-xrays", source, {"my-xrays": "MyXrays"})
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "reports.csv").write_text(
+        "file,patient,text,effusion\na.png,10,Clear.,0\nb.png,11,Fluid.,\nc.png,12,,1\n"
+    )
+    (raw / "a.png").write_bytes(b"")
+    (raw / "b.png").write_bytes(b"")
+    plugin = plugin_index.load_dataset("my-xrays")
+    first, second, third = plugin.plan(raw, {}).records
+    assert (first.split, first.labels, first.sections) == (
+        "test",
+        {"Pleural Effusion": 0.0},
+        {"findings": "Clear."},
+    )
+    assert (second.split, second.labels) == ("train", {"Pleural Effusion": None})
+    assert (third.reason, third.source) == ("missing", "c.png")
+    assert plugin.prompt_sets()["plain"]["Pleural Effusion"]
+    with pytest.raises(MuError, match=r"reports\.csv: not found"):
+        plugin.plan(tmp_path / "nowhere", {})
