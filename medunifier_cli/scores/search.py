@@ -12,12 +12,15 @@ report twice) have equal scores: BLAS alone would let their last bit depend on w
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from medunifier_cli.errors import DataError
 
@@ -202,13 +205,18 @@ def _first_equal(rows: Any, block: int) -> Ints:
 
 
 def _blocks(g_q: Any, texts: Floats, block: int) -> Iterator[tuple[Ints, Floats]]:
-    """Yield (image indices [b], their scores [b, N_t]), each image once; equal ones are computed once."""
+    """Yield (image indices [b], their scores [b, N_t]), each image once; equal ones are computed once.
+
+    Blocks run on threads of our own with BLAS held to one thread in each: BLAS threads wait for each other after
+    every tile, which costs a factor of ten on a busy machine, and would make last bits depend on their number.
+    """
     distinct_T, copy_of_T = np.unique(_first_equal(texts, block), return_inverse=True)
     texts = texts[distinct_T] if len(distinct_T) < len(texts) else texts
     distinct_I, copy_of_I = np.unique(_first_equal(g_q, block), return_inverse=True)
     order = np.argsort(copy_of_I, kind="stable")  # copies beside each other
     ends = np.searchsorted(copy_of_I[order], np.arange(len(distinct_I)), side="right")
-    for start in range(0, len(distinct_I), block):
+
+    def one(start: int) -> tuple[Ints, Floats]:
         chosen = distinct_I[start : start + block]
         whole = chosen[-1] - chosen[0] + 1 == len(chosen)  # HDF5 reads a slice far faster than a list
         images = np.asarray(g_q[chosen[0] : chosen[-1] + 1] if whole else g_q[chosen], dtype=np.float32)
@@ -217,7 +225,19 @@ def _blocks(g_q: Any, texts: Floats, block: int) -> Iterator[tuple[Ints, Floats]
         if len(distinct_T) < len(copy_of_T):
             scores = scores[:, copy_of_T]
         rows = order[ends[start - 1] if start else 0 : ends[start + len(chosen) - 1]]
-        yield rows, scores[copy_of_I[rows] - start] if len(rows) > len(chosen) else scores
+        return rows, scores[copy_of_I[rows] - start] if len(rows) > len(chosen) else scores
+
+    threads = max(
+        [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"], default=1
+    )
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[tuple[Ints, Floats]]] = deque()
+        for start in range(0, len(distinct_I), block):
+            ahead.append(pool.submit(one, start))
+            if len(ahead) > threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _tile_scores(images: Floats, texts: Floats) -> Floats:
