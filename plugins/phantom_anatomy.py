@@ -69,6 +69,8 @@ class Anatomy:
     """Width of the gastric air bubble, 0 for none."""
     breasts: float
     """Density of breast shadows, 0 for none."""
+    marked: bool
+    """Has a lead letter L beside the left shoulder."""
 
     def zone_y(self, side: Side, zone: Zone, at: float = 0.5) -> float:
         """y at the share `at` of a zone's height; zones are thirds of apex to dome."""
@@ -187,6 +189,7 @@ def make_anatomy(case: Case) -> Anatomy:
         zoom=rng.uniform(0.97, 1.04),
         bubble=rng.uniform(0.08, 0.14) * (rng.random() < 0.6),
         breasts=rng.uniform(0.5, 1.0) * (rng.random() < 0.4),
+        marked=bool(rng.random() < 0.4),
     )
     for finding in case.findings:
         if finding.name == CARDIOMEGALY:

@@ -34,6 +34,7 @@ _HEART = 0.88
 _NOISE = 0.012
 """Standard deviation at 64 x 64, as a share of the grey range."""
 _VESSELS_PER_LUNG = 9
+_LETTER_L = np.array([[[0.925, 0.045], [0.925, 0.095], [0.955, 0.095]]])
 _RIB = 0.026
 """Width of ribs and clavicles, in image widths."""
 
@@ -76,6 +77,8 @@ def attenuation(case: Case, size: int) -> Array:
     total += 0.14 * gain * _vessels(case, chest, canvas, gain) * (0.25 + 0.75 * air) * lungs
     if chest.bubble:
         total -= 0.22 * canvas.soften(canvas.fill([_bubble(chest)]), 0.008)
+    if chest.marked:
+        total += 0.5 * canvas.soften(canvas.stroke([(_LETTER_L, 0.010, 1.0)]), 0.002)
     return total
 
 

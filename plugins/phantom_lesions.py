@@ -31,8 +31,9 @@ _FLUID_MENISCUS = (0.085, 0.10, 0.10)
 _CONSOLIDATION_RADIUS = (0.050, 0.072, 0.100)
 _BAND_WIDTH = (0.0135, 0.0165, 0.0195)
 """Standard deviation across a band of atelectasis; 0.0135 is about two pixels of 64 at half height."""
-_BAND_LENGTH = (0.085, 0.105, 0.120)
-_BANDS = (1, 2, 2)
+_BAND_LENGTH = (0.080, 0.105, 0.125)
+_BANDS = (1, 2, 3)
+_BAND_SPACING = 0.058
 _HAZE = (0.50, 0.70, 0.95)
 _LUMPS = 11
 _AIR_BRONCHOGRAM = 0.35
@@ -81,13 +82,13 @@ def _consolidation(
 
 
 def _bands(finding: Finding, side: Side, chest: Anatomy, canvas: Canvas, rng: np.random.Generator) -> Array:
-    """One or two thick plates, level or rising a little to the side."""
+    """One to three thick plates, level or rising a little to the side."""
     length, width = _BAND_LENGTH[finding.grade], _BAND_WIDTH[finding.grade] * rng.uniform(0.95, 1.1)
     x, y = _focus(finding, side, chest, rng, 0.03, near_wall=0.56)
     slope = -SIGN[side] * rng.uniform(-0.15, 0.35)
     density: Array = np.zeros_like(canvas.x)
     for i in range(_BANDS[finding.grade]):
-        drop = (i - (_BANDS[finding.grade] - 1) / 2) * 0.062
+        drop = (i - (_BANDS[finding.grade] - 1) / 2) * _BAND_SPACING
         centre = (x + SIGN[side] * rng.uniform(-0.015, 0.015), y + drop)
         canvas.add_band(density, centre, (length, width), 1.5, slope + rng.uniform(-0.06, 0.06))
     return _filled(density)
