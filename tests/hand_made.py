@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import tarfile
@@ -69,3 +70,47 @@ def write_split(folder: Path, split: str, n: int, per_shard: int, size: int = 16
         rows = (sample(i, size) for i in range(start, min(n, start + per_shard)))
         write_shard(folder / f"{split}-{number:06d}.tar", rows)
     return folder
+
+
+COVID_HEADER = (
+    "patientid", "offset", "sex", "age", "finding", "survival", "intubated", "intubation_present", "went_icu",
+    "in_icu", "needed_supplemental_O2", "extubated", "temperature", "pO2_saturation", "leukocyte_count",
+    "neutrophil_count", "lymphocyte_count", "view", "modality", "date", "location", "folder", "filename", "doi",
+    "url", "license", "clinical_notes", "other_notes", "",
+)  # fmt: skip
+"""Of the published metadata.csv; the last column has no name."""
+
+
+def covid_raw(folder: Path, n: int = 30, edge: int = 40) -> Path:
+    """A covid-chestxray download in miniature: two images per patient; JPEG, PNG, and PNG named .jpg."""
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for i in range(n):
+        rng = np.random.default_rng(i)
+        smooth = np.add.outer(np.arange(edge + i % 5), np.arange(edge)) * 3 + rng.integers(0, 40)
+        picture = Image.fromarray((smooth % 256).astype(np.uint8))
+        name, form = [(f"case.{i}.jpg", "JPEG"), (f"case-{i}.png", "PNG"), (f"case {i}.jpg", "PNG")][i % 3]
+        picture.save(folder / "images" / name, form)
+        finding = ["COVID-19", "Pneumonia/Bacterial/Streptococcus", "No Finding", "COVID-19, ARDS"][i % 4]
+        row = dict.fromkeys(COVID_HEADER, "") | {
+            "patientid": str(i // 2), "offset": str(i), "finding": finding, "view": "PA", "modality": "X-ray",
+            "filename": name, "license": "CC BY", "clinical_notes": f"Note {i}, cough." if i % 5 else "",
+        }  # fmt: skip
+        rows.append(row)
+    write_covid_csv(folder, rows)
+    return folder
+
+
+def write_covid_csv(folder: Path, rows: list[dict[str, str]], drop: str = "") -> None:
+    """Write metadata.csv; without the column `drop`."""
+    columns = [name for name in COVID_HEADER if name != drop]
+    with open(folder / "metadata.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_covid_csv(folder: Path) -> list[dict[str, str]]:
+    """The rows of metadata.csv."""
+    with open(folder / "metadata.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

@@ -77,7 +77,7 @@ class SplitSource:
                 f"{shards.folder}: no sample of split {shards.split!r} is left; {self.excluded:,} of "
                 f"{len(shards):,} have no text in {', '.join(self.sections)} (data.sections, data.require)"
             )
-        self.labels = _class_indices(shards, plugin)[self.rows]
+        self.labels = shards.class_indices(plugin)[self.rows]
         self.digests: NDArray[np.int64] = self._table.digest[self.rows].astype(np.int64)
 
     def __len__(self) -> int:
@@ -118,16 +118,6 @@ class SplitSource:
                 return np.asarray(grey)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"{self.shards.where(row)}: damaged image; run `mu prepare` again") from error
-
-
-def _class_indices(shards: Shards, plugin: DatasetPlugin) -> NDArray[np.int64]:
-    """`plugin.class_of` of every sample, asked once per distinct row of labels."""
-    columns = np.ascontiguousarray(shards.index["labels"])
-    if not columns.shape[1]:
-        return np.full(len(columns), -1, np.int64)
-    distinct, which = np.unique(columns, axis=0, return_inverse=True, equal_nan=True)
-    classes = [plugin.class_of(shards.label_dict(row)) for row in distinct]
-    return np.array([-1 if c is None else c for c in classes], np.int64)[which.reshape(-1)]
 
 
 def collate(samples: Sequence[Sample], places: Sequence[int] | NDArray[np.int64]) -> Batch:

@@ -6,6 +6,7 @@ no scan. Shards from elsewhere, without a manifest, are scanned once.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.shard_scan import Row, digest64, scan_shard
 from medunifier_cli.errors import DataError
 
@@ -90,6 +92,7 @@ class Shards:
         names: shard file names in order.
         index: structured array, see `index_dtype`; memory-mapped when there is a manifest.
         label_names: names of the columns of `index["labels"]`.
+        classes: class names the split was prepared with; empty where there is no manifest.
         fingerprint: hex hash of the split's contents (of names and sizes where there is no manifest).
     """
 
@@ -101,6 +104,7 @@ class Shards:
         index: NDArray[Any],
         label_names: Sequence[str],
         fingerprint: str,
+        classes: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.split = split
@@ -108,6 +112,7 @@ class Shards:
         self.index = index
         self.label_names = tuple(label_names)
         self.fingerprint = fingerprint
+        self.classes = tuple(classes)
         self._files: OrderedDict[int, int] = OrderedDict()
 
     @classmethod
@@ -168,6 +173,22 @@ class Shards:
             for name, value in zip(self.label_names, row.tolist(), strict=True)
         }
 
+    def class_indices(self, plugin: DatasetPlugin) -> NDArray[np.int64]:
+        """`plugin.class_of` of every sample, -1 where there is none, int64 [n].
+
+        Under the classes the split was prepared with; the plugin is asked once per distinct row of labels.
+        """
+        if self.classes and self.classes != plugin.classes:
+            plugin = copy.copy(plugin)
+            setattr(plugin, "classes", self.classes)  # noqa: B010 - a class variable, on this copy alone
+        columns = np.ascontiguousarray(self.index["labels"])
+        if not columns.size:
+            return np.full(len(columns), -1, np.int64)
+        whole_rows = columns.view(np.dtype((np.void, columns.strides[0])))[:, 0]  # NaN equals NaN as bytes
+        _, first, which = np.unique(whole_rows, return_index=True, return_inverse=True)
+        classes = [plugin.class_of(self.label_dict(columns[row])) for row in first]
+        return np.array([-1 if c is None else c for c in classes], np.int64)[which]
+
     def where(self, i: int) -> str:
         """`folder/train-000003.tar: key`, for messages."""
         return f"{self.folder / self.names[int(self.index[i]['shard'])]}: {self.key(i)}"
@@ -224,7 +245,7 @@ def _open_prepared(folder: Path, split: str, manifest: Mapping[str, Any]) -> Sha
             _check_size(folder / shard["name"], shard["bytes"], again)
         contents = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()
         names = [shard["name"] for shard in shards]
-        return Shards(folder, split, names, index, entry["labels"], contents)
+        return Shards(folder, split, names, index, entry["labels"], contents, manifest["classes"])
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}; {again}") from error
     except (KeyError, TypeError, ValueError) as error:

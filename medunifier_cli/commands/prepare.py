@@ -1,0 +1,139 @@
+"""`mu prepare DATASET`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from medunifier_cli.data.contract import DatasetPlugin, Option
+from medunifier_cli.errors import DataError
+from medunifier_cli.plugin_index import datasets, load_dataset
+from medunifier_cli.roots import raw_folder, shards_folder
+
+YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+class Part(click.ParamType["tuple[int, int]"]):
+    """`I/N`: part I of N."""
+
+    name = "I/N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        match = re.fullmatch(r"(\d+)/(\d+)", str(value))
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            self.fail(f"{value!r} is not a part such as 2/8", param, ctx)
+        return int(match[1]), int(match[2])
+
+
+@click.command()
+@click.argument("dataset", required=False)
+@click.option("--raw", type=click.Path(path_type=Path), help="The download; by default $MU_DATA/raw/DATASET.")
+@click.option("--out", type=click.Path(path_type=Path), help="By default $MU_DATA/shards/DATASET.")
+@click.option("--size", type=click.IntRange(8, 4096), default=224, show_default=True, help="Edge in pixels.")
+@click.option("--format", "form", type=click.Choice(["png", "jpg"]), default="png", show_default=True)
+@click.option("--shard-size", type=click.IntRange(min=1), default=2000, show_default=True, help="Samples.")
+@click.option("--workers", type=click.IntRange(min=1), help="Decoding processes; by default one per core.")
+@click.option("--part", type=Part(), default="1/1", help="Make part I of N, for job arrays.")
+@click.option("--max-rejects", type=click.IntRange(min=0), help="Stop when more images are unusable.")
+@click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="An option of the data set.")
+@click.option("--list", "show_list", is_flag=True, help="Show the data sets, what they need, their options.")
+def prepare(
+    dataset: str | None,
+    raw: Path | None,
+    out: Path | None,
+    size: int,
+    form: str,
+    shard_size: int,
+    workers: int | None,
+    part: tuple[int, int],
+    max_rejects: int | None,
+    overrides: tuple[str, ...],
+    show_list: bool,
+) -> None:
+    """Turn a raw download into shards, with a manifest of what is in them and what was left out.
+
+    Goes on at the last whole shard when it is run again. `--list` shows the data sets.
+    """
+    from medunifier_cli.data.prepare_progress import PrepareProgress, listing, summary
+
+    if show_list:
+        known = {dataset: load_dataset(dataset)} if dataset else datasets()
+        click.echo(listing(known))
+        return
+    if not dataset:
+        raise click.UsageError("which data set? `mu prepare --list` shows them")
+    from medunifier_cli.data.prepare import Job
+    from medunifier_cli.data.prepare import prepare as run
+
+    plugin = load_dataset(dataset)
+    job = Job(
+        plugin=plugin,
+        raw=raw or raw_folder(dataset),
+        out=out or shards_folder(dataset),
+        options=plugin_options(plugin, overrides),
+        size=size,
+        form=form,
+        shard_size=shard_size,
+        workers=workers or cores(),
+        part=part,
+        max_rejects=max_rejects,
+    )
+    manifest = run(job, PrepareProgress())
+    if manifest is not None:
+        click.echo(summary(manifest), err=True)
+        click.echo(f"\n{job.out}: {manifest['samples']:,} images; look at sheet-*.png", err=True)
+
+
+def cores() -> int:
+    """Cores this process may use; a SLURM job has fewer than its node."""
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def plugin_options(plugin: DatasetPlugin, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """A value for each option of the plugin.
+
+    Raises:
+        DataError: all unknown names and impossible values at once, each on its own line.
+    """
+    values: dict[str, Any] = {name: option.default for name, option in plugin.options.items()}
+    problems = []
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        try:
+            if not equals:
+                raise ValueError("is not KEY=VALUE")
+            values[name] = _value(name, value, plugin.options)
+        except ValueError as error:
+            problems.append(f"-o {text}: {error}")
+    if problems:
+        raise DataError("\n".join(problems))
+    return values
+
+
+def _value(name: str, text: str, options: Mapping[str, Option]) -> str | int | float | bool:
+    if name not in options:
+        nearest = difflib.get_close_matches(name, options, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(options) or 'none'}"
+        raise ValueError(f"no such option; {hint}")
+    option = options[name]
+    kind = type(option.default)
+    if kind is bool:
+        if text.lower() not in YES + NO:
+            raise ValueError("must be true or false")
+        return text.lower() in YES
+    try:
+        value = kind(text)
+    except ValueError:
+        raise ValueError(f"must be {'a whole number' if kind is int else 'a number'}") from None
+    if option.choices and text not in option.choices:
+        raise ValueError(f"must be one of {', '.join(option.choices)}")
+    return value

@@ -1,0 +1,212 @@
+"""DICOM -> 8-bit grey: bits stored, rescale, VOI, MONOCHROME1 (DICOM PS3.3, C.7.6.3 and C.11.2)."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
+from pydicom.pixels.utils import pixel_array
+
+from medunifier_cli.data.bad_image import BadImage
+from medunifier_cli.data.contract import DicomTone
+from medunifier_cli.data.image import stretch
+from medunifier_cli.errors import DataError
+
+INSTALL = "`pip install 'medunifier[dicom]'`"
+LEVELS = 1 << 16
+"""Grey levels are computed once per distinct stored value up to so many, then looked up."""
+
+
+class MissingDecoderError(DataError):
+    """A compression that no installed package decodes: one to install, not thousands of files to skip."""
+
+
+@dataclass(frozen=True)
+class DicomPixels:
+    """One decoded frame."""
+
+    pixels: NDArray[np.uint8]
+    """[height, width], 0 is black."""
+    bit_depth: int
+    """Bits stored."""
+    inverted: bool
+    """Was MONOCHROME1."""
+
+
+def dicom_pixels(file: IO[bytes], tone: DicomTone) -> DicomPixels:
+    """Decode a single-frame DICOM.
+
+    Raises:
+        BadImage: no image in it, cut, damaged, or of several frames.
+        MissingDecoderError: compressed in a way nothing installed can decode.
+    """
+    # pydicom prints what it finds odd, values included; what matters is raised below.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            dataset = pydicom.dcmread(file, force=True)
+            return _pixels(dataset, tone)
+        except (BadImage, MissingDecoderError):
+            raise
+        except Exception as error:  # a damaged file makes decoders raise anything
+            few = "less than" in str(error) or isinstance(error, EOFError)
+            raise BadImage("truncated" if few else "undecodable", type(error).__name__) from error
+
+
+def missing_decoder(file: IO[bytes]) -> str | None:
+    """What to install before the pixels of this file can be decoded; None when nothing is missing."""
+    try:
+        header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=[])
+        _check_decoder(header)
+    except MissingDecoderError as error:
+        return str(error)
+    except Exception:  # a damaged file: found again, and listed, when it is decoded
+        return None
+    return None
+
+
+def _check_decoder(dataset: pydicom.Dataset) -> None:
+    syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
+    if syntax is None or not syntax.is_compressed or syntax.is_deflated:
+        return
+    try:
+        available = get_decoder(syntax).is_available
+    except NotImplementedError as error:
+        raise BadImage("undecodable", f"transfer syntax {syntax.name}") from error
+    if not available:
+        raise MissingDecoderError(f"DICOM compressed as {syntax.name}: no decoder is installed; {INSTALL}")
+
+
+def _pixels(dataset: pydicom.Dataset, tone: DicomTone) -> DicomPixels:
+    if "PixelData" not in dataset:
+        cut = "Rows" in dataset  # pydicom passes over an element that ends too early
+        raise BadImage("truncated" if cut else "undecodable", "no pixel data")
+    if int(dataset.get("NumberOfFrames") or 1) > 1:
+        raise BadImage("undecodable", f"{dataset.NumberOfFrames} frames")
+    _check_decoder(dataset)
+    if not hasattr(dataset, "file_meta") or "TransferSyntaxUID" not in dataset.file_meta:
+        dataset.ensure_file_meta()  # without a preamble: the default encoding of the standard
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+    stored = pixel_array(dataset)
+    depth = int(dataset.BitsStored)
+    kind = str(dataset.PhotometricInterpretation)
+    if kind == "PALETTE COLOR":
+        colour = apply_color_lut(stored, dataset)
+        stored = (colour >> 8).astype(np.uint8) if colour.dtype == np.uint16 else colour
+    if stored.ndim == 3:
+        return DicomPixels(np.array(Image.fromarray(stored[..., :3]).convert("L")), depth, False)
+    stored = _stored_bits(stored, dataset)
+    padding = _padding(stored, dataset)
+    inverted = kind == "MONOCHROME1"
+    pixels = _grey(stored, dataset, tone, padding)
+    if inverted:
+        pixels = 255 - pixels
+    if tone == "equalise":
+        pixels = equalise(pixels)
+    if padding is not None and tone == "window":
+        pixels[padding] = 0
+    return DicomPixels(pixels, depth, inverted)
+
+
+def _stored_bits(stored: NDArray[Any], dataset: pydicom.Dataset) -> NDArray[Any]:
+    """Clear bits beyond those stored, where old files keep overlays; signed values keep their sign."""
+    unused = int(dataset.BitsAllocated) - int(dataset.BitsStored)
+    if unused <= 0 or stored.dtype.kind not in "iu" or dataset.file_meta.TransferSyntaxUID.is_compressed:
+        return stored
+    unused += stored.dtype.itemsize * 8 - int(dataset.BitsAllocated)
+    return (stored << unused) >> unused
+
+
+def _padding(stored: NDArray[Any], dataset: pydicom.Dataset) -> NDArray[np.bool_] | None:
+    """Where the pixels are padding around the image (PS3.3, C.7.5.1.1.2)."""
+    first = dataset.get("PixelPaddingValue")
+    if first is None:
+        return None
+    last = dataset.get("PixelPaddingRangeLimit")
+    low, high = sorted((int(first), int(first if last is None else last)))
+    mask = (stored >= low) & (stored <= high)
+    return mask if mask.any() and not mask.all() else None
+
+
+def _grey(
+    stored: NDArray[Any], dataset: pydicom.Dataset, tone: DicomTone, padding: NDArray[np.bool_] | None
+) -> NDArray[np.uint8]:
+    """Stored values -> grey levels, not yet inverted."""
+    if tone != "window":
+        # MIMIC-CXR-JPG: minimum and maximum of the stored values, nothing else.
+        values = stored.astype(np.float32)
+        span = max(float(values.max() - values.min()), 1.0)
+        return _uint8(np.floor((values - values.min()) * (255 / span)))
+    low, high = int(stored.min()), int(stored.max())
+    if high - low < LEVELS:
+        domain = np.arange(low, high + 1).astype(stored.dtype)
+        table = _window(domain, dataset)
+        if table is not None:
+            return _uint8(table[stored.astype(np.int64) - low])
+    else:
+        whole = _window(stored, dataset)
+        if whole is not None:
+            return whole
+    values = np.asarray(apply_modality_lut(stored, dataset))
+    if int(dataset.BitsStored) <= 8 and values.min() >= 0 and values.max() <= 255:
+        return _uint8(values * (255 / (2 ** int(dataset.BitsStored) - 1)))
+    if padding is None:
+        return stretch(values)
+    kept = values.copy()
+    kept[padding] = np.median(values[~padding])
+    return stretch(kept)
+
+
+def _window(stored: NDArray[Any], dataset: pydicom.Dataset) -> NDArray[np.uint8] | None:
+    """VOI look-up table or first window of the file (PS3.3, C.11.2.1); None where it has neither."""
+    if "VOILUTSequence" in dataset and dataset.VOILUTSequence:
+        item = dataset.VOILUTSequence[0]
+        levels = np.asarray(apply_voi(np.asarray(apply_modality_lut(stored, dataset)), dataset, 0))
+        top = max(2 ** int(item.LUTDescriptor[2]) - 1, int(levels.max()))
+        return _uint8(levels.astype(np.float32) * (255 / top))
+    centre, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+    if centre is None or width is None or width < 1:
+        return None
+    x = np.asarray(apply_modality_lut(stored, dataset)).astype(np.float64)
+    if function == "SIGMOID":
+        share = 1 / (1 + np.exp(-4 * (x - centre) / width))
+    elif function == "LINEAR_EXACT":
+        share = (x - centre) / width + 0.5
+    else:
+        share = (x - (centre - 0.5)) / max(width - 1, 1e-6) + 0.5
+    return _uint8(share * 255)
+
+
+def _uint8(levels: NDArray[Any]) -> NDArray[np.uint8]:
+    rounded: NDArray[np.uint8] = np.rint(levels).clip(0, 255).astype(np.uint8)
+    return rounded
+
+
+def _first(value: Any) -> float | None:
+    if value is None or value == "":
+        return None
+    return float(value[0]) if isinstance(value, pydicom.multival.MultiValue) else float(value)
+
+
+def equalise(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Global histogram equalisation as OpenCV's `equalizeHist`, which MIMIC-CXR-JPG used.
+
+    Args:
+        pixels: uint8, any shape; the darkest level present becomes 0, the brightest 255.
+    """
+    histogram = np.bincount(pixels.reshape(-1), minlength=256)
+    darkest = int(histogram[np.flatnonzero(histogram)[0]])
+    if darkest == pixels.size:
+        return pixels
+    table = (np.cumsum(histogram) - darkest) * (255 / (pixels.size - darkest))
+    return _uint8(_uint8(table)[pixels])

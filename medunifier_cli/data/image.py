@@ -1,0 +1,214 @@
+"""From a file of any kind to 8-bit grey at one size, as the paper does it: squashed, aspect ratio not kept.
+
+What a file is follows from its content: 13 `.jpg` of covid-chestxray are PNG. An image is decoded whole, so
+that a truncated one is found; Pillow's LOAD_TRUNCATED_IMAGES, which fills the rest with grey, stays off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+import zipfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from medunifier_cli.data.bad_image import BadImage
+from medunifier_cli.data.contract import DicomTone, DrawnImage, FileImage, ImageSource, ZipImage
+from medunifier_cli.errors import DataError
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
+"""What Pillow may try; leaves out those that start other programs (EPS)."""
+LARGEST = 2 * 89_478_485
+"""Pixels; twice Pillow's own limit, where it speaks of a decompression bomb."""
+STRETCH = (0.5, 99.5)
+"""Percentiles that become black and white where levels have more than 8 bits and no window. The bits a file
+declares say little about those it uses: 12-bit data in a 16-bit PNG would be nearly black."""
+TAIL = 1 << 16
+DEEP = {"I;16": 16, "I;16B": 16, "I;16L": 16, "I;16N": 16, "I": 32, "F": 32}
+"""Bits of Pillow's modes with more than 8 per channel."""
+
+
+@dataclass(frozen=True)
+class GreyImage:
+    """An image as the shards hold it."""
+
+    pixels: NDArray[np.uint8]
+    """[size, size], 0 is black."""
+    height: int
+    """Of the original, in pixels."""
+    width: int
+    bit_depth: int
+    """Bits per channel of the original; of a DICOM the bits stored."""
+    inverted: bool
+    """MONOCHROME1, inverted here."""
+
+
+def image_from(source: ImageSource, size: int) -> GreyImage:
+    """Read and decode one image.
+
+    Args:
+        size: edge of the result in pixels.
+
+    Raises:
+        BadImage: missing, truncated or undecodable.
+        DataError: a DICOM whose compression nothing installed can decode.
+    """
+    if isinstance(source, DrawnImage):
+        pixels = source.draw(size)
+        if pixels.shape != (size, size) or pixels.dtype != np.uint8:
+            raise DataError(f"a drawn image is {pixels.dtype} {pixels.shape}, not uint8 ({size}, {size})")
+        return GreyImage(pixels, size, size, 8, False)
+    try:
+        with opened(source) as file:
+            return _decode(file, size, source.dicom_tone)
+    except (FileNotFoundError, NotADirectoryError, KeyError) as error:
+        raise BadImage("missing", "") from error
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise BadImage("truncated", "damaged zip archive") from error
+    except OSError as error:
+        raise BadImage("undecodable", error.strerror or type(error).__name__) from error
+
+
+def opened(source: FileImage | ZipImage) -> IO[bytes]:
+    """The image file, to be closed by the caller; raises what the file system does, KeyError for a member."""
+    if isinstance(source, FileImage):
+        return open(source.path, "rb")
+    return io.BytesIO(_archive(source.archive).read(source.member))
+
+
+def head_of(source: ImageSource, size: int = 132) -> bytes:
+    """The first bytes of an image file, none where it cannot be read."""
+    if not isinstance(source, DrawnImage):
+        with contextlib.suppress(OSError, KeyError, zipfile.BadZipFile), opened(source) as file:
+            return file.read(size)
+    return b""
+
+
+def bytes_of(source: ImageSource) -> int | None:
+    """Size of the file, None where there is none: what tells that a reject was replaced."""
+    try:
+        if isinstance(source, FileImage):
+            return source.path.stat().st_size
+        if not isinstance(source, DrawnImage):
+            return _archive(source.archive).getinfo(source.member).file_size
+    except (OSError, KeyError, zipfile.BadZipFile):
+        pass
+    return None
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether a file that begins so is DICOM, with its preamble or, as old files are, without."""
+    if head[128:132] == b"DICM":
+        return True
+    implicit = head[6:8] == b"\x00\x00"
+    return head[:2] in (b"\x02\x00", b"\x08\x00") and (implicit or head[4:6].isalpha())
+
+
+def stretch(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Levels of more than 8 bits -> uint8, between the percentiles `STRETCH`."""
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values.reshape(-1)
+    if not finite.size:
+        raise BadImage("undecodable", "no finite value")
+    low, high = np.percentile(finite[:: max(1, finite.size >> 20)], STRETCH)
+    if high <= low:  # nearly all pixels alike: whatever there is lies outside the percentiles
+        low, high = float(finite.min()), max(float(finite.max()), float(finite.min()) + 1)
+    scaled = (np.nan_to_num(values.astype(np.float32), nan=low) - low) * (255 / (high - low))
+    levels: NDArray[np.uint8] = np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    return levels
+
+
+def squash(grey: Image.Image, size: int) -> NDArray[np.uint8]:
+    """Mode L of any size -> uint8 [size, size], bilinear with antialiasing (torchvision's on a PIL image)."""
+    if grey.size != (size, size):
+        grey = grey.resize((size, size), Image.Resampling.BILINEAR)
+    return np.array(grey)
+
+
+@lru_cache(maxsize=4)
+def _archive(path: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
+
+
+def _decode(file: IO[bytes], size: int, tone: DicomTone) -> GreyImage:
+    head = file.read(132)
+    file.seek(0)
+    if not head:
+        raise BadImage("truncated", "empty file")
+    if is_dicom(head):
+        from medunifier_cli.data.dicom import dicom_pixels
+
+        found = dicom_pixels(file, tone)
+        height, width = found.pixels.shape
+        return GreyImage(
+            squash(Image.fromarray(found.pixels), size), height, width, found.bit_depth, found.inverted
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of bombs (LARGEST is the limit) and of odd EXIF
+        try:
+            return _decode_picture(file, size)
+        except BadImage:
+            raise
+        except UnidentifiedImageError as error:
+            known = head.startswith((b"\xff\xd8", b"\x89PNG"))
+            raise BadImage("truncated" if known else "undecodable", "no image Pillow knows") from error
+        except Image.DecompressionBombError as error:
+            raise BadImage("undecodable", f"more than {LARGEST:,} pixels") from error
+        except Exception as error:  # a damaged file makes decoders raise anything
+            cut = "truncat" in str(error).lower() or not _is_whole(file, head)
+            raise BadImage("truncated" if cut else "undecodable", type(error).__name__) from error
+
+
+def _decode_picture(file: IO[bytes], size: int) -> GreyImage:
+    with Image.open(file, formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > LARGEST:
+            raise BadImage("undecodable", f"{width} x {height} pixels")
+        turned = image.getexif().get(0x0112, 1)
+        mode, kind = image.mode, image.format
+        if kind in ("JPEG", "MPO"):
+            # The decoder scales by 1/2, 1/4 or 1/8 while it decodes, never below the size asked for, and
+            # takes the luma alone: half the time, under 0.5 grey levels apart.
+            image.draft("L", (size, size))
+        image.load()
+        grey = _grey(image)
+    if turned != 1:
+        exif = Image.Exif()
+        exif[0x0112] = turned
+        grey.info["exif"] = exif.tobytes()
+        grey = ImageOps.exif_transpose(grey)
+    if turned in (5, 6, 7, 8):
+        width, height = height, width
+    if kind in ("JPEG", "MPO") and not _is_whole(file, b"\xff\xd8"):
+        raise BadImage("truncated", "no end-of-image mark")  # zero-filled downloads decode without error
+    depth = DEEP.get(mode, 1 if mode == "1" else 8)
+    if mode == "I" and kind == "PNG":
+        depth = 16
+    return GreyImage(squash(grey, size), height, width, depth, False)
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """Any mode -> L; what is transparent is shown before black, the background of a radiograph."""
+    if image.mode in DEEP:
+        return Image.fromarray(stretch(np.array(image)))
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        colour = image.convert("RGBA")
+        black = Image.new("RGBA", colour.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, colour).convert("L")
+    return image if image.mode == "L" else image.convert("RGB").convert("L")
+
+
+def _is_whole(file: IO[bytes], head: bytes) -> bool:
+    """Whether a JPEG or PNG has its end mark; True for other kinds, which have none."""
+    file.seek(0, io.SEEK_END)
+    file.seek(max(0, file.tell() - TAIL))
+    tail = file.read().rstrip(b"\0")
+    if head.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" in tail[-4096:]
+    return b"IEND" in tail[-4096:] if head.startswith(b"\x89PNG") else True

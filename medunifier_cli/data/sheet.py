@@ -1,0 +1,85 @@
+"""A contact sheet: the picture a person looks at before training on a split."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from medunifier_cli.data.prepare_write import whole_file
+from medunifier_cli.data.shards import Shards
+
+COLUMNS, ROWS = 6, 4
+TILE = 200
+"""Edge of an image, in pixels."""
+LINES = 3
+"""Of text under an image: two of the report, one of the labels."""
+FONT_SIZE, LINE_HEIGHT, GAP = 11, 14, 6
+PAPER, INK, FAINT = 250, 20, 110
+
+
+def write_sheet(shards: Shards, text_sections: Sequence[str], path: Path) -> None:
+    """Write up to 24 samples, evenly spread over the split, each with the start of its text and its labels.
+
+    Args:
+        shards: at least one sample.
+        text_sections: where the text is looked for, in order.
+
+    Raises:
+        DataError: the disk is full, or a shard cannot be read.
+    """
+    chosen = np.unique(np.linspace(0, len(shards) - 1, COLUMNS * ROWS).round().astype(int)).tolist()
+    columns = min(COLUMNS, len(chosen))
+    rows = -(-len(chosen) // columns)
+    cell_width, cell_height = TILE + GAP, TILE + LINES * LINE_HEIGHT + 2 * GAP
+    sheet = Image.new("L", (columns * cell_width + GAP, rows * cell_height + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(FONT_SIZE)
+    for place, i in enumerate(chosen):
+        left = GAP + place % columns * cell_width
+        top = GAP + place // columns * cell_height
+        body, meta = shards.read(i)
+        with Image.open(io.BytesIO(body), formats=("PNG", "JPEG")) as image:
+            sheet.paste(image.convert("L").resize((TILE, TILE), Image.Resampling.LANCZOS), (left, top))
+        sections = meta.get("sections") or {}
+        text = next((" ".join(sections[n].split()) for n in text_sections if sections.get(n)), "(no text)")
+        top += TILE + 2
+        for line, ink in [*((line, INK) for line in _lines(text, font)), (_labels(meta), FAINT)]:
+            draw.text((left, top), _fit(line, font), fill=ink, font=font)
+            top += LINE_HEIGHT
+    with whole_file(path) as file:
+        sheet.save(file, "PNG", compress_level=6)
+
+
+def _labels(meta: dict[str, object]) -> str:
+    """Positive labels, then uncertain ones with a question mark; the view in front."""
+    labels = meta.get("labels")
+    values = labels.items() if isinstance(labels, dict) else ()
+    named = [name for name, value in values if value == 1] + [f"{n}?" for n, value in values if value == -1]
+    return f"[{meta.get('view') or '-'}] " + (", ".join(named) or "no positive label")
+
+
+def _lines(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:
+    """The first two lines that the text makes."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= TILE:
+            lines[-1] = longer
+        elif len(lines) == LINES - 1:
+            lines[-1] = longer
+            break
+        else:
+            lines.append(word)
+    return lines + [""] * (LINES - 1 - len(lines))
+
+
+def _fit(line: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    if font.getlength(line) <= TILE:
+        return line
+    while line and font.getlength(line + "...") > TILE:
+        line = line[:-1]
+    return line + "..."
