@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
 from medunifier_cli.errors import DataError
 
@@ -29,6 +29,8 @@ Ints = NDArray[np.int64]
 
 TEXT_TILE = 1024
 """Texts per matrix product: with 256 images the running maximum is 1 MiB and stays in the cache."""
+MOST_THREADS = 8
+"""Each holds a block of scores, 20 MiB at 20,000 texts, and as many wait to be read."""
 NORM_SLACK = 0.02
 """How far a norm may be from 1: embeddings normalised in bfloat16 are off by up to 2^-8."""
 
@@ -207,8 +209,8 @@ def _first_equal(rows: Any, block: int) -> Ints:
 def _blocks(g_q: Any, texts: Floats, block: int) -> Iterator[tuple[Ints, Floats]]:
     """Yield (image indices [b], their scores [b, N_t]), each image once; equal ones are computed once.
 
-    Blocks run on threads of our own with BLAS held to one thread in each: BLAS threads wait for each other after
-    every tile, which costs a factor of ten on a busy machine, and would make last bits depend on their number.
+    Blocks run on threads of our own, each with BLAS held to one: BLAS threads wait for each other after every
+    tile, which costs a factor of ten on a busy machine, and let last bits depend on their number.
     """
     distinct_T, copy_of_T = np.unique(_first_equal(texts, block), return_inverse=True)
     texts = texts[distinct_T] if len(distinct_T) < len(texts) else texts
@@ -227,9 +229,8 @@ def _blocks(g_q: Any, texts: Floats, block: int) -> Iterator[tuple[Ints, Floats]
         rows = order[ends[start - 1] if start else 0 : ends[start + len(chosen) - 1]]
         return rows, scores[copy_of_I[rows] - start] if len(rows) > len(chosen) else scores
 
-    threads = max(
-        [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"], default=1
-    )
+    blas = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    threads = min(max(blas, default=1), MOST_THREADS)
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         ahead: deque[Future[tuple[Ints, Floats]]] = deque()
         for start in range(0, len(distinct_I), block):

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from medunifier_cli.errors import DataError
 from medunifier_cli.scores import search as search_module
@@ -101,6 +102,16 @@ def test_the_same_report_twice_is_a_tie_wherever_it_lies() -> None:
     to_text, to_image = search(g_q, g_t, k=300, block=64)
     np.testing.assert_array_equal(to_text.indices_QK, np.argsort(-scores, axis=1, kind="stable")[:, :300])
     np.testing.assert_array_equal(to_image.indices_QK, np.argsort(-scores.T, axis=1, kind="stable"))
+
+
+def test_scores_do_not_depend_on_the_number_of_threads() -> None:
+    g_q, g_t = embeddings("random", 500, queries=8)
+    found = []
+    for threads in (1, 2, 3):
+        with threadpool_limits(threads):
+            found.append(similarity(g_q, g_t, block=50))
+    assert (found[0] == found[1]).all()
+    assert (found[0] == found[2]).all()
 
 
 def test_pair_ids_make_every_copy_of_a_report_right() -> None:
