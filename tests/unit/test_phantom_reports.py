@@ -79,6 +79,7 @@ def test_reading_survives_what_a_tokenizer_does_to_a_text(records: list[Record])
         ),
         ("Effusion is not present, however consolidation is seen in the right lung.", ("Pneumonia",)),
         ("No effusion. Blunting of the left costophrenic angle.", ("Pleural Effusion",)),
+        ("Lungs without consolidation, with mild edema.", ("Edema",)),
         ("CARDIOMEGALY AND VASCULAR CONGESTION", ("Cardiomegaly", "Edema")),
         ("Enlarged lymph nodes. Increased markings.", ()),
         ("no pneumonia no pneumonia no pneumonia moderate", ()),
@@ -127,6 +128,15 @@ def test_single_finding_reports_name_no_other_side(records: list[Record]):
         if len(findings) == 1 and findings[0]["side"] in ("right", "left"):
             other = {"right": "left", "left": "right"}[findings[0]["side"]]
             assert not re.search(rf"\b({other}|bilateral|bilaterally)\b", _text(record)), _text(record)
+
+
+def test_nothing_present_is_denied(records: list[Record]):
+    for record in records:
+        for sentence in re.split(r"\.| but ", _text(record).lower()):
+            denied = re.split(r"\b(?:no|not|without|negative for|free of) ", sentence)[1:]
+            assert not any(w in part for part in denied for name in _truth(record) for w in WORDS[name]), (
+                sentence
+            )
 
 
 def test_some_of_what_is_absent_is_denied(records: list[Record]):
