@@ -7,9 +7,11 @@ that a truncated one is found; Pillow's LOAD_TRUNCATED_IMAGES, which fills the r
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +33,8 @@ STRETCH = (0.5, 99.5)
 """Percentiles that become black and white where levels have more than 8 bits and no window. The bits a file
 declares say little about those it uses: 12-bit data in a 16-bit PNG would be nearly black."""
 TAIL = 1 << 16
+GZIP = b"\x1f\x8b"
+UNREADABLE = (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 DEEP = {"I;16": 16, "I;16B": 16, "I;16L": 16, "I;16N": 16, "I": 32, "F": 32}
 """Bits of Pillow's modes with more than 8 per channel."""
 
@@ -70,23 +74,32 @@ def image_from(source: ImageSource, size: int) -> GreyImage:
             return _decode(file, size, source.dicom_tone)
     except (FileNotFoundError, NotADirectoryError, KeyError) as error:
         raise BadImage("missing", "") from error
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise BadImage("truncated", "damaged zip archive") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise BadImage("truncated", "damaged archive") from error
     except OSError as error:
         raise BadImage("undecodable", error.strerror or type(error).__name__) from error
 
 
 def opened(source: FileImage | ZipImage) -> IO[bytes]:
-    """The image file, to be closed by the caller; raises what the file system does, KeyError for a member."""
-    if isinstance(source, FileImage):
-        return open(source.path, "rb")
-    return io.BytesIO(_archive(source.archive).read(source.member))
+    """The image file, to be closed by the caller; raises what the file system does, KeyError for a member.
+
+    A gzipped file (some copies of MIMIC-CXR have `.dcm.gz`) is unpacked.
+    """
+    if not isinstance(source, FileImage):
+        return io.BytesIO(_archive(source.archive).read(source.member))
+    file = open(source.path, "rb")  # noqa: SIM115 - the caller closes it
+    packed = file.read(2) == GZIP
+    file.seek(0)
+    if not packed:
+        return file
+    with file:
+        return io.BytesIO(gzip.decompress(file.read()))
 
 
 def head_of(source: ImageSource, size: int = 132) -> bytes:
     """The first bytes of an image file, none where it cannot be read."""
     if not isinstance(source, DrawnImage):
-        with contextlib.suppress(OSError, KeyError, zipfile.BadZipFile), opened(source) as file:
+        with contextlib.suppress(*UNREADABLE), opened(source) as file:
             return file.read(size)
     return b""
 

@@ -24,7 +24,7 @@ UNKNOWN = "unknown"
 
 def made_with() -> dict[str, str]:
     """Versions of what decides a shard's bytes."""
-    return {name: version(name) for name in ("medunifier", "numpy", "pillow", "pydicom")}
+    return {name: version(name) for name in ("medunifier", "pillow", "pydicom")}
 
 
 def tally(records: Iterable[Record], text_sections: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -41,6 +41,7 @@ from medunifier_cli.data.sheet import write_sheet
 from medunifier_cli.errors import DataError
 
 REJECTS = "rejects.jsonl"
+INDEX = ".index.npy"
 DROPS = "drops.jsonl"
 """In the folder of receipts: the rows the plugin left out, as the walk met them."""
 
@@ -109,6 +110,7 @@ def join(
         splits[split] = _split_entry(opened, own, plugin, classes)
         write_sheet(opened, plugin.text_sections, folder / f"sheet-{split}.png")
         opened.close()
+    _clear_splits(folder, set(splits))
     written = {split: entry["samples"] for split, entry in splits.items()}
     manifest = {
         "version": VERSION,
@@ -168,7 +170,7 @@ def _write_index(
     full = [shard for shard in shards if shard.samples]
     labels = list(dict.fromkeys(name for shard in full for name in shard.labels))
     dtype = index_dtype(max(shard.key_bytes for shard in full), len(labels))
-    path = folder / f"{split}.index.npy"
+    path = folder / f"{split}{INDEX}"
     hasher = hashlib.sha256()
     with whole_file(path) as file:
         for block in _npy_blocks(folder, full, dtype, labels):
@@ -219,6 +221,15 @@ def _write_rejects(folder: Path, receipts: Sequence[Receipt]) -> dict[str, Any]:
                 file.write(line)
                 lines += 1
     return {"file": path.name, "lines": lines, "sha256": hasher.hexdigest()}
+
+
+def _clear_splits(folder: Path, splits: set[str]) -> None:
+    """Index and sheet of splits that are not there any more."""
+    for path in folder.glob(f"*{INDEX}"):
+        split = path.name.removesuffix(INDEX)
+        if split not in splits:
+            path.unlink()
+            (folder / f"sheet-{split}.png").unlink(missing_ok=True)
 
 
 def _clear_away(folder: Path, names: set[str]) -> None:

@@ -1,0 +1,145 @@
+"""What the core does for any plugin: DICOM, leaks, subsets, expected counts, classes of the options."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.uid import JPEGLosslessSV1, RLELossless
+
+from medunifier_cli.data.contract import DatasetPlugin, DrawnImage, Drop, FileImage, Plan, Record, Subset
+from medunifier_cli.data.prepare import Job, prepare
+from medunifier_cli.data.prepare_progress import PrepareProgress
+from medunifier_cli.data.shards import Shards
+from medunifier_cli.errors import DataError
+from tests.unit.test_dicom import RAMP12, body, make
+
+
+def bars(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A drawn image."""
+    return np.tile(np.arange(size, dtype=np.uint8) * 3, (size, 1))
+
+
+class Small(DatasetPlugin):
+    """Says whatever a test has put into it."""
+
+    name = "small"
+    title = "A test's own"
+    classes: ClassVar[tuple[str, ...]] = ("Edema", "Pneumonia")
+
+    def __init__(self, records: list[Record | Drop], **plan: Any) -> None:
+        self.made = records
+        self.said = plan
+
+    def plan(self, raw: Path, options: Mapping[str, Any]) -> Plan:
+        def stream() -> Iterator[Record | Drop]:
+            yield from self.made
+
+        return Plan(stream(), total=len(self.made), **self.said)
+
+
+def record(i: int, split: str = "train", **changes: Any) -> Record:
+    said: dict[str, Any] = {"key": f"k{i}", "subject": f"p{i}", "study": "s", "source": f"{i}.dcm"}
+    said |= {"image": DrawnImage(bars)} | changes
+    return Record(split=split, **said)
+
+
+def run(plugin: DatasetPlugin, tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    raw = tmp_path / "raw"
+    raw.mkdir(exist_ok=True)
+    (raw / "something").touch()
+    settings: dict[str, Any] = {"size": 32, "shard_size": 4} | changes
+    manifest = prepare(Job(plugin, raw, tmp_path / "out", {}, **settings), PrepareProgress())
+    assert manifest is not None
+    assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
+    return manifest
+
+
+def test_dicom_is_decoded_and_its_inversion_noted(tmp_path: Path) -> None:
+    made: list[Record | Drop] = []
+    for i, kind in enumerate(("MONOCHROME1", "MONOCHROME2")):
+        (tmp_path / f"{i}.dcm").write_bytes(
+            body(make(RAMP12, kind=kind, WindowCenter=2048, WindowWidth=4096))
+        )
+        made.append(record(i, image=FileImage(tmp_path / f"{i}.dcm")))
+    run(Small(made), tmp_path, workers=2)
+    shards = Shards.open(tmp_path / "out", "train")
+    metas = [shards.meta(i) for i in range(2)]
+    assert [meta["inverted"] for meta in metas] == [True, False]
+    assert {(m["bit_depth"], m["original_height"], m["original_width"]) for m in metas} == {(12, 48, 64)}
+
+
+def test_a_missing_decoder_is_said_before_anything_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make(RAMP12)
+    dataset.compress(RLELossless)
+    dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+    (tmp_path / "x.dcm").write_bytes(body(dataset))
+    monkeypatch.setattr("pydicom.pixels.common.CoderBase.is_available", False)
+    monkeypatch.setattr("medunifier_cli.data.prepare_render.image_from", None)
+    made: list[Record | Drop] = [record(0), record(1, image=FileImage(tmp_path / "x.dcm"))]
+    with pytest.raises(DataError, match=r"1\.dcm: DICOM compressed as JPEG Lossless.*pip install"):
+        run(Small(made), tmp_path)
+
+
+def test_drawn_images_come_at_the_size_asked_for(tmp_path: Path) -> None:
+    run(Small([record(i) for i in range(6)]), tmp_path, workers=2)
+    body_of, _ = Shards.open(tmp_path / "out", "train").read(5)
+    (tmp_path / "x.png").write_bytes(body_of)
+    assert (np.array(Image.open(tmp_path / "x.png")) == bars(32)).all()
+
+
+def test_a_leaking_split_is_an_error_unless_the_options_ask_for_it(tmp_path: Path) -> None:
+    made: list[Record | Drop] = [record(0), record(1, "test", subject="p0")]
+    with pytest.raises(DataError, match="a patient on both sides"):
+        run(Small(made), tmp_path)
+    assert run(Small(made, allow_shared_subjects=True), tmp_path)["shared_subjects"] == 1
+
+
+def test_subsets_expected_counts_and_warnings_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [record(0), record(1, image=FileImage(tmp_path / "none")), Drop("filtered: lateral view", "x")]
+    subset = Subset(["k0", "k1"], "drawn by hand", seed=5)
+    plugin = Small(made, subsets={"5x200": subset}, expected={"all": 1000}, warnings=["views are guessed"])
+    manifest = run(plugin, tmp_path)
+    assert manifest["subsets"]["5x200"] == {
+        "rule": "drawn by hand", "seed": 5, "n": 2, "keys": ["k0", "k1"], "not_written": ["k1"],
+    }  # fmt: skip
+    assert manifest["drops"] == {"filtered: lateral view": 1, "missing": 1}
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "warning: views are guessed"
+    assert said[-1] == "warning: found 1 of about 1,000 images: is the download complete?"
+
+
+def test_classes_of_the_options_are_the_ones_counted_and_loaded(tmp_path: Path) -> None:
+    labels = [{"Edema": 1.0, "Consolidation": None}, {"Edema": 0.0, "Consolidation": 1.0}, {"Edema": None}]
+    plugin = Small(
+        [record(i, labels=said) for i, said in enumerate(labels)], classes=("Consolidation", "Edema")
+    )
+    manifest = run(plugin, tmp_path)
+    assert manifest["splits"]["train"]["classes"] == {"Consolidation": 1, "Edema": 1}
+    shards = Shards.open(tmp_path / "out", "train")
+    assert shards.class_indices(plugin).tolist() == [1, 0, -1]
+    assert plugin.classes == ("Edema", "Pneumonia")
+
+
+def test_a_split_that_is_wholly_rejected_leaves_no_shard(tmp_path: Path) -> None:
+    made: list[Record | Drop] = [record(i) for i in range(3)]
+    made += [record(9, "test", image=FileImage(tmp_path / "none"))]
+    assert list(run(Small(made), tmp_path)["splits"]) == ["train"]
+    with pytest.raises(DataError, match="no split 'test'; the splits there are train"):
+        Shards.open(tmp_path / "out", "test")
+
+
+def test_plain_lines_tell_how_far_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medunifier_cli.data.prepare_progress.PLAIN_EVERY", 0)
+    run(Small([record(i) for i in range(20)]), tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("16 of 20 rows, 0 rejected, ") for line in lines)

@@ -1,0 +1,107 @@
+"""Checks on records and their division into shards."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medunifier_cli.data.contract import Drop, FileImage, Record
+from medunifier_cli.data.prepare_walk import Chunk, CompactMap, Walk
+from medunifier_cli.errors import DataError
+
+
+def record(i: int, split: str = "train", **changes: Any) -> Record:
+    said = {"key": f"k{i}", "subject": f"p{i}", "study": f"s{i}", "source": f"images/{i}.png"} | changes
+    return Record(image=FileImage(Path(f"{i}.png")), split=split, **said)
+
+
+def cut(
+    items: list[Record | Drop], size: int = 4, shared: bool = False
+) -> tuple[list[Chunk], Walk, list[Drop]]:
+    dropped: list[Drop] = []
+    walk = Walk(size, shared, dropped.append)
+    return list(walk.chunks(iter(items))), walk, dropped
+
+
+def test_shards_are_full_in_the_order_of_the_plan() -> None:
+    items: list[Record | Drop] = [record(i, "train" if i % 3 else "test") for i in range(15)]
+    items.insert(3, Drop("filtered: lateral view", "x.png"))
+    chunks, walk, dropped = cut(items)
+    names = {chunk.name: [r.key for r in chunk.records] for chunk in chunks}
+    assert names == {
+        "train-000000": ["k1", "k2", "k4", "k5"],
+        "train-000001": ["k7", "k8", "k10", "k11"],
+        "test-000000": ["k0", "k3", "k6", "k9"],
+        "test-000001": ["k12"],
+        "train-000002": ["k13", "k14"],
+    }
+    assert sorted(chunk.ordinal for chunk in chunks) == list(range(5))
+    assert walk.records == {"train": 10, "test": 5}
+    assert (walk.drops, walk.items, dropped) == ({"filtered: lateral view": 1}, 16, [items[3]])
+
+
+def test_a_fingerprint_follows_everything_a_record_says() -> None:
+    plain = cut([record(1)])[0][0].fingerprint
+    assert cut([record(1)])[0][0].fingerprint == plain
+    others: list[dict[str, Any]] = [
+        {"view": "PA"}, {"labels": {"A": None}}, {"labels": {"A": np.float32(1)}}, {"text_kind": "notes"},
+        {"sections": {"findings": "x"}}, {"facts": {"a": [1]}},
+    ]  # fmt: skip
+    for changes in others:
+        assert cut([record(1, **changes)])[0][0].fingerprint != plain
+
+
+@pytest.mark.parametrize("key", ["a.b", "a/b", "", "ä", "a b", "x" * 91])
+def test_keys_that_a_tar_could_not_hold_are_refused(key: str) -> None:
+    with pytest.raises(DataError, match=r"images/1\.png: key .* must be 1 to 90 letters"):
+        cut([record(1, key=key)])
+
+
+def test_a_repeated_key_is_refused() -> None:
+    with pytest.raises(DataError, match=r"images/2\.png: key 'k1' appears twice"):
+        cut([record(1), record(2, key="k1")])
+
+
+def test_a_patient_on_two_sides_is_refused() -> None:
+    items: list[Record | Drop] = [record(1), record(2, subject="p1"), record(3, "test", subject="p1")]
+    with pytest.raises(DataError, match=r"images/3\.png: subject 'p1' is in 'test' and in 'train'"):
+        cut(items)
+
+
+def test_shared_patients_are_counted_once_where_they_are_allowed() -> None:
+    splits = ["train", "train", "test", "valid", "test", "train"]
+    items: list[Record | Drop] = [record(i, s, subject=f"p{i % 2}") for i, s in enumerate(splits)]
+    assert cut(items, shared=True)[1].shared == 2
+    assert cut(items[:2], shared=True)[1].shared == 0
+
+
+def test_a_split_that_makes_no_file_name_is_refused() -> None:
+    with pytest.raises(DataError, match="split 'a/b'"):
+        cut([record(1, "a/b")])
+
+
+def test_compact_map_is_a_dictionary() -> None:
+    rng = np.random.default_rng(0)
+    fast, slow = CompactMap(), dict[str, int]()
+    for name in (f"n{i}" for i in rng.integers(0, 6000, 20_000).tolist()):
+        bits = 1 << int(rng.integers(0, 16))
+        assert fast.merge(name, bits) == slow.get(name, 0)
+        slow[name] = slow.get(name, 0) | bits
+    assert len(fast) == len(slow)
+
+
+def test_walking_holds_no_more_than_the_shards_under_way() -> None:
+    """The plan is a stream: shard by shard, not all at once."""
+    taken = 0
+
+    def stream() -> Iterator[Record]:
+        nonlocal taken
+        for i in range(1000):
+            taken += 1
+            yield record(i)
+
+    chunks = Walk(10, False, lambda drop: None).chunks(stream())
+    next(chunks)
+    assert taken == 10
