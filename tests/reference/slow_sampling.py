@@ -70,22 +70,23 @@ def slow_sample(
     condition: Tensor | None = None,
     guidance: float = 1.0,
     top_codes: Tensor | None = None,
+    positions: int | None = None,
 ) -> Tensor:
-    """int64 [B, H, W], one draw at a time."""
+    """int64 [B, H, W], one draw at a time; `positions` stops after so many, for timing."""
     height, width = shape
     level = 0 if top_codes is None else 1
     generators = [
         np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, number, level])) for number in samples
     ]
     codes = torch.zeros(len(samples), height, width, dtype=torch.int64)
-    for row in range(height):
-        for column in range(width):
-            logits = prior(codes, top_codes=top_codes, condition=condition)[:, :, row, column].double()
-            if guidance != 1:
-                null = prior(codes, top_codes=top_codes)[:, :, row, column].double()
-                logits = (1 - guidance) * null + guidance * logits
-            for i, generator in enumerate(generators):
-                codes[i, row, column] = slow_code(
-                    logits[i].tolist(), generator.random(), temperature, top_k, top_p
-                )
+    for position in range(height * width if positions is None else positions):
+        row, column = divmod(position, width)
+        logits = prior(codes, top_codes=top_codes, condition=condition)[:, :, row, column].double()
+        if guidance != 1:
+            null = prior(codes, top_codes=top_codes)[:, :, row, column].double()
+            logits = (1 - guidance) * null + guidance * logits
+        for i, generator in enumerate(generators):
+            codes[i, row, column] = slow_code(
+                logits[i].tolist(), generator.random(), temperature, top_k, top_p
+            )
     return codes

@@ -1,0 +1,117 @@
+"""Cached sampling of both priors against full recomputation and one forward pass, paper sizes, 2 threads.
+
+512 codes, 256 channels, 4 blocks of 4 layers; top 8x8 with causal attention, bottom 16x16 given the top. Full
+recomputation costs the same at every position (the shape of its input never changes), so it is timed, drawing
+included, on a stated number of positions and scaled to all 64 and 256. The sides take turns; medians count.
+
+    python benchmarks/sampling.py [--rounds 3] [--positions 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from medunifier_cli.prior.config import PixelSnailConfig
+from medunifier_cli.prior.pixelsnail import PixelSnail
+from medunifier_cli.prior.sampling import sample
+from tests.reference.slow_sampling import slow_sample
+
+THREADS, SIZES = 2, {"top": (8, 8), "bottom": (16, 16)}
+
+
+class Case:
+    """One prior and one batch."""
+
+    def __init__(self, prior: PixelSnail, size: tuple[int, int], batch: int) -> None:
+        self.prior, self.size, self.batch = prior, size, batch
+        self.codes = torch.randint(512, (batch, *size))
+        self.top_codes = torch.randint(512, (batch, 8, 8)) if prior.config.top_codes else None
+
+    def forward(self) -> None:
+        """One pass over the whole map, all positions at once."""
+        with torch.inference_mode():
+            self.prior(self.codes, top_codes=self.top_codes)
+
+    def cached(self) -> None:
+        """All positions, each at the cost of one."""
+        sample(
+            self.prior, shape=self.size, first_sample=0, count=self.batch, seed=0, top_codes=self.top_codes
+        )
+
+    def recomputed(self, positions: int) -> None:
+        """The first positions, a forward pass for each."""
+        numbers = range(self.batch)
+        slow_sample(self.prior, self.size, numbers, 0, top_codes=self.top_codes, positions=positions)
+
+
+def seconds(run: Callable[..., None], *arguments: int) -> float:
+    """Wall-clock time of one call."""
+    start = time.perf_counter()
+    run(*arguments)
+    return time.perf_counter() - start
+
+
+def measure(priors: dict[str, PixelSnail], batch: int, rounds: int, positions: int) -> dict[str, float]:
+    """Median seconds of one batch, both priors together: `forward`, `cached`, `recomputed` (scaled)."""
+    total = dict.fromkeys(("forward", "cached", "recomputed"), 0.0)
+    cases = {level: Case(prior, SIZES[level], batch) for level, prior in priors.items()}
+    times: dict[tuple[str, str], list[float]] = {}
+    for case in cases.values():
+        case.forward()
+    for _ in range(rounds):
+        for level, case in cases.items():
+            scale = case.codes[0].numel() / positions
+            times.setdefault((level, "forward"), []).append(seconds(case.forward))
+            times.setdefault((level, "cached"), []).append(seconds(case.cached))
+            times.setdefault((level, "recomputed"), []).append(scale * seconds(case.recomputed, positions))
+    for (level, kind), values in times.items():
+        total[kind] += statistics.median(values)
+        spread = f"{min(values):.2f} to {max(values):.2f}"
+        print(f"batch {batch:2d}  {level:6s} {kind:10s} {statistics.median(values):9.2f} s  ({spread})")
+    return total
+
+
+def main() -> None:
+    """Print all times, then one JSON line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--positions", type=int, default=2, help="positions of full recomputation that are timed"
+    )
+    args = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    config = PixelSnailConfig()
+    priors = {
+        "top": PixelSnail(config).eval(),
+        "bottom": PixelSnail(replace(config, attention=False, top_codes=512)).eval(),
+    }
+    small = measure(priors, 8, args.rounds, args.positions)
+    large = measure(priors, 32, args.rounds, args.positions)
+    result = {
+        "ratio_batch8": round(small["recomputed"] / small["cached"], 1),
+        "ratio_batch32": round(large["recomputed"] / large["cached"], 1),
+        "over_one_forward": round(large["cached"] / large["forward"], 2),
+        "recomputation": f"timed on {args.positions} of 64 and {args.positions} of 256 positions, scaled",
+        "samples_per_second_batch32": round(32 / large["cached"], 2),
+        "threads": THREADS,
+        "rounds": args.rounds,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
