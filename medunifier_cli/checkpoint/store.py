@@ -54,7 +54,8 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     temporary = folder / f".writing-step-{checkpoint.step:08d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
+        for left in (*folder.glob(".writing-*"), *folder.glob(".deleting-*")):  # by a writer that was killed
+            shutil.rmtree(left)
         temporary.mkdir()
         _write(temporary, checkpoint)
         if final.exists():  # damaged, or it would have been resumed from
