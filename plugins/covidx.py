@@ -207,9 +207,10 @@ def patient_split(rows: Sequence[Row], seed: int) -> list[str]:
         wanted = VALID_SHARE * sum(len(patients[patient]) for patient in own)
         taken = 0
         for patient in shuffled(own, seed, stream):
-            if taken + len(patients[patient]) > wanted:
+            more = taken + len(patients[patient])
+            if abs(more - wanted) >= abs(taken - wanted):
                 continue  # one patient of thousands of rows must not fill valid alone
-            taken += len(patients[patient])
+            taken = more
             for place in patients[patient]:
                 split[place] = "valid"
     return split

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 __all__ = ["view_position"]
@@ -25,7 +26,8 @@ def view_position(path: Path) -> str | None:
 
     tags = ["ViewPosition", "ViewCodeSequence"]
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, force=False, specific_tags=list(tags))
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
     except (OSError, EOFError, ValueError, pydicom.errors.InvalidDicomError):
         return None
     position = str(header.get("ViewPosition") or "").strip()

@@ -43,16 +43,18 @@ def shuffled(items: Sequence[T], seed: int, *stream: int) -> list[T]:
 
 
 def shares(sizes: Sequence[int], total: int) -> list[int]:
-    """Splits `total` over groups in proportion to their sizes, by largest remainder, at least one of each.
+    """Splits `total` over groups in proportion to their sizes, by largest remainder.
+
+    Every group gets one at least, unless there are more groups than `total`.
 
     Raises:
-        ValueError: `total` is less than the number of groups or more than there is.
+        ValueError: `total` is more than there is.
     """
-    groups = sum(1 for size in sizes if size)
-    if not groups <= total <= sum(sizes):
-        raise ValueError(f"{total} of {sum(sizes)} items cannot be drawn over {groups} groups")
-    exact = [total * size / sum(sizes) for size in sizes]
-    parts = [max(math.floor(part), 1 if size else 0) for part, size in zip(exact, sizes, strict=True)]
+    if total > sum(sizes):
+        raise ValueError(f"{total} of {sum(sizes)} items cannot be drawn")
+    least = 1 if total >= sum(1 for size in sizes if size) else 0
+    exact = [total * size / max(1, sum(sizes)) for size in sizes]
+    parts = [max(math.floor(part), least if size else 0) for part, size in zip(exact, sizes, strict=True)]
     by_remainder = sorted(range(len(sizes)), key=lambda group: parts[group] - exact[group])
     while sum(parts) < total:
         for group in by_remainder:

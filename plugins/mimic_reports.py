@@ -43,15 +43,15 @@ class ReportFolder(Reports):
 
 
 class ReportZip(Reports):
-    """The same tree inside a zip archive; 20 bytes are kept of each report."""
+    """The same tree inside a zip archive; 40 bytes are kept of each report."""
 
     def __init__(self, origin: Path) -> None:
         self.origin = origin
-        columns = [array("q") for _ in range(4)]
+        columns = [array("q") for _ in range(5)]
         for entry in zip_entries(origin):
             name = entry.name.rsplit("/", 1)[-1]
             if name.startswith("s") and name.endswith(".txt") and name[1:-4].isdigit():
-                values = (int(name[1:-4]), entry.offset, entry.size, entry.method)
+                values = (int(name[1:-4]), entry.offset, entry.size, entry.method, entry.crc)
                 for column, value in zip(columns, values, strict=True):
                     column.append(value)
         if not columns[0]:
@@ -64,8 +64,8 @@ class ReportZip(Reports):
         place = int(np.searchsorted(self._table[0], study))
         if place == self._table.shape[1] or self._table[0, place] != study:
             return None
-        _, offset, size, method = (int(value) for value in self._table[:, place])
-        return read_member(self._file, offset, size, method).decode("utf-8", errors="replace")
+        place_in_zip = (int(value) for value in self._table[1:, place])
+        return read_member(self._file, *place_in_zip).decode("utf-8", errors="replace")
 
 
 def find_reports(given: str, roots: Sequence[Path]) -> Reports:

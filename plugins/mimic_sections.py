@@ -1,7 +1,7 @@
 """Finding the sections of a MIMIC-CXR report, by the rules of the MIT-LCP mimic-cxr code and one correction.
 
-A heading is a line break, exactly one blank, capitals (or blanks and `( ) / , -`), a colon and white space.
-So a text that was stripped or re-indented has no headings, and neither digits ("CHEST, 2 VIEWS:"), lower case
+A heading is a line break, a blank, capitals (or blanks and `( ) / , -`), a colon and white space. So a text
+that was stripped or re-indented has no headings, and neither digits ("CHEST, 2 VIEWS:"), lower case
 ("Impression:") nor a missing blank ("FINDINGS:No") make one. The counts of the literature rest on these
 rules; they are kept. The correction: there, the white space after a colon is used up, so that "FINDINGS:"
 with " IMPRESSION: ..." on the next line swallows the second heading; here it is not.

@@ -53,7 +53,7 @@ class OpenI(DatasetPlugin):
         if not paths:
             packed = ", ".join(name for name in archives(raw) if "report" not in name)
             hint = f"; unpack {packed} first" if packed else ""
-            raise DataError(f"{raw}: reports but no images such as CXR1_1_IM-0001-3001.png{hint}")
+            raise DataError(f"{raw}: reports but no images such as CXR10_IM-0002-1001.png{hint}")
         sides = projections(places)
         hashed = options["split"] == "hash" and form != "r2gen"
         seed = options["seed"] if hashed else None

@@ -24,7 +24,7 @@ from .tree import is_leftover
 __all__ = ["Report", "image_id", "projections", "read_reports"]
 
 SECTIONS = ("comparison", "indication", "findings", "impression")
-IMAGE_NAME = re.compile(r"(?:CXR(?P<report>\d+)_)?(?P<rest>(?P<number>\d+)_IM-.*)")
+IMAGE_NAME = re.compile(r"(?:CXR)?(\d+)_(?:\1_)?(IM-.*)")
 R2GEN_SPLITS = {"train": "train", "val": "valid", "test": "test"}
 
 
@@ -35,16 +35,19 @@ class Report:
     uid: str
     sections: dict[str, str]
     images: tuple[str, ...]
-    """Image ids such as `CXR1_1_IM-0001-3001`, in the report's own order; paths below `images/` for R2Gen."""
+    """Image ids such as `CXR10_IM-0002-1001`, in the report's own order; paths below `images/` for R2Gen."""
     facts: dict[str, Any] = field(default_factory=dict)
     split: str | None = None
     """R2Gen's."""
 
 
 def image_id(stem: str) -> str | None:
-    """`CXR1_1_IM-0001-3001` of a file stem that is this, or `1_IM-0001-3001`, with or without `.dcm`."""
+    """`CXR10_IM-0002-1001` of a file stem that is this, or lacks `CXR` (DICOM), or ends in `.dcm` (Kaggle).
+
+    Report 1 alone says `CXR1_1_IM-...`, which other tables spell without the second number.
+    """
     match = IMAGE_NAME.fullmatch(stem.removesuffix(".dcm"))
-    return f"CXR{match['report'] or match['number']}_{match['rest']}" if match else None
+    return f"CXR{match[1]}_{match[2]}" if match else None
 
 
 def read_reports(places: Sequence[Path]) -> tuple[str, list[Report]]:
@@ -111,18 +114,20 @@ def _parse(content: IO[bytes], shown: str) -> Report:
         root = ElementTree.parse(content).getroot()
     except ElementTree.ParseError as error:
         raise DataError(f"{shown} is not XML: {error}") from error
-    uid = root.find("uId")
-    if uid is None or not re.fullmatch(r"CXR\d+", uid.get("id", "")):
+    element = root.find("uId")
+    uid = "" if element is None else element.get("id", "")
+    if not re.fullmatch(r"CXR\d+", uid):
         raise DataError(f"{shown}: no uId such as CXR1")
     sections = {}
-    for element in root.iter("AbstractText"):
-        name, text = element.get("Label", "").lower(), (element.text or "").strip()
+    for abstract in root.iter("AbstractText"):
+        name, text = abstract.get("Label", "").lower(), (abstract.text or "").strip()
         if name in SECTIONS and text:
             sections[name] = text
+    names = [image.get("id", "") for image in root.iter("parentImage")]
     return Report(
-        uid=uid.get("id", ""),
+        uid=uid,
         sections=sections,
-        images=tuple(image.get("id", "") for image in root.iter("parentImage")),
+        images=tuple(image_id(name) or name for name in names),
         facts={
             "mesh": [term.text.strip() for term in root.iterfind("MeSH/major") if term.text],
             "mesh_automatic": [term.text.strip() for term in root.iterfind("MeSH/automatic") if term.text],

@@ -168,9 +168,8 @@ def _check_runs(pixels: str, table: Table, line: int) -> None:
     except ValueError:
         runs = []
     if not runs or len(runs) % 2 or min(runs) < 0 or sum(runs) > EDGE * EDGE:
-        raise DataError(
-            f"{table.shown}:{line}: EncodedPixels is neither -1 nor pairs of numbers within 1024 x 1024"
-        )
+        what = "neither -1 nor number pairs within 1024 x 1024"
+        raise DataError(f"{table.shown}:{line}: EncodedPixels is {what}")
 
 
 def official_split(images: Mapping[str, Image], seed: int) -> dict[str, str]:

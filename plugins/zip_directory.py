@@ -28,12 +28,13 @@ LONGEST_COMMENT = 0xFFFF
 
 
 class ZipEntry(NamedTuple):
-    """One member: its name, where its local header starts, its compressed bytes, and how it is packed."""
+    """One member: name, start of its local header, packed size, how it is packed, checksum."""
 
     name: str
     offset: int
     size: int
     method: int
+    crc: int
 
 
 def zip_entries(path: Path) -> Iterator[ZipEntry]:
@@ -50,7 +51,7 @@ def zip_entries(path: Path) -> Iterator[ZipEntry]:
                 fixed = CENTRAL.unpack(file.read(CENTRAL.size))
                 if fixed[0] != b"PK\x01\x02":
                     raise ValueError("central directory")
-                flags, method, packed, unpacked = fixed[3], fixed[4], fixed[8], fixed[9]
+                flags, method, crc, packed, unpacked = fixed[3], fixed[4], *fixed[7:10]
                 name_length, extra_length, comment_length, offset = *fixed[10:13], fixed[16]
                 name = file.read(name_length).decode("utf-8" if flags & 0x800 else "cp437")
                 extra = file.read(extra_length)
@@ -59,13 +60,13 @@ def zip_entries(path: Path) -> Iterator[ZipEntry]:
                 if OVERFLOW in (packed, unpacked, offset):
                     packed, offset = _zip64(extra, unpacked, packed, offset)
                 if not name.endswith("/"):
-                    yield ZipEntry(name, offset, packed, method)
+                    yield ZipEntry(name, offset, packed, method, crc)
     except (struct.error, ValueError) as error:
         raise DataError(f"{path} is damaged or cut short; download it again") from error
 
 
-def read_member(file: IO[bytes], offset: int, size: int, method: int) -> bytes:
-    """The unpacked bytes of the member whose local header starts at `offset` of an open archive.
+def read_member(file: IO[bytes], offset: int, size: int, method: int, crc: int) -> bytes:
+    """The unpacked bytes of a member of an open archive; the values are those of its `ZipEntry`.
 
     Raises:
         DataError: the member is damaged, or packed by another method than store and deflate.
@@ -79,7 +80,11 @@ def read_member(file: IO[bytes], offset: int, size: int, method: int) -> bytes:
         packed = file.read(size)
         if len(packed) < size or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError("member")
-        return packed if method == zipfile.ZIP_STORED else zlib.decompress(packed, wbits=-zlib.MAX_WBITS)
+        stored = method == zipfile.ZIP_STORED
+        content = packed if stored else zlib.decompress(packed, wbits=-zlib.MAX_WBITS)
+        if zlib.crc32(content) != crc:
+            raise ValueError("checksum")
+        return content
     except (struct.error, ValueError, zlib.error) as error:
         name = getattr(file, "name", "archive")
         raise DataError(f"{name}: a member at byte {offset} cannot be unpacked; download it again") from error
