@@ -66,7 +66,7 @@ class TopAdapter(nn.Module):
         self.where: Tensor
         self.register_buffer("where", sinusoid_2d(code_width, *self.shape), persistent=False)
         self.stretch = nn.ConvTranspose2d(
-            code_width, code_width, (2 * stretch, 3), (stretch, 1), (stretch // 2, 1), (stretch % 2, 0)
+            code_width, code_width, (2 * stretch + stretch % 2, 3), (stretch, 1), ((stretch + 1) // 2, 1)
         )
         self.residual = ResidualBlock(code_width, inner, layers)
 

@@ -166,7 +166,7 @@ class PlainObjectives:
         g_q, g_t = self.embeddings(image, text)
         with torch.no_grad():
             score = torch.einsum("kqe,ne->kqn", g_q, g_t).amax(dim=1)
-        temperature = float(self.w["temperature"])
+        temperature = self.w["temperature"].item()
         text_of = hard_negatives(score, temperature, text.texts, uniform_text)
         image_of = hard_negatives(score.T, temperature, text.texts, uniform_image)
         return {
