@@ -66,4 +66,4 @@ def restore(run: Run, device: torch.device | None = None) -> Trained:
             f"{run.folder}: its checkpoint does not fit its recipe; was it made by another version?"
         )
     identity = store.identity(run.checkpoints, checkpoint.step)
-    return Trained(run, recipe, tokenizer, model.to(device).eval(), device, checkpoint.step, identity)
+    return Trained(run, recipe, tokenizer, model.place(device).eval(), device, checkpoint.step, identity)

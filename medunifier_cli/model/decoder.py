@@ -47,10 +47,7 @@ class Decoder(nn.Module):
         super().__init__()
         grid, blocks = image_size // patch_size, blocks_for(patch_size)
         base = image_size >> blocks
-        if recipe.widths == "published":
-            widths = list(PUBLISHED_WIDTHS[:blocks])
-        else:
-            widths = [recipe.base_width >> i for i in range(blocks)]
+        widths = [recipe.base_width >> i for i in range(blocks)]
         self.raise_top = deconvolution(recipe.code_width, recipe.code_width, recipe.norm)
         kernel = grid - base + 1
         to_base = nn.Conv2d(

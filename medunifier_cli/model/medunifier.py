@@ -93,6 +93,12 @@ class MedUnifier(nn.Module):
 
             load_bert(self, recipe.model.qformer.weights)
 
+    def place(self, device: torch.device) -> MedUnifier:
+        """Move to a device; on a GPU a frozen image encoder runs in bf16 (DESIGN section 4)."""
+        if self.recipe.model.vit.frozen and device.type == "cuda":
+            self.vit.vit.to(torch.bfloat16)
+        return self.to(device)
+
     def look(self, image_BCHW: Tensor) -> Tensor:
         """Pixels in [0, 1] -> f_v [B, 1 + V, D_v] after the trainable norm."""
         features: Tensor = self.vision_norm(self.vit(image_BCHW))

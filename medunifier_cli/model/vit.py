@@ -96,14 +96,13 @@ class ImageEncoder(nn.Module):
         return self
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Pixels in [0, 1], [B, 3, H, W] -> f_v [B, 1 + V, D_v]."""
+        """Pixels in [0, 1], [B, 3, H, W] -> f_v [B, 1 + V, D_v], fp32 where the encoder is frozen."""
         x = (image_BCHW - self.mean) / self.std
-        if self.recipe.frozen:
-            with torch.no_grad():
-                features: Tensor = self.vit.forward_features(x.to(self.dtype))
-        else:
-            features = self.vit.forward_features(x)
-        return features
+        if not self.recipe.frozen:
+            features: Tensor = self.vit.forward_features(x)
+            return features
+        with torch.no_grad():
+            return self.vit.forward_features(x.to(self.dtype)).float()  # type: ignore[no-any-return]
 
     def frozen_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Named weights that training never changes: hashed in a checkpoint, not stored."""

@@ -133,9 +133,7 @@ class Generator:
     beta: NonNegative = 0.5
     """Weight of both commitment terms."""
     base_width: Count = 1536
-    """Channels of the decoder's base map; each deconvolution block halves them."""
-    widths: Literal["halving", "published"] = "halving"
-    """`published`: the wide decoder of the authors' code."""
+    """Channels of the decoder's base map, halved by each block; the authors' code starts at 4608."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation after each ReLU of the decoder; `batch` is synchronised across ranks."""
     residual_width: Count = 384
@@ -222,8 +220,6 @@ class Train:
     """Steps between checkpoints."""
     keep: Count = 2
     """Checkpoints kept."""
-    compile: bool = False
-    """torch.compile the step's model."""
     tensorboard: bool = True
     """Write TensorBoard files through Accelerate's trackers."""
 

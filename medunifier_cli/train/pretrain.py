@@ -52,9 +52,7 @@ class Pretraining:
         torch.manual_seed(recipe.train.seed)
         model = MedUnifier(recipe, tokenizer.size)
         self.frozen_hash = store.tensors_hash(dict(model.vit.frozen_tensors()))
-        if recipe.model.vit.frozen and device.type == "cuda":
-            model.vit.to(torch.bfloat16)
-        self.module: nn.Module = Objectives(model, tokenizer.dec_id).to(device)
+        self.module: nn.Module = Objectives(model.place(device), tokenizer.dec_id)
         self.objectives = self.module
         settings = recipe.train
         self.steps = settings.steps or math.ceil(settings.epochs * len(train) / settings.global_batch)

@@ -56,7 +56,7 @@ class TestMistakes:
             ("optim:\n  peak_lr: '1e-4'\n", "2: optim.peak_lr: expected a number, not '1e-4'"),
             ("optim:\n  peak_lr: true\n", "2: optim.peak_lr: expected a number, not 'true'"),
             ("optim:\n  peak_lr: 0\n", "2: optim.peak_lr: '0' is out of range; it must be above 0"),
-            ("train:\n  compile: 1\n", "2: train.compile: expected true or false, not '1'"),
+            ("train:\n  tensorboard: 1\n", "2: train.tensorboard: expected true or false, not '1'"),
             ("train:\n  precision: fp8\n", "2: train.precision: 'fp8' is none of: no, bf16, fp16"),
             (
                 "data:\n  sections: findings\n",
@@ -168,9 +168,9 @@ class TestValues:
         assert isinstance(recipe.train.epochs, float)
 
     def test_no_is_a_precision_and_a_truth_value(self) -> None:
-        recipe = self.load("train:\n  precision: no\n  compile: no\n")
+        recipe = self.load("train:\n  precision: no\n  tensorboard: no\n")
         assert recipe.train.precision == "no"
-        assert recipe.train.compile is False
+        assert recipe.train.tensorboard is False
 
     def test_overrides_are_yaml_and_the_last_wins(self) -> None:
         recipe = self.load(
