@@ -1,0 +1,183 @@
+"""The codebook: gradients and running means worked out by hand, batch norm against PyTorch's."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medunifier_cli.model.norm import GlobalBatchNorm
+from medunifier_cli.model.quantizer import EMA_EPS, Quantiser, perplexity
+from medunifier_cli.recipe.schema import Generator
+
+
+def two_codes(**changes: object) -> Quantiser:
+    """Codes (0, 0) and (4, 2)."""
+    quantiser = Quantiser(replace(Generator(codebook_size=2, code_width=2), **changes))  # type: ignore[arg-type]
+    with torch.no_grad():
+        quantiser.code_KC.copy_(torch.tensor([[0.0, 0.0], [4.0, 2.0]]))
+        if quantiser.recipe.codebook == "ema":
+            quantiser.sum_KC.copy_(quantiser.code_KC)
+    return quantiser
+
+
+def three_vectors() -> Tensor:
+    """[1, 2, 1, 3]: (1, 0) and (-1, 1) lie nearest to code 0, (3, 3) to code 1."""
+    return torch.tensor([[[[1.0, -1.0, 3.0]], [[0.0, 1.0, 3.0]]]], requires_grad=True)
+
+
+def test_forward_takes_the_nearest_code() -> None:
+    made = two_codes()(three_vectors())
+    assert made.code_BHW.tolist() == [[[0, 0, 1]]]
+    assert made.z_q_BCHW.tolist() == [[[[0.0, 0.0, 4.0]], [[0.0, 0.0, 2.0]]]]
+    assert made.count_K.tolist() == [2.0, 1.0]
+
+
+def test_a_tie_takes_the_first_code() -> None:
+    assert two_codes().nearest(torch.tensor([[2.0, 1.0]])).tolist() == [0]
+
+
+def test_straight_through_passes_the_gradient_unchanged() -> None:
+    quantiser, z_e = two_codes(), three_vectors()
+    weight = torch.tensor([[[[1.0, 2.0, 3.0]], [[-4.0, 5.0, -6.0]]]])
+    (quantiser(z_e).z_q_BCHW * weight).sum().backward()
+    assert torch.equal(z_e.grad, weight)  # type: ignore[arg-type]
+    assert quantiser.code_KC.grad is None  # the decoder does not move the codes
+
+
+def test_commitment_moves_the_encoder_only() -> None:
+    """Mean over 6 elements of (z_e - e)^2: differences (1, 0), (-1, 1), (-1, 1), so 5 / 6."""
+    quantiser, z_e = two_codes(), three_vectors()
+    loss = quantiser(z_e).commitment_loss
+    loss.backward()
+    assert loss.item() == pytest.approx(5 / 6)
+    by_hand = torch.tensor([[[[1.0, -1.0, -1.0]], [[0.0, 1.0, 1.0]]]]) * 2 / 6
+    torch.testing.assert_close(z_e.grad, by_hand)
+    assert quantiser.code_KC.grad is None
+
+
+def test_the_codebook_term_moves_the_codes_only() -> None:
+    quantiser, z_e = two_codes(), three_vectors()
+    loss = quantiser(z_e).codebook_loss
+    loss.backward()
+    assert loss.item() == pytest.approx(5 / 6)
+    # code 0 is pulled to (1, 0) and (-1, 1): -2/6 * (0, 1); code 1 to (3, 3): -2/6 * (-1, 1)
+    torch.testing.assert_close(quantiser.code_KC.grad, torch.tensor([[0.0, -1.0], [1.0, -1.0]]) / 3)
+    assert z_e.grad is None
+
+
+def test_running_means_by_hand() -> None:
+    """Two steps at decay 0.75 from counts (1, 1) and sums equal to the codes."""
+    quantiser = two_codes(codebook="ema", ema_decay=0.75).train()
+    count, total = [1.0, 1.0], [[0.0, 0.0], [4.0, 2.0]]
+    vectors = ([2, 1], [[0.0, 1.0], [3.0, 3.0]])
+    for _ in range(2):
+        made = quantiser(three_vectors())
+        assert made.code_BHW.tolist() == [[[0, 0, 1]]]
+        assert float(made.codebook_loss) == 0.0
+        count = [0.75 * c + 0.25 * n for c, n in zip(count, vectors[0], strict=True)]
+        total = [[0.75 * a + 0.25 * b for a, b in zip(s, v, strict=True)]
+                 for s, v in zip(total, vectors[1], strict=True)]  # fmt: skip
+        smooth = [(c + EMA_EPS) / (sum(count) + 2 * EMA_EPS) * sum(count) for c in count]
+        expected = [[value / n for value in s] for s, n in zip(total, smooth, strict=True)]
+        torch.testing.assert_close(quantiser.code_KC, torch.tensor(expected))
+    torch.testing.assert_close(quantiser.usage_K, torch.tensor(count))
+
+
+def test_running_means_settle_on_the_means_of_their_vectors() -> None:
+    quantiser = two_codes(codebook="ema", ema_decay=0.9).train()
+    for _ in range(200):
+        quantiser(three_vectors())
+    torch.testing.assert_close(
+        quantiser.code_KC, torch.tensor([[0.0, 0.5], [3.0, 3.0]]), atol=1e-3, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("codebook", ["loss", "ema"])
+def test_evaluation_changes_nothing(codebook: str) -> None:
+    quantiser = two_codes(codebook=codebook, revive_dead_codes=True).eval()
+    before = {name: tensor.clone() for name, tensor in quantiser.state_dict().items()}
+    quantiser(three_vectors(), torch.Generator().manual_seed(0))
+    for name, tensor in quantiser.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("codebook", ["loss", "ema"])
+def test_dead_codes_move_onto_vectors_of_the_batch(codebook: str) -> None:
+    """Decay 1 holds the running means still, so that nothing but the revival moves a code."""
+    recipe = Generator(codebook_size=8, code_width=2, revive_dead_codes=True, ema_decay=1.0)
+    quantiser = Quantiser(replace(recipe, codebook=codebook)).train()  # type: ignore[arg-type]
+    generator, first = torch.Generator().manual_seed(0), torch.randn(4, 2, 3, 3) + 5
+    quantiser(first, generator)
+    assert bool((distance(quantiser.code_KC, first) < 1e-4).all())  # all codes start from the first batch
+    # later only those move that are hardly ever chosen
+    quantiser.usage_K.copy_(torch.tensor([9.0, 9, 9, 0, 9, 9, 0, 9]))
+    if codebook == "ema":
+        quantiser.sum_KC.copy_(quantiser.code_KC * quantiser.usage_K[:, None])
+    second = torch.randn(4, 2, 3, 3) - 5
+    quantiser(second, generator)
+    near_second = distance(quantiser.code_KC, second) < 1e-4
+    assert near_second.tolist() == [False, False, False, True, False, False, True, False]
+    assert bool((distance(quantiser.code_KC[~near_second], first) < 1e-4).all())
+    # and they have a chance to be chosen before they count as dead again
+    assert bool((quantiser.usage_K[near_second] > 0.05 * quantiser.usage_K.mean()).all())
+
+
+def distance(codes_KC: Tensor, vectors_BCHW: Tensor) -> Tensor:
+    """Of each code to the nearest vector."""
+    vectors = vectors_BCHW.permute(0, 2, 3, 1).flatten(0, 2)
+    return (codes_KC.detach()[:, None] - vectors).norm(dim=2).amin(dim=1)
+
+
+def test_revival_needs_training_and_a_generator() -> None:
+    quantiser = two_codes(revive_dead_codes=True).train()
+    quantiser(three_vectors())
+    assert quantiser.code_KC.tolist() == [[0.0, 0.0], [4.0, 2.0]]
+
+
+def test_look_up_gives_the_codes() -> None:
+    found = two_codes().look_up(torch.tensor([[[1, 0]]]))
+    assert found.tolist() == [[[[4.0, 0.0]], [[2.0, 0.0]]]]
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        ([5.0, 0.0, 0.0, 0.0], 1.0),
+        ([3.0, 3.0, 3.0, 3.0], 4.0),
+        ([1.0, 1.0, 2.0, 0.0], 2**1.5),
+        ([0.0, 0.0], 1.0),
+    ],
+)
+def test_perplexity_by_hand(count: list[float], expected: float) -> None:
+    """(1/4, 1/4, 1/2) has 1.5 bits, so 2^1.5 codes in effect."""
+    assert float(perplexity(torch.tensor(count))) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (4, 5, 3, 3)])
+def test_global_batch_norm_on_one_rank_is_pytorchs(shape: tuple[int, ...]) -> None:
+    ours = GlobalBatchNorm(5)
+    theirs: nn.Module = nn.BatchNorm1d(5) if len(shape) == 2 else nn.BatchNorm2d(5)
+    weight, bias = torch.randn(5), torch.randn(5)
+    for norm in (ours, theirs):
+        norm.load_state_dict({"weight": weight, "bias": bias}, strict=False)
+    inputs = [torch.randn(*shape) * 3 + 2 for _ in range(3)]
+    for x in inputs:
+        one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+        seed = torch.randn(*shape)
+        (ours(one) * seed).sum().backward()
+        (theirs(other) * seed).sum().backward()
+        torch.testing.assert_close(one.grad, other.grad)
+    for name, tensor in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], tensor)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)  # type: ignore[union-attr]
+    torch.testing.assert_close(ours.eval()(inputs[0]), theirs.eval()(inputs[0]))
+
+
+def test_uniform_start_of_the_codebook() -> None:
+    codes = Quantiser(Generator(codebook_size=64, code_width=32)).code_KC.detach()
+    assert float(codes.abs().max()) <= 1 / 64
+    assert float(codes.std()) == pytest.approx(1 / 64 / math.sqrt(3), rel=0.1)
