@@ -17,6 +17,8 @@ LIKE = 0.6
 """Share of letters in common from which a key is offered as the one meant."""
 VERY_LIKE = 0.75
 """The same, for a key of another section."""
+MISSPELT = 0.85
+"""From here on a key of the same section is meant, even if another section has one of exactly this name."""
 
 
 @dataclass(frozen=True)
@@ -61,23 +63,16 @@ def dotted_keys(schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def nearest_key(key: str, schema: type) -> str | None:
-    """The key that was probably meant: the same last name in another section, else the closest spelling."""
-    known = list(dotted_keys(schema))
-    last = key.rsplit(".", 1)[-1]
-    moved = [other for other in known if other.rsplit(".", 1)[-1] == last]
-    best = max(moved or known, key=lambda other: (_likeness(key, other), _common_start(key, other)))
-    if moved:
-        return best
-    same_section = "." in key and best.startswith(key.rsplit(".", 1)[0] + ".")
-    return best if _likeness(key, best) >= (LIKE if same_section or "." not in key else VERY_LIKE) else None
-
-
-def _likeness(key: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, key, other).ratio()
-
-
-def _common_start(key: str, other: str) -> int:
-    return next((i for i, (a, b) in enumerate(zip(key, other, strict=False)) if a != b), len(other))
+    """The key that was probably meant: one of its section, its name in another section, or the closest."""
+    known = [other for other in dotted_keys(schema) if not key.startswith(f"{other}.")]
+    section, _, last = key.rpartition(".")
+    ranked = sorted(known, key=lambda other: -difflib.SequenceMatcher(None, key, other).ratio())
+    likeness = difflib.SequenceMatcher(None, key, ranked[0]).ratio()
+    near = not section or ranked[0].startswith(f"{section}.")
+    moved = [other for other in ranked if other.rpartition(".")[2] == last]
+    if moved and not (near and section and likeness >= MISSPELT):
+        return moved[0]
+    return ranked[0] if likeness >= (LIKE if near else VERY_LIKE) else None
 
 
 def read_text(text: str, shown: str, schema: type) -> tuple[Settings, Setting | None]:
@@ -134,7 +129,10 @@ def _unknown(key: str, where: str, schema: type, settings: Settings) -> None:
         settings.suspects.add(near)
         hint = f"did you mean {near}?"
     else:
-        hint = f"there are: {', '.join(field_types(schema))}"
+        known = list(dotted_keys(schema))
+        section = key.rpartition(".")[0]
+        beside = [other for other in known if other.rpartition(".")[0] == section] or field_types(schema)
+        hint = f"there are: {', '.join(other.rpartition('.')[2] for other in beside)}"
     settings.problems.append(f"{where}: {key} is not a recipe key; {hint}")
 
 

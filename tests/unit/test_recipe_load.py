@@ -49,6 +49,16 @@ class TestMistakes:
                 "model:\n  vit:\n    nam: x\n",
                 "3: model.vit.nam is not a recipe key; did you mean model.vit.name?",
             ),
+            ("optim:\n  beta: 1\n", "2: optim.beta is not a recipe key; did you mean optim.beta1?"),
+            (
+                "objectives:\n  tig_wieght: 1\n",
+                "2: objectives.tig_wieght is not a recipe key; did you mean objectives.tig?",
+            ),
+            (
+                "text:\n  zzzzzzzz: 1\n",
+                "2: text.zzzzzzzz is not a recipe key; there are: "
+                "tokenizer, vocabulary, max_tokens, strip_deidentified",
+            ),
             ("train:\n  seed: true\n", "2: train.seed: expected a whole number, not 'true'"),
             ("train:\n  seed: 1.5\n", "2: train.seed: expected a whole number, not '1.5'"),
             ("train:\n  seed:\n", "2: train.seed: expected a whole number, not nothing"),
