@@ -8,7 +8,6 @@ Shapes: B pairs, N tokens of all texts, H = W = `data.image_size`.
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,106 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from medunifier_cli.data.contract import Batch, DatasetPlugin, PackedText, Sample
+from medunifier_cli.data.contract import Batch, PackedText, Sample
 from medunifier_cli.data.order import SampleOrder
-from medunifier_cli.data.shards import Shards
-from medunifier_cli.data.text import TextTokenizer, compose
-from medunifier_cli.data.text_table import text_table
-from medunifier_cli.errors import DataError, MuError
-from medunifier_cli.recipe.schema import Data, Text
-
-
-class SplitSource:
-    """The samples of one split as the recipe wants them. Picklable: it holds neither tokenizer nor plugin.
-
-    Args:
-        shards: the opened split.
-        tokenizer: cuts the texts, once.
-        data, text: of the recipe. `data.limit` applies to the split named `data.train`.
-        plugin: names the text sections and the class of a sample.
-        need_text: leave samples without text out; False keeps them with the text [CLS] [SEP].
-
-    Attributes:
-        rows: row of each sample in the shards, int64 [n].
-        labels: class index of each sample, -1 for none or several, int64 [n].
-        digests: hash of each sample's text, int64 [n].
-        excluded: samples left out because their text is empty.
-
-    Raises:
-        DataError: nothing is left, or a shard cannot be read.
-    """
-
-    def __init__(
-        self,
-        shards: Shards,
-        tokenizer: TextTokenizer,
-        data: Data,
-        text: Text,
-        plugin: DatasetPlugin,
-        *,
-        need_text: bool = True,
-    ) -> None:
-        self.shards = shards
-        self.data = data
-        self.text_recipe = text
-        self.sections = data.sections or plugin.text_sections
-        self._table = text_table(shards, self.sections, data, text, tokenizer)
-        self._blank = [tokenizer.cls_id, tokenizer.sep_id]
-        has_text = np.diff(self._table.start) > 0
-        self.excluded = int((~has_text).sum()) if need_text else 0
-        self.rows: NDArray[np.int64] = np.flatnonzero(has_text) if need_text else np.arange(len(shards))
-        if shards.split == data.train and data.limit:
-            self.rows = self.rows[: data.limit]
-        if not len(self.rows):
-            raise DataError(
-                f"{shards.folder}: no sample of split {shards.split!r} is left; {self.excluded:,} of "
-                f"{len(shards):,} have no text in {', '.join(self.sections)} (data.sections, data.require)"
-            )
-        self.labels = shards.class_indices(plugin)[self.rows]
-        self.digests: NDArray[np.int64] = self._table.digest[self.rows].astype(np.int64)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def sample(self, i: int) -> Sample:
-        """Sample i, decoded.
-
-        Raises:
-            DataError: damaged image or shard; names shard and key.
-        """
-        row = int(self.rows[i])
-        start, stop = self._table.start[row : row + 2].tolist()
-        return Sample(
-            key=self.shards.key(row),
-            image_HW=self._image(row),
-            token_ids=self._table.ids_N[start:stop].tolist() or self._blank,
-            text_digest=int(self._table.digest[row]),
-            label=int(self.labels[i]),
-        )
-
-    def meta(self, i: int) -> dict[str, Any]:
-        """Everything the shard says of sample i."""
-        return self.shards.meta(int(self.rows[i]))
-
-    def text(self, i: int) -> str:
-        """Composed text of sample i, uncut."""
-        sections = self.meta(i).get("sections") or {}
-        return compose(sections, self.sections, self.data.require, self.text_recipe.strip_deidentified)
-
-    def _image(self, row: int) -> NDArray[np.uint8]:
-        size = self.data.image_size
-        try:
-            with Image.open(io.BytesIO(self.shards.image(row)), formats=("PNG", "JPEG")) as image:
-                grey = image if image.mode == "L" else image.convert("L")
-                if grey.size != (size, size):
-                    grey = grey.resize((size, size), Image.Resampling.BILINEAR)
-                return np.asarray(grey)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{self.shards.where(row)}: damaged image; run `mu prepare` again") from error
+from medunifier_cli.data.split_source import Gathered, SplitSource
+from medunifier_cli.errors import MuError
 
 
 def collate(samples: Sequence[Sample], places: Sequence[int] | NDArray[np.int64]) -> Batch:
@@ -230,9 +136,14 @@ class _Reader(Dataset[Any]):
     def __init__(self, source: SplitSource) -> None:
         self.source = source
 
-    def __getitem__(self, request: _Request) -> Batch | _Failure:
+    def __getitem__(self, request: _Request) -> tuple[Gathered, NDArray[np.int64]] | _Failure:
+        size = self.source.data.image_size
+        image_B1HW = torch.empty((len(request.samples), 1, size, size), dtype=torch.uint8)
+        if get_worker_info() is not None:
+            # Decoded where the other process reads it: no copy on the way.
+            image_B1HW.share_memory_()  # type: ignore[no-untyped-call]
         try:
-            return collate([self.source.sample(i) for i in request.samples.tolist()], request.places)
+            return self.source.gather(request.samples, image_B1HW), request.places
         except MuError as error:
             return _Failure(type(error), str(error))
 
@@ -255,12 +166,14 @@ def _load(source: SplitSource, requests: Iterable[_Request], workers: int) -> It
         for answer in loader:
             if isinstance(answer, _Failure):
                 raise answer.error(answer.message)
-            yield answer
+            gathered, places = answer
+            yield gathered.batch(places)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise MuError(
-            f"{source.shards.folder}: a loader process died, often for want of memory; lower data.workers"
+            f"{source.shards.folder}: a loader process died, often for want of memory, "
+            "or of shared memory under /dev/shm; lower data.workers"
         ) from error
 
 

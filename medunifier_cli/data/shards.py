@@ -148,6 +148,16 @@ class Shards:
         row = self.index[i]
         return self._pread(int(row["shard"]), int(row["image_offset"]), int(row["image_size"]))
 
+    def images(self, rows: NDArray[np.int64]) -> list[bytes]:
+        """The image files of several samples; looks the index up once."""
+        found = self.index[rows]
+        columns = (found[name].tolist() for name in ("shard", "image_offset", "image_size"))
+        return [self._pread(*where) for where in zip(*columns, strict=True)]
+
+    def keys(self, rows: NDArray[np.int64]) -> list[str]:
+        """Keys of several samples."""
+        return [key.decode() for key in self.index["key"][rows].tolist()]
+
     def meta(self, i: int) -> dict[str, Any]:
         """The parsed `<key>.json` of sample i."""
         row = self.index[i]

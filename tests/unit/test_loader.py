@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from medunifier_cli.data.contract import Batch
-from medunifier_cli.data.loader import SplitSource, eval_batches, train_batches
+from medunifier_cli.data.loader import SplitSource, collate, eval_batches, train_batches
+from medunifier_cli.data.order import SampleOrder
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.text import TextTokenizer
 from medunifier_cli.errors import DataError, MuError
@@ -92,6 +93,21 @@ def test_a_batch_holds_what_the_shard_says(source: SplitSource) -> None:
                 words = " ".join(meta["sections"].values())
                 assert texts[i].tolist() == TOKENIZER.encode(words, TEXT.max_tokens)
                 assert batch.label_B[i] == (0 if number % 2 else 1)
+
+
+def test_a_batch_is_its_samples_collated(source: SplitSource) -> None:
+    order = SampleOrder(len(source), 1)
+    for workers in (0, 1):
+        (batch,) = next(batches(source, 0, 1, workers, micro_batch=0))
+        slow = collate([source.sample(i) for i in order.indices(0, 12).tolist()], range(12))
+        assert batch.keys == slow.keys
+        for fast, other in [
+            (batch.image_B1HW, slow.image_B1HW), (batch.text.ids_N, slow.text.ids_N),
+            (batch.text.lengths_B, slow.text.lengths_B), (batch.digest_B, slow.digest_B),
+            (batch.label_B, slow.label_B), (batch.place_B, slow.place_B),
+        ]:  # fmt: skip
+            assert torch.equal(fast, other)
+            assert fast.dtype == other.dtype
 
 
 def test_starting_workers_leaves_the_random_state_alone(source: SplitSource) -> None:
@@ -178,7 +194,7 @@ def test_damage_reaches_the_user_as_one_line(tmp_path: Path, workers: int) -> No
 
 
 def test_a_worker_that_dies_is_one_line(source: SplitSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SplitSource, "sample", lambda self, i: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(SplitSource, "gather", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(MuError, match=r"a loader process died, .*lower data\.workers"):
         list(batches(source, 0, 1, 1))
 
@@ -187,14 +203,14 @@ def test_workers_outlive_the_signals_of_their_group(source: SplitSource) -> None
     """SLURM signals every process of a job; the step under way still needs its batches."""
     import psutil
 
-    stream = batches(source, 0, 1, 2, steps=200)
+    stream = batches(source, 0, 1, 2, steps=40)
     next(stream)
     workers = psutil.Process().children(recursive=True)
     assert workers
     for worker in workers:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             worker.send_signal(number)
-    assert len(list(stream)) == 199
+    assert len(list(stream)) == 39
 
 
 def test_a_batch_that_does_not_divide_is_refused(source: SplitSource) -> None:
