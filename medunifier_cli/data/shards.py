@@ -191,10 +191,10 @@ class Shards:
         if self.classes and self.classes != plugin.classes:
             plugin = copy.copy(plugin)
             setattr(plugin, "classes", self.classes)  # noqa: B010 - a class variable, on this copy alone
-        columns = np.ascontiguousarray(self.index["labels"])
+        columns = self.index["labels"].copy()
         if not columns.size:
             return np.full(len(columns), -1, np.int64)
-        whole_rows = columns.view(np.dtype((np.void, columns.strides[0])))[:, 0]  # NaN equals NaN as bytes
+        whole_rows = columns.view(np.dtype((np.void, columns[:1].nbytes)))[:, 0]  # NaN equals NaN as bytes
         _, first, which = np.unique(whole_rows, return_index=True, return_inverse=True)
         classes = [plugin.class_of(self.label_dict(columns[row])) for row in first]
         return np.array([-1 if c is None else c for c in classes], np.int64)[which]

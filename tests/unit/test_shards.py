@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import webdataset
 
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import DataError
-from tests.hand_made import sample, write_shard, write_split
+from tests.hand_made import HandMade, sample, write_shard, write_split
 
 
 def test_reads_what_was_written_in_order(tmp_path: Path) -> None:
@@ -40,6 +41,20 @@ def test_blank_labels_stay_blank(tmp_path: Path) -> None:
     shards = Shards.open(tmp_path, "test")
     assert shards.labels(0) == {"A": 0.0, "B": None}
     assert shards.labels(1) == {"A": None, "B": -1.0}
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_classes_are_asked_once_per_distinct_row_of_labels(tmp_path: Path, n: int) -> None:
+    asked = []
+
+    class Counting(HandMade):
+        def class_of(self, labels: Mapping[str, float | None]) -> int | None:
+            asked.append(dict(labels))
+            return super().class_of(labels)
+
+    shards = Shards.open(write_split(tmp_path, "train", n, 3), "train")
+    assert shards.class_indices(Counting()).tolist() == [0 if i % 2 else 1 for i in range(n)]
+    assert len(asked) == min(n, 2)
 
 
 def test_no_labels_at_all(tmp_path: Path) -> None:

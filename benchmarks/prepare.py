@@ -1,0 +1,218 @@
+"""`mu prepare` against a slow reference, its memory, and ten kills.
+
+    python benchmarks/prepare.py [--images 48] [--records 50000] [--kills 10]
+
+Speed: JPEGs of 2544 x 3056 (MIMIC-CXR-JPG's commonest size, about its mean file size of 1.5 MB) to 224 x 224.
+The reference reads each in one process the way the paper does, as three channels fully decoded, resizes, and
+writes PNG files; `ratio_grey_*` leave the three channels out of it. Rounds are interleaved. The command's own
+start is taken off by a run over one image, since a real data set has hundreds of thousands.
+Memory: peak of the parent process over 1,000 and over `--records` records with small files.
+Kills: SIGKILL at random moments, the same command again, all files compared with an undisturbed run's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from medunifier_cli.data.shards import Shards
+
+REAL = Path(__file__).parents[1].parent / "shared" / "data" / "covid-chestxray" / "images"
+LARGE = (2544, 3056)
+ROUNDS = 3
+COLUMNS = ("patientid", "finding", "view", "modality", "filename", "clinical_notes")
+
+
+def large_jpegs(raw: Path, n: int) -> None:
+    """Distinct JPEGs, real radiographs enlarged where there are some, with the grain of a detector."""
+    names = []
+    for i in range(n):
+        rng = np.random.default_rng(i)
+        if REAL.is_dir():
+            files = sorted(REAL.iterdir())
+            base = Image.open(files[i * 7 % len(files)]).convert("L")
+        else:
+            base = Image.fromarray(rng.integers(0, 255, (30, 25)).astype(np.uint8))
+        smooth = np.array(base.resize(LARGE, Image.Resampling.BICUBIC), np.float32)
+        grain = rng.standard_normal((LARGE[1] // 4, LARGE[0]), np.float32) * 2.5
+        picture = (smooth + np.tile(grain, (4, 1))).clip(0, 255).astype(np.uint8)
+        names.append(f"{i:05d}.jpg")
+        Image.fromarray(picture).save(raw / "images" / names[-1], "JPEG", quality=92)
+    write_table(raw, names)
+
+
+def small_pngs(raw: Path, n: int) -> None:
+    """`n` names, few distinct files: links, since the reader does not care."""
+    first = []
+    for i in range(50):
+        pixels = np.random.default_rng(i).integers(0, 255, (40, 40)).astype(np.uint8)
+        first.append(raw / "images" / f"first{i}.png")
+        Image.fromarray(pixels).save(first[-1])
+    names = [f"{i:06d}.png" for i in range(n)]
+    for i, name in enumerate(names):
+        os.link(first[i % 50], raw / "images" / name)
+    write_table(raw, names)
+
+
+def write_table(raw: Path, names: list[str]) -> None:
+    with open(raw / "metadata.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for i, name in enumerate(names):
+            note = f"Case {i}: " + "cough and fever for three days, opacity of the left lower lobe. " * 4
+            writer.writerow([i // 2, "COVID-19", "PA", "X-ray", name, note])
+
+
+def made(folder: Path, fill: Any, n: int) -> Path:
+    (folder / "images").mkdir(parents=True)
+    fill(folder, n)
+    return folder
+
+
+def command(raw: Path, out: Path, workers: int, *args: str) -> list[str]:
+    line = [
+        sys.executable,
+        "-m",
+        "medunifier_cli",
+        "prepare",
+        "covid-chestxray",
+        "-o",
+        "test=0",
+        "-o",
+        "valid=0",
+    ]
+    return [*line, "--raw", str(raw), "--out", str(out), "--workers", str(workers), *args]
+
+
+def timed(raw: Path, out: Path, workers: int) -> float:
+    start = time.perf_counter()
+    subprocess.run(command(raw, out, workers), check=True, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def reference(raw: Path, out: Path, mode: str) -> float:
+    """Seconds to decode wholly, resize and write, one after the other."""
+    out.mkdir()
+    start = time.perf_counter()
+    for path in sorted((raw / "images").iterdir()):
+        with Image.open(path) as image:
+            small = image.convert(mode).resize((224, 224), Image.Resampling.BILINEAR)
+        small.convert("L").save(out / f"{path.stem}.png")
+    return time.perf_counter() - start
+
+
+def difference(reference_folder: Path, out: Path) -> float:
+    """Mean absolute difference in grey levels."""
+    import io
+
+    shards = Shards.open(out, "train")
+    gaps = []
+    for i in range(len(shards)):
+        ours = np.array(Image.open(io.BytesIO(shards.image(i)))).astype(int)
+        gaps.append(np.abs(ours - np.array(Image.open(reference_folder / f"{shards.key(i)}.png"))).mean())
+    return float(np.mean(gaps))
+
+
+def speed(folder: Path, n: int) -> dict[str, Any]:
+    raw, one = made(folder / "large", large_jpegs, n), made(folder / "one", large_jpegs, 1)
+    times: dict[str, list[float]] = {}
+    for r in range(ROUNDS):
+        for name, seconds in (
+            ("RGB", reference(raw, folder / f"rgb{r}", "RGB")),
+            ("L", reference(raw, folder / f"grey{r}", "L")),
+            ("start", timed(one, folder / f"start{r}", 1)),
+            ("1", timed(raw, folder / f"ours1-{r}", 1)),
+            ("2", timed(raw, folder / f"ours2-{r}", 2)),
+        ):
+            times.setdefault(name, []).append(seconds)
+        print({name: round(seconds[-1], 2) for name, seconds in times.items()}, file=sys.stderr)
+    middle = {name: statistics.median(seconds) for name, seconds in times.items()}
+    ours = {workers: (middle[workers] - middle["start"]) / (n - 1) for workers in ("1", "2")}
+    per_image = {name: middle[name] / n for name in ("RGB", "L")}
+    sizes = [path.stat().st_size for path in (raw / "images").iterdir()]
+    return {
+        "ratio_1": round(per_image["RGB"] / ours["1"], 2),
+        "ratio_2": round(per_image["RGB"] / ours["2"], 2),
+        "ratio_grey_1": round(per_image["L"] / ours["1"], 2),
+        "ratio_grey_2": round(per_image["L"] / ours["2"], 2),
+        "mean_difference": round(difference(folder / "rgb0", folder / "ours1-0"), 3),
+        "ms_per_image": {"reference": round(per_image["RGB"] * 1e3, 1), "reference_grey":
+                         round(per_image["L"] * 1e3, 1), "workers_1": round(ours["1"] * 1e3, 1),
+                         "workers_2": round(ours["2"] * 1e3, 1)},
+        "spread": {name: round((max(s) - min(s)) / middle[name], 2) for name, s in times.items()},
+        "images": n,
+        "mean_megabytes": round(sum(sizes) / n / 1e6, 2),
+    }  # fmt: skip
+
+
+def peak(raw: Path, out: Path) -> float:
+    """Largest resident memory of the parent over a run with 2 workers, in MiB."""
+    process = subprocess.Popen(command(raw, out, 2, "--size", "32"), stderr=subprocess.DEVNULL)
+    watched, most = psutil.Process(process.pid), 0
+    while process.poll() is None:
+        try:
+            most = max(most, watched.memory_info().rss)
+        except psutil.NoSuchProcess:
+            break
+        time.sleep(0.05)
+    assert process.wait() == 0
+    return round(most / 2**20, 1)
+
+
+def kill_test(folder: Path, raw: Path, kills: int) -> dict[str, Any]:
+    """SIGKILL at moments drawn over a run's own length until it was killed so often, then to the end."""
+    args = ("--size", "32", "--shard-size", "100")
+    start = time.perf_counter()
+    subprocess.run(command(raw, folder / "whole", 2, *args), check=True, stderr=subprocess.DEVNULL)
+    length = time.perf_counter() - start
+    rng, done, attempts = np.random.default_rng(0), 0, 0
+    while done < kills and attempts < 20 * kills:
+        attempts += 1
+        process = subprocess.Popen(command(raw, folder / "killed", 2, *args), stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=float(rng.uniform(0.2, 1)) * length)
+            if attempts % 2:
+                (folder / "killed" / ".progress" / "train-000000.json").unlink(missing_ok=True)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            done += 1
+    subprocess.run(command(raw, folder / "killed", 2, *args), check=True, stderr=subprocess.DEVNULL)
+    files = [{p.name: p.read_bytes() for p in (folder / name).iterdir() if p.is_file()} for name in
+             ("whole", "killed")]  # fmt: skip
+    return {"kills": done, "identical_after_kills": files[0] == files[1]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--records", type=int, default=50_000)
+    parser.add_argument("--kills", type=int, default=10)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        result = speed(folder, args.images)
+        few = made(folder / "few", small_pngs, 1000)
+        result["parent_mib_1000"] = peak(few, folder / "few-out")
+        many = made(folder / "many", small_pngs, args.records)
+        result[f"parent_mib_{args.records}"] = peak(many, folder / "many-out")
+        result |= kill_test(folder, few, args.kills)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
