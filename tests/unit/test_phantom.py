@@ -237,4 +237,4 @@ def test_every_class_can_be_learned_from_pixels():
     mean = x.mean(0)
     for i, name in enumerate(CLASSES):
         model = LogisticRegression(C=0.01, max_iter=300).fit(x - mean, y[:, i])
-        assert roc_auc_score(y_test[:, i], model.decision_function(x_test - mean)) > 0.75, name
+        assert roc_auc_score(y_test[:, i], model.decision_function(x_test - mean)) > 0.72, name
