@@ -130,8 +130,10 @@ class PixelSnail(nn.Module):
         elif condition_BD.shape != null.shape:
             raise ValueError(f"condition is {tuple(condition_BD.shape)}, expected {tuple(null.shape)}")
         else:
-            text = condition_BD.to(null.dtype)
-            text = text if drop_B is None else torch.where(drop_B[:, None], null, text)
+            if drop_B is None:
+                drop_B = torch.zeros(batch, dtype=torch.bool, device=null.device)
+            # Always through `where`, so that the null vector has a gradient on every rank.
+            text = torch.where(drop_B[:, None], null, condition_BD.to(null.dtype))
         return F.elu(self.text_in(text))
 
     def forward(
