@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.errors import MuError
+
+if TYPE_CHECKING:
+    from medunifier_cli.model.head_contract import HeadPlugin
 
 DATASETS = "medunifier.datasets"
 HEADS = "medunifier.heads"
@@ -34,7 +37,7 @@ def datasets() -> dict[str, DatasetPlugin]:
     return _load_all(DATASETS)
 
 
-def heads() -> dict[str, Any]:
+def heads() -> dict[str, HeadPlugin]:
     """All heads that load, by name; one warning on stderr for each that does not."""
     return _load_all(HEADS)
 
@@ -49,13 +52,14 @@ def load_dataset(name: str) -> DatasetPlugin:
     return plugin
 
 
-def load_head(name: str) -> Any:
+def load_head(name: str) -> HeadPlugin:
     """The head `name`; no other plugin is imported.
 
     Raises:
         MuError: no plugin has that name, or it cannot be loaded.
     """
-    return _load_one(HEADS, name)
+    head: HeadPlugin = _load_one(HEADS, name)
+    return head
 
 
 def _package(entry: EntryPoint) -> str:
@@ -108,11 +112,20 @@ def _instance(group: str, entry: EntryPoint) -> Any:
     except (Exception, SystemExit) as error:  # code of others: anything may come out of it
         first_line = (str(error).splitlines() or [""])[0]
         raise MuError(f"{said} cannot be loaded: {type(error).__name__}: {first_line}") from error
-    if group == DATASETS and not isinstance(plugin, DatasetPlugin):
-        raise MuError(f"{said} cannot be used: it is no medunifier_cli.data.contract.DatasetPlugin")
+    contract = _contract(group)
+    if not isinstance(plugin, contract):
+        raise MuError(f"{said} cannot be used: it is no {contract.__module__}.{contract.__name__}")
     if getattr(plugin, "name", entry.name) != entry.name:
         raise MuError(f"{said} cannot be used: it calls itself `{plugin.name}`")
     return plugin
+
+
+def _contract(group: str) -> type[Any]:
+    if group == DATASETS:
+        return DatasetPlugin
+    from medunifier_cli.model.head_contract import HeadPlugin  # imports torch, as every head does
+
+    return HeadPlugin
 
 
 def _warn(line: str) -> None:

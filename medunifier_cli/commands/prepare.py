@@ -37,7 +37,10 @@ class Part(click.ParamType["tuple[int, int]"]):
 @click.option("--raw", type=click.Path(path_type=Path), help="The download; by default $MU_DATA/raw/DATASET.")
 @click.option("--out", type=click.Path(path_type=Path), help="By default $MU_DATA/shards/DATASET.")
 @click.option("--size", type=click.IntRange(8, 4096), default=224, show_default=True, help="Edge in pixels.")
-@click.option("--format", "form", type=click.Choice(["png", "jpg"]), default="png", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["png", "jpg"]), default="png", show_default=True,
+    help="Of the images in the shards; png keeps every grey level.",
+)  # fmt: skip
 @click.option("--shard-size", type=click.IntRange(min=1), default=2000, show_default=True, help="Samples.")
 @click.option("--workers", type=click.IntRange(min=1), help="Decoding processes; by default one per core.")
 @click.option("--part", type=Part(), default="1/1", help="Make part I of N, for job arrays.")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from medunifier_cli import plugin_index
 from medunifier_cli.errors import MuError
@@ -112,12 +113,22 @@ def test_name_taken_twice_is_said_and_the_built_in_one_is_used(
 
 
 def test_heads_come_by_their_own_door(install: Install) -> None:
-    install("their-head", "class Head:\n    name = 'wide'\n", {"wide": "Head"}, "medunifier.heads")
-    assert plugin_index.load_head("wide").name == "wide"
-    assert "wide" in plugin_index.heads()
-    assert "wide" not in plugin_index.dataset_names()
-    with pytest.raises(MuError, match="no head `wied`; did you mean `wide`"):
-        plugin_index.load_head("wied")
+    manual = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    source = manual.split("```python\n")[2].split("```")[0]
+    install("my-head", source, {"norm-linear": "NormLinear"}, "medunifier.heads")
+    head = plugin_index.load_head("norm-linear")
+    query_BQD = torch.zeros(4, 8, 16)
+    head.check(head.build(8, 16, 3), query_BQD, 3)
+    assert "norm-linear" in plugin_index.heads()
+    assert "norm-linear" not in plugin_index.dataset_names()
+    with pytest.raises(MuError, match="no head `norm-linaer`; did you mean `norm-linear`"):
+        plugin_index.load_head("norm-linaer")
+
+
+def test_what_is_no_head_is_told_so(install: Install) -> None:
+    install("no-head", "class Head:\n    name = 'wide'\n", {"wide": "Head"}, "medunifier.heads")
+    with pytest.raises(MuError, match=r"`wide` of package no-head .* it is no .*\.HeadPlugin"):
+        plugin_index.load_head("wide")
 
 
 def test_names_are_known_without_importing_a_plugin(install: Install) -> None:
