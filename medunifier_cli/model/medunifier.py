@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from medunifier_cli.data.contract import Batch
 from medunifier_cli.model.generator import Generated, ImageGenerator, Sizes
 from medunifier_cli.model.norm import GlobalBatchNorm
+from medunifier_cli.model.precision import at_least_fp32
 from medunifier_cli.model.qformer import INIT_STD, LAYER_NORM_EPS, QFormer
 from medunifier_cli.model.vit import ImageEncoder, pixels
 from medunifier_cli.recipe.schema import PretrainRecipe
@@ -34,7 +35,7 @@ class ContrastHead(nn.Module):
         y = self.project(x)
         if self.norm is not None:
             y = self.norm(y.flatten(0, -2)).view(y.shape)
-        return F.normalize(y.float(), dim=-1)
+        return F.normalize(at_least_fp32(y), dim=-1)
 
 
 class WordHead(nn.Module):
@@ -114,7 +115,7 @@ class MedUnifier(nn.Module):
 
     def match(self, query_MQD: Tensor) -> Tensor:
         """Equation (14): two logits per query, averaged over queries, fp32 [M, 2]."""
-        logits: Tensor = self.match_head(query_MQD).float().mean(dim=1)
+        logits: Tensor = at_least_fp32(self.match_head(query_MQD)).mean(dim=1)
         return logits
 
     def word_logits(self, text_ND: Tensor) -> Tensor:

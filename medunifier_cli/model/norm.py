@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from medunifier_cli.model.precision import at_least_fp32
 from medunifier_cli.train import world
 
 
@@ -23,15 +24,16 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training or world.size() == 1:
             normed: Tensor = super().forward(input)
             return normed
-        x = input.float()
+        x = at_least_fp32(input)
         over = [d for d in range(x.dim()) if d != 1]
-        sums = world.all_sum(torch.stack([x.sum(over), (x * x).sum(over)]))
-        count = world.all_sum(torch.tensor(float(x.numel() // x.shape[1]), device=x.device))
-        mean = sums[0] / count
-        variance = sums[1] / count - mean * mean
-        self._remember(mean.detach(), (variance * count / (count - 1)).detach())
         shape = [1, -1] + [1] * (x.dim() - 2)
-        x = (x - mean.view(shape)) * torch.rsqrt(variance.clamp(min=0) + self.eps).view(shape)
+        count = world.all_sum(x.new_tensor(float(x.numel() // x.shape[1])))
+        mean = world.all_sum(x.sum(over)) / count
+        x = x - mean.view(shape)
+        # from centred values: E[x^2] - E[x]^2 would lose what small differences on a large mean leave
+        variance = world.all_sum((x * x).sum(over)) / count
+        self._remember(mean.detach(), (variance * count / (count - 1)).detach())
+        x = x * torch.rsqrt(variance + self.eps).view(shape)
         if self.weight is not None:
             x = x * self.weight.view(shape) + self.bias.view(shape)
         return x.to(input.dtype)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medunifier_cli.model.precision import at_least_fp32
 from medunifier_cli.recipe.schema import Generator as GeneratorRecipe
 from medunifier_cli.train import world
 
@@ -60,8 +61,8 @@ class Quantiser(nn.Module):
 
     def nearest(self, vectors_nC: Tensor) -> Tensor:
         """[n, C] -> int64 [n]: the code at the smallest Euclidean distance, the first one on a tie."""
-        codes = self.code_KC.detach().float()
-        distance = (codes * codes).sum(1) - 2 * vectors_nC.float() @ codes.T
+        codes = at_least_fp32(self.code_KC.detach())
+        distance = (codes * codes).sum(1) - 2 * vectors_nC @ codes.T
         return distance.argmin(dim=1)
 
     def look_up(self, code_BHW: Tensor) -> Tensor:
@@ -76,12 +77,12 @@ class Quantiser(nn.Module):
             draws: CPU generator, the same on all ranks, that places dead codes. None: no revival.
         """
         with torch.autocast(z_e_BCHW.device.type, enabled=False):
-            z_e = z_e_BCHW.float()
+            z_e = at_least_fp32(z_e_BCHW)
             vectors = z_e.permute(0, 2, 3, 1).flatten(0, 2)
             if self.training and self.recipe.revive_dead_codes and draws is not None:
                 self._revive(vectors.detach(), draws)
             code_n = self.nearest(vectors.detach())
-            count_K = torch.bincount(code_n, minlength=len(self.code_KC)).float()
+            count_K = torch.bincount(code_n, minlength=len(self.code_KC)).to(z_e.dtype)
             code_BHW = code_n.view(z_e.shape[0], *z_e.shape[2:])
             chosen = self.look_up(code_BHW)
             commitment = F.mse_loss(z_e, chosen.detach())

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medunifier_cli.data.contract import PackedText
+from medunifier_cli.model.precision import at_least_fp32
 from medunifier_cli.objectives import Objective
 
 
@@ -32,6 +33,6 @@ def itg_loss(logits_PK: Tensor, target_P: Tensor) -> Objective:
     The paper divides by N * L_t; texts differ in length here and padding is no target, so the mean is over
     real tokens.
     """
-    loss = F.cross_entropy(logits_PK.float(), target_P, reduction="sum")
+    loss = F.cross_entropy(at_least_fp32(logits_PK), target_P, reduction="sum")
     right = (logits_PK.argmax(dim=1) == target_P).float().sum()
     return Objective(loss, {"itg_right": right.detach()})

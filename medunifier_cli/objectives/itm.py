@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medunifier_cli.model.precision import at_least_fp32
 from medunifier_cli.objectives import Objective
 
 
@@ -26,7 +27,7 @@ def negative_weights(
         hard: False draws uniformly.
         exclude_same_text: a candidate whose text equals the row's, word for word, is never drawn.
     """
-    weight = torch.softmax(similarity_BG.float(), dim=1) if hard else torch.ones_like(similarity_BG)
+    weight = torch.softmax(at_least_fp32(similarity_BG), dim=1) if hard else torch.ones_like(similarity_BG)
     forbidden = torch.zeros_like(weight, dtype=torch.bool).scatter_(1, own_B[:, None], True)
     if exclude_same_text:
         forbidden |= digest_B[:, None] == digest_G[None, :]

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medunifier_cli.model.generator import Generated
+from medunifier_cli.model.precision import at_least_fp32
 from medunifier_cli.model.quantizer import perplexity
 from medunifier_cli.objectives import Objective
 from medunifier_cli.train import world
@@ -22,7 +23,7 @@ def tig_loss(image_BCHW: Tensor, made: Generated, beta: float) -> Objective:
         made: reconstruction and both quantised maps.
         beta: beta_1 = beta_2 of the paper.
     """
-    reconstruction = F.mse_loss(made.image_BCHW.float(), image_BCHW)
+    reconstruction = F.mse_loss(at_least_fp32(made.image_BCHW), image_BCHW)
     codebook = made.top.codebook_loss + made.bottom.codebook_loss
     commitment = made.top.commitment_loss + made.bottom.commitment_loss
     top_K, bottom_K = world.all_sum(made.top.count_K), world.all_sum(made.bottom.count_K)

@@ -97,7 +97,7 @@ def test_text_and_contrast_heads_equal_blip2(both: tuple[Blip2ForImageTextRetrie
     torch.testing.assert_close(text_ND, states[REAL], **NEAR)
     expected = torch.nn.functional.normalize(theirs.text_projection(states[:, 0]), dim=-1)
     found = ours.text_head(text_ND[layout.start_B])
-    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found, expected, **NEAR)
 
 
 def bert() -> BertForMaskedLM:

@@ -1,0 +1,78 @@
+"""Two ranks at a global batch are one rank at that batch: losses, gradients, buffers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.parity.two_ranks import VARIANTS
+
+ROOT = Path(__file__).resolve().parents[2]
+TIME_LIMIT_S = 300
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one rank alone, and each of two, came to."""
+    out = tmp_path_factory.mktemp("ranks")
+    commands = [(0, 1), (0, 2), (1, 2)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.parity.two_ranks", str(out), str(rank), str(ranks)],
+            cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        )
+        for rank, ranks in commands
+    ]  # fmt: skip
+    try:
+        for process in running:
+            _, errors = process.communicate(timeout=TIME_LIMIT_S)
+            assert process.returncode == 0, errors
+    finally:
+        for process in running:
+            process.kill()
+    return {f"{r} of {n}": torch.load(out / f"{r}-of-{n}.pt", weights_only=True) for r, n in commands}
+
+
+def test_two_processes_really_ran(outcomes: dict[str, Any]) -> None:
+    assert [outcomes[k]["size"] for k in ("0 of 1", "0 of 2", "1 of 2")] == [1, 2, 2]
+    assert [outcomes[k]["rank"] for k in ("0 of 1", "0 of 2", "1 of 2")] == [0, 0, 1]
+    assert len({outcome["pid"] for outcome in outcomes.values()}) == 3
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_ranks_equal_one(outcomes: dict[str, Any], variant: str) -> None:
+    alone = outcomes["0 of 1"]["found"][variant]
+    for rank in ("0 of 2", "1 of 2"):
+        together = outcomes[rank]["found"][variant]
+        assert together.keys() == alone.keys()
+        for name, expected in alone.items():
+            torch.testing.assert_close(
+                together[name], expected, atol=1e-7, rtol=1e-7, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_comparison_compares_something(outcomes: dict[str, Any], variant: str) -> None:
+    found = outcomes["0 of 2"]["found"][variant]
+    gradients = {name: g for name, g in found.items() if name.startswith("step 1, gradient of")}
+    assert len(gradients) > 100
+    assert {name.split(".")[0].split()[-1] for name in gradients} >= {"qformer", "generator", "vision_norm"}
+    silent = [name for name, gradient in gradients.items() if not gradient.any()]
+    assert not silent
+    if variant != "no contrast":
+        assert {"step 1, itc", "step 1, itm", "step 1, itg", "step 1, tig"} <= found.keys()
+
+
+def test_running_means_and_revived_codes_moved(outcomes: dict[str, Any]) -> None:
+    ema = outcomes["1 of 2"]["found"]["ema codebook, revival"]
+    assert bool(ema["state generator.quantise_top.started"])
+    still = outcomes["1 of 2"]["found"]["loss codebook"]
+    for level in ("top", "bottom"):
+        name = f"state generator.quantise_{level}.code_KC"
+        assert not torch.equal(ema[name], still[name])
+    assert float(ema["state generator.decoder.raise_top.2.running_mean"].abs().max()) > 0

@@ -1,0 +1,73 @@
+"""One rank of `test_ranks`: the same global batches, split over however many ranks there are.
+
+python -m tests.parity.two_ranks OUT RANK RANKS
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from medunifier_cli.objectives import draws
+from medunifier_cli.objectives.total import Objectives
+from medunifier_cli.train import world
+from tests.tiny import DEC, draw_batch, part_of, tiny_model
+
+PAIRS, STEPS = 6, 2
+VARIANTS = {
+    "loss codebook": (),
+    "ema codebook, revival": ("model.generator.codebook=ema", "model.generator.revive_dead_codes=true"),
+    "loss codebook, revival, batch-normed contrast": (
+        "objectives.embed_norm=batch", "model.generator.revive_dead_codes=true",
+    ),
+    "random negatives, group norm": ("objectives.itm_negatives=random", "model.generator.norm=group"),
+    "no contrast": ("objectives.itc=0.0", "objectives.itm=0.0"),
+}  # fmt: skip
+
+
+def run(variant: str) -> dict[str, torch.Tensor]:
+    """Two steps without an optimiser: losses, monitors, gradients and buffers, averaged over ranks."""
+    model = tiny_model(*VARIANTS[variant])
+    objectives: torch.nn.Module = Objectives(model, DEC)
+    if world.size() > 1:
+        objectives = DistributedDataParallel(
+            objectives, broadcast_buffers=False, find_unused_parameters=variant == "no contrast"
+        )
+    share = PAIRS // world.size()
+    found = {}
+    for step in range(STEPS):
+        batch = draw_batch(PAIRS, seed=step, equal=[(0, 4)])
+        mine = part_of(batch, slice(world.rank() * share, (world.rank() + 1) * share))
+        objectives.zero_grad()
+        losses, monitors = objectives(mine, draws.generator(0, draws.REVIVAL, step))
+        losses["total"].backward()
+        for name, value in {**losses, **monitors}.items():
+            found[f"step {step}, {name}"] = world.mean(value.double())
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                found[f"step {step}, gradient of {name}"] = parameter.grad.clone()
+    for name, tensor in model.state_dict().items():
+        found[f"state {name}"] = tensor.detach().clone()
+    return found
+
+
+def main() -> None:
+    out, rank, ranks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    if ranks > 1:
+        dist.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=ranks)
+    found = {variant: run(variant) for variant in VARIANTS}
+    torch.save(
+        {"pid": os.getpid(), "rank": world.rank(), "size": world.size(), "found": found},
+        out / f"{rank}-of-{ranks}.pt",
+    )
+    world.leave()
+
+
+if __name__ == "__main__":
+    main()
