@@ -157,7 +157,7 @@ def _given(listed: Path, table: Table) -> dict[str, Row]:
     Raises:
         DataError: an entry that is not in the table.
     """
-    ids = listed_ids(listed, lambda text: image_tail(text) or text)
+    ids = listed_ids(listed, HELD_OUT, lambda text: image_tail(text) or text)
     wanted = set(ids)
     rows = {row.tail: row for row in _rows(table) if row.tail in wanted}
     lacking = [name for name in ids if name not in rows]

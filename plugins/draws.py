@@ -101,20 +101,21 @@ def train_parts(
     """
     keys, seed, subsets = list(strata), options["seed"], {}
     for fraction, option in PARTS.items():
+        part = f"train-{fraction:g}"
         total = math.ceil(round(fraction * len(keys), 6))
         if options[option]:
             listed = Path(options[option])
             known = {**(names or {}), **{key: key for key in keys}}
-            ids = listed_ids(listed)
+            ids = listed_ids(listed, part)
             lacking = [name for name in ids if known.get(name) not in strata]
             if lacking:
                 count = f"{len(lacking)} of {len(ids)}"
                 raise DataError(f"{listed}: {count} ids are not in the train split, first {lacking[0]!r}")
-            subsets[f"train-{fraction:g}"] = Subset([known[name] for name in ids], f"given as {listed.name}")
+            subsets[part] = Subset([known[name] for name in ids], f"given as {listed.name}")
         elif total >= len(set(strata.values())):
             places = stratified(list(strata.values()), total, seed)
             rule = f"{fraction:.0%} of the train split, stratified by class, rounded up"
-            subsets[f"train-{fraction:g}"] = Subset([keys[place] for place in places], rule, seed)
+            subsets[part] = Subset([keys[place] for place in places], rule, seed)
     return subsets
 
 
@@ -124,10 +125,11 @@ def hash_share(name: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def listed_ids(path: Path, normal: Callable[[str], str] = str) -> list[str]:
+def listed_ids(path: Path, subset: str, normal: Callable[[str], str] = str) -> list[str]:
     """Ids of a list given by the user, in order, each once, put through `normal`.
 
-    The file is a CSV with one of `ID_COLUMNS`, a JSON list, or plain text with an id on each line.
+    The file is a CSV with one of `ID_COLUMNS`, the manifest.json of other shards (its `subset` is taken), a
+    JSON list, or plain text with an id on each line.
 
     Raises:
         DataError: no such file, or none of the columns.
@@ -135,7 +137,7 @@ def listed_ids(path: Path, normal: Callable[[str], str] = str) -> list[str]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a text file with one id per line, or a CSV")
     if path.suffix == ".json":
-        ids = _json_list(path)
+        ids = _json_list(path, subset)
     elif path.name.endswith((".csv", ".csv.gz")):
         table = Table(path)
         header = table.header()
@@ -153,11 +155,16 @@ def listed_ids(path: Path, normal: Callable[[str], str] = str) -> list[str]:
     return list(unique)
 
 
-def _json_list(path: Path) -> list[str]:
+def _json_list(path: Path, subset: str) -> list[str]:
     try:
         ids = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}") from error
+    if isinstance(ids, dict) and isinstance(ids.get("subsets"), dict):
+        if subset not in ids["subsets"]:
+            there = ", ".join(ids["subsets"]) or "none"
+            raise DataError(f"{path} has no subset {subset}; there are: {there}")
+        ids = ids["subsets"][subset]["keys"]
     if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
-        raise DataError(f"{path} must hold one list of ids")
+        raise DataError(f"{path} is neither a list of ids nor a manifest with subsets")
     return ids

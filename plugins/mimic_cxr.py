@@ -119,7 +119,7 @@ class MimicCxr(DatasetPlugin):
         """Rows of the 5x200 set, sorted."""
         if options["ids_5x200"]:
             listed = Path(options["ids_5x200"])
-            ids = listed_ids(listed, lambda text: PurePosixPath(text).stem)
+            ids = listed_ids(listed, HELD_OUT, lambda text: PurePosixPath(text).stem)
             return np.sort(walk.images.rows_of(ids, str(listed)))
         if options["per_class"] == 0:
             return np.zeros(0, dtype=np.int64)

@@ -137,7 +137,7 @@ class Rsna(DatasetPlugin):
         subsets = train_parts({patient: bool(boxes[patient]) for patient in there}, options)
         if options["ids_zeroshot"]:
             listed = Path(options["ids_zeroshot"])
-            ids = listed_ids(listed, lambda text: PurePosixPath(text).stem)
+            ids = listed_ids(listed, "zeroshot", lambda text: PurePosixPath(text).stem)
             lacking = [patient for patient in ids if patient not in boxes]
             if lacking:
                 raise DataError(f"{listed}: {len(lacking)} of {len(ids)} ids are not in the label table")

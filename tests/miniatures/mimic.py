@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,7 +41,8 @@ class Study:
 
     def dicom(self, place: int) -> str:
         """Five groups of eight hexadecimal digits, as the real ids."""
-        return "-".join(f"{self.study + place * 7 + group:08x}" for group in range(5))
+        digits = hashlib.sha1(f"{self.study}/{place}".encode()).hexdigest()
+        return "-".join(digits[start : start + 8] for start in range(0, 40, 8))
 
     @property
     def folder(self) -> str:

@@ -38,6 +38,7 @@ def lines(rows: list[Row]) -> str:
 
 def write_raw(raw: Path, rows: list[Row], nested: bool = False) -> None:
     test = [Row(f"T{number}", f"test{number}.png", CLASSES[number % 3], "cohen") for number in range(6)]
+    raw.mkdir(parents=True, exist_ok=True)
     for part, listed in (("train", rows), ("test", test)):
         (raw / f"{part}_COVIDx9A.txt").write_text(lines(listed), encoding="utf-8")
         (raw / f"{part}.txt").write_text(

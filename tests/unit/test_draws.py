@@ -71,8 +71,10 @@ def test_a_list_replaces_the_draw_by_key_or_by_other_name(tmp_path: Path) -> Non
 def test_lists_as_text_json_and_csv(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\ufeffone\r\n\r\ntwo\none\n", encoding="utf-8")
     (tmp_path / "a.json").write_text(json.dumps(["one", "two"]), encoding="utf-8")
+    manifest = {"samples": 9, "subsets": {"mine": {"seed": 0, "keys": ["one", "two"]}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     (tmp_path / "a.csv").write_text("n, key\n1,one\n2,two\n", encoding="utf-8")
-    assert [listed_ids(tmp_path / f"a.{kind}") for kind in ("txt", "json", "csv")] == [["one", "two"]] * 3
+    assert [listed_ids(path, "mine") for path in sorted(tmp_path.iterdir())] == [["one", "two"]] * 4
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,8 @@ def test_lists_as_text_json_and_csv(tmp_path: Path) -> None:
         ("none.txt", None, "no such file"),
         ("empty.txt", "\n\n", "lists no ids"),
         ("a.csv", "n,m\n1,2\n", "none of the columns key, patientId"),
-        ("a.json", '{"a": 1}', "must hold one list of ids"),
+        ("a.json", '{"a": 1}', "is neither a list of ids nor a manifest"),
+        ("c.json", '{"subsets": {"other": {}}}', "has no subset mine; there are: other"),
         ("b.json", "[", "is not JSON"),
     ],
 )
@@ -89,7 +92,7 @@ def test_lists_that_are_none(tmp_path: Path, name: str, content: str | None, mes
     if content is not None:
         (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=message):
-        listed_ids(tmp_path / name)
+        listed_ids(tmp_path / name, "mine")
 
 
 def test_hash_shares_are_even_and_depend_on_the_seed() -> None:
