@@ -53,6 +53,8 @@ def look(recipe: PretrainRecipe, processes: int = 0, hashes: bool = False) -> It
     for split in splits if folder.is_dir() else ():
         if split:
             yield from _each(f"shards of {split}", lambda split=split: _split(folder, split, hashes))  # type: ignore[misc]
+    if folder.is_dir():
+        yield from _each("image size", lambda: _image_size(recipe, folder))
     yield from _each("tokenizer", lambda: _tokenizer(recipe))
     yield from _each("image encoder weights", lambda: _vit_weights(recipe))
     yield from _each("text encoder weights", lambda: _text_weights(recipe))
@@ -101,6 +103,20 @@ def _split(folder: Path, split: str, hashes: bool) -> str | list[str]:
         raise DataError(f"{folder}: the split {split!r} is empty")
     kind = "hashes" if hashes and entries else "sizes" if entries else "no manifest; members"
     return f"{folder}: {len(shards):,} samples in {len(shards.names)} shards ({kind} checked)"
+
+
+def _image_size(recipe: PretrainRecipe, folder: Path) -> str:
+    """Loading can shrink an image, but what `mu prepare` left out does not come back."""
+    wanted = recipe.data.image_size
+    held = ((read_manifest(folder) or {}).get("image") or {}).get("size")
+    if held is None:
+        return f"{wanted}; the shards do not say theirs"
+    if held < wanted:
+        raise DataError(
+            f"data.image_size: {wanted} pixels wanted, the shards hold {held}; prepare them anew, into another "
+            f"folder: `mu prepare {recipe.data.dataset} --size {wanted} --out FOLDER`"
+        )
+    return str(wanted) if held == wanted else f"{wanted}, from {held} in the shards"
 
 
 def _sha256(path: Path) -> str:

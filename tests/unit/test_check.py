@@ -116,6 +116,17 @@ def test_changed_shard_of_the_same_size_is_found_by_its_hash(shards: Path) -> No
     assert "valid-000001.tar: its contents are not those the manifest names" in line
 
 
+@pytest.mark.parametrize(("held", "good"), [(32, False), (64, True), (224, True)])
+def test_shards_smaller_than_the_recipe_wants(shards: Path, held: int, good: bool) -> None:
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["image"] = {"size": held, "format": "png"}
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    found = problems(check("demo", "-o", f"data.shards={shards}"))
+    assert ([] if good else ["64 pixels wanted, the shards hold 32"]) == [
+        line.split("data.image_size: ")[1].split(";")[0] for line in found
+    ]
+
+
 def test_nothing_prepared_is_one_problem_that_names_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
