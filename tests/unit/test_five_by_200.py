@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from medunifier_plugins.five_by_200 import draw_5x200
 
 from medunifier_cli.data.contract import DataError
-from medunifier_plugins.five_by_200 import draw_5x200
 
 CLASSES = ("rare", "common")
 # Patients 0 to 9 have an image of either class; 10 to 19 a common one only. Rows tell patient and class.
