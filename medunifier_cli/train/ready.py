@@ -113,8 +113,8 @@ def _image_size(recipe: PretrainRecipe, folder: Path) -> str:
         return f"{wanted}; the shards do not say theirs"
     if held < wanted:
         raise DataError(
-            f"data.image_size: {wanted} pixels wanted, the shards hold {held}; prepare them anew, into another "
-            f"folder: `mu prepare {recipe.data.dataset} --size {wanted} --out FOLDER`"
+            f"data.image_size: {wanted} pixels wanted, the shards hold {held}; prepare them anew, into "
+            f"another folder: `mu prepare {recipe.data.dataset} --size {wanted} --out FOLDER`"
         )
     return str(wanted) if held == wanted else f"{wanted}, from {held} in the shards"
 

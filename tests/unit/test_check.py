@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import shutil
 import socket
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from medunifier_cli.cli import mu
-from medunifier_cli.data.shards import Shards
-from tests.hand_made import write_split
 
 SPLITS = ("train", "valid", "test")
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def offline(prepared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No socket may be opened; the hub's cache is empty."""
 
     def refuse(*_: object, **__: object) -> None:
@@ -31,30 +28,21 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MU_RUNS", str(tmp_path / "runs"))
 
 
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    """Three splits of 10 samples in two shards each, with a manifest."""
-    folder = tmp_path / "shards"
-    manifest: dict[str, dict[str, object]] = {"splits": {}, "index": {}}
-    for split in SPLITS:
-        write_split(folder, split, 10, 5)
-    for split in SPLITS:
-        opened = Shards.open(folder, split)
-        np.save(folder / f"{split}.npy", opened.index)
-        entries = []
-        for name in opened.names:
-            body = (folder / name).read_bytes()
-            entries.append({"name": name, "bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()})
-        manifest["splits"][split] = {"shards": entries}
-        digest = hashlib.sha256((folder / f"{split}.npy").read_bytes()).hexdigest()
-        manifest["index"][split] = {
-            "file": f"{split}.npy",
-            "sha256": digest,
-            "labels": list(opened.label_names),
-        }
-        opened.close()
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The phantom, three splits of 10 samples in two shards each."""
+    folder = tmp_path_factory.mktemp("prepared") / "shards"
+    sizes = [word for split in SPLITS for word in ("-o", f"{split}=10")]
+    args = ["prepare", "phantom", "--out", str(folder), "--size", "64", "--shard-size", "5", "--workers", "1"]
+    result = CliRunner().invoke(mu, [*args, *sizes])
+    assert result.exit_code == 0, result.stderr
     return folder
+
+
+@pytest.fixture
+def shards(prepared: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(prepared, tmp_path / "shards"))
 
 
 def check(*args: str) -> Result:
@@ -119,7 +107,7 @@ def test_changed_shard_of_the_same_size_is_found_by_its_hash(shards: Path) -> No
 @pytest.mark.parametrize(("held", "good"), [(32, False), (64, True), (224, True)])
 def test_shards_smaller_than_the_recipe_wants(shards: Path, held: int, good: bool) -> None:
     manifest = json.loads((shards / "manifest.json").read_text())
-    manifest["image"] = {"size": held, "format": "png"}
+    manifest["image"]["size"] = held
     (shards / "manifest.json").write_text(json.dumps(manifest))
     found = problems(check("demo", "-o", f"data.shards={shards}"))
     assert ([] if good else ["64 pixels wanted, the shards hold 32"]) == [
