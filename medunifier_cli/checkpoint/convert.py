@@ -11,9 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from medunifier_cli.errors import MissingWeightsError, MuError
@@ -53,6 +56,7 @@ HEADS = {
     "text_proj": "text_head.project",
     "itm_head": "match_head",
     "ln_vision": "vision_norm",
+    "vision_model.post_layernorm": "vision_norm",
     "cls.predictions.transform.dense": "word_head.transform",
     "cls.predictions.transform.LayerNorm": "word_head.norm",
     "embeddings.LayerNorm": "qformer.norm",
@@ -95,13 +99,15 @@ def read_weights(source: str) -> dict[str, Tensor]:
 
     Raises:
         MissingWeightsError: not on this machine.
+        MuError: a file that cannot be read.
     """
     path = weights_path(source)
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)  # refuses anything but tensors
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)  # refuses anything but tensors
+    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+        raise MuError(f"{path}: damaged, or not a file of weights alone; fetch it again") from error
     state = state.get("model", state)
     return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
@@ -195,6 +201,11 @@ def _embeddings(
     if word is None or position is None:
         return
     wanted = model.qformer.word.weight
+    if word.shape[1] != wanted.shape[1]:
+        raise MuError(
+            f"model.qformer.weights: {source} is {word.shape[1]} wide, the recipe's model {wanted.shape[1]}; "
+            "set model.qformer.width"
+        )
     spare = len(wanted) - len(word)
     if spare not in (0, 1):  # [DEC] is the one token that a BERT vocabulary lacks
         raise MuError(
