@@ -45,7 +45,7 @@ def happen(what: str) -> None:
         case "full":
             raise OSError(errno.ENOSPC, "No space left on device", "/disk/shard.tar")
         case "denied":
-            raise PermissionError(errno.EACCES, "Permission denied", "/root/x")
+            raise PermissionError(errno.EACCES, "Permission denied", "/elsewhere/x")
         case "unforeseen":
             raise KeyError("large left pleural effusion")
         case "fine":
@@ -100,7 +100,7 @@ def test_verb_is_named_with_a_dash(verbs: Path) -> None:
             1,
             ["mu: no space left on the disk: /disk/shard.tar; free some and run the same command again"],
         ),
-        ("denied", 1, ["mu: no permission: /root/x; choose another folder or change its rights"]),
+        ("denied", 1, ["mu: no permission: /elsewhere/x; choose another folder or change its rights"]),
         ("fine", 0, []),
     ],
 )
