@@ -7,6 +7,7 @@ downloads may lie side by side.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -152,10 +153,15 @@ class Walk:
     _last_sections: Mapping[str, str] | None = None
     _last_header: tuple[int, str | None] = (-1, None)
 
+    folder: str = field(init=False)
+    """The release's folder relative to `raw`, with a slash at its end unless it is `raw` itself."""
+
     def __post_init__(self) -> None:
+        inside = self.release.root.relative_to(self.raw).as_posix()
+        self.folder = "" if inside == "." else f"{inside}/"
         self.there = np.zeros(len(self.images), dtype=bool)
         for row in np.flatnonzero(self._frontal()):
-            self.there[row] = self._path(int(row)).is_file()
+            self.there[row] = os.path.isfile(self._path(int(row)))
 
     def draw(
         self, labels: StudyLabels, classes: Sequence[str], per_class: int, seed: int
@@ -195,7 +201,7 @@ class Walk:
             if view is None:
                 return "filtered: no view position"
             return "filtered: lateral view" if view in LATERAL else "filtered: other view"
-        if not (self.there[row] or (any_view and self._path(row).is_file())):
+        if not (self.there[row] or (any_view and os.path.isfile(self._path(row)))):
             return "missing"
         sections = self._text(row)
         if sections is None:
@@ -211,7 +217,7 @@ class Walk:
         study = int(images.study[row])
         return Record(
             key=images.key(row),
-            image=FileImage(self._path(row), "equalise" if self.tone_equalise else "range"),
+            image=FileImage(Path(self._path(row)), "equalise" if self.tone_equalise else "range"),
             split=split,
             subject=f"p{images.subject[row]}",
             study=f"s{study}",
@@ -228,17 +234,18 @@ class Walk:
         frontal = [place for place, view in enumerate(self.images.views) if view in FRONTAL]
         return np.isin(self.images.view, frontal)
 
-    def _path(self, row: int) -> Path:
-        images = self.images
-        return self.release.image(int(images.subject[row]), int(images.study[row]), images.key(row))
+    def _path(self, row: int) -> str:
+        return f"{self.raw}/{self._source(row)}"
 
     def _source(self, row: int) -> str:
-        return self._path(row).relative_to(self.raw).as_posix()
+        images = self.images
+        name = self.release.image(int(images.subject[row]), int(images.study[row]), images.key(row))
+        return f"{self.folder}{name}"
 
     def _view(self, row: int) -> str | None:
         if not self.images.has_views:
             if row != self._last_header[0]:
-                self._last_header = row, view_position(self._path(row))
+                self._last_header = row, view_position(Path(self._path(row)))
             return self._last_header[1]
         place = int(self.images.view[row])
         return None if place < 0 else self.images.views[place]
