@@ -37,9 +37,16 @@ class Sizes:
     text_width: int
     queries: int
 
-    def check(self) -> None:
-        """Raises MuError where the geometry of DESIGN section 4 cannot be made."""
+    def check(self, base_width: int) -> None:
+        """Raises MuError where the geometry of DESIGN section 4, or a decoder this narrow, cannot be made."""
         grid, blocks = self.image_size // self.patch_size, blocks_for(self.patch_size)
+        if not blocks:
+            raise MuError("model.vit.patch_size: patch size 1 leaves the decoder nothing to enlarge")
+        if not base_width >> (blocks - 1):
+            raise MuError(
+                f"model.generator.base_width: {base_width} cannot be halved {blocks - 1} times, as patch size "
+                f"{self.patch_size} asks of the decoder"
+            )
         if self.image_size % (1 << blocks):
             raise MuError(
                 f"data.image_size: {self.image_size} cannot be halved {blocks} times, as patch size "
@@ -61,7 +68,7 @@ class ImageGenerator(nn.Module):
 
     def __init__(self, recipe: GeneratorRecipe, sizes: Sizes) -> None:
         super().__init__()
-        sizes.check()
+        sizes.check(recipe.base_width)
         grid = sizes.image_size // sizes.patch_size
         inner, layers = recipe.residual_width, recipe.residual_layers
         self.grid, self.top = grid, grid // 2
