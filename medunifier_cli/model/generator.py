@@ -44,8 +44,8 @@ class Sizes:
             raise MuError("model.vit.patch_size: patch size 1 leaves the decoder nothing to enlarge")
         if not base_width >> (blocks - 1):
             raise MuError(
-                f"model.generator.base_width: {base_width} cannot be halved {blocks - 1} times, as patch size "
-                f"{self.patch_size} asks of the decoder"
+                f"model.generator.base_width: {base_width} cannot be halved {blocks - 1} times, as "
+                f"patch size {self.patch_size} asks of the decoder"
             )
         if self.image_size % (1 << blocks):
             raise MuError(
