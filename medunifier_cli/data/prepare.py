@@ -182,10 +182,10 @@ def _probe_decoders(chunk: Chunk) -> None:
     Raises:
         DataError: a DICOM among the first images is compressed in a way nothing installed decodes.
     """
-    from medunifier_cli.data.dicom import missing_decoder
-
     for record in chunk.records[:PROBED]:
         if not isinstance(record.image, DrawnImage) and is_dicom(head_of(record.image)):
+            from medunifier_cli.data.dicom import missing_decoder
+
             with opened(record.image) as file:
                 lacking = missing_decoder(file)
             if lacking:

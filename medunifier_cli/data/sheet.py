@@ -51,7 +51,7 @@ def write_sheet(shards: Shards, text_sections: Sequence[str], path: Path) -> Non
             draw.text((left, top), _fit(line, font), fill=ink, font=font)
             top += LINE_HEIGHT
     with whole_file(path) as file:
-        sheet.save(file, "PNG", compress_level=6)
+        sheet.save(file, "PNG", compress_level=1, compress_type=3)  # run lengths, as the shards
 
 
 def _labels(meta: dict[str, object]) -> str:
