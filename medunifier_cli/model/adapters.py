@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medunifier_cli.model.norm import GlobalBatchNorm
+from medunifier_cli.recipe.schema import Generator as GeneratorRecipe
+
 
 def sinusoid_2d(channels: int, height: int, width: int) -> Tensor:
     """2-D positional encoding [C, H, W]: half the channels tell the row, half the column.
@@ -52,47 +55,65 @@ class ResidualBlock(nn.Module):
         return x_BCHW
 
 
+class Nonlinear(nn.Module):
+    """The adapters' nonlinear layer and the positions that are added to it.
+
+    Features of unlike images are alike at the start, and alike maps become codes that stand for their places
+    only. `feature_norm` and `position_scale` of the recipe let content prevail within a short run.
+    """
+
+    def __init__(self, width: int, recipe: GeneratorRecipe, height: int, columns: int) -> None:
+        super().__init__()
+        self.shape = (height, columns)
+        self.linear = nn.Linear(width, recipe.code_width)
+        nn.init.kaiming_normal_(self.linear.weight, nonlinearity="relu")
+        nn.init.zeros_(self.linear.bias)
+        batch = recipe.feature_norm == "batch"
+        self.norm = GlobalBatchNorm(recipe.code_width, affine=False) if batch else None
+        where = recipe.position_scale * sinusoid_2d(recipe.code_width, height, columns)
+        self.where: Tensor
+        self.register_buffer("where", where, persistent=False)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """[B, H * W, D] -> [B, C, H, W]."""
+        y = self.linear(x_BLD)
+        if self.norm is not None:
+            y = self.norm(y.flatten(0, 1)).view(y.shape)
+        return F.relu(y).transpose(1, 2).reshape(len(y), -1, *self.shape) + self.where
+
+
 class TopAdapter(nn.Module):
     """Z_top, equation (18): queries -> [B, C, T, T].
 
     The queries fill a map of `queries / T` rows; a transposed convolution stretches it to T rows.
     """
 
-    def __init__(self, queries: int, width: int, code_width: int, top: int, inner: int, layers: int) -> None:
+    def __init__(self, queries: int, width: int, recipe: GeneratorRecipe, top: int) -> None:
         super().__init__()
-        self.shape = (queries // top, top)
-        stretch = top // self.shape[0]
-        self.nonlinear = nn.Linear(width, code_width)
-        self.where: Tensor
-        self.register_buffer("where", sinusoid_2d(code_width, *self.shape), persistent=False)
+        channels, rows = recipe.code_width, queries // top
+        stretch = top // rows
+        self.nonlinear = Nonlinear(width, recipe, rows, top)
         self.stretch = nn.ConvTranspose2d(
-            code_width, code_width, (2 * stretch + stretch % 2, 3), (stretch, 1), ((stretch + 1) // 2, 1)
+            channels, channels, (2 * stretch + stretch % 2, 3), (stretch, 1), ((stretch + 1) // 2, 1)
         )
-        self.residual = ResidualBlock(code_width, inner, layers)
+        self.residual = ResidualBlock(channels, recipe.residual_width, recipe.residual_layers)
 
     def forward(self, query_BQD: Tensor) -> Tensor:
         """[B, Q, D] -> z_e_top [B, C, T, T]."""
-        x = F.relu(self.nonlinear(query_BQD)).transpose(1, 2)
-        x = x.reshape(*x.shape[:2], *self.shape)
-        out: Tensor = self.residual(self.stretch(x + self.where))
+        out: Tensor = self.residual(self.stretch(self.nonlinear(query_BQD)))
         return out
 
 
 class BottomAdapter(nn.Module):
     """Z_bottom, equation (20): patch features joined with the text's [CLS] -> [B, C, G, G]."""
 
-    def __init__(self, width: int, code_width: int, grid: int, inner: int, layers: int) -> None:
+    def __init__(self, width: int, recipe: GeneratorRecipe, grid: int) -> None:
         super().__init__()
-        self.grid = grid
-        self.nonlinear = nn.Linear(width, code_width)
-        self.where: Tensor
-        self.register_buffer("where", sinusoid_2d(code_width, grid, grid), persistent=False)
-        self.residual = ResidualBlock(code_width, inner, layers)
+        self.nonlinear = Nonlinear(width, recipe, grid, grid)
+        self.residual = ResidualBlock(recipe.code_width, recipe.residual_width, recipe.residual_layers)
 
     def forward(self, local_BVD: Tensor, text_BD: Tensor) -> Tensor:
         """f_local [B, G*G, D_v] and f_t_cls [B, D] -> [B, C, G, G]."""
         text = text_BD[:, None].expand(-1, local_BVD.shape[1], -1)
-        x = F.relu(self.nonlinear(torch.cat([local_BVD, text], dim=2)))
-        x = x.transpose(1, 2).reshape(x.shape[0], -1, self.grid, self.grid)
-        out: Tensor = self.residual(x + self.where)
+        out: Tensor = self.residual(self.nonlinear(torch.cat([local_BVD, text], dim=2)))
         return out

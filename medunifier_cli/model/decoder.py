@@ -24,6 +24,10 @@ PUBLISHED_WIDTHS = (
 )  # base map and blocks of the authors' code at 224 px, DESIGN row 13
 
 
+MID_GREY = 0.5
+"""Where pixels start: from 0, the first hundreds of steps would only learn to brighten."""
+
+
 def blocks_for(patch_size: int) -> int:
     """Number of 2x deconvolution blocks from the base map to pixels."""
     return math.ceil(math.log2(patch_size))
@@ -56,7 +60,9 @@ class Decoder(nn.Module):
         layers: list[nn.Module] = [to_base, nn.ReLU(), _norm(recipe.norm, widths[0])]
         for channels, out in pairwise(widths):
             layers.append(deconvolution(channels, out, recipe.norm))
-        layers.append(nn.ConvTranspose2d(widths[-1], 3, 4, 2, 1))
+        to_pixels = nn.ConvTranspose2d(widths[-1], 3, 4, 2, 1)
+        nn.init.constant_(to_pixels.bias, MID_GREY)  # type: ignore[arg-type]
+        layers.append(to_pixels)
         self.layers = nn.Sequential(*layers)
 
     def forward(self, top_BCTT: Tensor, bottom_BCGG: Tensor) -> Tensor:

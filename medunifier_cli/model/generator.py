@@ -70,14 +70,9 @@ class ImageGenerator(nn.Module):
         super().__init__()
         sizes.check(recipe.base_width)
         grid = sizes.image_size // sizes.patch_size
-        inner, layers = recipe.residual_width, recipe.residual_layers
         self.grid, self.top = grid, grid // 2
-        self.adapt_top = TopAdapter(
-            sizes.queries, sizes.text_width, recipe.code_width, self.top, inner, layers
-        )
-        self.adapt_bottom = BottomAdapter(
-            sizes.image_width + sizes.text_width, recipe.code_width, grid, inner, layers
-        )
+        self.adapt_top = TopAdapter(sizes.queries, sizes.text_width, recipe, self.top)
+        self.adapt_bottom = BottomAdapter(sizes.image_width + sizes.text_width, recipe, grid)
         self.quantise_top = Quantiser(recipe)
         self.quantise_bottom = Quantiser(recipe)
         self.raise_top = deconvolution(recipe.code_width, recipe.code_width, recipe.norm)

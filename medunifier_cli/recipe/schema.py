@@ -136,6 +136,10 @@ class Generator:
     """Channels of the decoder's base map, halved by each block; the authors' code starts at 4608."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation after each ReLU of the decoder; `batch` is synchronised across ranks."""
+    feature_norm: Literal["none", "batch"] = "none"
+    """Non-affine batch normalisation before the adapters' ReLU; a short run from random weights needs it."""
+    position_scale: NonNegative = 1.0
+    """Strength of the adapters' positional encoding; the paper adds it as it is."""
     residual_width: Count = 384
     """Inner channels of a residual block."""
     residual_layers: Count = 2

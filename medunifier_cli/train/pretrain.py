@@ -155,7 +155,7 @@ def split_folder(recipe: PretrainRecipe) -> Path:
 
 def tokenizer_of(recipe: PretrainRecipe, run: Run) -> TextTokenizer:
     """The run's tokenizer: kept in its folder from the first start on, where nothing can move it."""
-    if not (run.tokenizer / "tokenizer.json").exists() and world.is_main():
+    if not (run.tokenizer / "vocab.txt").exists() and world.is_main():
         if recipe.text.tokenizer == "train":
             plugin = load_dataset(recipe.data.dataset)
             shards = Shards.open(split_folder(recipe), recipe.data.train)

@@ -93,7 +93,7 @@ def generate(
     top_edge = grid // 2
     rows = queries // top_edge
 
-    x = F.relu(F.linear(f_q, w["adapt_top.nonlinear.weight"], w["adapt_top.nonlinear.bias"]))
+    x = F.relu(F.linear(f_q, w["adapt_top.nonlinear.linear.weight"], w["adapt_top.nonlinear.linear.bias"]))
     x = torch.stack([x[:, i].reshape(batch, -1) for i in range(queries)], dim=2)
     x = x.reshape(batch, -1, rows, top_edge)
     x = x + sinusoid(x.shape[1], rows, top_edge).to(x)
@@ -107,7 +107,7 @@ def generate(
     patches = []
     for i in range(f_local.shape[1]):
         both = torch.cat([f_local[:, i], f_t_cls], dim=1)
-        patches.append(F.relu(both @ w["adapt_bottom.nonlinear.weight"].T + w["adapt_bottom.nonlinear.bias"]))
+        patches.append(F.relu(both @ w["adapt_bottom.nonlinear.linear.weight"].T + w["adapt_bottom.nonlinear.linear.bias"]))
     x = torch.stack(patches, dim=2).reshape(batch, -1, grid, grid)
     x = residual(w, "adapt_bottom.residual", x + sinusoid(x.shape[1], grid, grid).to(x))
     given = deconvolution(w, "raise_top", straight_through(top))
