@@ -4,7 +4,8 @@
 
 Decoding means `np.asarray(Image.open(bytes))` over the same bytes, already in memory, in one process. The
 loader reads shards by offset, decodes, collates to batches of 64 and hands them over. Rounds of both are
-interleaved; medians are compared. Then three epochs over many small samples, with the memory of each process.
+interleaved; medians are compared. `processor_*` compare processor time over all processes, which says more on
+a machine that others use too. Then three epochs over many small samples, with the memory of each process.
 Images are real radiographs where `../shared/data` is there, and smooth seeded noise otherwise.
 """
 
@@ -83,12 +84,12 @@ def shards(folder: Path, n: int, size: int) -> SplitSource:
     return SplitSource(Shards.open(folder, "train"), tokenizer, Data(image_size=size), Text(), plugin)
 
 
-def decode_rate(bodies: list[bytes]) -> float:
-    """Images per second of one process that does nothing but decode."""
-    start = time.perf_counter()
+def decode_rate(bodies: list[bytes]) -> tuple[float, float]:
+    """Images per second, and per second of processor, of one process that does nothing but decode."""
+    start, before = time.perf_counter(), time.process_time()
     for body in bodies:
         np.asarray(Image.open(io.BytesIO(body)))
-    return len(bodies) / (time.perf_counter() - start)
+    return len(bodies) / (time.perf_counter() - start), len(bodies) / (time.process_time() - before)
 
 
 def stream(source: SplitSource, workers: int, steps: int, batch: int = BATCH) -> Iterator[Any]:
@@ -104,24 +105,30 @@ class Running:
     def __init__(self, source: SplitSource, workers: int, images: int) -> None:
         self.ahead = 2 * workers  # batches that lie ready when a round begins: not this round's work
         self.count = images // BATCH
+        self.parent = psutil.Process()
         self.batches = stream(source, workers, 10**9)
         next(self.batches)
 
-    def rate(self) -> float:
-        """Images per second over one round."""
+    def rate(self) -> tuple[float, float]:
+        """Images per second over one round, and per second of processor of all its processes."""
         for _ in range(self.ahead + 1):
             next(self.batches)
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self.processor()
         for _ in range(self.count):
             next(self.batches)
-        return self.count * BATCH / (time.perf_counter() - start)
+        images = self.count * BATCH
+        return images / (time.perf_counter() - start), images / (self.processor() - before)
+
+    def processor(self) -> float:
+        times = [process.cpu_times() for process in (self.parent, *self.parent.children())]
+        return sum(t.user + t.system for t in times)
 
 
 def speed(folder: Path, images: int) -> dict[str, Any]:
     source = shards(folder, images, 224)
     bodies = [source.shards.image(i) for i in range(len(source))]
-    decode: list[float] = []
-    loaded: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    decode: list[tuple[float, float]] = []
+    loaded: dict[int, list[tuple[float, float]]] = {0: [], 1: [], 2: []}
     for _ in range(ROUNDS):
         decode.append(decode_rate(bodies))
         for workers, rates in loaded.items():
@@ -129,9 +136,11 @@ def speed(folder: Path, images: int) -> dict[str, Any]:
             rates.append(running.rate())
             running.batches.close()  # type: ignore[attr-defined]
             del running
-    base = statistics.median(decode)
-    medians = {workers: statistics.median(rates) for workers, rates in loaded.items()}
+    base, processor_base = (statistics.median(rate[i] for rate in decode) for i in (0, 1))
+    medians = {workers: statistics.median(rate[0] for rate in rates) for workers, rates in loaded.items()}
     shares = {workers: round(rate / base, 3) for workers, rate in medians.items()}
+    processor = {w: statistics.median(rate[1] for rate in rates) for w, rates in loaded.items()}
+    clocked = [rate[0] for rate in decode]
     return {
         "share_of_decode": min(shares[1], shares[2]),
         "share_1": shares[1],
@@ -139,7 +148,9 @@ def speed(folder: Path, images: int) -> dict[str, Any]:
         "share_in_process": shares[0],
         "decode_images_per_s": round(base),
         "loader_images_per_s": {str(workers): round(rate) for workers, rate in medians.items()},
-        "spread_decode": round((max(decode) - min(decode)) / base, 3),
+        "processor_share_1": round(processor[1] / processor_base, 3),
+        "processor_share_2": round(processor[2] / processor_base, 3),
+        "spread_decode": round((max(clocked) - min(clocked)) / base, 3),
         "mean_bytes": round(sum(map(len, bodies)) / len(bodies)),
     }
 

@@ -1,0 +1,251 @@
+"""ITC, ITM and ITG at the paper's sizes, forward and backward, against the way the paper writes them.
+
+The plain side (`tests/reference`) does each objective as its own full pass over queries and text, text padded
+to 95, the image's keys and values computed anew, vocabulary logits at every position. Both sides use the same
+kernels, take the same weights, features and random numbers, and must give the same losses and gradients.
+Text lengths are those of Open-i reports: the middle report of each eighth, so that no draw decides.
+
+    python benchmarks/objectives.py [--repeats 5] [--threads 2] [--batch 8]
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import resource
+import sys
+import tarfile
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from medunifier_cli.data.contract import Batch, PackedText  # noqa: E402
+from medunifier_cli.data.text import TextTokenizer  # noqa: E402
+from medunifier_cli.model.medunifier import MedUnifier  # noqa: E402
+from medunifier_cli.objectives import draws  # noqa: E402
+from medunifier_cli.objectives.total import Objectives  # noqa: E402
+from medunifier_cli.recipe.load import load_recipe  # noqa: E402
+from tests.reference.plain_encoder import plain_weights  # noqa: E402
+from tests.reference.plain_objectives import PaddedTexts, PlainObjectives  # noqa: E402
+
+VOCABULARY, CLS, SEP, DEC = 30523, 2, 3, 30522  # CXR-BERT's words and [DEC]
+REPORTS = ROOT.parent / "shared/data/open-i/NLMCXR_reports.tgz"
+STAND_IN = (6, 21, 25, 28, 30, 32, 34, 36, 38, 41, 43, 45, 47, 50, 53, 57, 62, 68, 78, 93, 95)
+"""Every 5th percentile of the token counts of the 3,927 Open-i reports with findings or impression, [CLS] and
+[SEP] included, cut at 95; WordPieces learned on them. Their mean is 46.8."""
+TOLERANCE = 1e-4
+NO_VIT = (
+    "model.vit.name=vit_tiny_patch16_224", "model.vit.weights=random", "model.vit.patch_size=14",
+    "model.vit.width=1408", "model.vit.heads=16", "model.vit.depth=1", "model.vit.drop_last_block=false",
+)  # fmt: skip
+"""Builds a ViT of the right output size in no time; its features are given."""
+SAME_NUMBERS = ("model.qformer.weights=random", "model.qformer.dropout=0.0")
+
+
+class Given(nn.Module):
+    """In place of the frozen ViT."""
+
+    def __init__(self, features_BVD: Tensor) -> None:
+        super().__init__()
+        self.features = features_BVD
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        return self.features
+
+
+def all_lengths() -> tuple[list[int], str]:
+    """Token counts of the reports, sorted, and where they come from."""
+    if not REPORTS.is_file():
+        places = np.linspace(0, len(STAND_IN) - 1, 4001)
+        return np.interp(places, range(len(STAND_IN)), STAND_IN).round().astype(int).tolist(), "stand-in"
+    texts = []
+    with tarfile.open(REPORTS) as tar:
+        for member in tar:
+            if member.name.endswith(".xml"):
+                file = tar.extractfile(member)
+                assert file is not None
+                sections = {
+                    e.get("Label"): e.text or "" for e in ET.fromstring(file.read()).iter("AbstractText")
+                }
+                text = f"{sections.get('FINDINGS', '')} {sections.get('IMPRESSION', '')}".strip()
+                texts += [text] if text else []
+    tokens = TextTokenizer.train(texts, VOCABULARY - 1).encode_many(texts, 95)
+    return sorted(len(ids) for ids in tokens), "Open-i reports"
+
+
+def make_batch(size: int) -> tuple[Batch, str]:
+    """Pairs whose text lengths are spread as those of the reports, the words drawn."""
+    every, source = all_lengths()
+    rng = np.random.default_rng(0)
+    lengths = [every[int((i + 0.5) * len(every) / size)] for i in rng.permutation(size)]
+    ids = np.concatenate([[CLS, *rng.integers(5, VOCABULARY - 1, n - 2), SEP] for n in lengths])
+    text = PackedText(torch.from_numpy(ids), torch.tensor(lengths))
+    image = torch.from_numpy(rng.integers(0, 256, (size, 1, 224, 224), dtype=np.uint8))
+    numbers = torch.arange(size)
+    batch = Batch([str(i) for i in range(size)], image, text, numbers + 1000, numbers * 0, numbers)
+    return batch, f"{source}: {lengths}, mean {np.mean(lengths):.1f} (of all {np.mean(every):.1f})"
+
+
+def build(batch: Batch, *overrides: str) -> Objectives:
+    """full.yaml with a given image encoder, random weights and no dropout."""
+    recipe = load_recipe("full", [*NO_VIT, *SAME_NUMBERS, *overrides])
+    torch.manual_seed(0)
+    model = MedUnifier(recipe, VOCABULARY)
+    tokens, width = model.vit.tokens, model.vit.width
+    model.vit = Given(torch.randn(len(batch.keys), tokens, width))
+    return Objectives(model, DEC).train()
+
+
+class Sides:
+    """Ours and the plain side on the same weights."""
+
+    def __init__(self, batch: Batch, cross_attention_every: int) -> None:
+        self.batch = batch
+        every = f"model.qformer.cross_attention_every={cross_attention_every}"
+        self.objectives = build(batch, "objectives.tig=0.0", every)
+        model = self.objectives.model
+        self.leaves = {
+            name: tensor.detach().clone().requires_grad_()
+            for name, tensor in plain_weights(dict(model.named_parameters())).items()
+        }
+        self.plain = PlainObjectives(self.leaves, model.recipe.model.qformer.heads, DEC)
+        lengths = batch.text.lengths_B.tolist()
+        grid = torch.zeros(len(lengths), model.recipe.text.max_tokens, dtype=torch.int64)
+        for row, ids in enumerate(batch.text.ids_N.split(lengths)):
+            grid[row, : len(ids)] = ids
+        self.text = PaddedTexts(grid, lengths, batch.digest_B.tolist())
+        places = batch.place_B.tolist()
+        self.uniform = [
+            draws.uniform(self.objectives.seed, purpose, places).tolist()
+            for purpose in (draws.NEGATIVE_TEXT, draws.NEGATIVE_IMAGE)
+        ]
+
+    def ours(self) -> dict[str, Tensor]:
+        """Forward and backward."""
+        self.objectives.zero_grad(set_to_none=True)
+        losses, _ = self.objectives(self.batch)
+        losses["total"].backward()
+        return {name: losses[name].detach() for name in ("itc", "itm", "itg")}
+
+    def theirs(self) -> dict[str, Tensor]:
+        """Forward and backward."""
+        for leaf in self.leaves.values():
+            leaf.grad = None
+        vit = self.objectives.model.vit
+        losses = self.plain(vit(self.batch.image_B1HW), self.text, *self.uniform)
+        torch.stack(list(losses.values())).sum().backward()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def differences(self) -> tuple[float, float]:
+        """Of losses, and of gradients relative to the largest entry of each matrix's gradient."""
+        ours, theirs = self.ours(), self.theirs()
+        loss = max(float((ours[name] - theirs[name]).abs()) for name in theirs)
+        named = self.objectives.model.named_parameters()
+        gradients = plain_weights({name: p.grad for name, p in named if p.grad is not None})
+        assert gradients.keys() == {name for name, leaf in self.leaves.items() if leaf.grad is not None}
+        worst = 0.0
+        for name, ours_grad in gradients.items():
+            grad = self.leaves[name].grad
+            assert grad is not None
+            # a key's bias has no gradient but rounding: softmax does not see it
+            scale = max(float(grad.abs().max()), 1e-3)
+            worst = max(worst, float((ours_grad - grad).abs().max()) / scale)
+        return loss, worst
+
+
+def flops(call: Callable[[], Any]) -> float:
+    """Floating point operations of matrix products and attention, multiply and add as two."""
+    aten = torch.ops.aten
+    attention = {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+            lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+        ),
+    }
+    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+def peak_mib(call: Callable[[], Any]) -> float:
+    """Largest resident size while `call` runs; where Linux cannot forget earlier peaks, of the process."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        call()
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    except OSError:
+        call()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def interleave(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call, one after the other in every round."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+        print(f"round {number + 1}:", {name: round(s[-1], 2) for name, s in seconds.items()}, flush=True)
+    return seconds
+
+
+def compare(batch: Batch, every: int, repeats: int) -> dict[str, Any]:
+    """Both sides with cross-attention in every `every`-th block."""
+    sides = Sides(batch, every)
+    loss, gradient = sides.differences()
+    print(f"cross-attention every {every}: losses differ by {loss:.1e}, gradients by {gradient:.1e}")
+    assert loss < TOLERANCE, "losses differ"
+    assert gradient < TOLERANCE, "gradients differ"
+    work = {"ours": flops(sides.ours), "plain": flops(sides.theirs)}
+    print(f"TFLOP: ours {work['ours'] / 1e12:.3f}, plain {work['plain'] / 1e12:.3f}")
+    memory = {"ours": peak_mib(sides.ours), "plain": peak_mib(sides.theirs)}
+    seconds = interleave({"ours": sides.ours, "plain": sides.theirs}, repeats)
+    ratios = [plain / ours for plain, ours in zip(seconds["plain"], seconds["ours"], strict=True)]
+    return {
+        "ratio": round(median(seconds["plain"]) / median(seconds["ours"]), 3),
+        "flop_ratio": round(work["plain"] / work["ours"], 3),
+        "spread": [round(min(ratios), 3), round(max(ratios), 3)],
+        "median_s": {name: round(median(s), 3) for name, s in seconds.items()},
+        "tflop": {name: round(f / 1e12, 3) for name, f in work.items()},
+        "peak_mib": {name: round(mib) for name, mib in memory.items()},
+        "largest_difference": {"loss": loss, "gradient": gradient},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=8)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    batch, lengths = make_batch(options.batch)
+    print(lengths)
+    each = compare(batch, 1, options.repeats)
+    gc.collect()
+    alternate = compare(batch, 2, options.repeats)
+    result = {"benchmark": "objectives", "batch": options.batch, "threads": options.threads}
+    result |= each | {f"{name}_alternate": value for name, value in alternate.items()}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
