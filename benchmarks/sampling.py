@@ -36,7 +36,7 @@ from medunifier_cli.prior.sampling import sample
 from tests.reference.slow_sampling import slow_sample
 
 THREADS, SIZES = 2, {"top": (8, 8), "bottom": (16, 16)}
-ENOUGH = 100.0
+ENOUGH = 60.0
 """Seconds after which a batch takes no further round."""
 
 
