@@ -69,7 +69,8 @@ class Nonlinear(nn.Module):
         nn.init.kaiming_normal_(self.linear.weight, nonlinearity="relu")
         nn.init.zeros_(self.linear.bias)
         batch = recipe.feature_norm == "batch"
-        self.norm = GlobalBatchNorm(recipe.code_width, affine=False) if batch else None
+        features = recipe.code_width * height * columns
+        self.norm = GlobalBatchNorm(features, affine=False) if batch else None
         where = recipe.position_scale * sinusoid_2d(recipe.code_width, height, columns)
         self.where: Tensor
         self.register_buffer("where", where, persistent=False)
@@ -78,7 +79,7 @@ class Nonlinear(nn.Module):
         """[B, H * W, D] -> [B, C, H, W]."""
         y = self.linear(x_BLD)
         if self.norm is not None:
-            y = self.norm(y.flatten(0, 1)).view(y.shape)
+            y = self.norm(y.flatten(1)).view(y.shape)
         return F.relu(y).transpose(1, 2).reshape(len(y), -1, *self.shape) + self.where
 
 
