@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(BIN)/mu score
 
 test: lint types
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

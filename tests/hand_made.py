@@ -75,8 +75,8 @@ def write_split(folder: Path, split: str, n: int, per_shard: int, size: int = 16
 COVID_HEADER = (
     "patientid", "offset", "sex", "age", "finding", "survival", "intubated", "intubation_present", "went_icu",
     "in_icu", "needed_supplemental_O2", "extubated", "temperature", "pO2_saturation", "leukocyte_count",
-    "neutrophil_count", "lymphocyte_count", "view", "modality", "date", "location", "folder", "filename", "doi",
-    "url", "license", "clinical_notes", "other_notes", "",
+    "neutrophil_count", "lymphocyte_count", "view", "modality", "date", "location", "folder", "filename",
+    "doi", "url", "license", "clinical_notes", "other_notes", "",
 )  # fmt: skip
 """Of the published metadata.csv; the last column has no name."""
 

@@ -54,8 +54,8 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     temporary = folder / f".writing-step-{checkpoint.step:08d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in (*folder.glob(".writing-*"), *folder.glob(".deleting-*")):  # by a writer that was killed
-            shutil.rmtree(left)
+        for stale in (*folder.glob(".writing-*"), *folder.glob(".deleting-*")):  # by a writer that was killed
+            shutil.rmtree(stale)
         temporary.mkdir()
         _write(temporary, checkpoint)
         if final.exists():  # damaged, or it would have been resumed from

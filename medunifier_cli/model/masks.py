@@ -3,8 +3,8 @@
 Rows attend to columns; True means "may attend". Queries come first, text after. Queries also cross-attend
 to the image in every pass, which no mask restricts.
 
-Text is packed (texts end to end, no padding) wherever a token costs a matrix product. Only inside attention,
-3 % of the work at paper sizes, is it laid out as a padded [B, L] grid, L the longest text of the batch.
+Rows are packed (texts end to end, no padding) wherever one costs a matrix product. Only inside attention,
+3 % of the work at paper sizes, are they laid out as a padded grid, as wide as the longest text of the batch.
 """
 
 from __future__ import annotations
@@ -48,39 +48,50 @@ def causal_rows(queries: int, longest: int, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each of the N packed tokens stands in the padded [B, L] grid."""
+    """Where packed rows stand in the padded [B, S] grid of attention; S = queries + longest text.
 
-    slot_N: Tensor
-    """int64, row * L + position."""
+    The R packed rows are all queries, pair after pair, and then all text tokens, text after text.
+    """
+
+    slot_R: Tensor
+    """int64, row of the grid * S + column."""
     position_N: Tensor
-    """int64, position in its own text."""
+    """int64, position of each token in its own text."""
     start_B: Tensor
-    """int64, packed index of each text's first token."""
-    real_BL: Tensor
+    """int64, index of each text's first token among the tokens."""
+    real_BS: Tensor
     """bool, False on padding."""
 
     @classmethod
-    def of(cls, lengths_B: Tensor, device: torch.device) -> Layout:
-        """Lay out texts of the given lengths. `lengths_B` is on the CPU, so that a GPU need not wait."""
-        longest = int(lengths_B.max())
+    def of(cls, lengths_B: Tensor, device: torch.device, queries: int = 0) -> Layout:
+        """Lay out texts of the given lengths, each behind so many queries.
+
+        `lengths_B` is on the CPU, so that a GPU need not wait.
+        """
+        texts, width = len(lengths_B), queries + int(lengths_B.max())
         end_B = lengths_B.cumsum(0)
         start_B = end_B - lengths_B
-        row_N = torch.repeat_interleave(torch.arange(len(lengths_B)), lengths_B)
+        row_N = torch.repeat_interleave(torch.arange(texts), lengths_B)
         position_N = torch.arange(int(end_B[-1])) - start_B[row_N]
-        real_BL = torch.arange(longest) < lengths_B[:, None]
-        parts = (row_N * longest + position_N, position_N, start_B, real_BL)
+        query_slots = torch.arange(texts)[:, None] * width + torch.arange(queries)
+        slot_R = torch.cat([query_slots.flatten(), row_N * width + queries + position_N])
+        real_BS = torch.arange(width) < queries + lengths_B[:, None]
+        parts = (slot_R, position_N, start_B, real_BS)
         return cls(*(part.to(device, non_blocking=True) for part in parts))
 
-    def pad(self, packed_ND: Tensor) -> Tensor:
-        """[N, D] -> [B, L, D], zeros on padding."""
-        rows, longest = self.real_BL.shape
-        padded: Tensor = _Spread.apply(packed_ND, self.slot_N, rows * longest)
-        return padded.view(rows, longest, packed_ND.shape[1])
+    @property
+    def open_keys(self) -> Tensor:
+        """[B, 1, 1, S]: a mask that closes padding and nothing else."""
+        return self.real_BS[:, None, None, :]
 
-    def unpad(self, padded_BLD: Tensor) -> Tensor:
-        """[B, L, D] -> [N, D]."""
-        packed: Tensor = _Collect.apply(padded_BLD.flatten(0, 1), self.slot_N)
-        return packed
+    def pad(self, packed_RD: Tensor) -> Tensor:
+        """[R, D] -> [B, S, D], zeros on padding."""
+        rows, width = self.real_BS.shape
+        return spread(packed_RD, self.slot_R, rows * width).view(rows, width, -1)
+
+    def unpad(self, padded_BSD: Tensor) -> Tensor:
+        """[B, S, D] -> [R, D]."""
+        return collect(padded_BSD.flatten(0, 1), self.slot_R)
 
 
 class _Spread(torch.autograd.Function):

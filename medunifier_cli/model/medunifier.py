@@ -109,8 +109,8 @@ class MedUnifier(nn.Module):
         """The images of a batch through their codes, with the codes."""
         features = self.look(pixels(batch.image_B1HW))
         memory = self.qformer.read_image(features)
-        text_ND, layout = self.qformer.read_text(batch.text)
-        made: Generated = self.generator(memory.query_BQD, features[:, 1:], text_ND[layout.start_B])
+        text_cls = self.qformer.read_text(batch.text)
+        made: Generated = self.generator(memory.query_BQD, features[:, 1:], text_cls)
         return made
 
     def match(self, query_MQD: Tensor) -> Tensor:

@@ -74,8 +74,7 @@ class SelfAttention(nn.Module):
 
     def project(self, grid_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, S, 3D] of `qkv` -> queries, keys, values, each [B, H, S, D/H]."""
-        rows, length, _ = grid_BSD.shape
-        q, k, v = grid_BSD.view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = (_by_head(part, self.heads) for part in grid_BSD.chunk(3, dim=2))
         return q, k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -103,8 +102,7 @@ class CrossAttention(nn.Module):
 
     def keys_values(self, image_BVD: Tensor) -> KeyValue:
         """[B, V, D_v] -> keys and values [B, H, V, D/H]."""
-        rows, length, _ = image_BVD.shape
-        k, v = self.kv(image_BVD).view(rows, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        k, v = (_by_head(part, self.heads) for part in self.kv(image_BVD).chunk(2, dim=2))
         return k, v
 
     def forward(self, query_MQD: Tensor, memory: KeyValue, plan: PairPlan | None) -> Tensor:
@@ -114,9 +112,8 @@ class CrossAttention(nn.Module):
         if plan is not None:
             q = spread(q.flatten(1), plan.slot_M, plan.images * plan.per_image)
             q = q.view(plan.images, plan.per_image * queries, width)
-        q = q.view(q.shape[0], q.shape[1], self.heads, -1).transpose(1, 2)
         p = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, *memory, dropout_p=p).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(_by_head(q, self.heads), *memory, dropout_p=p).transpose(1, 2)
         if plan is not None:
             mixed = collect(mixed.reshape(-1, queries * width), plan.slot_M)
         out = F.dropout(self.out(mixed.reshape(rows, queries, width)), self.dropout, self.training)
@@ -166,10 +163,13 @@ class Block(nn.Module):
         out: Tensor = self.ffn_query(query_MQD)
         return out
 
-    def text_only(self, text_ND: Tensor, layout: Layout) -> Tensor:
-        """Uni-modal pass of the text, packed -> packed."""
+    def text_only(self, text_ND: Tensor, layout: Layout, cls_only: bool) -> Tensor:
+        """Uni-modal pass of the text, packed [N, D] -> [N, D], or -> [B, D] of the first tokens."""
         q, k, v = self.attention.project(layout.pad(self.attention.qkv(text_ND)))
-        mixed = layout.unpad(self.attention.attend(q, k, v, layout.real_BL[:, None, None, :]))
+        if cls_only:
+            q, text_ND = q[:, :, :1], text_ND[layout.start_B]
+        mixed = self.attention.attend(q, k, v, layout.open_keys)
+        mixed = mixed[:, 0] if cls_only else layout.unpad(mixed)
         out: Tensor = self.ffn_text(self.attention.finish(mixed, text_ND))
         return out
 
@@ -182,25 +182,25 @@ class Block(nn.Module):
         return out
 
     def pairs(
-        self, query_MQD: Tensor, text_ND: Tensor, layout: Layout, cross: KeyValue | None, plan: PairPlan,
-        text_goes_on: bool,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Bi-directional pass -> (queries, packed text). In the last layer text has nobody left to tell."""
-        rows, queries, width = query_MQD.shape
-        both = self.attention.qkv(torch.cat([query_MQD.view(-1, width), text_ND]))
-        grid = torch.cat(
-            [both[: rows * queries].view(rows, queries, -1), layout.pad(both[rows * queries :])], 1
-        )
-        q, k, v = self.attention.project(grid)
-        open_keys = F.pad(layout.real_BL, (queries, 0), value=True)[:, None, None, :]
-        if not text_goes_on:
-            mixed = self.attention.attend(q[:, :, :queries], k, v, open_keys)
-            return self.after_attention(self.attention.finish(mixed, query_MQD), cross, plan), text_ND
-        mixed = self.attention.attend(q, k, v, open_keys)
-        mixed = torch.cat([mixed[:, :queries].reshape(-1, width), layout.unpad(mixed[:, queries:])])
-        both = self.attention.finish(mixed, torch.cat([query_MQD.view(-1, width), text_ND]))
-        query_MQD = self.after_attention(both[: rows * queries].view(rows, queries, width), cross, plan)
-        return query_MQD, self.ffn_text(both[rows * queries :])
+        self, rows_RD: Tensor, layout: Layout, cross: KeyValue | None, plan: PairPlan, queries_only: bool
+    ) -> Tensor:
+        """Bi-directional pass of packed rows, all queries before all text -> all rows, or the queries'."""
+        pairs, width = len(plan.slot_M), rows_RD.shape[1]
+        count = len(rows_RD) - len(layout.position_N)
+        q, k, v = self.attention.project(layout.pad(self.attention.qkv(rows_RD)))
+        if queries_only:
+            q, rows_RD = q[:, :, : count // pairs], rows_RD[:count]
+        mixed = self.attention.attend(q, k, v, layout.open_keys)
+        mixed = mixed.flatten(0, 1) if queries_only else layout.unpad(mixed)
+        both = self.attention.finish(mixed, rows_RD)
+        query, text = torch.split(both, [count, len(rows_RD) - count])
+        query = self.after_attention(query.view(pairs, -1, width), cross, plan).view(-1, width)
+        return query if queries_only else torch.cat([query, self.ffn_text(text)])
+
+
+def _by_head(x_BSD: Tensor, heads: int) -> Tensor:
+    """[B, S, D] -> [B, H, S, D/H]."""
+    return x_BSD.view(*x_BSD.shape[:2], heads, -1).transpose(1, 2)
 
 
 class QFormer(nn.Module):
@@ -251,13 +251,13 @@ class QFormer(nn.Module):
             own.append(keys_values)
         return ImageMemory(query, cross, own)
 
-    def read_text(self, text: PackedText) -> tuple[Tensor, Layout]:
-        """Text alone, uni-modal mask -> packed f_t [N, D] and its layout (`layout.start_B` are the [CLS])."""
+    def read_text(self, text: PackedText) -> Tensor:
+        """Text alone, uni-modal mask -> f_t_cls [B, D], of the first tokens: nobody reads the others."""
         layout = Layout.of(text.lengths_B, text.ids_N.device)
         text_ND = self._embed_text(text, layout)
-        for block in self._blocks():
-            text_ND = block.text_only(text_ND, layout)
-        return text_ND, layout
+        for layer, block in enumerate(self._blocks(), 1):
+            text_ND = block.text_only(text_ND, layout, cls_only=layer == len(self.blocks))
+        return text_ND
 
     def read_pairs(self, memory: ImageMemory, image_M: Tensor, text: PackedText) -> Tensor:
         """M pairs, bi-directional mask -> f_q [M, Q, D].
@@ -267,21 +267,19 @@ class QFormer(nn.Module):
             image_M: int64 on the CPU, which image text m is read with.
             text: M texts.
         """
-        layout = Layout.of(text.lengths_B, text.ids_N.device)
-        plan = PairPlan.of(image_M, memory.query_BQD.shape[0], text.ids_N.device)
-        query = self._embed_queries(len(image_M)).contiguous()
-        text_ND = self._embed_text(text, layout)
-        blocks = self._blocks()
-        for layer, (block, cross) in enumerate(zip(blocks, memory.cross, strict=True)):
-            goes_on = layer + 1 < len(blocks)
-            query, text_ND = block.pairs(query, text_ND, layout, cross, plan, goes_on)
-        return query
+        pairs, device = len(image_M), text.ids_N.device
+        layout = Layout.of(text.lengths_B, device, self.queries)
+        plan = PairPlan.of(image_M, memory.query_BQD.shape[0], device)
+        rows = torch.cat([self._embed_queries(pairs).flatten(0, 1), self._embed_text(text, layout)])
+        for layer, (block, cross) in enumerate(zip(self._blocks(), memory.cross, strict=True), 1):
+            rows = block.pairs(rows, layout, cross, plan, queries_only=layer == len(self.blocks))
+        return rows.view(pairs, self.queries, -1)
 
     def write_text(self, memory: ImageMemory, text: PackedText) -> Tensor:
         """Text b after the queries of image b, multi-modal causal mask -> packed f_t [N, D]."""
         layout = Layout.of(text.lengths_B, text.ids_N.device)
         text_ND = self._embed_text(text, layout)
-        mask = causal_rows(self.queries, layout.real_BL.shape[1], text_ND.device)
+        mask = causal_rows(self.queries, layout.real_BS.shape[1], text_ND.device)
         for block, own in zip(self._blocks(), memory.own, strict=True):
             text_ND = block.text_after_queries(text_ND, layout, own, mask)
         return text_ND

@@ -11,20 +11,23 @@ from medunifier_cli.model.precision import at_least_fp32
 from medunifier_cli.objectives import Objective
 
 
-def decoder_input(text: PackedText, start_B: Tensor, dec_id: int) -> PackedText:
-    """The same text with [DEC] in place of [CLS]. `start_B`: packed index of each first token."""
-    return PackedText(text.ids_N.index_fill(0, start_B, dec_id), text.lengths_B)
+def said_and_next(text: PackedText, dec_id: int) -> tuple[PackedText, Tensor]:
+    """What the decoder reads, [DEC] w_1 ... w_n, and what it is to say after each of them, w_1 ... w_n [SEP].
 
-
-def next_tokens(text: PackedText, start_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Which packed positions predict, and what: (int64 [P], int64 [P]) with P = N - B.
-
-    Every token but a text's last predicts its successor; [SEP] ends a text. Nothing else is ever a target.
+    Returns:
+        Texts one token shorter, P = N - B tokens in all, and int64 targets [P]. Nothing else is a target.
     """
-    predicts = torch.ones_like(text.ids_N, dtype=torch.bool)
-    predicts[torch.cat([start_B[1:], start_B.new_tensor([len(text.ids_N)])]) - 1] = False
-    position_P = predicts.nonzero()[:, 0]
-    return position_P, text.ids_N[position_P + 1]
+    end_B = text.lengths_B.cumsum(0)
+    first_N = torch.zeros(len(text.ids_N), dtype=torch.bool)
+    last_N = first_N.clone()
+    first_N[end_B - text.lengths_B] = True
+    last_N[end_B - 1] = True
+    device = text.ids_N.device
+    first_B, read_P, next_P = (
+        chosen_N.nonzero()[:, 0].to(device, non_blocking=True) for chosen_N in (first_N, ~last_N, ~first_N)
+    )
+    ids_N = text.ids_N.index_fill(0, first_B, dec_id)
+    return PackedText(ids_N[read_P], text.lengths_B - 1), text.ids_N[next_P]
 
 
 def itg_loss(logits_PK: Tensor, target_P: Tensor) -> Objective:

@@ -23,7 +23,7 @@ from medunifier_cli.model.qformer import ImageMemory
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.objectives import draws
 from medunifier_cli.objectives.itc import image_text_similarity, itc_loss
-from medunifier_cli.objectives.itg import decoder_input, itg_loss, next_tokens
+from medunifier_cli.objectives.itg import itg_loss, said_and_next
 from medunifier_cli.objectives.itm import itm_loss, negative_weights
 from medunifier_cli.objectives.tig import tig_loss
 from medunifier_cli.train import world
@@ -69,7 +69,7 @@ class Objectives(nn.Module):
         memory = model.qformer.read_image(features)
         losses: dict[str, Tensor] = {}
         monitors: dict[str, Tensor] = {}
-        text_cls_BD, layout = self._text_cls(batch)
+        text_cls_BD = self._text_cls(batch)
         if weights.itc:
             self._clamp_temperature()
             similarity = self._similarity(memory, text_cls_BD)
@@ -82,7 +82,7 @@ class Objectives(nn.Module):
             losses["itm"], seen = self._itm(batch, memory, similarity)
             monitors |= seen
         if weights.itg:
-            losses["itg"], seen = self._itg(batch, memory, layout)
+            losses["itg"], seen = self._itg(batch, memory)
             monitors |= seen
         if weights.tig:
             made = model.generator(memory.query_BQD, features[:, 1:], text_cls_BD, revival)
@@ -93,13 +93,10 @@ class Objectives(nn.Module):
         )
         return losses, monitors
 
-    def _text_cls(self, batch: Batch) -> tuple[Tensor | None, Layout]:
-        """f_t_cls [B, D], where ITC or TIG wants it, and the layout of the batch's texts."""
+    def _text_cls(self, batch: Batch) -> Tensor | None:
+        """f_t_cls [B, D], where ITC or TIG wants it."""
         weights = self.model.recipe.objectives
-        if not (weights.itc or weights.tig):
-            return None, Layout.of(batch.text.lengths_B, batch.text.ids_N.device)
-        text_ND, layout = self.model.qformer.read_text(batch.text)
-        return text_ND[layout.start_B], layout
+        return self.model.qformer.read_text(batch.text) if weights.itc or weights.tig else None
 
     def _similarity(self, memory: ImageMemory, text_cls_BD: Tensor | None) -> Similarity:
         assert text_cls_BD is not None  # ITC is on
@@ -148,13 +145,11 @@ class Objectives(nn.Module):
         rows = float(len(image_M))
         return world.share_of_mean(loss, rows), {"itm_accuracy": world.share_of_mean(seen["itm_right"], rows)}
 
-    def _itg(self, batch: Batch, memory: ImageMemory, layout: Layout) -> tuple[Tensor, dict[str, Tensor]]:
-        text_ND = self.model.qformer.write_text(
-            memory, decoder_input(batch.text, layout.start_B, self.dec_id)
-        )
-        position_P, target_P = next_tokens(batch.text, layout.start_B)
-        loss, seen = itg_loss(self.model.word_logits(text_ND[position_P]), target_P)
-        tokens = float(len(target_P))
+    def _itg(self, batch: Batch, memory: ImageMemory) -> tuple[Tensor, dict[str, Tensor]]:
+        said, next_P = said_and_next(batch.text, self.dec_id)
+        logits_PK = self.model.word_logits(self.model.qformer.write_text(memory, said))
+        loss, seen = itg_loss(logits_PK, next_P)
+        tokens = float(len(next_P))
         return world.share_of_mean(loss, tokens), {
             "itg_accuracy": world.share_of_mean(seen["itg_right"], tokens)
         }

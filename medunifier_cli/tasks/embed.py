@@ -77,8 +77,8 @@ def embed_texts(trained: Trained, texts: list[str]) -> NDArray[np.float32]:
         ids_N = torch.tensor([token for row in some for token in row], device=trained.device)
         packed = PackedText(ids_N, torch.tensor([len(row) for row in some]))
         with torch.no_grad():
-            text_ND, layout = trained.model.qformer.read_text(packed)
-            found.append(trained.model.text_head(text_ND[layout.start_B]).cpu().numpy())
+            text_cls = trained.model.qformer.read_text(packed)
+            found.append(trained.model.text_head(text_cls).cpu().numpy())
     return np.concatenate(found)
 
 
@@ -100,8 +100,8 @@ def _embed(trained: Trained, source: SplitSource) -> Embeddings:
         for batch, mask_B in batches:
             batch = to_device(batch, trained.device)
             images.append(embed_images(trained, pixels(batch.image_B1HW))[mask_B.numpy()])
-            text_ND, layout = model.qformer.read_text(batch.text)
-            texts.append(model.text_head(text_ND[layout.start_B]).cpu().numpy()[mask_B.numpy()])
+            text_cls = model.qformer.read_text(batch.text)
+            texts.append(model.text_head(text_cls).cpu().numpy()[mask_B.numpy()])
             labels.append(batch.label_B.cpu().numpy()[mask_B.numpy()])
             keys += [key for key, real in zip(batch.keys, mask_B.tolist(), strict=True) if real]
             progress.move(len(keys))

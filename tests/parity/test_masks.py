@@ -45,7 +45,7 @@ def moved(before: Tensor, after: Tensor) -> Tensor:
 
 
 def read_text(qformer: QFormer, text: PackedText, image_BVD: Tensor) -> Tensor:
-    return qformer.read_text(text)[0]
+    return qformer.read_text(text)
 
 
 def write_text(qformer: QFormer, text: PackedText, image_BVD: Tensor) -> Tensor:
@@ -78,10 +78,9 @@ def test_writing_sees_its_own_image_only(qformer: QFormer) -> None:
 @pytest.mark.parametrize("text", range(4))
 def test_reading_text_sees_all_of_that_text_and_no_image(qformer: QFormer, text: int) -> None:
     before = read_text(qformer, pack(TEXTS), image())
-    owner = torch.repeat_interleave(torch.arange(4), torch.tensor(LENGTHS))
     for position in range(LENGTHS[text]):
         after = read_text(qformer, with_word(text, position), image())
-        assert moved(before, after).tolist() == (owner == text).tolist()
+        assert moved(before, after).tolist() == [row == text for row in range(4)]
 
 
 def test_uni_modal_queries_see_their_image_and_no_text(qformer: QFormer) -> None:
@@ -113,11 +112,11 @@ def test_neighbours_in_the_batch_do_not_leak(qformer: QFormer, run: Pass) -> Non
         own_image = image()[PAIRED[row] if run is read_pairs else row][None]
         if run is read_pairs:
             memory = qformer.read_image(own_image)
-            alone = qformer.read_pairs(memory, torch.tensor([0]), pack([TEXTS[row]]))[0]
-            found = together[row]
+            alone = qformer.read_pairs(memory, torch.tensor([0]), pack([TEXTS[row]]))
         else:
             alone = run(qformer, pack([TEXTS[row]]), own_image)
-            found = together[START[row] : START[row] + LENGTHS[row]]
+        rows = slice(START[row], START[row] + LENGTHS[row]) if run is write_text else slice(row, row + 1)
+        found = together[rows]
         torch.testing.assert_close(found, alone, atol=1e-10, rtol=1e-10)
 
 
@@ -155,13 +154,18 @@ def test_causal_rows_are_the_text_rows_of_the_full_mask() -> None:
         assert torch.equal(whole[text, :length], rows[:length])
 
 
-def test_packing_and_padding_undo_each_other() -> None:
-    layout = Layout.of(torch.tensor(LENGTHS), torch.device("cpu"))
-    packed = torch.randn(sum(LENGTHS), 3, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("queries", [0, 2])
+def test_packing_and_padding_undo_each_other(queries: int) -> None:
+    layout = Layout.of(torch.tensor(LENGTHS), torch.device("cpu"), queries)
+    packed = torch.randn(4 * queries + sum(LENGTHS), 3, dtype=torch.float64, requires_grad=True)
     padded = layout.pad(packed)
+    assert padded.shape == (4, queries + max(LENGTHS), 3)
     for row, (start, length) in enumerate(zip(START, LENGTHS, strict=True)):
-        assert torch.equal(padded[row, :length], packed[start : start + length])
-        assert not padded[row, length:].any()
+        assert torch.equal(padded[row, :queries], packed[row * queries : (row + 1) * queries])
+        text = packed[4 * queries + start : 4 * queries + start + length]
+        assert torch.equal(padded[row, queries : queries + length], text)
+        assert not padded[row, queries + length :].any()
+        assert layout.real_BS[row].tolist() == [c < queries + length for c in range(padded.shape[1])]
     assert torch.equal(layout.unpad(padded), packed)
     assert torch.autograd.gradcheck(layout.pad, (packed,))
     assert torch.autograd.gradcheck(layout.unpad, (padded.detach().requires_grad_(),))

@@ -11,7 +11,7 @@ from torch import Tensor
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.objectives import draws
 from medunifier_cli.objectives.itc import image_text_similarity, itc_loss
-from medunifier_cli.objectives.itg import itg_loss, next_tokens
+from medunifier_cli.objectives.itg import itg_loss, said_and_next
 from medunifier_cli.objectives.itm import itm_loss, negative_weights
 from medunifier_cli.objectives.total import TEMPERATURE_RANGE, Objectives, take_texts
 from tests.reference.plain_encoder import plain_weights
@@ -24,7 +24,7 @@ from tests.reference.plain_objectives import (
     loop_itg,
     loop_itm,
 )
-from tests.tiny import DEC, VOCABULARY, draw_batch, draw_texts, pack, pad, tiny_model
+from tests.tiny import CLS, DEC, SEP, VOCABULARY, draw_batch, draw_texts, pack, pad, tiny_model
 
 CLOSE = {"atol": 1e-9, "rtol": 1e-8}
 POSITIONS_FP32 = {"atol": 1e-6, "rtol": 1e-5}
@@ -85,13 +85,18 @@ def test_itg_equals_equation_15_over_real_tokens() -> None:
     texts = draw_texts(3, seed=2)
     lengths, text = [len(t) for t in texts], pack(texts)
     grid = rand(3, max(lengths), VOCABULARY).requires_grad_()
-    start_B = text.lengths_B.cumsum(0) - text.lengths_B
-    real = torch.arange(max(lengths)) < text.lengths_B[:, None]
-    position_P, target_P = next_tokens(text, start_B)
-    assert len(target_P) == sum(lengths) - 3
-    ours = itg_loss(grid[real][position_P], target_P).loss / len(target_P)
+    said, next_P = said_and_next(text, DEC)
+    read = torch.arange(max(lengths)) < said.lengths_B[:, None]
+    ours = itg_loss(grid[read], next_P).loss / len(next_P)
     plain = loop_itg(grid, pad(texts, max(lengths)), lengths)
     same_with_gradients(ours, plain, [grid], **CLOSE)
+
+
+def test_what_the_decoder_reads_and_says() -> None:
+    said, next_P = said_and_next(pack([[CLS, 7, 8, SEP], [CLS, SEP], [CLS, 9, SEP]]), DEC)
+    assert said.ids_N.tolist() == [DEC, 7, 8, DEC, DEC, 9]
+    assert said.lengths_B.tolist() == [3, 1, 2]
+    assert next_P.tolist() == [7, 8, SEP, SEP, 9, SEP]
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -147,9 +152,9 @@ def test_tig_equals_equations_18_to_23() -> None:
     image = pixels(batch.image_B1HW)
     features = model.look(image)
     f_q = model.qformer.read_image(features).query_BQD
-    text_ND, layout = model.qformer.read_text(batch.text)
+    text_cls = model.qformer.read_text(batch.text)
     weights = dict(model.generator.named_parameters())
-    made = generate(weights, f_q, features[:, 1:], text_ND[layout.start_B], 32)
+    made = generate(weights, f_q, features[:, 1:], text_cls, 32)
     loss = plain_tig(image, made, 0.5)
     inputs = [
         p for n, p in model.named_parameters() if p.requires_grad and "head" not in n and n != "temperature"

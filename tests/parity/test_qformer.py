@@ -93,11 +93,10 @@ def test_text_and_contrast_heads_equal_blip2(both: tuple[Blip2ForImageTextRetrie
     embedded = theirs.embeddings(input_ids=pad(TEXTS, LONGEST))
     states = theirs.qformer(query_embeds=embedded, query_length=0, attention_mask=REAL.long())
     states = states.last_hidden_state
-    text_ND, layout = ours.qformer.read_text(pack(TEXTS))
-    torch.testing.assert_close(text_ND, states[REAL], **NEAR)
+    text_cls = ours.qformer.read_text(pack(TEXTS))
+    torch.testing.assert_close(text_cls, states[:, 0], **NEAR)
     expected = torch.nn.functional.normalize(theirs.text_projection(states[:, 0]), dim=-1)
-    found = ours.text_head(text_ND[layout.start_B])
-    torch.testing.assert_close(found, expected, **NEAR)
+    torch.testing.assert_close(ours.text_head(text_cls), expected, **NEAR)
 
 
 def bert() -> BertForMaskedLM:
@@ -119,9 +118,8 @@ def test_text_pass_and_word_head_equal_bert(tmp_path: Path) -> None:
     left = load_bert(ours, str(tmp_path))
     theirs, ours = theirs.double(), ours.double()
     out = theirs(input_ids=pad(TEXTS, LONGEST), attention_mask=REAL.long(), output_hidden_states=True)
-    text_ND, _ = ours.qformer.read_text(pack(TEXTS))
-    torch.testing.assert_close(text_ND, out.hidden_states[-1][REAL], **FOLDED)
-    logits = ours.word_logits(text_ND)
+    torch.testing.assert_close(ours.qformer.read_text(pack(TEXTS)), out.hidden_states[-1][:, 0], **FOLDED)
+    logits = ours.word_logits(out.hidden_states[-1][REAL])
     torch.testing.assert_close(logits[:, :-1], out.logits[REAL], **FOLDED)
     # what BERT does not have stays: the word [DEC], the queries, cross-attention; and is named
     torch.testing.assert_close(ours.qformer.word.weight[-1], dec_before.double())
@@ -149,7 +147,7 @@ def test_all_passes_equal_the_plain_encoder(every: int) -> None:
 
     f_q, f_t = plain(image, grid, LENGTHS, UNI_MODAL)
     torch.testing.assert_close(memory.query_BQD, f_q, **NEAR)
-    torch.testing.assert_close(qformer.read_text(pack(TEXTS))[0], f_t[:, :LONGEST][REAL], **NEAR)
+    torch.testing.assert_close(qformer.read_text(pack(TEXTS)), f_t[:, 0], **NEAR)
 
     image_of = torch.tensor([4, 0, 0, 1, 0])
     f_q, _ = plain(image[image_of], grid, LENGTHS, BI_DIRECTIONAL)

@@ -107,7 +107,11 @@ def generate(
     patches = []
     for i in range(f_local.shape[1]):
         both = torch.cat([f_local[:, i], f_t_cls], dim=1)
-        patches.append(F.relu(both @ w["adapt_bottom.nonlinear.linear.weight"].T + w["adapt_bottom.nonlinear.linear.bias"]))
+        patches.append(
+            F.relu(
+                both @ w["adapt_bottom.nonlinear.linear.weight"].T + w["adapt_bottom.nonlinear.linear.bias"]
+            )
+        )
     x = torch.stack(patches, dim=2).reshape(batch, -1, grid, grid)
     x = residual(w, "adapt_bottom.residual", x + sinusoid(x.shape[1], grid, grid).to(x))
     given = deconvolution(w, "raise_top", straight_through(top))
