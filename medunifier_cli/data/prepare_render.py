@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -21,19 +14,16 @@ from PIL import Image
 from medunifier_cli.data.bad_image import BadImage
 from medunifier_cli.data.contract import Record
 from medunifier_cli.data.image import GreyImage, bytes_of, image_from
+from medunifier_cli.data.prepare_pool import ordered_map
 from medunifier_cli.data.prepare_walk import plain
-from medunifier_cli.errors import DataError, MuError
+from medunifier_cli.errors import DataError
 
 FORMATS = ("png", "jpg")
 JPG_QUALITY = 95
 PNG = {"compress_level": 1, "compress_type": 3}
 """zlib's run-length strategy: on radiographs a third of the time of level 6 and 4 % smaller (measured)."""
-TASK = 8
+TASK = 4
 """Records per message to a worker."""
-AHEAD = 4
-"""Messages per worker that may lie unread: bounds memory."""
-WATCH = 1.0
-"""Seconds between a worker's looks at whether its parent lives."""
 
 T = TypeVar("T")
 
@@ -128,47 +118,8 @@ def render_all(
     Raises:
         MuError: a worker died.
     """
-    work = partial(_render_task, size=size, form=form)
-    if workers <= 1:
-        for what, records in tasks:
-            yield what, work(records)
-        return
-    waiting: deque[tuple[T, Future[list[Rendered | Reject]]]] = deque()
-    pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(os.getpid(),))
-    try:
-        for what, records in tasks:
-            waiting.append((what, pool.submit(work, records)))
-            if len(waiting) > workers * AHEAD:
-                yield _answer(waiting)
-        while waiting:
-            yield _answer(waiting)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _answer(waiting: deque[tuple[T, Future[list[Rendered | Reject]]]]) -> tuple[T, list[Rendered | Reject]]:
-    what, future = waiting.popleft()
-    try:
-        return what, future.result()
-    except BrokenProcessPool as error:
-        raise MuError(
-            "a decoding process died, often for want of memory; "
-            "run the same command again, it goes on at the last whole shard, with fewer --workers"
-        ) from error
+    return ordered_map(partial(_render_task, size=size, form=form), tasks, workers)
 
 
 def _render_task(records: list[Record], size: int, form: str) -> list[Rendered | Reject]:
     return [render(record, size, form) for record in records]
-
-
-def _start_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
-    threading.Thread(target=_end_with, args=(parent, os._exit), daemon=True).start()
-
-
-def _end_with(parent: int, end: Callable[[int], object]) -> None:
-    # A pool's workers wait for ever on a pipe they hold open themselves: a parent that was killed would
-    # leave them behind.
-    while os.getppid() == parent:
-        time.sleep(WATCH)
-    end(1)
