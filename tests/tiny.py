@@ -1,4 +1,4 @@
-"""A model of a few thousand weights and batches for it: the demo recipe, shrunk."""
+"""A model of a few thousand weights and batches for it: the paper's recipe, shrunk."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 
 VOCABULARY, CLS, SEP, DEC = 41, 2, 3, 40
 SMALL = (
-    "data.image_size=32", "text.max_tokens=12", "model.vit.width=48", "model.vit.depth=1",
-    "model.vit.heads=4", "model.qformer.layers=3", "model.qformer.width=32", "model.qformer.heads=4",
-    "model.qformer.ffn_width=64", "model.qformer.queries=4", "model.generator.codebook_size=16",
-    "model.generator.code_width=12", "model.generator.base_width=16", "model.generator.residual_width=8",
-    "model.generator.revive_dead_codes=false", "objectives.embed_width=16", "objectives.embed_norm=none",
-    "train.global_batch=8",
+    "data.image_size=32", "text.max_tokens=12", "model.vit.name=vit_tiny_patch16_224",
+    "model.vit.weights=random", "model.vit.frozen=false", "model.vit.drop_last_block=false",
+    "model.vit.patch_size=8", "model.vit.width=48", "model.vit.depth=1", "model.vit.heads=4",
+    "model.qformer.weights=random", "model.qformer.layers=3", "model.qformer.width=32",
+    "model.qformer.heads=4", "model.qformer.ffn_width=64", "model.qformer.queries=4",
+    "model.qformer.dropout=0.0", "model.generator.codebook_size=16", "model.generator.code_width=12",
+    "model.generator.base_width=16", "model.generator.residual_width=8", "objectives.embed_width=16",
+    "train.global_batch=8", "train.micro_batch=8",
 )  # fmt: skip
 """32 px in 8-px patches: 17 image tokens of width 48, a 4x4 bottom and a 2x2 top map."""
 
 
 def tiny_recipe(*overrides: str) -> PretrainRecipe:
-    """The shrunk demo recipe; no dropout."""
-    return load_recipe("demo", [*SMALL, *overrides])
+    """The shrunk full.yaml; no dropout."""
+    return load_recipe("full", [*SMALL, *overrides])
 
 
 def tiny_model(*overrides: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> MedUnifier:

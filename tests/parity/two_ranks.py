@@ -21,9 +21,14 @@ from tests.tiny import DEC, draw_batch, part_of, tiny_model
 PAIRS, STEPS = 6, 2
 VARIANTS = {
     "loss codebook": (),
-    "ema codebook, revival": ("model.generator.codebook=ema", "model.generator.revive_dead_codes=true"),
+    "ema codebook": ("model.generator.codebook=ema",),
     "loss codebook, revival, batch-normed contrast": (
         "objectives.embed_norm=batch", "model.generator.revive_dead_codes=true",
+    ),
+    "ema codebook, revival, batch-normed features": (
+        "model.generator.codebook=ema", "model.generator.ema_decay=0.9", "model.generator.feature_norm=batch",
+        "model.generator.position_scale=0.1", "model.generator.revive_dead_codes=true",
+        "model.generator.codebook_size=5",  # of 16, two may move onto one vector, and a tie is anybody's
     ),
     "random negatives, group norm": ("objectives.itm_negatives=random", "model.generator.norm=group"),
     "no contrast": ("objectives.itc=0.0", "objectives.itm=0.0"),
