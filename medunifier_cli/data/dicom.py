@@ -96,7 +96,7 @@ def _pixels(dataset: pydicom.Dataset, tone: DicomTone) -> DicomPixels:
     if not hasattr(dataset, "file_meta") or "TransferSyntaxUID" not in dataset.file_meta:
         dataset.ensure_file_meta()  # without a preamble: the default encoding of the standard
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-    stored = pixel_array(dataset)
+    stored = pixel_array(dataset)  # bits beyond those stored, where old files keep overlays, are cleared
     depth = int(dataset.BitsStored)
     kind = str(dataset.PhotometricInterpretation)
     if kind == "PALETTE COLOR":
@@ -104,7 +104,6 @@ def _pixels(dataset: pydicom.Dataset, tone: DicomTone) -> DicomPixels:
         stored = (colour >> 8).astype(np.uint8) if colour.dtype == np.uint16 else colour
     if stored.ndim == 3:
         return DicomPixels(np.array(Image.fromarray(stored[..., :3]).convert("L")), depth, False)
-    stored = _stored_bits(stored, dataset)
     padding = _padding(stored, dataset)
     inverted = kind == "MONOCHROME1"
     pixels = _grey(stored, dataset, tone, padding)
@@ -115,15 +114,6 @@ def _pixels(dataset: pydicom.Dataset, tone: DicomTone) -> DicomPixels:
     if padding is not None and tone == "window":
         pixels[padding] = 0
     return DicomPixels(pixels, depth, inverted)
-
-
-def _stored_bits(stored: NDArray[Any], dataset: pydicom.Dataset) -> NDArray[Any]:
-    """Clear bits beyond those stored, where old files keep overlays; signed values keep their sign."""
-    unused = int(dataset.BitsAllocated) - int(dataset.BitsStored)
-    if unused <= 0 or stored.dtype.kind not in "iu" or dataset.file_meta.TransferSyntaxUID.is_compressed:
-        return stored
-    unused += stored.dtype.itemsize * 8 - int(dataset.BitsAllocated)
-    return (stored << unused) >> unused
 
 
 def _padding(stored: NDArray[Any], dataset: pydicom.Dataset) -> NDArray[np.bool_] | None:

@@ -338,15 +338,15 @@ def test_a_disk_that_is_really_full_while_receipts_are_written(raw: Path, tmp_pa
 
 
 @contextlib.contextmanager
-def started(raw: Path, out: Path, *args: str) -> Iterator[subprocess.Popen[str]]:
+def started(raw: Path, out: Path, *args: str) -> Iterator[subprocess.Popen[bytes]]:
     line = [sys.executable, "-m", "medunifier_cli", "prepare", "covid-chestxray", "--raw", str(raw)]
     line += ["--out", str(out), "--size", "32", "--shard-size", "4", *args]
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(line, stderr=subprocess.DEVNULL)
     try:
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 def test_killed_at_random_and_started_again_ends_byte_identical(tmp_path: Path) -> None:

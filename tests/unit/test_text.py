@@ -92,6 +92,8 @@ from medunifier_cli.data.text import TextTokenizer
 from tests.unit.test_text import TEXTS
 texts = TEXTS[::-1] if sys.argv[1] == "reversed" else TEXTS
 print(TextTokenizer.train(texts, 140).fingerprint)
+many = [chr(0x4E00 + i) + chr(0xAC00 + i) for i in range(1500)]  # more characters than the alphabet may hold
+print(TextTokenizer.train(many, 2100).fingerprint)
 """
 
 
