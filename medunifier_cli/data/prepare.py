@@ -269,8 +269,9 @@ def _locked(out: Path, part: tuple[int, int]) -> Iterator[None]:
     """One call per part at a time; where the file system has no locks, nobody is kept out."""
     with open(out / RECEIPTS / f"lock-{part[0]}of{part[1]}", "wb") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            # Not flock: forked workers would hold it for a moment after their parent was killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
             raise DataError(f"{out}: another `mu prepare` is at work there; wait for it") from error
         except OSError:
             pass
@@ -281,5 +282,5 @@ def _locked(out: Path, part: tuple[int, int]) -> Iterator[None]:
 def _join_lock(out: Path) -> Iterator[None]:
     with open(out / RECEIPTS / "lock-join", "wb") as file:
         with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.lockf(file, fcntl.LOCK_EX)
         yield

@@ -350,24 +350,21 @@ def started(raw: Path, out: Path, *args: str) -> Iterator[subprocess.Popen[bytes
 
 
 def test_killed_at_random_and_started_again_ends_byte_identical(tmp_path: Path) -> None:
-    raw = covid_raw(tmp_path / "raw", 48, edge=600)
-    start = time.monotonic()
+    raw, out = covid_raw(tmp_path / "raw", 48, edge=600), tmp_path / "out"
     with started(raw, tmp_path / "whole", "--workers", "2") as process:
         assert process.wait() == 0
-    length = time.monotonic() - start
     rng = np.random.default_rng(0)
-    kills = 0
-    for moment in rng.uniform(0.4, 1.0, 4):
-        with started(raw, tmp_path / "out", "--workers", "2") as process:
-            try:
-                process.wait(timeout=moment * length)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-    with started(raw, tmp_path / "out", "--workers", "2") as process:
+    for more in (0, 1, 2, 1, 2):  # shards that come before the kill; there are 13 or so in all
+        there = len(list(out.glob("*.tar")))
+        with started(raw, out, "--workers", "2") as process:
+            while len(list(out.glob("*.tar"))) < there + more:
+                assert process.poll() is None
+                time.sleep(0.001)
+            time.sleep(float(rng.uniform(0, 0.02 if more else 0.5)))
+            process.send_signal(signal.SIGKILL)
+    with started(raw, out, "--workers", "2") as process:
         assert process.wait() == 0
-    assert kills
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
@@ -386,11 +383,34 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     assert len(gone) + len(alive) == 2
 
 
-def test_two_calls_at_once_are_refused(raw: Path, tmp_path: Path) -> None:
-    import fcntl
+HOLD = """
+import fcntl, sys
+lock = open(sys.argv[1], "wb")
+fcntl.lockf(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
 
+
+def test_two_calls_at_once_are_refused(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done(raw, out)
-    with open(out / RECEIPTS / "lock-1of1", "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    line = [sys.executable, "-c", HOLD, str(out / RECEIPTS / "lock-1of1")]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
         assert "another `mu prepare` is at work there" in refused(raw, out)
+        other.kill()
+    done(raw, out)
+
+
+def test_a_killed_call_can_be_run_again_at_once(tmp_path: Path) -> None:
+    """Its workers live a moment longer than it; they must not hold what the next call needs."""
+    raw = covid_raw(tmp_path / "raw", 48, edge=600)
+    with started(raw, tmp_path / "out", "--workers", "2") as process:
+        while not list((tmp_path / "out").glob("*.tar")) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with started(raw, tmp_path / "out", "--workers", "2") as again:
+            assert again.wait() == 0
