@@ -235,7 +235,7 @@ def _check_settings(job: Job) -> None:
             raise DataError(
                 f"{job.out}: holds {foreign[0].name}, not made by `mu prepare`; give another --out"
             )
-        write_json(path, mine)
+        write_json(path, mine, f".{job.part[0]}of{job.part[1]}")
         return
     try:
         begun = json.loads(path.read_bytes())

@@ -238,5 +238,6 @@ def _clear_away(folder: Path, names: set[str]) -> None:
         if path.name != "settings.json" and path.stem not in names:
             (folder / f"{path.stem}.tar").unlink(missing_ok=True)
             path.unlink()
-    for path in [*folder.glob(f"*{TEMPORARY}"), *(folder / RECEIPTS).glob(f"*{TEMPORARY}")]:
+    # Not in the folder of receipts as well: another part may still be reading the plan to its end there.
+    for path in folder.glob(f"*{TEMPORARY}"):
         path.unlink()

@@ -157,13 +157,16 @@ class ShardWriter:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
+def whole_file(path: Path, tag: str = "") -> Iterator[IO[bytes]]:
     """A file that gets its name only when all of it is on the disk.
+
+    Args:
+        tag: tells temporary names apart where several calls may write the same file at once.
 
     Raises:
         DataError: the disk is full or cannot be written to.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
+    temporary = path.with_name(path.name + tag + TEMPORARY)
     with explained(temporary):
         try:
             with open(temporary, "wb") as file:
@@ -201,7 +204,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any], tag: str = "") -> None:
     """Write a JSON object for people and machines, whole or not at all."""
-    with whole_file(path) as file:
+    with whole_file(path, tag) as file:
         file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")

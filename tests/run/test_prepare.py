@@ -108,6 +108,15 @@ def test_workers_and_parts_write_the_same_bytes(raw: Path, tmp_path: Path) -> No
     assert contents(tmp_path / "one") == contents(tmp_path / "many") == contents(tmp_path / "parts")
 
 
+def test_parts_may_run_at_the_same_time(raw: Path, tmp_path: Path) -> None:
+    """A job array: whichever is last writes the manifest, and nobody gets in another's way."""
+    done(raw, tmp_path / "one", "--shard-size", "4")
+    with contextlib.ExitStack() as stack:
+        parts = [stack.enter_context(started(raw, tmp_path / "all", "--part", f"{i}/4")) for i in range(1, 5)]
+        assert [part.wait() for part in parts] == [0] * 4
+    assert contents(tmp_path / "all") == contents(tmp_path / "one")
+
+
 def test_running_again_changes_nothing_and_decodes_nothing(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
