@@ -45,7 +45,6 @@ def choose(weight_BM: Tensor, uniform_B: Tensor) -> Tensor:
     """
     cdf = weight_BM.double().cpu().cumsum(dim=1)
     total = cdf[:, -1:]
-    column = torch.searchsorted(cdf, uniform_B[:, None] * total, right=True)[:, 0]
-    # u * total may round up to the total itself: the last column with weight is meant then
-    last = weight_BM.shape[1] - 1 - (weight_BM.cpu() > 0).flip(1).int().argmax(dim=1)
-    return torch.where(total[:, 0] > 0, torch.minimum(column, last), -1)
+    # u <= 1 - 2^-53, so u * total never rounds up to total, and the column found has weight
+    column = torch.searchsorted(cdf, uniform_B[:, None] * total, right=True)
+    return torch.where(total > 0, column, -1)[:, 0]

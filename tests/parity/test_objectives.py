@@ -274,6 +274,15 @@ def test_choose_at_the_edges(weights: list[float], uniform: float, expected: int
     assert drawn.tolist() == [expected]
 
 
+def test_the_largest_number_still_draws_a_column_with_weight() -> None:
+    """Whatever the sum of weights rounds to: the last column is forbidden and never drawn."""
+    weight = rand(2000, 5).abs().float()
+    weight[:, -1] = 0
+    weight[:50, :4] = 0.25  # sums to exactly 1
+    drawn = draws.choose(weight, torch.full((2000,), 1 - 2**-53, dtype=torch.float64))
+    assert set(drawn.tolist()) == {3}
+
+
 def test_a_batch_of_one_text_has_no_negatives_and_itm_is_of_positives_alone() -> None:
     model = tiny_model("objectives.tig=0.0", dtype=torch.float32)
     batch = draw_batch(4, equal=[(0, 1), (0, 2), (0, 3)])
