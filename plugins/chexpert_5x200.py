@@ -60,6 +60,7 @@ class CheXpert5x200(DatasetPlugin):
     )
     splits = (HELD_OUT, "train", "valid")
     classes = CLASS_LISTS["paper"]
+    benchmark_split = HELD_OUT
     text_sections = ()
     options: ClassVar[Mapping[str, Option]] = {
         "include": Option(HELD_OUT, "only the 5x200 set, or train and valid as well", (HELD_OUT, "all")),

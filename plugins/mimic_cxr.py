@@ -58,6 +58,7 @@ class MimicCxr(DatasetPlugin):
     )
     splits = ("train", "valid", "test", HELD_OUT)
     classes = CLASS_LISTS["paper"]
+    benchmark_split = HELD_OUT
     options: ClassVar[Mapping[str, Option]] = {
         "sections": Option(
             "any", "sections a report must have to be kept", ("any", "both", "findings", "impression")

@@ -60,6 +60,8 @@ class Rsna(DatasetPlugin):
         "names, stage_2_detailed_class_info.csv; Kaggle account."
     )
     classes = CLASSES
+    benchmark_split = "zeroshot"
+    prompts_drawn = 10
     headline_metric = "auroc"
     text_sections = ()
     options: ClassVar[Mapping[str, Option]] = {

@@ -200,6 +200,10 @@ class DatasetPlugin(ABC):
     splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
     classes: ClassVar[tuple[str, ...]] = ()
     """Label names for classification and zero-shot, in their official order."""
+    benchmark_split: ClassVar[str] = ""
+    """Split or drawn subset that retrieval and zero-shot are measured on; empty for the held-out split."""
+    prompts_drawn: ClassVar[int] = 15
+    """Zero-shot prompts drawn per class (the published code: 15, and 10 on RSNA); 0 for all."""
     headline_metric: ClassVar[str] = "accuracy"
     """`accuracy` or `auroc`."""
     text_sections: ClassVar[tuple[str, ...]] = ("findings", "impression")

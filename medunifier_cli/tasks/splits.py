@@ -1,15 +1,19 @@
-"""Which split a task works on: the run's own held-out one unless the command line says otherwise."""
+"""Which samples a task works on: a split, a drawn subset or a list of keys, under the run's own settings."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+import click
 
 from medunifier_cli.checkpoint.restore import Trained
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.loader import SplitSource
-from medunifier_cli.data.shards import Shards
+from medunifier_cli.data.subset import open_keys, open_part, parts_of, read_keys
 from medunifier_cli.errors import MuError
 from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.roots import shards_folder
@@ -17,35 +21,71 @@ from medunifier_cli.roots import shards_folder
 
 @dataclass(frozen=True)
 class Asked:
-    """A split as a task wants it."""
+    """A split, or part of one, as a task wants it."""
 
     plugin: DatasetPlugin
+    """With the classes that the shards were prepared with."""
     source: SplitSource
     split: str
+    """Name in results: of the split or subset, or `ids-<file>`."""
     shards: Path
 
 
-def open_benchmark(trained: Trained, dataset: str = "", split: str = "", need_text: bool = True) -> Asked:
-    """Open a split with the run's tokenizer and image size.
+def open_benchmark(
+    trained: Trained, dataset: str = "", split: str = "", need_text: bool = True, *,
+    ids: Path | None = None, prefer_benchmark: bool = False,
+) -> Asked:  # fmt: skip
+    """Open a split or drawn subset with the run's tokenizer and image size.
 
     Args:
         dataset: empty for the run's own.
-        split: empty for the run's `data.test`, or `test` of another data set.
+        split: a split or a subset of the manifest; empty for the run's `data.test`, or `test` of another
+            data set, or what its plugin names as benchmark where it has no `test`.
         need_text: leave out samples without text.
+        ids: a file of sample keys, instead of a split.
+        prefer_benchmark: an empty `split` means the plugin's `benchmark_split` first.
 
     Raises:
         MuError: the run has no held-out split and none was named.
-        DataError: no such shards or split.
+        DataError: no such shards, split or subset; keys that are not there.
     """
     own = trained.recipe.data
     plugin = load_dataset(dataset or own.dataset)
     same = plugin.name == own.dataset
-    split = split or (own.test if same else "test")
-    if not split:
-        raise MuError(f"{trained.run.folder}: its recipe names no data.test; give --split")
-    shards = Path(own.shards) if same and own.shards else shards_folder(plugin.name)
+    folder = Path(own.shards) if same and own.shards else shards_folder(plugin.name)
+    if ids is not None:
+        split = f"ids-{re.sub(r'[^A-Za-z0-9_-]+', '-', ids.stem)}"
+        shards = open_keys(folder, split, read_keys(ids))
+    else:
+        split = split or _default_split(
+            trained, plugin, folder, own.test if same else "test", prefer_benchmark
+        )
+        shards = open_part(folder, split)
     data = dataclasses.replace(own, dataset=plugin.name, sections=own.sections if same else ())
-    source = SplitSource(
-        Shards.open(shards, split), trained.tokenizer, data, trained.recipe.text, plugin, need_text=need_text
-    )
-    return Asked(plugin, source, split, shards)
+    source = SplitSource(shards, trained.tokenizer, data, trained.recipe.text, plugin, need_text=need_text)
+    return Asked(with_classes(plugin, shards.classes), source, split, folder)
+
+
+def with_classes(plugin: DatasetPlugin, classes: tuple[str, ...]) -> DatasetPlugin:
+    """The plugin under the classes that shards were prepared with (an option may have changed them)."""
+    if not classes or classes == plugin.classes:
+        return plugin
+    plugin = copy.copy(plugin)
+    setattr(plugin, "classes", classes)  # noqa: B010 - a class variable, on this copy alone
+    return plugin
+
+
+def _default_split(
+    trained: Trained, plugin: DatasetPlugin, folder: Path, heldout: str, prefer_benchmark: bool
+) -> str:
+    benchmark = plugin.benchmark_split
+    there = [name for names in parts_of(folder) for name in names] if folder.is_dir() else []
+    if benchmark in there and (prefer_benchmark or heldout not in there):
+        return benchmark
+    if not heldout:
+        raise MuError(f"{trained.run.folder}: its recipe names no data.test; give --split")
+    if benchmark and prefer_benchmark and heldout in there:
+        click.echo(
+            f"mu: {folder} has no {benchmark}, the benchmark of {plugin.name}; takes {heldout}", err=True
+        )
+    return heldout
