@@ -8,9 +8,9 @@ import torch
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.data.text import TextTokenizer
-from medunifier_cli.errors import CheckpointError
+from medunifier_cli.errors import CheckpointError, RecipeError
 from medunifier_cli.model.medunifier import MedUnifier
-from medunifier_cli.recipe.load import load_recipe
+from medunifier_cli.recipe.load import load_recipe, stage_of
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.train.record import Run
 
@@ -31,8 +31,15 @@ class Trained:
 
 
 def is_pretrained(run: Run) -> bool:
-    """Whether a folder holds a pre-training run with a checkpoint."""
-    return run.recipe.exists() and bool(store.steps(run.checkpoints))
+    """Whether a folder holds a pre-training run, and of no other stage, with a checkpoint."""
+    try:
+        return (
+            bool(store.steps(run.checkpoints))
+            and run.recipe.exists()
+            and stage_of(run.recipe) == PretrainRecipe.stage
+        )
+    except RecipeError:
+        return False  # not a recipe of ours: not a run to take unasked
 
 
 def restore(run: Run, device: torch.device | None = None) -> Trained:

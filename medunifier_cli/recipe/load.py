@@ -21,10 +21,9 @@ from medunifier_cli.errors import RecipeError
 from medunifier_cli.recipe.build import build
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.settings import Setting, Settings, YamlError, read_overrides, read_text
+from medunifier_cli.recipe.stages import SCHEMAS
 
 SHIPPED = "medunifier_recipes"
-STAGES = ("pretrain", "fit-prior", "finetune")
-"""Verbs that take a recipe; its `stage` says which."""
 
 
 class Recipe(Protocol):
@@ -110,6 +109,27 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = (), schema:
     return recipe
 
 
+def stage_of(path_or_name: str | Path) -> str:
+    """The stage a recipe is for, as it or its base says; `pretrain` where neither does.
+
+    Raises:
+        RecipeError: no such recipe, not YAML, or a stage that nobody knows.
+    """
+    path = find_recipe(path_or_name)
+    setting = _merge(_chain(path, PretrainRecipe)).by_key.get("stage")
+    stage = setting.value if setting is not None else PretrainRecipe.stage
+    if not isinstance(stage, str) or stage not in SCHEMAS:
+        where = setting.where if setting is not None else _shown(path)
+        raise RecipeError(f"{where}: stage: {stage!r} is none of: {', '.join(SCHEMAS)}")
+    return stage
+
+
+def load_any(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe of whatever stage it says it is for; raises as `load_recipe`."""
+    recipe: Recipe = load_recipe(path_or_name, overrides, SCHEMAS[stage_of(path_or_name)])
+    return recipe
+
+
 def dump_recipe(recipe: Any) -> str:
     """The whole recipe as YAML, defaults included; `load_recipe` of it gives an equal recipe."""
     return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True)
@@ -189,8 +209,9 @@ def _check_stage(settings: Settings, schema: type, shown: str) -> None:
     """A recipe for another verb gets one line, not a line for each of its keys."""
     wanted = next(field.default for field in dataclasses.fields(schema) if field.name == "stage")
     setting = settings.by_key.get("stage")
-    if setting is not None and setting.value in STAGES and setting.value != wanted:
-        raise RecipeError(f"{shown} is a recipe for `{setting.value}`; use `mu {setting.value}`")
+    stage = setting.value if setting is not None else wanted
+    if isinstance(stage, str) and stage in SCHEMAS and stage != wanted:
+        raise RecipeError(f"{shown} is a recipe for `mu {stage}`, not for `mu {wanted}`")
 
 
 def _disagreements(recipe: Recipe, settings: Settings, shown: str) -> Iterator[str]:

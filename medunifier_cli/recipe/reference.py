@@ -14,21 +14,19 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from medunifier_cli.recipe.schema import Bounds, PretrainRecipe
+from medunifier_cli.recipe.schema import Bounds
 from medunifier_cli.recipe.settings import field_types
+from medunifier_cli.recipe.stages import SCHEMAS
 
 PAGE = Path("docs/recipes.md")
 MARK = "<!-- Generated from here on by `python -m medunifier_cli.recipe.reference`; edit the docstrings. -->"
-SCHEMAS: tuple[type, ...] = (PretrainRecipe,)
-"""One for each verb that takes a recipe."""
 
 
 def reference() -> str:
     """Markdown: a table for each section of each schema; a section that several share stands once."""
     parts: list[str] = []
     told: set[type] = set()
-    for schema in SCHEMAS:
-        stage = next(field.default for field in dataclasses.fields(schema) if field.name == "stage")
+    for stage, schema in SCHEMAS.items():
         parts.append(f"## `mu {stage}`\n\n{inspect.getdoc(schema)}\n")
         _sections(schema, "", parts, told)
     return "\n".join(parts)

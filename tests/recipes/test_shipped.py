@@ -12,20 +12,21 @@ import yaml
 from torch import nn
 
 from medunifier_cli.model.medunifier import MedUnifier
-from medunifier_cli.recipe.load import dump_recipe, load_recipe, recipe_digest, shipped_recipes
+from medunifier_cli.recipe.load import (
+    dump_recipe,
+    load_any,
+    load_recipe,
+    recipe_digest,
+    shipped_recipes,
+    stage_of,
+)
 from medunifier_cli.recipe.schema import PretrainRecipe
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 BERT_VOCABULARY = 30522
 
 
-def stage(name: str) -> str:
-    """What a shipped recipe is for, read from its text."""
-    stated = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
-    return stated["stage"] if "stage" in stated else stage(stated["base"])
-
-
-PRETRAIN = [name for name in shipped_recipes() if stage(name) == "pretrain"]
+PRETRAIN = [name for name in shipped_recipes() if stage_of(name) == "pretrain"]
 
 WEIGHTS = {  # paper: table 6 (IDs 1 to 5) and appendix table 1 (IDs 6 and 7): itc, itm, itg, tig
     "itc": (1, 0, 0, 0),
@@ -62,13 +63,13 @@ def test_each_file_of_the_folder_ships_and_each_pretraining_recipe_has_a_claim()
     assert set(PRETRAIN) == set(WEIGHTS)
 
 
-@pytest.mark.parametrize("name", PRETRAIN)
+@pytest.mark.parametrize("name", shipped_recipes())
 def test_loads_by_name_and_by_path_and_back_from_its_resolved_text(name: str, tmp_path: Path) -> None:
-    recipe = load_recipe(name)
-    assert recipe == load_recipe(FOLDER / f"{name}.yaml")
+    recipe = load_any(name)
+    assert recipe == load_any(FOLDER / f"{name}.yaml")
     assert recipe.name == name
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
-    assert recipe_digest(load_recipe(tmp_path / "recipe.yaml")) == recipe_digest(recipe)
+    assert recipe_digest(load_any(tmp_path / "recipe.yaml")) == recipe_digest(recipe)
 
 
 @pytest.mark.parametrize("name", PRETRAIN)

@@ -11,8 +11,16 @@ from typing import Annotated, Literal
 import pytest
 
 from medunifier_cli.errors import RecipeError
-from medunifier_cli.recipe.load import dump_recipe, find_recipe, load_recipe, recipe_digest
+from medunifier_cli.recipe.load import (
+    dump_recipe,
+    find_recipe,
+    load_any,
+    load_recipe,
+    recipe_digest,
+    stage_of,
+)
 from medunifier_cli.recipe.schema import Bounds, PretrainRecipe
+from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 
 
 @pytest.fixture
@@ -155,8 +163,19 @@ class TestMistakes:
         assert len(str(caught.value).splitlines()) == 1
 
     def test_recipe_of_another_stage(self) -> None:
-        (line,) = problems("stage: fit-prior\nprior:\n  condition: text\nthings: 3\n")
-        assert line == "mine.yaml is a recipe for `fit-prior`; use `mu fit-prior`"
+        (line,) = problems("stage: finetune\nmodel:\n  head: linear\nthings: 3\n")
+        assert line == "mine.yaml is a recipe for `mu finetune`, not for `mu pretrain`"
+
+    def test_recipe_of_no_stated_stage_is_taken_for_the_verb_that_reads_it(self) -> None:
+        Path("mine.yaml").write_text("train:\n  epochs: 3\n")
+        assert load_recipe("mine.yaml").stage == stage_of("mine.yaml") == "pretrain"
+        assert load_recipe("mine.yaml", (), FinetuneRecipe).train.epochs == 3
+
+    def test_pretraining_recipe_given_to_another_verb(self) -> None:
+        Path("mine.yaml").write_text("base: demo\n")
+        with pytest.raises(RecipeError) as caught:
+            load_recipe("mine.yaml", (), FinetuneRecipe)
+        assert str(caught.value) == "mine.yaml is a recipe for `mu pretrain`, not for `mu finetune`"
 
     def test_stage_nobody_knows(self) -> None:
         assert problems("stage: dance\n") == ["mine.yaml:1: stage: 'dance' is none of: pretrain"]
@@ -251,9 +270,9 @@ class TestBase:
         assert line.startswith("mine.yaml:2: base: no recipe ful; did you mean `full`?")
 
     def test_base_of_another_stage(self) -> None:
-        Path("prior.yaml").write_text("stage: fit-prior\n")
-        (line,) = problems("base: prior.yaml\n")
-        assert "`mu fit-prior`" in line
+        Path("probe.yaml").write_text("stage: finetune\n")
+        (line,) = problems("base: probe.yaml\n")
+        assert "`mu finetune`" in line
 
 
 @dataclass(frozen=True)
@@ -280,7 +299,7 @@ def test_schema_of_another_stage() -> None:
     assert load_recipe("o.yaml", ("inner.most=null",), Other).inner.most is None
     with pytest.raises(RecipeError, match=r"-o inner\.rates=\[0, 2\]: '2' is out of range"):
         load_recipe("o.yaml", ("inner.rates=[0, 2]",), Other)
-    with pytest.raises(RecipeError, match="is a recipe for `finetune`"):
+    with pytest.raises(RecipeError, match="is a recipe for `mu finetune`"):
         load_recipe("o.yaml")
 
 
@@ -289,3 +308,16 @@ def test_file_in_the_way_of_a_shipped_name_wins() -> None:
     Path("demo").write_text("name: mine\n")
     assert load_recipe("demo").name == "mine"
     assert find_recipe("full").name == "full.yaml"
+
+
+@pytest.mark.usefixtures("here")
+def test_any_recipe_is_read_by_the_stage_it_states() -> None:
+    Path("f.yaml").write_text("stage: finetune\n")
+    Path("g.yaml").write_text("base: f.yaml\nmodel: {head: linear}\n")
+    assert isinstance(load_any("full"), PretrainRecipe)
+    grown = load_any("g.yaml", ("train.epochs=2",))
+    assert isinstance(grown, FinetuneRecipe)
+    assert (grown.model.head, grown.train.epochs) == ("linear", 2)
+    Path("h.yaml").write_text("stage: dance\n")
+    with pytest.raises(RecipeError, match=r"^h\.yaml:1: stage: 'dance' is none of: pretrain, "):
+        load_any("h.yaml")

@@ -1,0 +1,12 @@
+"""Which recipes there are: stage, which is also the verb, -> schema. The one table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
+
+SCHEMAS: Mapping[str, type[Any]] = {"pretrain": PretrainRecipe, "finetune": FinetuneRecipe}
+"""In the order of the reference."""
