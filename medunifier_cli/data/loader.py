@@ -1,5 +1,6 @@
 """From shards to batches, at places that are a pure function of (seed, epoch, position).
 
+A stage brings a `Source`: what a sample is made of is its business, which samples are read is decided here.
 Built on torch's DataLoader for its processes only: what each worker reads is listed by us, place by place,
 so that ranks and workers change nothing. Never hand these to `accelerator.prepare`.
 
@@ -12,7 +13,8 @@ import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,8 +24,42 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from medunifier_cli.data.contract import Batch, PackedText, Sample
 from medunifier_cli.data.order import SampleOrder
-from medunifier_cli.data.split_source import Gathered, SplitSource
+from medunifier_cli.data.split_source import SplitSource
 from medunifier_cli.errors import MuError
+
+
+class Placed(Protocol):
+    """A batch that knows its places; `contract.Batch` is one."""
+
+    @property
+    def place_B(self) -> Tensor: ...  # noqa: N802 - a shape suffix
+
+
+P = TypeVar("P", bound=Placed)
+P_co = TypeVar("P_co", bound=Placed, covariant=True)
+
+
+class OnItsWay(Protocol[P_co]):
+    """What a worker sends: pickles, with its tensors in shared memory."""
+
+    def batch(self, places: NDArray[np.int64], /) -> P_co:
+        """As a step takes it."""
+
+
+class Source(Protocol[P_co]):
+    """Samples by number; picklable. `SplitSource` is one."""
+
+    @property
+    def folder(self) -> Path:
+        """Where they come from, for messages."""
+
+    def __len__(self) -> int: ...
+
+    def room(self, count: int, /) -> Tensor:
+        """An empty tensor for so many samples."""
+
+    def gather(self, samples: NDArray[np.int64], room: Tensor, /) -> OnItsWay[P_co]:
+        """Samples by number, read into `room`."""
 
 
 def collate(samples: Sequence[Sample], places: Sequence[int] | NDArray[np.int64]) -> Batch:
@@ -44,7 +80,7 @@ def collate(samples: Sequence[Sample], places: Sequence[int] | NDArray[np.int64]
 
 
 def train_batches(
-    source: SplitSource,
+    source: Source[P],
     *,
     seed: int,
     first_step: int,
@@ -54,7 +90,7 @@ def train_batches(
     rank: int,
     world: int,
     workers: int,
-) -> Iterator[list[Batch]]:
+) -> Iterator[list[P]]:
     """One list of micro-batches for each of the optimiser steps first_step, ..., steps - 1.
 
     Step s uses places [s G, (s + 1) G) of the endless order, G the global batch, cut into consecutive
@@ -80,7 +116,7 @@ def train_batches(
     requests = (
         _Request(order.indices(start, start + micro), np.arange(start, start + micro)) for start in starts
     )
-    pending: list[Batch] = []
+    pending: list[P] = []
     for batch in _load(source, requests, workers):
         pending.append(batch)
         if len(pending) == accumulation:
@@ -89,8 +125,8 @@ def train_batches(
 
 
 def eval_batches(
-    source: SplitSource, *, batch_size: int, rank: int, world: int, workers: int, batches: int = 0
-) -> Iterator[tuple[Batch, Tensor]]:
+    source: Source[P], *, batch_size: int, rank: int, world: int, workers: int, batches: int = 0
+) -> Iterator[tuple[P, Tensor]]:
     """Every sample once and in order, the same number of batches on every rank.
 
     Batch b covers samples [b B W, (b + 1) B W), B = `batch_size` pairs per rank, W = `world`; rank r takes
@@ -133,22 +169,21 @@ class _Failure:
 class _Reader(Dataset[Any]):
     """Answers requests; runs in the workers."""
 
-    def __init__(self, source: SplitSource) -> None:
+    def __init__(self, source: Source[Any]) -> None:
         self.source = source
 
-    def __getitem__(self, request: _Request) -> tuple[Gathered, NDArray[np.int64]] | _Failure:
-        size = self.source.data.image_size
-        image_B1HW = torch.empty((len(request.samples), 1, size, size), dtype=torch.uint8)
+    def __getitem__(self, request: _Request) -> tuple[OnItsWay[Any], NDArray[np.int64]] | _Failure:
+        room = self.source.room(len(request.samples))
         if get_worker_info() is not None:
             # Decoded where the other process reads it: no copy on the way.
-            image_B1HW.share_memory_()  # type: ignore[no-untyped-call]
+            room.share_memory_()  # type: ignore[no-untyped-call]
         try:
-            return self.source.gather(request.samples, image_B1HW), request.places
+            return self.source.gather(request.samples, room), request.places
         except MuError as error:
             return _Failure(type(error), str(error))
 
 
-def _load(source: SplitSource, requests: Iterable[_Request], workers: int) -> Iterator[Batch]:
+def _load(source: Source[P], requests: Iterable[_Request], workers: int) -> Iterator[P]:
     if workers:
         # Set before the fork: tokenizers would warn in each worker, though none tokenizes.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -172,7 +207,7 @@ def _load(source: SplitSource, requests: Iterable[_Request], workers: int) -> It
         if "DataLoader worker" not in str(error):
             raise
         raise MuError(
-            f"{source.shards.folder}: a loader process died, often for want of memory, "
+            f"{source.folder}: a loader process died, often for want of memory, "
             "or of shared memory under /dev/shm; lower data.workers"
         ) from error
 
@@ -188,4 +223,4 @@ def _start_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-__all__ = ["SplitSource", "collate", "eval_batches", "train_batches"]
+__all__ = ["Source", "SplitSource", "collate", "eval_batches", "train_batches"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,15 @@ class SplitSource:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def folder(self) -> Path:
+        """Of the shards."""
+        return self.shards.folder
+
+    def room(self, count: int) -> Tensor:
+        """For the images of so many samples, uint8 [count, 1, H, W]."""
+        return image_room(count, self.data.image_size)
+
     def sample(self, i: int) -> Sample:
         """Sample i, decoded.
 
@@ -118,21 +128,45 @@ class SplitSource:
         sections = self.meta(i).get("sections") or {}
         return compose(sections, self.sections, self.data.require, self.text_recipe.strip_deidentified)
 
+    def token_ids(self, i: int) -> list[int]:
+        """[CLS] ... [SEP] of sample i, nothing decoded."""
+        ids: list[int] = self._token_ids(int(self.rows[i])).tolist()
+        return ids
+
+    def images(self, samples: NDArray[np.int64]) -> Tensor:
+        """Images of several samples, uint8 [B, 1, H, W].
+
+        Raises:
+            DataError: damaged image or shard; names shard and key.
+        """
+        return self.gather(samples, self.room(len(samples))).image_B1HW
+
     def _token_ids(self, row: int) -> NDArray[np.int32]:
         start, stop = self._table.start[row : row + 2]
         return self._table.ids_N[start:stop] if stop > start else self._blank
 
     def _decode(self, body: bytes, row: int, out_HW: NDArray[np.uint8]) -> None:
-        """PNG or JPEG -> `out_HW`, resized where the shards hold another size."""
-        height, width = out_HW.shape
-        try:
-            image = Image.open(io.BytesIO(body), formats=("PNG", "JPEG"))
-            grey = image if image.mode == "L" else image.convert("L")
-            if grey.size != (width, height):
-                grey = grey.resize((width, height), Image.Resampling.BILINEAR)
-            out_HW[:] = np.asarray(grey)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{self.shards.where(row)}: damaged image; run `mu prepare` again") from error
+        if not decode_grey(body, out_HW):
+            raise DataError(f"{self.shards.where(row)}: damaged image; run `mu prepare` again")
+
+
+def image_room(count: int, image_size: int) -> Tensor:
+    """An empty uint8 tensor [count, 1, H, W]."""
+    return torch.empty((count, 1, image_size, image_size), dtype=torch.uint8)
+
+
+def decode_grey(body: bytes, out_HW: NDArray[np.uint8]) -> bool:
+    """PNG or JPEG -> `out_HW`, resized where the shards hold another size; False for a damaged image."""
+    height, width = out_HW.shape
+    try:
+        image = Image.open(io.BytesIO(body), formats=("PNG", "JPEG"))
+        grey = image if image.mode == "L" else image.convert("L")
+        if grey.size != (width, height):
+            grey = grey.resize((width, height), Image.Resampling.BILINEAR)
+        out_HW[:] = np.asarray(grey)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)

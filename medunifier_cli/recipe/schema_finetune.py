@@ -107,8 +107,8 @@ class FinetuneTrain:
     """CPU threads per process; 0 leaves it to PyTorch. Fixed threads make CPU runs repeatable bit for bit."""
     log_every: Count = 10
     """Steps between lines of `log.jsonl`."""
-    valid_every: Count = 1
-    """Epochs between validations."""
+    epochs_per_validation: Count = 1
+    """Epochs between validations, one of which is the best epoch."""
     checkpoint_every: Count = 500
     """Steps between checkpoints."""
     keep: Count = 1
@@ -122,7 +122,7 @@ class FinetuneTrain:
             seed=self.seed, epochs=float(self.epochs), steps=self.epochs * steps_per_epoch,
             global_batch=self.global_batch, micro_batch=self.micro_batch, precision=self.precision,
             processes=self.processes, threads=self.threads, log_every=self.log_every,
-            valid_every=self.valid_every * steps_per_epoch, valid_batches=0,
+            valid_every=self.epochs_per_validation * steps_per_epoch, valid_batches=0,
             checkpoint_every=self.checkpoint_every, keep=self.keep, tensorboard=self.tensorboard,
         )  # fmt: skip
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -62,8 +62,14 @@ class Stage(Protocol):
         """More for the checkpoint, as JSON: sources and hashes of what it does not hold."""
 
 
-def fit(stage: Stage, run: Run, accelerator: Accelerator, train: Train, optim: Optim) -> int:
+def fit(
+    stage: Stage, run: Run, accelerator: Accelerator, train: Train, optim: Optim,
+    scale: Callable[[str], float] | None = None,
+) -> int:  # fmt: skip
     """Train `stage` to its last step, from the newest checkpoint of `run` where there is one.
+
+    Args:
+        scale: parameter name -> factor on the learning rate; 1 for all where it is None.
 
     Returns:
         Steps done in this call.
@@ -72,7 +78,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: Train, optim: O
         Stopped: a signal came; the checkpoint is saved.
         MuError: the loss is no longer a number.
     """
-    optimizer = adamw(stage.module, optim)
+    optimizer = adamw(stage.module, optim, scale)
     first = _resume(stage, run, accelerator, optimizer)
     if first >= stage.steps:
         return 0
@@ -143,7 +149,7 @@ def _numbers(values: Values, run: Run, done: int) -> dict[str, float]:
         kept = store.steps(run.checkpoints)
         since = f"step {kept[-1]:,}'s checkpoint is kept" if kept else "no checkpoint was written"
         raise MuError(
-            f"{run.folder}: the loss is not a number at step {done:,}; {since}; try a lower optim.peak_lr"
+            f"{run.folder}: the loss is not a number at step {done:,}; {since}; try a lower learning rate"
         )
     return numbers
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -24,19 +23,22 @@ def learning_rate(recipe: Optim, step: int, steps: int) -> float:
     return recipe.final_lr + (recipe.peak_lr - recipe.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def adamw(module: nn.Module, recipe: Optim) -> torch.optim.AdamW:
-    """AdamW over what is trained in `module`, in two groups: with and without decay."""
-    decay: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+def adamw(module: nn.Module, recipe: Optim, scale: Callable[[str], float] | None = None) -> torch.optim.AdamW:
+    """AdamW over what is trained in `module`, in groups: with and without decay, for each learning rate.
+
+    Args:
+        scale: parameter name -> factor on the learning rate; 1 for all where it is None.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            (plain if parameter.dim() < 2 or name.endswith(NO_DECAY) else decay).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": decay, "weight_decay": recipe.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+            decays = parameter.dim() >= 2 and not name.endswith(NO_DECAY)
+            groups.setdefault((scale(name) if scale else 1.0, decays), []).append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {"params": groups[key], "weight_decay": recipe.weight_decay if key[1] else 0.0, "scale": key[0]}
+            for key in sorted(groups, reverse=True)
+        ],
         lr=recipe.peak_lr,
         betas=(recipe.beta1, recipe.beta2),
         fused=True,

@@ -10,7 +10,6 @@ from typing import Any
 import click
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
@@ -32,6 +31,7 @@ from medunifier_cli.roots import shards_folder
 from medunifier_cli.tasks.heldout import evaluate
 from medunifier_cli.tasks.results import table
 from medunifier_cli.train import world
+from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.batches import first_pairs, to_device
 from medunifier_cli.train.loop import Values, fit
 from medunifier_cli.train.record import Run, command_line, data_facts
@@ -167,29 +167,6 @@ def tokenizer_of(recipe: PretrainRecipe, run: Run) -> TextTokenizer:
         made.save(run.tokenizer)
     world.barrier()
     return TextTokenizer.load(str(run.tokenizer))
-
-
-def accelerator_of(recipe: Any, folder: Path) -> Accelerator:
-    """Device, precision, ranks and trackers of a run."""
-    settings = recipe.train
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    objectives = getattr(recipe, "objectives", None)
-    # ITG alone leaves the queries' last layer without gradient; every other mix reaches all weights
-    partial = objectives is not None and not (objectives.itc or objectives.tig)
-    cpu = not torch.cuda.is_available()
-    accelerator = Accelerator(
-        mixed_precision=settings.precision,
-        cpu=cpu,
-        log_with="tensorboard" if settings.tensorboard else None,
-        project_dir=str(folder),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=partial)
-        ],
-    )
-    if settings.tensorboard:
-        accelerator.init_trackers("tensorboard")
-    return accelerator
 
 
 def run_pretraining(recipe: PretrainRecipe, folder: Path) -> None:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from medunifier_cli.train import world
 
-SHOWN = ("total", "itc", "itm", "itg", "tig", "loss", "accuracy")
+SHOWN = ("total", "itc", "itm", "itg", "tig", "loss", "accuracy", "auroc")
 """Numbers shown, in this order; all others are in `log.jsonl`."""
 PLAIN_EVERY = 10.0
 """Seconds between plain lines."""
