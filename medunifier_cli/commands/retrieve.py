@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from medunifier_cli.roots import find_run, newest_run
@@ -10,17 +12,55 @@ from medunifier_cli.roots import find_run, newest_run
 @click.command()
 @click.option("--run", "name", default="", help="Run to use; by default the newest pre-trained one.")
 @click.option("--data", "dataset", default="", help="Data set; by default the run's own.")
-@click.option("--split", default="", help="Split; by default the run's held-out one.")
-def retrieve(name: str, dataset: str, split: str) -> None:
-    """Measure image-to-text and text-to-image retrieval on a split."""
+@click.option("--split", default="", help="Split or drawn subset; by default the data set's benchmark.")
+@click.option("--ids", type=click.Path(path_type=Path), help="A file of sample keys, instead of a split.")
+@click.option(
+    "--rerank", type=click.IntRange(min=0), default=0, metavar="K",
+    help="Also order the best K of each ranking by image-text matching.",
+)  # fmt: skip
+@click.option("--query", default="", metavar="TEXT", help="Search the split for images that fit a text.")
+@click.option(
+    "--image", type=click.Path(path_type=Path), help="Search it for reports that fit an image file."
+)
+@click.option(
+    "--top", type=click.IntRange(min=1), default=20, show_default=True, help="How many a search shows."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the gallery; by default in the run.")
+def retrieve(
+    name: str, dataset: str, split: str, ids: Path | None, rerank: int, query: str, image: Path | None,
+    top: int, out: Path | None,
+) -> None:  # fmt: skip
+    """Measure image-to-text and text-to-image retrieval on a split, or search it.
+
+    With --query or --image nothing is measured: the best hits become a gallery, a folder of static HTML
+    whose path is printed. It holds images and reports of the split: treat it as the data themselves.
+    """
+    if query and image:
+        raise click.UsageError("search by --query or by --image, not by both")
+    if out and not (query or image):
+        raise click.UsageError("--out is for the gallery of --query or --image")
     from medunifier_cli.checkpoint.restore import is_pretrained, restore
     from medunifier_cli.tasks.results import table
-    from medunifier_cli.tasks.retrieval import benchmark
     from medunifier_cli.tasks.splits import open_benchmark
     from medunifier_cli.train.record import Run
 
     folder = find_run(name) if name else newest_run(lambda path: is_pretrained(Run(path)), "retrieve")
     trained = restore(Run(folder))
-    asked = open_benchmark(trained, dataset, split)
-    metrics = benchmark(trained, asked.source, asked.plugin.name, asked.split, asked.shards)
-    click.echo(table(metrics))
+    asked = open_benchmark(trained, dataset, split, need_text=False, ids=ids, prefer_benchmark=True)
+    if query or image:
+        from medunifier_cli.tasks.finding import search_by_image, search_by_text
+
+        page = (
+            search_by_text(trained, asked, query, top, rerank, out)
+            if image is None
+            else search_by_image(trained, asked, image, top, rerank, out)
+        )
+        click.echo(str(page))
+        return
+    from medunifier_cli.tasks.retrieval import benchmark
+
+    measured = benchmark(trained, asked, rerank)
+    for heading, metrics in measured.items():
+        if len(measured) > 1:
+            click.echo(heading)
+        click.echo(table(metrics))

@@ -24,6 +24,8 @@ from medunifier_cli.train.record import data_facts
 
 BATCH = 64
 """Samples per forward pass."""
+SPECIAL = 2
+"""Tokens of an empty text: [CLS] and [SEP]."""
 
 
 @dataclass(frozen=True)
@@ -34,26 +36,44 @@ class Embeddings:
     text_nE: NDArray[np.float32]
     label_n: NDArray[np.int64]
     """Class index, -1 for none or several."""
+    has_text_n: NDArray[np.bool_]
+    """False where the text is empty: its feature is that of [CLS] [SEP]."""
     keys: list[str]
 
 
 def embed_split(trained: Trained, source: SplitSource, dataset: str, split: str, shards: Path) -> Embeddings:
-    """Features of every sample that has text, from the cache where it was made by this checkpoint and data.
+    """Features of every sample, from the cache where it was made by this checkpoint and these data.
+
+    Args:
+        source: opened with `need_text=False`, so that retrieval and zero-shot share one pass.
+        dataset, split: what the cache is called.
+        shards: folder whose manifest the cache belongs to.
 
     Raises:
-        CheckpointError: the run was trained without ITC.
+        CheckpointError: the run was trained without ITC, or its embeddings are not finite.
+    """
+    need_itc(trained)
+    cache = trained.run.folder / "cache" / f"embeddings-{dataset}-{split}.h5"
+    made_by = f"{trained.identity} {data_facts(shards)['manifest']} {source.shards.fingerprint}"
+    made_of = f"{made_by} {len(source)} {','.join(source.sections)}"
+    found = _read(cache, made_of)
+    if found is None:
+        found = _embed(trained, source)
+        check_finite(trained, found.image_nQE, found.text_nE)
+        _write(cache, made_of, found)
+    return found
+
+
+def need_itc(trained: Trained) -> None:
+    """Refuse a run that has no joint space.
+
+    Raises:
+        CheckpointError: it was trained without ITC.
     """
     if not trained.recipe.objectives.itc:
         raise CheckpointError(
             f"{trained.run.folder}: trained without ITC, it cannot compare images with texts"
         )
-    cache = trained.run.folder / "cache" / f"embeddings-{dataset}-{split}.h5"
-    made_of = f"{trained.identity} {data_facts(shards)['manifest']} {len(source)}"
-    found = _read(cache, made_of)
-    if found is None:
-        found = _embed(trained, source)
-        _write(cache, made_of, found)
-    return found
 
 
 def embed_texts(trained: Trained, texts: list[str]) -> NDArray[np.float32]:
@@ -68,7 +88,7 @@ def embed_texts(trained: Trained, texts: list[str]) -> NDArray[np.float32]:
         ids = trained.tokenizer.encode(text, longest + 1)
         if len(ids) > longest:
             raise DataError(f"a text of more than {longest} tokens; the run's text.max_tokens is {longest}")
-        if len(ids) <= 2:
+        if len(ids) <= SPECIAL:
             raise DataError("an empty text cannot be compared with images")
         rows.append(ids)
     found = []
@@ -90,10 +110,23 @@ def embed_images(trained: Trained, image_BCHW: Tensor) -> NDArray[np.float32]:
     return image
 
 
+def check_finite(trained: Trained, *features: NDArray[np.float32]) -> None:
+    """Refuse NaN and infinite features.
+
+    Raises:
+        CheckpointError: there is one, so that no similarity to it means anything.
+    """
+    if not all(np.isfinite(feature).all() for feature in features):
+        raise CheckpointError(
+            f"{trained.run.folder}: step {trained.step} gives embeddings that are not finite; training "
+            "diverged, see its log.jsonl"
+        )
+
+
 def _embed(trained: Trained, source: SplitSource) -> Embeddings:
     from medunifier_cli.model.vit import pixels
 
-    images, texts, labels, keys = [], [], [], []
+    images, texts, labels, lengths, keys = [], [], [], [], []
     model = trained.model
     batches = eval_batches(source, batch_size=BATCH, rank=0, world=1, workers=0)
     with Progress(0, len(source), "sample") as progress, torch.no_grad():
@@ -103,9 +136,13 @@ def _embed(trained: Trained, source: SplitSource) -> Embeddings:
             text_cls = model.qformer.read_text(batch.text)
             texts.append(model.text_head(text_cls).cpu().numpy()[mask_B.numpy()])
             labels.append(batch.label_B.cpu().numpy()[mask_B.numpy()])
+            lengths.append(batch.text.lengths_B.numpy()[mask_B.numpy()])
             keys += [key for key, real in zip(batch.keys, mask_B.tolist(), strict=True) if real]
             progress.move(len(keys))
-    return Embeddings(np.concatenate(images), np.concatenate(texts), np.concatenate(labels), keys)
+    return Embeddings(
+        np.concatenate(images), np.concatenate(texts), np.concatenate(labels),
+        np.concatenate(lengths) > SPECIAL, keys,
+    )  # fmt: skip
 
 
 def _read(path: Path, made_of: str) -> Embeddings | None:
@@ -116,7 +153,8 @@ def _read(path: Path, made_of: str) -> Embeddings | None:
             if file.attrs["made_of"] != made_of:
                 return None  # another checkpoint or other data
             keys = [key.decode() for key in file["keys"][:]]
-            return Embeddings(file["image"][:], file["text"][:], file["label"][:], keys)
+            arrays = (file[name][:] for name in ("image", "text", "label", "has_text"))
+            return Embeddings(*arrays, keys)
     except (OSError, KeyError):
         return None  # torn by a kill; made again
 
@@ -128,6 +166,7 @@ def _write(path: Path, made_of: str, found: Embeddings) -> None:
         file.create_dataset("image", data=found.image_nQE)
         file.create_dataset("text", data=found.text_nE)
         file.create_dataset("label", data=found.label_n)
+        file.create_dataset("has_text", data=found.has_text_n)
         file.create_dataset("keys", data=np.array([key.encode() for key in found.keys]))
         file.attrs["made_of"] = made_of
     temporary.replace(path)

@@ -14,6 +14,8 @@ import yaml
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.errors import DataError
 
+ALL = "all"
+"""Every prompt set of a data set."""
 Prompts = Mapping[str, Sequence[str]]
 """Class name -> prompts."""
 
@@ -54,6 +56,35 @@ def read_prompts(path: Path, classes: Sequence[str]) -> Prompts:
     if missing:
         raise DataError(f"{path}: no prompts for {', '.join(missing)}")
     return {name: content[name] for name in classes}
+
+
+def chosen_sets(plugin: DatasetPlugin, name: str) -> dict[str, Prompts]:
+    """What `--prompts` means: name for results -> prompts.
+
+    Args:
+        name: a set of the data set, `all` of them, a YAML file, or empty for the data set's default set. The
+            default set has the empty name, so that its result is the one the paper's tables look for.
+
+    Raises:
+        DataError: there is none of that name, or the file cannot be used.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return {Path(name).stem: read_prompts(Path(name), plugin.classes)}
+    sets = plugin.prompt_sets()
+    default = next(iter(sets), "")
+    names = list(sets) if name == ALL and sets else [name]
+    return {"" if one == default else one: prompts_of(plugin, one) for one in names}
+
+
+def as_yaml(prompts: Prompts, classes: Sequence[str], source: str) -> str:
+    """Prompts as a file that `read_prompts` reads and a person edits.
+
+    Args:
+        source: where they come from, for the first line.
+    """
+    kept = {name: list(prompts[name]) for name in classes if name in prompts}
+    head = f"# Zero-shot prompts, class: [prompt, ...]; from {source}.\n"
+    return head + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def draw(prompts: Prompts, classes: Sequence[str], count: int, seed: int) -> dict[str, list[str]]:

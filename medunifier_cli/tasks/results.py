@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from medunifier_cli.checkpoint.restore import Trained
-from medunifier_cli.train.record import data_facts, versions, write_whole
+from medunifier_cli.train.record import Run, data_facts, versions, write_whole
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Metric:
     """What no skill at all would give: chance, the mean image, ..."""
     unit: str = ""
     note: str = ""
+    low: float | None = None
+    """Ends of the 95 % bootstrap interval, None where there is none."""
+    high: float | None = None
 
 
 def write_result(
@@ -57,6 +60,18 @@ def write_result(
     return path
 
 
+def write_samples(run: Run, task: str, dataset: str, split: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Per-sample outputs beside the result file: `results/<task>-<dataset>-<split>.samples.jsonl`.
+
+    Args:
+        rows: one mapping per sample, in the order of the split; fits JSON.
+    """
+    run.results.mkdir(parents=True, exist_ok=True)
+    path = run.results / f"{task}-{dataset}-{split}.samples.jsonl"
+    write_whole(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+    return path
+
+
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """All result files of a run, by name."""
     paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
@@ -64,11 +79,24 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(metrics: Sequence[Metric], decimals: int = 3) -> str:
-    """Metrics as aligned lines: name, value, floor."""
-    rows = [("", "value", "floor")]
+    """Metrics as aligned lines: name, value, 95 % interval where there is one, floor."""
+    rows = [("", "value", "95 % interval", "floor")]
     for metric in metrics:
         value = "-" if metric.value is None else f"{metric.value:.{decimals}f}"
         floor = "" if metric.floor is None else f"{metric.floor:.{decimals}f}"
-        rows.append((metric.name + (f" ({metric.unit})" if metric.unit else ""), value, floor))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    return "\n".join(f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}".rstrip() for a, b, c in rows)
+        rows.append((metric.name + (f" ({metric.unit})" if metric.unit else ""), value, span(metric), floor))
+    if not any(row[2] for row in rows[1:]):
+        rows = [(name, value, "", floor) for name, value, _, floor in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = []
+    for name, *numbers in rows:
+        cells = [f"{text:>{width}}" for text, width in zip(numbers, widths[1:], strict=True) if width]
+        lines.append("  ".join([f"{name:<{widths[0]}}", *cells]).rstrip())
+    return "\n".join(lines)
+
+
+def span(metric: Metric, decimals: int = 3) -> str:
+    """The interval as `0.123-0.456`, empty where there is none."""
+    if metric.low is None or metric.high is None:
+        return ""
+    return f"{metric.low:.{decimals}f}-{metric.high:.{decimals}f}"

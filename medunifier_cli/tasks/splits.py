@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.restore import Trained
 from medunifier_cli.data.contract import DatasetPlugin
@@ -64,6 +66,12 @@ def open_benchmark(
     data = dataclasses.replace(own, dataset=plugin.name, sections=own.sections if same else ())
     source = SplitSource(shards, trained.tokenizer, data, trained.recipe.text, plugin, need_text=need_text)
     return Asked(with_classes(plugin, shards.classes), source, split, folder)
+
+
+def patients(source: SplitSource, numbers: NDArray[np.int64]) -> NDArray[np.uint64] | None:
+    """Whose images some samples are, for intervals; None where the shards do not tell patients apart."""
+    found: NDArray[np.uint64] = source.shards.index["subject"][source.rows[numbers]]
+    return found if len(np.unique(found)) > 1 else None
 
 
 def with_classes(plugin: DatasetPlugin, classes: tuple[str, ...]) -> DatasetPlugin:

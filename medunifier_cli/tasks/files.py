@@ -1,0 +1,53 @@
+"""A person's own image files: PNG, JPEG or DICOM -> what the model looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from medunifier_cli.data.bad_image import BadImage
+from medunifier_cli.data.contract import FileImage
+from medunifier_cli.data.image import image_from
+from medunifier_cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images read, and those left out."""
+
+    paths: list[Path]
+    """Of the images read, in the order given."""
+    image_B1HW: Tensor
+    """uint8 grey levels."""
+    skipped: dict[Path, str]
+    """Path -> why."""
+
+
+def read_images(paths: Sequence[Path], size: int) -> Files:
+    """Decode files at the model's size; one that cannot be read is said on stderr and counted.
+
+    Args:
+        size: edge in pixels, of the recipe.
+
+    Raises:
+        DataError: none can be read.
+    """
+    kept, images, skipped = [], [], {}
+    for path in paths:
+        try:
+            images.append(image_from(FileImage(path), size).pixels)
+            kept.append(path)
+        except (BadImage, DataError) as error:
+            skipped[path] = str(error).rstrip(": ")
+            click.echo(f"mu: {path}: left out ({skipped[path]})", err=True)
+    if not kept:
+        raise DataError(f"none of {len(paths):,} files is an image that can be read")
+    if skipped:
+        click.echo(f"mu: {len(skipped):,} of {len(paths):,} files left out", err=True)
+    return Files(kept, torch.from_numpy(np.stack(images)[:, None]), skipped)

@@ -1,0 +1,102 @@
+"""How well an image and a text match, by the ITM head: what the best of a ranking are ordered by again.
+
+P pairs of n images and texts; L_q queries, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.data.contract import PackedText
+from medunifier_cli.errors import CheckpointError
+from medunifier_cli.model.vit import pixels
+from medunifier_cli.scores.search import Top, reorder
+from medunifier_cli.train.progress import Progress
+
+Images = Callable[[NDArray[np.int64]], Tensor]
+"""Numbers of images -> their grey levels, uint8 [B, 1, H, W]."""
+Texts = Callable[[int], Sequence[int]]
+"""Number of a text -> its token ids, [CLS] ... [SEP]."""
+
+IMAGES_AT_ONCE = 32
+TURNS = 8
+"""Texts of each image in one pass; 256 pairs at most."""
+
+
+def match_scores(
+    trained: Trained, images: Images, texts: Texts, image_P: NDArray[np.int64], text_P: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Log-odds of a match (logit of the match less that of no match, equation 14) of each pair, [P].
+
+    The difference and not the logit of the match alone: both logits depend on the image, and only their
+    difference is comparable between images.
+
+    Raises:
+        CheckpointError: the run was trained without ITM.
+    """
+    if not trained.recipe.objectives.itm:
+        raise CheckpointError(f"{trained.run.folder}: trained without ITM, it has no match to rank by")
+    order = np.lexsort((text_P, image_P))
+    image, text = image_P[order], text_P[order]
+    distinct, first, count = np.unique(image, return_index=True, return_counts=True)
+    out = np.empty(len(order), np.float32)
+    with torch.no_grad(), Progress(0, len(order), "pair") as progress:
+        for start in range(0, len(distinct), IMAGES_AT_ONCE):
+            some = distinct[start : start + IMAGES_AT_ONCE]
+            low, high = first[start], first[start + len(some) - 1] + count[start + len(some) - 1]
+            seen = pixels(images(some).to(trained.device))
+            memory = trained.model.qformer.read_image(trained.model.look(seen))
+            slot = np.searchsorted(some, image[low:high])
+            turn = np.arange(low, high) - first[start + slot]
+            for turns in range(0, int(turn.max()) + 1, TURNS):
+                chosen = np.flatnonzero((turn >= turns) & (turn < turns + TURNS))
+                packed = _pack([texts(int(number)) for number in text[low + chosen]], trained.device)
+                query_MQD = trained.model.qformer.read_pairs(memory, torch.from_numpy(slot[chosen]), packed)
+                logits_M2 = trained.model.match(query_MQD)
+                out[order[low + chosen]] = (logits_M2[:, 1] - logits_M2[:, 0]).cpu().numpy()
+            progress.move(int(high))
+    return out
+
+
+def rerank(
+    trained: Trained, images: Images, texts: Texts, to_text: Top, to_image: Top, k: int
+) -> tuple[Top, Top]:
+    """Order the best `k` of both rankings by match; what lies behind keeps its order.
+
+    A pair that both rankings ask for is computed once.
+
+    Args:
+        to_text: each image's best texts.
+        to_image: each text's best images, as many.
+
+    Returns:
+        The two rankings; the scores of the first `k` are log-odds of a match, the others are unchanged.
+    """
+    queries_QK = np.repeat(np.arange(len(to_text.indices_QK))[:, None], k, axis=1)
+    candidates = np.stack([to_text.indices_QK[:, :k], to_image.indices_QK[:, :k]])
+    image_2QK = np.stack([queries_QK, candidates[1]])
+    text_2QK = np.stack([candidates[0], queries_QK])
+    pairs, place = np.unique(np.stack([image_2QK.ravel(), text_2QK.ravel()]), axis=1, return_inverse=True)
+    scores = match_scores(trained, images, texts, pairs[0], pairs[1])[place.reshape(-1)]
+    scores_2QK = scores.reshape(candidates.shape)
+    return _reordered(to_text, scores_2QK[0]), _reordered(to_image, scores_2QK[1])
+
+
+def _reordered(top: Top, scores_QK: NDArray[np.float32]) -> Top:
+    k = scores_QK.shape[1]
+    first = reorder(Top(top.indices_QK[:, :k], top.scores_QK[:, :k]), scores_QK)
+    return Top(
+        np.concatenate([first.indices_QK, top.indices_QK[:, k:]], axis=1),
+        np.concatenate([first.scores_QK, top.scores_QK[:, k:]], axis=1),
+    )
+
+
+def _pack(texts: Sequence[Sequence[int]], device: torch.device) -> PackedText:
+    ids = torch.tensor([token for text in texts for token in text], device=device)
+    return PackedText(ids, torch.tensor([len(text) for text in texts]))
