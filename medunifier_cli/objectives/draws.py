@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NEGATIVE_TEXT, NEGATIVE_IMAGE, REVIVAL, DROPOUT = range(4)
+NEGATIVE_TEXT, NEGATIVE_IMAGE, REVIVAL, DROPOUT, TEXT_DROP, TEXT_VIEW = range(6)
 """What a number is drawn for."""
 
 

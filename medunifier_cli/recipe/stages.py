@@ -7,6 +7,11 @@ from typing import Any
 
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
+from medunifier_cli.recipe.schema_prior import PriorRecipe
 
-SCHEMAS: Mapping[str, type[Any]] = {"pretrain": PretrainRecipe, "finetune": FinetuneRecipe}
+SCHEMAS: Mapping[str, type[Any]] = {
+    "pretrain": PretrainRecipe,
+    "finetune": FinetuneRecipe,
+    "fit-prior": PriorRecipe,
+}
 """In the order of the reference."""

@@ -1,0 +1,177 @@
+"""`codes.h5`: every image of a split as its codes, encoded once in evaluation mode, with its text's feature.
+
+Letters: n samples, T the top map's edge, G the bottom map's edge, V texts of a sample, D width of f_t_cls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.data.contract import PackedText
+from medunifier_cli.data.loader import SplitSource, eval_batches
+from medunifier_cli.data.text import compose
+from medunifier_cli.errors import CheckpointError
+from medunifier_cli.model.vit import pixels
+from medunifier_cli.train import world
+from medunifier_cli.train.batches import to_device
+from medunifier_cli.train.progress import Progress
+
+BATCH = 64
+"""Samples per forward pass and rank."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A split as the priors see it."""
+
+    top_nTT: NDArray[np.uint16]
+    bottom_nGG: NDArray[np.uint16]
+    text_nVD: NDArray[np.float16]
+    """f_t_cls of the whole text, then of each of its sections; where a section is empty, the whole text's."""
+    label_n: NDArray[np.int16]
+    """Class index, -1 for none or several."""
+    key_n: NDArray[np.bytes_]
+
+    def __len__(self) -> int:
+        return len(self.key_n)
+
+
+def encode_split(trained: Trained, source: SplitSource, sections: bool) -> Codes:
+    """Every sample once and in order; all ranks share the work and get the whole result.
+
+    Args:
+        source: samples with text: the bottom codes of the paper are made from image and text.
+        sections: also keep the feature of each section alone, so that a prior learns short texts too.
+    """
+    parts: list[list[NDArray[Any]]] = []
+    batches = eval_batches(source, batch_size=BATCH, rank=world.rank(), world=world.size(), workers=0)
+    with Progress(0, len(source), "sample") as progress, torch.no_grad():
+        for batch, mask_B in batches:
+            places = batch.place_B.tolist()
+            batch = to_device(batch, trained.device)
+            features = trained.model.look(pixels(batch.image_B1HW))
+            memory = trained.model.qformer.read_image(features)
+            text_BD = trained.model.qformer.read_text(batch.text)
+            top, bottom = trained.model.generator.encode(memory.query_BQD, features[:, 1:], text_BD)
+            views = [text_BD.float()]
+            if sections:
+                views += _section_features(trained, source, places, text_BD)
+            columns = (top.code_BHW, bottom.code_BHW, torch.stack(views, 1), batch.label_B, batch.place_B)
+            real = _ranks(mask_B.to(trained.device)).bool().cpu()
+            parts.append([_ranks(column.to(trained.device)).cpu()[real].numpy() for column in columns])
+            progress.move(sum(len(part[-1]) for part in parts))
+    top_n, bottom_n, text_n, label_n, place_n = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
+    keys = [key.encode() for key in source.shards.keys(source.rows[place_n])]
+    return Codes(
+        top_n.astype(np.uint16), bottom_n.astype(np.uint16), text_n.astype(np.float16),
+        label_n.astype(np.int16), np.array(keys),
+    )  # fmt: skip
+
+
+def _ranks(rows: Tensor) -> Tensor:
+    """[B, ...] of each rank -> [ranks * B, ...]."""
+    return torch.cat(world.collect_rows(rows))
+
+
+def _section_features(
+    trained: Trained, source: SplitSource, places: list[int], whole_BD: Tensor
+) -> list[Tensor]:
+    """[B, D] for each section of the recipe's text; a row without it keeps the whole text's."""
+    settings, found = trained.recipe.text, []
+    metas = [source.meta(place) for place in places]
+    for section in source.sections:
+        texts = [
+            compose(meta.get("sections") or {}, (section,), "any", settings.strip_deidentified)
+            for meta in metas
+        ]
+        rows = [row for row, text in enumerate(texts) if text]
+        feature_BD = whole_BD.float().clone()
+        if rows:
+            ids = [trained.tokenizer.encode(texts[row], settings.max_tokens) for row in rows]
+            packed = PackedText(
+                torch.tensor([token for text in ids for token in text], device=trained.device),
+                torch.tensor([len(text) for text in ids]),
+            )
+            feature_BD[rows] = trained.model.qformer.read_text(packed).float()
+        found.append(feature_BD)
+    return found
+
+
+def write_codes(path: Path, splits: Mapping[str, Codes], made_of: Mapping[str, Any]) -> None:
+    """Write `codes.h5`, a group per split, under its name only when it is whole.
+
+    Args:
+        made_of: what the codes follow from (checkpoint, data, options), as JSON; compared when read.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with h5py.File(temporary, "w") as file:
+            file.attrs["made_of"] = json.dumps(made_of, sort_keys=True)
+            for split, codes in splits.items():
+                group = file.create_group(split)
+                for name, column in _columns(codes).items():
+                    group.create_dataset(name, data=column)
+                group.attrs["sha256"] = codes_hash(codes)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def read_codes(path: Path, splits: tuple[str, ...], made_of: Mapping[str, Any]) -> dict[str, Codes]:
+    """Read and verify `codes.h5`.
+
+    Raises:
+        CheckpointError: cut short, damaged, or made of another checkpoint, other data or other options.
+    """
+    again = "delete it and run `mu fit-prior` again"
+    try:
+        with h5py.File(path) as file:
+            theirs = json.loads(file.attrs["made_of"])
+            for name, ours in made_of.items():
+                if theirs.get(name) != ours:
+                    raise CheckpointError(
+                        f"{path}: made of another {name} ({theirs.get(name)}, now {ours}); start over with "
+                        "--fresh, or give this prior a name of its own with --run"
+                    )
+            found = {}
+            for split in splits:
+                group = file[split]
+                codes = Codes(**{field.name: group[field.name.split("_")[0]][:] for field in fields(Codes)})
+                if group.attrs["sha256"] != codes_hash(codes):
+                    raise CheckpointError(f"{path}: the codes of {split} are not those written; {again}")
+                found[split] = codes
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: cut short or damaged; {again}") from error
+    return found
+
+
+def codes_hash(codes: Codes) -> str:
+    """SHA-256 over names, types, shapes and bytes, 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, column in _columns(codes).items():
+        digest.update(f"{name} {column.dtype} {column.shape}".encode())
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()
+
+
+def _columns(codes: Codes) -> dict[str, NDArray[Any]]:
+    return {field.name.split("_")[0]: getattr(codes, field.name) for field in fields(Codes)}

@@ -1,0 +1,69 @@
+"""Both priors of a model trained side by side: p(top | text) and p(bottom | top, text).
+
+They share no weight, so their sum as one loss trains each as it would be trained alone, and one run, one log
+and one checkpoint hold both.
+
+Letters: B maps, T top edge, G bottom edge, K codes, D text width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medunifier_cli.prior.config import PixelSnailConfig
+from medunifier_cli.prior.pixelsnail import PixelSnail
+
+Values = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class CodeBatch:
+    """Code maps of B images, and their texts."""
+
+    top_BTT: Tensor
+    """int64"""
+    bottom_BGG: Tensor
+    """int64"""
+    text_BD: Tensor | None
+    """None for priors without text."""
+    drop_B: Tensor | None = None
+    """Rows that do without their text; None for none of them."""
+
+
+class PriorPair(nn.Module):
+    """Top and bottom prior."""
+
+    def __init__(self, top: PixelSnailConfig, bottom: PixelSnailConfig) -> None:
+        super().__init__()
+        self.top = PixelSnail(top)
+        self.bottom = PixelSnail(bottom)
+
+    def logits(self, batch: CodeBatch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Level -> logits [B, K, H, W] and the codes they should give [B, H, W]."""
+        text = {"condition": batch.text_BD, "drop_condition": batch.drop_B}
+        top = self.top(batch.top_BTT, **text)
+        bottom = self.bottom(batch.bottom_BGG, top_codes=batch.top_BTT, **text)
+        return {"top": (top, batch.top_BTT), "bottom": (bottom, batch.bottom_BGG)}
+
+    def forward(self, batch: CodeBatch) -> tuple[Values, Values]:
+        """Losses in nats per code (`top`, `bottom`, their sum `total`) and accuracies."""
+        losses: Values = {}
+        monitors: Values = {}
+        for level, (logits, codes) in self.logits(batch).items():
+            losses[level] = F.cross_entropy(logits, codes)
+            monitors[f"{level}_accuracy"] = (logits.detach().argmax(1) == codes).float().mean()
+        losses["total"] = losses["top"] + losses["bottom"]
+        return losses, monitors
+
+    @torch.no_grad()
+    def sums(self, batch: CodeBatch, mask_B: Tensor) -> Tensor:
+        """Float64 [2, 2]: nats and hits of top and bottom, summed over the codes of the rows that count."""
+        rows = []
+        for logits, codes in self.logits(batch).values():
+            nats = F.cross_entropy(logits, codes, reduction="none")[mask_B].double().sum()
+            rows.append(torch.stack([nats, (logits.argmax(1) == codes)[mask_B].double().sum()]))
+        return torch.stack(rows)
