@@ -61,8 +61,8 @@ def refuse_collapsed(level: str, found: Baseline, size: int, where: str) -> None
     """Raises CheckpointError for codes that a prior could learn nothing from."""
     if found.perplexity < COLLAPSED:
         raise CheckpointError(
-            f"{where}: the {level} codebook has collapsed: perplexity {found.perplexity:.2f} of {size}, nearly "
-            "every code is the same and images cannot differ in it; pre-train again with "
+            f"{where}: the {level} codebook has collapsed: perplexity {found.perplexity:.2f} of {size}, "
+            "nearly every code is the same and images cannot differ in it; pre-train again with "
             "model.generator.codebook=ema and model.generator.revive_dead_codes=true"
         )
     if found.place_perplexity < COLLAPSED:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.restore import Trained, restore
-from medunifier_cli.errors import CheckpointError, RecipeError
+from medunifier_cli.errors import CheckpointError, MuError, RecipeError
 from medunifier_cli.prior.pair import PriorPair
 from medunifier_cli.recipe.load import load_recipe, stage_of
 from medunifier_cli.recipe.schema_prior import PriorRecipe, snail_config
@@ -41,6 +42,14 @@ def is_fitted(run: Run) -> bool:
         )
     except RecipeError:
         return False
+
+
+def fitted_on(run: Run) -> Path | None:
+    """Folder of the pre-training run whose codes the priors know; None where it is gone."""
+    try:
+        return find_run(load_recipe(run.recipe, (), PriorRecipe).prior.pretrained).resolve()
+    except MuError:
+        return None
 
 
 def build_pair(recipe: PriorRecipe, trained: Trained) -> PriorPair:

@@ -60,7 +60,7 @@ class Priors:
     drop_text: Share = 0.1
     """Share of training rows that do without their text, so that guidance works."""
     sections: bool = True
-    """Show each section of a text alone too (in turn with the whole), so that short prompts are no surprise."""
+    """Show each section of a text alone too, so that short prompts are no surprise."""
     codebook_vectors: bool = False
     """Read codes as the quantiser's own vectors behind a linear map, instead of learned embeddings."""
     top: Snail = field(default_factory=Snail)

@@ -162,7 +162,8 @@ def run_fitting(recipe: PriorRecipe, folder: Path) -> None:
 
 
 def _fit(
-    recipe: PriorRecipe, run: Run, accelerator: Accelerator, trained: Trained, train: Asked, valid: Asked | None
+    recipe: PriorRecipe, run: Run, accelerator: Accelerator, trained: Trained, train: Asked,
+    valid: Asked | None,
 ) -> None:  # fmt: skip
     if world.is_main():
         run.begin(recipe, {train.plugin.name: data_facts(train.shards)}, command_line())
@@ -250,9 +251,9 @@ def _measure(
         seen, "priors", valid.plugin.name, valid.split, valid.shards, n=len(codes), metrics=metrics,
         seed=stage.recipe.train.seed,
         protocol=(
-            "every held-out map once, with its whole text where the priors are conditioned; floor of nats: codes "
-            "drawn independently by their frequency in training; floor of accuracy: the most frequent code of "
-            "each place; floor of perplexity: of the training codes without any context"
+            "every held-out map once, with its whole text where the priors are conditioned; floor of nats: "
+            "codes drawn independently by their frequency in training; floor of accuracy: the most frequent "
+            "code of each place; floor of perplexity: of the training codes without any context"
         ),
         more={
             "pretrained": trained.identity,

@@ -148,6 +148,11 @@ class Log:
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a log."""
+    return read_lines(path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a file of JSON lines; none where there is no file."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:

@@ -1,0 +1,116 @@
+"""A folder of synthetic images that can be filled in several goes.
+
+    000000.png ...     8-bit grey
+    samples.jsonl      a line per image: image, sample, seed, prompt, class, hash of its codes, settings
+    samples.csv        `prompt`, `img_savename`: what CheXGenBench reads
+    contact.png        the first images
+    settings.json      what all images have in common; another call must agree to go on here
+
+An image stands under its name only when it is whole, and its line is written after it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from medunifier_cli.errors import DataError
+from medunifier_cli.page.pictures import save_rows
+from medunifier_cli.train.record import read_lines, write_whole
+
+SETTINGS, LINES, TABLE, SHEET = "settings.json", "samples.jsonl", "samples.csv", "contact.png"
+SHEET_COLUMNS, SHEET_ROWS = 10, 10
+
+
+class SampleFolder:
+    """Open a folder for these settings, new or begun earlier.
+
+    Args:
+        settings: of all images, as JSON.
+
+    Attributes:
+        done: lines of the images that are there, by sample number.
+
+    Raises:
+        DataError: it cannot be written, holds other files, or images of other settings.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.done: dict[int, dict[str, Any]] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            there = [path.name for path in folder.iterdir()]
+            if SETTINGS in there:
+                self._check_same(settings)
+            elif there:
+                raise DataError(
+                    f"{folder}: holds other files ({sorted(there)[0]}, ...); name an empty or new folder"
+                )
+            else:
+                write_whole(folder / SETTINGS, json.dumps(settings, indent=1, sort_keys=True) + "\n")
+            lines = [line for line in read_lines(folder / LINES) if (folder / line["image"]).is_file()]
+            self.done = {line["sample"]: line for line in lines}
+            self._rewrite()
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+    def _check_same(self, settings: Mapping[str, Any]) -> None:
+        try:
+            theirs = json.loads((self.folder / SETTINGS).read_text())
+        except ValueError as error:
+            raise DataError(f"{self.folder / SETTINGS}: not the file that was written") from error
+        wanted = json.loads(json.dumps(settings))
+        moved = [key for key in sorted({*theirs, *wanted}) if theirs.get(key) != wanted.get(key)]
+        if moved:
+            what = ", ".join(f"{key} was {theirs.get(key)}, now {wanted.get(key)}" for key in moved[:3])
+            raise DataError(f"{self.folder}: holds images of other settings ({what}); name another folder")
+
+    def add(self, sample: int, name: str, image_HW: NDArray[np.uint8], line: Mapping[str, Any]) -> None:
+        """Write one image, then its line."""
+        temporary = self.folder / f".{name}.{os.getpid()}"
+        try:
+            Image.fromarray(image_HW).save(temporary, "PNG")
+            temporary.replace(self.folder / name)
+            self.done[sample] = {"image": name, "sample": sample, **line}
+            with (self.folder / LINES).open("a") as file:
+                file.write(json.dumps(self.done[sample], sort_keys=True) + "\n")
+        except OSError as error:
+            raise DataError(f"{self.folder / name}: cannot be written ({error.strerror or error})") from error
+
+    def finish(self) -> None:
+        """Lines in order, table and contact sheet."""
+        self._rewrite()
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(["prompt", "img_savename"])
+        lines = [self.done[sample] for sample in sorted(self.done)]
+        writer.writerows([line.get("prompt", ""), line["image"]] for line in lines)
+        write_whole(self.folder / TABLE, table.getvalue())
+        shown = [_read(self.folder / line["image"]) for line in lines[: SHEET_COLUMNS * SHEET_ROWS]]
+        rows = [shown[start : start + SHEET_COLUMNS] for start in range(0, len(shown), SHEET_COLUMNS)]
+        save_rows(rows, self.folder / SHEET)
+
+    def _rewrite(self) -> None:
+        lines = (self.done[sample] for sample in sorted(self.done))
+        text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
+        write_whole(self.folder / LINES, text)
+
+
+def read_samples(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a folder of samples, by sample; empty where it is just a folder of images."""
+    return sorted(read_lines(folder / LINES), key=lambda line: line["sample"])
+
+
+def _read(path: Path) -> NDArray[np.float64]:
+    with Image.open(path) as image:
+        return np.asarray(image, np.float64) / 255.0
