@@ -1,0 +1,70 @@
+"""The uni-modal queries of chosen images, computed once for (checkpoint, samples) and kept in HDF5.
+
+n samples, Q queries, D width. What a frozen model says of an image does not change, so a probe reads it here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.data.labelled import LabelledImages
+from medunifier_cli.data.loader import eval_batches
+from medunifier_cli.model.classifier import Classifier
+from medunifier_cli.train.progress import Progress
+
+BATCH = 64
+"""Samples per forward pass."""
+
+
+def features_file(trained: Trained, images: LabelledImages, dataset: str) -> Path:
+    """Where the queries of these images lie; the name holds a hash of everything they depend on."""
+    digest = hashlib.sha256(
+        f"{trained.identity} {images.shards.fingerprint} {images.image_size}\n".encode()
+        + images.rows.astype("<i8").tobytes()
+    ).hexdigest()[:16]
+    return trained.run.folder / "cache" / f"queries-{dataset}-{images.shards.split}-{digest}.h5"
+
+
+def compute_features(
+    trained: Trained, classifier: Classifier, images: LabelledImages, path: Path, workers: int
+) -> None:
+    """Write the queries of all images to `path`, unless they are there; whole or not at all."""
+    if _is_whole(path, len(images)):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".writing")
+    classifier.eval()
+    with h5py.File(temporary, "w") as file, torch.no_grad(), Progress(0, len(images), "image") as progress:
+        done = 0
+        for batch, mask_B in eval_batches(images, batch_size=BATCH, rank=0, world=1, workers=workers):
+            query = classifier.queries(batch.to(trained.device).input)[mask_B.to(trained.device)]
+            rows = query.float().cpu().numpy()
+            if not done:
+                file.create_dataset("queries", (len(images), *rows.shape[1:]), "f4")
+            file["queries"][done : done + len(rows)] = rows
+            done += len(rows)
+            progress.move(done)
+        file.attrs["n"] = done
+    temporary.replace(path)
+
+
+def read_features(path: Path) -> NDArray[np.float32]:
+    """The queries [n, Q, D], mapped and not loaded: a data set of one piece is its bytes in the file."""
+    with h5py.File(path) as file:
+        data = file["queries"]
+        return np.memmap(path, np.dtype("<f4"), "r", data.id.get_offset(), data.shape)
+
+
+def _is_whole(path: Path, n: int) -> bool:
+    try:
+        with h5py.File(path) as file:
+            return int(file.attrs["n"]) == n
+    except (OSError, KeyError):
+        return False  # not there, or torn

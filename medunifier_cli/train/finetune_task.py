@@ -1,0 +1,105 @@
+"""What a fine-tuning recipe asks for, resolved: classes, head, loss, metric, and the run it starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from medunifier_cli.checkpoint import store
+from medunifier_cli.checkpoint.restore import is_pretrained
+from medunifier_cli.data.contract import DatasetPlugin
+from medunifier_cli.data.labelled import Kind
+from medunifier_cli.data.subset import open_part
+from medunifier_cli.errors import CheckpointError, DataError, MuError
+from medunifier_cli.model.head_contract import HeadPlugin
+from medunifier_cli.plugin_index import load_dataset, load_head
+from medunifier_cli.recipe.load import load_recipe, stage_of
+from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
+from medunifier_cli.roots import find_run, newest_run, runs_root, shards_folder
+from medunifier_cli.tasks.splits import with_classes
+from medunifier_cli.train.record import Run
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification task."""
+
+    plugin: DatasetPlugin
+    """With the classes that the shards were prepared with."""
+    shards: Path
+    head: HeadPlugin
+    kind: Kind
+    metric: str
+    """`auroc` or `accuracy`: chooses the best epoch."""
+
+    def image_size(self, started_from: Run) -> int:
+        """Edge of the images that a pre-trained run takes, in pixels.
+
+        Raises:
+            CheckpointError: it is no pre-training run, or has no checkpoint.
+        """
+        check_pretrained(started_from)
+        return load_recipe(started_from.recipe, (), PretrainRecipe).data.image_size
+
+
+def task_of(recipe: FinetuneRecipe) -> Task:
+    """Look up what the recipe names.
+
+    Raises:
+        MuError: an unknown data set or head, or a metric that its loss does not allow.
+        DataError: no shards, or fewer than two classes.
+    """
+    head = load_head(recipe.model.head)
+    plugin = load_dataset(recipe.data.dataset)
+    folder = Path(recipe.data.shards) if recipe.data.shards else shards_folder(recipe.data.dataset)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of shards; run `mu prepare {plugin.name}`")
+    plugin = with_classes(plugin, open_part(folder, recipe.data.train).classes)
+    if len(plugin.classes) < 2:
+        named = ", ".join(plugin.classes) or "none"
+        raise DataError(
+            f"{plugin.name} names fewer than two classes ({named}): there is nothing to fine-tune on"
+        )
+    kind: Kind = "one" if (recipe.model.loss or head.loss) == "cross_entropy" else "many"
+    metric = recipe.model.metric or head.metric or (plugin.headline_metric if kind == "one" else "auroc")
+    if kind == "many" and metric == "accuracy":
+        raise MuError(
+            f"head `{head.name}`: accuracy needs one class a sample, and its loss allows any number; "
+            "set model.metric to auroc"
+        )
+    return Task(plugin, folder, head, kind, metric)
+
+
+def check_pretrained(run: Run) -> None:
+    """Raises CheckpointError unless a folder holds a pre-training run with a checkpoint."""
+    if not run.recipe.exists():
+        raise CheckpointError(f"{run.folder}: not a run, it has no recipe.yaml")
+    stage = stage_of(run.recipe)
+    if stage != PretrainRecipe.stage:
+        raise CheckpointError(
+            f"{run.folder} is a run of `mu {stage}`; fine-tuning starts from one of `mu pretrain`"
+        )
+    if not store.steps(run.checkpoints):
+        raise CheckpointError(f"{run.folder}: no checkpoint yet; run `mu pretrain` again, it goes on")
+
+
+def with_pretrained(recipe: FinetuneRecipe, given: str, folder: Path) -> FinetuneRecipe:
+    """The recipe with the pre-training run it starts from filled in.
+
+    Args:
+        given: of the command line; else the recipe's, else what the run in `folder` started from, else the
+            newest pre-training run.
+
+    Raises:
+        CheckpointError: there is none, or it is no pre-training run.
+    """
+    wanted = given or recipe.model.pretrained
+    before = folder / "recipe.yaml"
+    if not wanted and before.exists() and stage_of(before) == FinetuneRecipe.stage:
+        wanted = load_recipe(before, (), FinetuneRecipe).model.pretrained
+    found = find_run(wanted) if wanted else newest_run(lambda path: is_pretrained(Run(path)), "finetune")
+    check_pretrained(Run(found))
+    name = found.name if found.parent == runs_root() else str(found)
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, pretrained=name))
