@@ -9,9 +9,6 @@ import click
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.roots import find_run, newest_run
 
-if TYPE_CHECKING:
-    pass
-
 UNASKED = 16
 """Images drawn when neither a number nor prompts are given."""
 

@@ -1,4 +1,4 @@
-"""New radiographs: prompts -> text features -> top codes -> bottom codes -> images. Or old ones reconstructed.
+"""New radiographs: prompts -> text features -> top codes -> bottom codes -> images; and reconstructions.
 
 Letters: B images, T top edge, G bottom edge, D text width.
 """
