@@ -47,7 +47,8 @@ def read_images(paths: Sequence[Path], size: int) -> Files:
             skipped[path] = str(error).rstrip(": ")
             click.echo(f"mu: {path}: left out ({skipped[path]})", err=True)
     if not kept:
-        raise DataError(f"none of {len(paths):,} files is an image that can be read")
+        few = f"{paths[0]} is no" if len(paths) == 1 else f"none of {len(paths):,} files is an"
+        raise DataError(f"{few} image that can be read")
     if skipped:
         click.echo(f"mu: {len(skipped):,} of {len(paths):,} files left out", err=True)
     return Files(kept, torch.from_numpy(np.stack(images)[:, None]), skipped)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -15,7 +17,7 @@ from medunifier_cli.checkpoint.restore import Trained
 from medunifier_cli.errors import DataError
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.gallery import Shown, write_gallery
-from medunifier_cli.scores.search import Top, reorder, similarity, top_k
+from medunifier_cli.scores.search import similarity, top_k
 from medunifier_cli.tasks.embed import check_finite, embed_images, embed_split, embed_texts
 from medunifier_cli.tasks.files import read_images
 from medunifier_cli.tasks.matching import match_scores
@@ -46,15 +48,15 @@ def search_by_text(
     text_1E = embed_texts(trained, [text])
     check_finite(trained, text_1E)
     scores_n = similarity(found.image_nQE, text_1E)[:, 0]
-    numbers, hits, match_k = _best(scores_n, np.arange(len(scores_n)), top, rerank)
-    if match_k:
+    hits = _best(scores_n, np.arange(len(scores_n)), max(top, rerank))
+    if rerank:
         ids = trained.tokenizer.encode(text, trained.recipe.text.max_tokens)
-        head = numbers[hits.indices_QK[0, :match_k]]
-        logodds = match_scores(trained, asked.source.images, lambda _: ids, head, np.zeros(match_k, np.int64))
-        hits = _reordered(hits, logodds)
+        images = np.array([hit.number for hit in hits[:rerank]])
+        logodds = match_scores(trained, asked.source.images, lambda _: ids, images, np.zeros_like(images))
+        hits = _by_match(hits, logodds)
     folder = out or _folder(trained, asked, "text", text.encode())
-    about = {"query": text, **_about(trained, asked, len(scores_n), match_k)}
-    return _write(asked, folder, about, numbers, hits, match_k, None, top)
+    about = {"query": text, **_about(trained, asked, len(scores_n), rerank)}
+    return _write(asked, folder, about, hits[:top], None)
 
 
 def search_by_image(
@@ -76,33 +78,41 @@ def search_by_image(
     image_1QE = embed_images(trained, pixels(read.image_B1HW.to(trained.device)))
     check_finite(trained, image_1QE)
     scores_n = similarity(image_1QE, found.text_nE[with_text])[0]
-    numbers, hits, match_k = _best(scores_n, with_text, top, rerank)
-    if match_k:
-        head = numbers[hits.indices_QK[0, :match_k]]
+    hits = _best(scores_n, with_text, max(top, rerank))
+    if rerank:
+        texts = np.array([hit.number for hit in hits[:rerank]])
         logodds = match_scores(
-            trained, lambda _: read.image_B1HW, asked.source.token_ids, np.zeros(match_k, np.int64), head
+            trained, lambda _: read.image_B1HW, asked.source.token_ids, np.zeros_like(texts), texts
         )
-        hits = _reordered(hits, logodds)
+        hits = _by_match(hits, logodds)
     folder = out or _folder(trained, asked, "image", path.read_bytes())
-    about = {"query": path.name, **_about(trained, asked, len(scores_n), match_k)}
+    about = {"query": path.name, **_about(trained, asked, len(scores_n), rerank)}
     query = Shown(read.image_B1HW[0, 0].numpy(), path.name)
-    return _write(asked, folder, about, numbers, hits, match_k, query, top)
+    return _write(asked, folder, about, hits[:top], query)
 
 
-def _best(
-    scores_n: NDArray[np.float32], numbers: NDArray[np.int64], top: int, rerank: int
-) -> tuple[NDArray[np.int64], Top, int]:
-    """Sample numbers, the best of them, and how many to re-rank; no more than there are."""
-    rerank = min(rerank, len(scores_n))
-    return numbers, top_k(scores_n[None], min(max(top, rerank), len(scores_n))), rerank
+@dataclass(frozen=True)
+class _Hit:
+    """One sample found."""
+
+    number: int
+    similarity: float
+    match: float | None = None
+    """Log-odds of a match by the ITM head, where it was asked."""
 
 
-def _reordered(hits: Top, logodds_k: NDArray[np.float32]) -> Top:
-    """The first k by match; scores stay similarities."""
+def _best(scores_n: NDArray[np.float32], numbers: NDArray[np.int64], count: int) -> list[_Hit]:
+    """The best of the candidates, no more than there are."""
+    top = top_k(scores_n[None], min(count, len(scores_n)))
+    places, scores = top.indices_QK[0].tolist(), top.scores_QK[0].tolist()
+    return [_Hit(int(numbers[place]), score) for place, score in zip(places, scores, strict=True)]
+
+
+def _by_match(hits: list[_Hit], logodds_k: NDArray[np.float32]) -> list[_Hit]:
+    """The first k ordered by match; equal ones, and what lies behind, keep their order."""
     k = len(logodds_k)
-    order = reorder(Top(np.arange(k)[None], hits.scores_QK[:, :k]), logodds_k[None]).indices_QK[0]
-    order = np.concatenate([order, np.arange(k, hits.indices_QK.shape[1])])
-    return Top(hits.indices_QK[:, order], hits.scores_QK[:, order])
+    judged = [replace(hit, match=float(odds)) for hit, odds in zip(hits[:k], logodds_k, strict=True)]
+    return [*sorted(judged, key=lambda hit: -(hit.match or 0.0)), *hits[k:]]
 
 
 def _about(trained: Trained, asked: Asked, candidates: int, rerank: int) -> dict[str, str]:
@@ -110,7 +120,9 @@ def _about(trained: Trained, asked: Asked, candidates: int, rerank: int) -> dict
     return {
         "searched": f"{asked.plugin.name}/{asked.split}, {candidates:,} candidates",
         "run": f"{trained.run.folder.name}, step {trained.step:,}, checkpoint {trained.identity}",
-        "similarity": f"{by}; the first {rerank} ordered by image-text matching" if rerank else by,
+        "similarity": f"{by}; the first {rerank} ordered by match, the ITM head's probability"
+        if rerank
+        else by,
         "note": PATIENT_DATA,
     }
 
@@ -121,19 +133,18 @@ def _folder(trained: Trained, asked: Asked, kind: str, query: bytes) -> Path:
     return trained.run.folder / "page" / f"search-{kind}-{asked.plugin.name}-{asked.split}-{name}"
 
 
-def _write(
-    asked: Asked, folder: Path, about: dict[str, str], numbers: NDArray[np.int64], hits: Top, rerank: int,
-    query: Shown | None, top: int,
-) -> Path:  # fmt: skip
+def _write(asked: Asked, folder: Path, about: dict[str, str], hits: list[_Hit], query: Shown | None) -> Path:
     shown = []
-    for place, score in zip(hits.indices_QK[0, :top], hits.scores_QK[0, :top], strict=True):
-        number = int(numbers[place])
-        body = asked.source.shards.image(int(asked.source.rows[number]))
-        with Image.open(io.BytesIO(body)) as image:
+    for hit in hits:
+        row = int(asked.source.rows[hit.number])
+        with Image.open(io.BytesIO(asked.source.shards.image(row))) as image:
             grey = np.array(image.convert("L"))
-        key = asked.source.shards.key(int(asked.source.rows[number]))
-        shown.append(Shown(grey, key, {"similarity": float(score)}, asked.source.text(number)))
-        click.echo(f"{float(score):.3f}  {key}", err=True)
+        numbers = {"similarity": hit.similarity}
+        if hit.match is not None:
+            numbers["match"] = 1 / (1 + math.exp(-hit.match))
+        key = asked.source.shards.key(row)
+        shown.append(Shown(grey, key, numbers, asked.source.text(hit.number)))
+        click.echo("  ".join([*(f"{value:.3f}" for value in numbers.values()), key]), err=True)
     return write_gallery(
         folder, f"{len(shown)} best of {asked.plugin.name}/{asked.split}", about, shown, query
     )

@@ -190,7 +190,7 @@ def classify_files(
     image_nQE = np.concatenate(parts)
     check_finite(trained, image_nQE)
     scores_nC = class_scores(trained, image_nQE, drawn, ensemble.over)
-    temperature = float(trained.model.temperature)
+    temperature = float(trained.model.temperature.detach())
     made_nC = probabilities(scores_nC, temperature)
     return [
         {

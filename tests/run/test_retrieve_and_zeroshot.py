@@ -1,0 +1,390 @@
+"""`mu retrieve` and `mu zeroshot` on a small run: numbers against slow references, files, search, pages."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from medunifier_cli.checkpoint.restore import Trained, restore
+from medunifier_cli.cli import mu
+from medunifier_cli.data.contract import PackedText
+from medunifier_cli.data.shards import Shards
+from medunifier_cli.errors import CheckpointError
+from medunifier_cli.model.vit import pixels
+from medunifier_cli.tasks.embed import embed_split
+from medunifier_cli.tasks.matching import match_scores
+from medunifier_cli.tasks.splits import Asked, open_benchmark
+from medunifier_cli.train.record import Run
+from tests.miniatures.prepared import prepare
+from tests.run.test_demo_road import RECIPE, call
+from tests.unit.test_rsna import write_raw
+
+Mu = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantom data and one short run, `small`."""
+    root = tmp_path_factory.mktemp("home")
+    sizes = ("-o", "train=24", "-o", "valid=0", "-o", "test=40")
+    assert call(root, "prepare", "phantom", "--size", 32, *sizes)[0] == 0
+    changed = ("-o", "train.steps=2", "-o", "data.valid=", "-o", "data.test=", "-o", "objectives.tig=0")
+    code, printed = call(root, "pretrain", RECIPE, "--run", "small", *changed)
+    assert code == 0, printed
+    return root
+
+
+@pytest.fixture
+def verb(home: Path, monkeypatch: pytest.MonkeyPatch) -> Mu:
+    """`mu ...` in this process, on that run."""
+    monkeypatch.setenv("MU_DATA", str(home / "data"))
+    monkeypatch.setenv("MU_RUNS", str(home / "runs"))
+    return lambda *words: CliRunner().invoke(mu, [str(word) for word in words], catch_exceptions=False)
+
+
+@pytest.fixture
+def trained(home: Path) -> Trained:
+    return restore(Run(home / "runs" / "small"))
+
+
+@pytest.fixture
+def asked(verb: Mu, trained: Trained) -> Asked:
+    return open_benchmark(trained, split="test", need_text=False)
+
+
+def results(home: Path) -> Path:
+    return home / "runs" / "small" / "results"
+
+
+def samples(home: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (results(home) / f"{name}.samples.jsonl").read_text().splitlines()]
+
+
+def metrics(home: Path, name: str) -> dict[str, dict[str, Any]]:
+    return {m["name"]: m for m in json.loads((results(home) / f"{name}.json").read_text())["metrics"]}
+
+
+def test_numbers_follow_from_the_saved_rankings(home: Path, verb: Mu) -> None:
+    assert verb("retrieve", "--split", "test").exit_code == 0
+    rows, found = samples(home, "retrieval-phantom-test"), metrics(home, "retrieval-phantom-test")
+    assert len(rows) == 20  # half of the phantom's cases have exactly one finding
+    class_of = {row["key"]: row["class"] for row in rows}
+    for way, words in (("image_to_text", "image to text"), ("text_to_image", "text to image")):
+        values = []
+        for row in rows:
+            hits = [class_of[key] == row["class"] for key in row[way][:5]]
+            precise = [sum(hits[: j + 1]) / (j + 1) for j in range(5) if hits[j]]
+            values.append(sum(precise) / len(precise) if precise else 0.0)
+        metric = found[f"{words}, map@5"]
+        assert metric["value"] == pytest.approx(np.mean(values), abs=1e-12)
+        assert 0 <= metric["low"] <= metric["value"] <= metric["high"] <= 1
+        assert metric["low"] < metric["high"]
+
+
+def test_reranked_order_is_that_of_pairs_read_one_at_a_time(
+    home: Path, verb: Mu, trained: Trained, asked: Asked
+) -> None:
+    done = verb("retrieve", "--split", "test", "--rerank", 7)
+    assert done.exit_code == 0
+    assert "best 7 re-ranked by ITM" in done.stdout
+    plain = samples(home, "retrieval-phantom-test")
+    again = samples(home, "retrieval-rerank7-phantom-test")
+    number = {asked.source.sample(i).key: i for i in range(len(asked.source))}
+
+    def odds(image_key: str, text_key: str) -> float:
+        image, text = (asked.source.sample(number[key]) for key in (image_key, text_key))
+        ids = torch.tensor(list(text.token_ids))
+        with torch.no_grad():
+            seen = pixels(torch.from_numpy(image.image_HW)[None, None])
+            memory = trained.model.qformer.read_image(trained.model.look(seen))
+            packed = PackedText(ids, torch.tensor([len(ids)]))
+            logits = trained.model.match(trained.model.qformer.read_pairs(memory, torch.tensor([0]), packed))
+        return float(logits[0, 1] - logits[0, 0])
+
+    for before, after in list(zip(plain, again, strict=True))[:6]:
+        for way in ("image_to_text", "text_to_image"):
+            pairs = [(before["key"], other) for other in before[way]]
+            if way == "text_to_image":
+                pairs = [(image, text) for text, image in pairs]
+            wanted = [odds(*pair) for pair in pairs[:7]]
+            assert sorted(after[way][:7]) == sorted(before[way][:7])
+            assert after[way][7:] == before[way][7:]
+            assert after[f"{way}_scores"][:7] == pytest.approx(sorted(wanted, reverse=True), abs=2e-5)
+            for key, score in zip(after[way][:7], after[f"{way}_scores"], strict=False):
+                assert score == pytest.approx(wanted[before[way].index(key)], abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("retrieve", "--rerank", "3"),
+        ("zeroshot", "--prompts", "all"),
+        ("zeroshot", "--ensemble", "mean"),
+        ("retrieve", "--query", "small right effusion", "--top", "4", "--rerank", "3"),
+    ],
+)
+def test_the_same_command_leaves_the_same_files(home: Path, verb: Mu, words: tuple[str, ...]) -> None:
+    def left() -> dict[str, str]:
+        run = home / "runs" / "small"
+        found = [path for part in ("results", "page") for path in (run / part).rglob("*") if path.is_file()]
+        return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+    assert verb(*words, "--split", "test").exit_code == 0
+    first = left()
+    shutil.rmtree(home / "runs" / "small" / "cache")
+    assert verb(*words, "--split", "test").exit_code == 0
+    assert left() == first
+
+
+def test_a_cache_is_read_and_refused_when_data_or_checkpoint_changed(home: Path, verb: Mu) -> None:
+    cache = home / "runs" / "small" / "cache" / "embeddings-phantom-test.h5"
+    result = results(home) / "retrieval-phantom-test.json"
+
+    def scores() -> Any:
+        assert verb("retrieve", "--split", "test").exit_code == 0
+        return json.loads(result.read_text())["metrics"]
+
+    def spoil(**attributes: str) -> None:
+        with h5py.File(cache, "r+") as file:
+            file["text"][...] = np.roll(file["text"][...], 7, axis=0)
+            file.attrs.update(attributes)
+
+    good = scores()
+    spoil()
+    assert scores() != good, "a cache of the same checkpoint and data is read"
+    manifest = home / "data" / "shards" / "phantom" / "manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")  # other data, as far as a hash can tell
+    assert scores() == good
+    spoil(made_of="another checkpoint")
+    assert scores() == good
+    cache.write_bytes(cache.read_bytes()[:1000])  # torn
+    assert scores() == good
+
+
+class Gallery(HTMLParser):
+    """What a reader of the page sees."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.figures: list[str] = []
+        self.inside = False
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "figure":
+            self.inside = True
+            self.figures.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag != "figure"
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.figures[-1] += data + "\n"
+
+
+def test_a_text_search_leaves_a_gallery_that_works_from_its_folder(
+    home: Path, verb: Mu, trained: Trained, asked: Asked, tmp_path: Path
+) -> None:
+    query = "large left effusion <b>& more"
+    done = verb("retrieve", "--split", "test", "--query", query, "--top", "5", "--out", tmp_path / "page")
+    assert done.exit_code == 0
+    page = Path(done.stdout.strip())
+    assert page == tmp_path / "page" / "index.html"
+    moved = shutil.copytree(page.parent, tmp_path / "elsewhere") / "index.html"
+    gallery = Gallery(moved)
+    assert len(gallery.figures) == 5
+    images = [attrs for tag, attrs in gallery.tags if tag == "img"]
+    for attrs in images:
+        assert attrs["alt"]
+        with Image.open(moved.parent / str(attrs["src"])) as image:
+            image.load()
+    text = moved.read_text()
+    assert "://" not in text
+    assert "<script" not in text
+    assert "<b>& more" not in text, "a query is text, never markup"
+    assert ("html", {"lang": "en"}) in gallery.tags
+    assert "prefers-color-scheme: dark" in text
+
+    with torch.no_grad():
+        ids = torch.tensor(trained.tokenizer.encode(query, 95))
+        packed = PackedText(ids, torch.tensor([len(ids)]))
+        g_t = trained.model.text_head(trained.model.qformer.read_text(packed))[0].numpy()
+    found = embed_split(trained, asked.source, "phantom", "test", asked.shards)
+    cosine = {
+        key: max(float(q @ g_t) for q in g_q) for key, g_q in zip(found.keys, found.image_nQE, strict=True)
+    }
+    best = sorted(cosine, key=lambda key: -cosine[key])[:5]
+    for key, words in zip(best, gallery.figures, strict=True):
+        assert key in words
+        assert f"{cosine[key]:.3f}" in words
+        report = asked.source.text(found.keys.index(key))
+        assert report in words
+        assert report[:30] not in done.stderr + done.stdout, "reports are patient data"
+
+
+def test_an_image_search_finds_reports_by_similarity_and_then_by_match(
+    home: Path, verb: Mu, trained: Trained, asked: Asked, tmp_path: Path
+) -> None:
+    shards = Shards.open(asked.shards, "test")
+    (tmp_path / "film.png").write_bytes(shards.image(3))
+    words = ("retrieve", "--split", "test", "--image", tmp_path / "film.png", "--top", "6")
+    done = verb(*words, "--out", tmp_path / "page")
+    assert done.exit_code == 0
+    found = embed_split(trained, asked.source, "phantom", "test", asked.shards)
+    cosine = (found.image_nQE[3] @ found.text_nE.T).max(axis=0)
+    wanted = [found.keys[i] for i in np.argsort(-cosine, kind="stable")[:6]]
+    figures = Gallery(tmp_path / "page" / "index.html").figures
+    assert len(figures) == 7  # the film itself is shown first
+    assert "film.png" in figures[0]
+    assert [next(key for key in found.keys if key in said) for said in figures[1:]] == wanted
+    done = verb(*words, "--out", tmp_path / "again", "--rerank", "6")
+    assert done.exit_code == 0
+    shown = [line.split()[:3] for line in done.stderr.splitlines()[-6:]]
+    assert sorted(key for _, _, key in shown) == sorted(wanted)
+    match = [float(value) for _, value, _ in shown]
+    assert match == sorted(match, reverse=True)
+
+
+def test_files_get_the_probabilities_of_the_split_and_bad_ones_are_counted(
+    home: Path, verb: Mu, asked: Asked, tmp_path: Path
+) -> None:
+    assert verb("zeroshot", "--split", "test").exit_code == 0
+    rows = samples(home, "zeroshot-phantom-test")[:5]
+    keys = [asked.source.sample(i).key for i in range(len(asked.source))]
+    paths = []
+    for row in rows:
+        paths.append(tmp_path / f"{row['key']}.png")
+        paths[-1].write_bytes(asked.source.shards.image(keys.index(row["key"])))
+    (tmp_path / "torn.png").write_bytes(paths[0].read_bytes()[:200])
+    done = verb("zeroshot", *paths[:2], tmp_path / "torn.png", *paths[2:], tmp_path / "gone.dcm", "--json")
+    assert done.exit_code == 0
+    assert "torn.png: left out (truncated" in done.stderr
+    assert "gone.dcm: left out (missing" in done.stderr
+    assert "2 of 7 files left out" in done.stderr
+    answer = json.loads(done.stdout)
+    assert [one["file"] for one in answer] == [str(path) for path in paths]
+    for one, row in zip(answer, rows, strict=True):
+        whole = sum(np.exp(score) for score in one["similarities"].values())
+        plain = {name: np.exp(score) / whole for name, score in one["similarities"].items()}
+        assert plain == pytest.approx(row["probabilities"], abs=1e-5)
+        assert one["class"] == row["predicted"]
+        assert sum(one["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    table = verb("zeroshot", paths[0], "--csv").stdout.splitlines()
+    assert table[0].split(",") == ["file", *asked.plugin.classes]
+    done = verb("zeroshot", tmp_path / "torn.png")
+    assert done.exit_code == 1
+    assert "is no image that can be read" in done.stderr
+
+
+def test_zero_shot_accuracy_and_picture_follow_from_the_saved_probabilities(home: Path, verb: Mu) -> None:
+    assert verb("zeroshot", "--split", "test").exit_code == 0
+    rows = samples(home, "zeroshot-phantom-test")
+    right = [max(row["probabilities"], key=row["probabilities"].get) == row["class"] for row in rows]
+    result = json.loads((results(home) / "zeroshot-phantom-test.json").read_text())
+    found = metrics(home, "zeroshot-phantom-test")["zero-shot accuracy"]
+    assert found["value"] == pytest.approx(np.mean(right))
+    assert found["low"] <= found["value"] <= found["high"]
+    assert np.trace(result["confusion"]) == sum(right)
+    with Image.open(results(home) / "zeroshot-phantom-test.confusion.png") as picture:
+        assert len(picture.convert("RGB").getcolors(100_000) or ()) > 10
+
+
+def test_prompts_saved_and_edited_are_used(home: Path, verb: Mu, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    assert verb("zeroshot", "--data", "phantom", "--save-prompts", path).stdout.strip() == str(path)
+    assert verb("zeroshot", "--split", "test").exit_code == 0
+    assert verb("zeroshot", "--split", "test", "--prompts", path).exit_code == 0
+    mine, theirs = (
+        json.loads((results(home) / f"{name}-phantom-test.json").read_text())
+        for name in ("zeroshot-mine", "zeroshot")
+    )
+    assert mine["prompts"] == theirs["prompts"]
+    assert mine["prompts_hash"] == theirs["prompts_hash"]
+    assert mine["metrics"] == theirs["metrics"]
+    path.write_text(path.read_text().replace("Atelectasis:\n", "Atelectasis:\n- quite another thing\n"))
+    assert verb("zeroshot", "--split", "test", "--prompts", path, "--count", "0").exit_code == 0
+    edited = json.loads((results(home) / "zeroshot-mine-phantom-test.json").read_text())
+    assert "quite another thing" in edited["prompts"]["Atelectasis"]
+    assert edited["prompts_hash"] != theirs["prompts_hash"]
+    done = verb("zeroshot", "--data", "phantom", "--save-prompts", path)
+    assert done.exit_code == 1
+    assert "is there already" in done.stderr
+
+
+def test_one_class_or_none_and_a_class_without_images(
+    home: Path, verb: Mu, asked: Asked, tmp_path: Path
+) -> None:
+    keys: dict[int, list[str]] = {}
+    for i, label in enumerate(asked.source.labels.tolist()):
+        keys.setdefault(label, []).append(asked.source.shards.key(i))
+    listed = tmp_path / "some.txt"
+    listed.write_text("\n".join(keys[2]))
+    for words in (("retrieve",), ("zeroshot",)):
+        done = verb(*words, "--ids", listed)
+        assert done.exit_code == 1
+        assert "two or more" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 2  # which run, and what is wrong
+    listed.write_text("\n".join(keys[-1]))
+    assert "no sample with exactly one class" in verb("zeroshot", "--ids", listed).stderr
+    listed.write_text("\n".join(keys[0] + keys[2] + keys[3]))
+    done = verb("zeroshot", "--ids", listed)
+    assert done.exit_code == 0
+    assert "auroc: left out Cardiomegaly, Pleural Effusion" in done.stderr
+    result = json.loads((results(home) / "zeroshot-phantom-ids-some.json").read_text())
+    assert result["n"] == len(keys[0] + keys[2] + keys[3])
+    assert result["per_class"]["Cardiomegaly"]["positives"] == 0
+    done = verb("retrieve", "--ids", listed, "--rerank", "500")
+    assert done.exit_code == 1
+    assert "--rerank 500: there are only" in done.stderr
+
+
+def test_a_diverged_checkpoint_or_one_without_the_objective(trained: Trained, asked: Asked) -> None:
+    def without(name: str) -> Trained:
+        changed = dataclasses.replace(trained.recipe.objectives, **{name: 0.0})
+        return dataclasses.replace(trained, recipe=dataclasses.replace(trained.recipe, objectives=changed))
+
+    one = np.zeros(1, np.int64)
+    with pytest.raises(CheckpointError, match="without ITM"):
+        match_scores(without("itm"), asked.source.images, asked.source.token_ids, one, one)
+    with pytest.raises(CheckpointError, match="without ITC"):
+        embed_split(without("itc"), asked.source, "phantom", "test", asked.shards)
+    with torch.no_grad():
+        trained.model.text_head.project.weight.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="not finite; training diverged"):
+        embed_split(trained, asked.source, "phantom", "nan", asked.shards)
+    assert not (trained.run.folder / "cache" / "embeddings-phantom-nan.h5").exists()
+
+
+def test_another_data_set_is_measured_on_its_benchmark(home: Path, verb: Mu, tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw")
+    prepare("rsna", tmp_path / "raw", home / "data" / "shards" / "rsna", "per_class=10")
+    done = verb("zeroshot", "--data", "rsna", "--json")
+    assert done.exit_code == 0, done.stderr
+    (result,) = json.loads(done.stdout)
+    assert (result["split"], result["n"]) == ("zeroshot", 20)
+    assert {name: len(texts) for name, texts in result["prompts"].items()} == {"Pneumonia": 10, "Normal": 10}
+    done = verb("retrieve", "--data", "rsna")
+    assert done.exit_code == 1
+    assert "0 samples with text" in done.stderr
+    assert verb("zeroshot", "--data", "rsna", "--split", "test").exit_code == 0
+    done = verb("zeroshot", "--data", "siim")
+    assert done.exit_code == 1
+    assert "mu prepare" in done.stderr
+    assert os.environ["MU_DATA"] == str(home / "data")
