@@ -126,7 +126,10 @@ class SplitSource:
     def text(self, i: int) -> str:
         """Composed text of sample i, uncut."""
         sections = self.meta(i).get("sections") or {}
-        return compose(sections, self.sections, self.data.require, self.text_recipe.strip_deidentified)
+        text = self.text_recipe
+        return compose(
+            sections, self.sections, self.data.require, text.strip_deidentified, text.section_marks
+        )
 
     def token_ids(self, i: int) -> list[int]:
         """[CLS] ... [SEP] of sample i, nothing decoded."""

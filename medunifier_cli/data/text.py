@@ -26,6 +26,14 @@ ALPHABET = 1000
 CONTINUES = "##"
 DEIDENTIFIED = re.compile(r"_{2,}|\bX{4,}\b")
 """`___` of MIMIC-CXR and `XXXX` of Open-i: marks of removed personal data."""
+_BLANKS = (
+    (re.compile(r"(?<=\w) ?([-/]) ?(?=\w)"), r"\1"),
+    (re.compile(r"(?<=\d) ?([.,]) ?(?=\d)"), r"\1"),
+    (re.compile(r"(?<=\w) ?' ?(?=(?:s|t|re|ve|d)\b)"), "'"),
+    (re.compile(r"([(\[]) "), r"\1"),
+    (re.compile(r" ([)\],.;:!?%])"), r"\1"),
+)
+_SENTENCE_START = re.compile(r"(?:^|(?<=[.!?:] ))[a-z]")
 FILES = ("vocab.txt", "tokenizer_config.json", "tokenizer.json")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -35,8 +43,12 @@ def compose(
     names: Sequence[str],
     require: Literal["any", "all"] = "any",
     strip_deidentified: bool = False,
+    marks: bool = False,
 ) -> str:
     """Join the named sections by a blank, in the order of `names`, runs of white space collapsed.
+
+    Args:
+        marks: put its name before each section, as `FINDINGS:`, so that `sections_of` can take them apart.
 
     Returns:
         The text; empty when all of the sections are (`require="any"`) or when one is (`"all"`).
@@ -49,7 +61,39 @@ def compose(
         parts.append(" ".join(part.split()))
     if require == "all" and not all(parts):
         return ""
+    if marks:
+        parts = [f"{_heading(name)}: {part}" if part else "" for name, part in zip(names, parts, strict=True)]
     return " ".join(part for part in parts if part)
+
+
+def sections_of(text: str, names: Sequence[str]) -> dict[str, str]:
+    """A text composed with marks, in any letter case -> its sections, those that have words.
+
+    Text before the first mark belongs to the first of `names`; of a section marked twice, both parts count.
+    """
+    marks = "|".join(re.escape(_heading(name)).replace(r"\ ", r"\s+") for name in names)
+    pieces = re.split(rf"(?i)(?<!\S)({marks})\s*:", text)
+    by_heading = {_heading(name): name for name in names}
+    found: dict[str, list[str]] = {name: [] for name in names}
+    owner = names[0]
+    for number, piece in enumerate(pieces):
+        if number % 2:
+            owner = by_heading[" ".join(piece.upper().split())]
+        else:
+            found[owner] += piece.split()
+    return {name: " ".join(words) for name, words in found.items() if words}
+
+
+def _heading(section: str) -> str:
+    return section.replace("_", " ").upper()
+
+
+def readable(decoded: str) -> str:
+    """What a tokenizer decoded, with blanks around punctuation and capitals as a person writes them."""
+    text = " ".join(decoded.split())
+    for pattern, put in _BLANKS:
+        text = pattern.sub(put, text)
+    return _SENTENCE_START.sub(lambda found: found.group().upper(), text)
 
 
 def digest(text: str) -> int:
@@ -87,6 +131,8 @@ class TextTokenizer:
         self.cls_id: int = ids[CLS]
         self.sep_id: int = ids[SEP]
         self.dec_id: int = ids[DEC]
+        self.unwritten: tuple[int, ...] = tuple(ids[t] for t in (PAD, UNK, CLS, MASK, DEC) if t in ids)
+        """Ids that are no part of a generated text; [SEP] ends one."""
         self._silent = frozenset(ids[token] for token in (PAD, CLS, SEP, MASK, DEC) if token in ids)
         self._tokenizer = _bert(models.WordPiece(ids, unk_token=UNK), lowercase, strip_accents)
 

@@ -46,7 +46,7 @@ def texts_of(shards: Shards, sections: Sequence[str], data: Data, text: Text) ->
     """Composed text of every sample, in order; empty where the requirement fails."""
     for i in range(len(shards)):
         raw = shards.meta(i).get("sections") or {}
-        yield compose(raw, sections, data.require, text.strip_deidentified)
+        yield compose(raw, sections, data.require, text.strip_deidentified, text.section_marks)
 
 
 def text_table(
@@ -57,7 +57,7 @@ def text_table(
     A folder that cannot be written to only means that the next run makes it again.
     """
     rule = [VERSION, shards.fingerprint, list(sections), data.require, text.strip_deidentified]
-    rule += [text.max_tokens, tokenizer.fingerprint]
+    rule += [text.max_tokens, tokenizer.fingerprint, *(["marks"] if text.section_marks else [])]
     name = hashlib.sha256(json.dumps(rule).encode()).hexdigest()[:16]
     path = shards.folder / CACHE / f"{shards.split}-{name}.safetensors"
     table = _load(path, len(shards))

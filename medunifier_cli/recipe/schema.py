@@ -66,6 +66,8 @@ class Text:
     """L_t with the special tokens; longer texts are cut."""
     strip_deidentified: bool = False
     """Remove `___` and `XXXX`, the marks of removed personal data."""
+    section_marks: bool = False
+    """Put its name before each section (`FINDINGS:`), so that generated reports come in sections too."""
 
 
 @dataclass(frozen=True)

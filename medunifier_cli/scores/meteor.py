@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from medunifier_cli.errors import DataError, MuError
 
+Corpus = tuple[Sequence[Sequence[str]], Sequence[Sequence[Sequence[str]]]]
+"""Words of N hypotheses, and of one or more references of each."""
+
 
 class MeteorUnavailableError(MuError):
     """Java or the METEOR program is missing, or does not run; the message says which."""
@@ -35,8 +38,14 @@ def meteor(
         MeteorUnavailableError: see there.
         DataError: no report, a report without a reference, or two lengths.
     """
-    if not hypotheses or len(hypotheses) != len(references) or not all(references):
-        raise DataError("METEOR needs one or more references of each hypothesis")
+    return meteors([(hypotheses, references)])[0]
+
+
+def meteors(corpora: Sequence[Corpus]) -> list[tuple[float, NDArray[np.float64]]]:
+    """`meteor` of several corpora by one start of the program, whose tables take seconds to load."""
+    for hypotheses, references in corpora:
+        if not hypotheses or len(hypotheses) != len(references) or not all(references):
+            raise DataError("METEOR needs one or more references of each hypothesis")
     if shutil.which("java") is None:
         raise MeteorUnavailableError("METEOR 1.5 needs Java, and there is no `java` on the path")
     try:
@@ -44,11 +53,14 @@ def meteor(
     except ImportError:
         raise MeteorUnavailableError("METEOR 1.5 needs `pip install 'medunifier[nlg]'`") from None
     program = Meteor()
+    found = []
     try:
-        score, scores = program.compute_score(
-            {row: [" ".join(words) for words in against] for row, against in enumerate(references)},
-            {row: [" ".join(words)] for row, words in enumerate(hypotheses)},
-        )
+        for hypotheses, references in corpora:
+            score, scores = program.compute_score(
+                {row: [" ".join(words) for words in against] for row, against in enumerate(references)},
+                {row: [" ".join(words)] for row, words in enumerate(hypotheses)},
+            )
+            found.append((score, np.array(scores)))
     except (OSError, ValueError):  # a pipe that broke, or an answer that is no number
         raise MeteorUnavailableError(
             "METEOR 1.5 is there but its Java program stopped; it needs Java 8 or later and 2 GiB of memory"
@@ -61,4 +73,4 @@ def meteor(
         for pipe in (program.meteor_p.stdin, program.meteor_p.stdout, program.meteor_p.stderr):
             with suppress(BrokenPipeError):
                 pipe.close()
-    return score, np.array(scores)
+    return found

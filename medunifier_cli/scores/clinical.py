@@ -1,0 +1,83 @@
+"""Clinical scores of reports from the `radeval` package (extra `clinical`), where it and its weights are.
+
+CheXbert (Smit et al. 2020) reads 14 observations out of both reports, RadGraph (Jain et al. 2021) entities
+and relations. Weights are never fetched by us.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+CHEXBERT = {
+    "CheXbert micro-F1, 14 observations": "f1chexbert_all_micro_f1",
+    "CheXbert macro-F1, 14 observations": "f1chexbert_all_macro_f1",
+    "CheXbert micro-F1, 5 observations": "f1chexbert_5_micro_f1",
+    "CheXbert macro-F1, 5 observations": "f1chexbert_5_macro_f1",
+}
+RADGRAPH = {
+    "RadGraph F1, entities": "radgraph_simple",
+    "RadGraph F1, entities and whether related": "radgraph_partial",
+    "RadGraph F1, entities and relations": "radgraph_complete",
+}
+CLINICAL = (*CHEXBERT, *RADGRAPH)
+POLICY = "CheXbert: an uncertain observation counts as present; a denied one and a blank one as absent"
+"""What radeval's scorer does with the four answers of CheXbert."""
+
+
+def clinical_scores(
+    hypotheses: Sequence[str], references: Sequence[str]
+) -> tuple[dict[str, float], list[str]]:
+    """CheXbert F1 and RadGraph F1.
+
+    Returns:
+        Scores in [0, 1] by the names of `CLINICAL`, those that could be computed; and one line about each
+        thing that is missing, or about the policy used.
+    """
+    if importlib.util.find_spec("radeval") is None:
+        return {}, [
+            "clinical scores: left empty. They need `pip install 'medunifier[clinical]'` and Python 3.11"
+        ]
+    scores: dict[str, float] = {}
+    notes = []
+    for metric, keys in (("f1chexbert", CHEXBERT), ("radgraph", RADGRAPH)):
+        try:
+            found = _radeval(metric, list(hypotheses), list(references))
+        except Exception as error:  # of any kind without its weights; its text may quote a report
+            notes.append(
+                f"{metric}: left empty ({type(error).__name__}). Its weights may be missing; where there is "
+                f"a network, fetch them with `python -c \"from radeval import RadEval; RadEval(['{metric}'])"
+                "(['clear'], ['clear'])\"`"
+            )
+            continue
+        scores |= {name: float(found[key]) for name, key in keys.items() if math.isfinite(found[key])}
+        if metric == "f1chexbert":
+            notes.append(POLICY)
+    return scores, notes
+
+
+def _radeval(metric: str, hypotheses: list[str], references: list[str]) -> dict[str, Any]:
+    """One metric of radeval, offline."""
+    before = os.environ.get("HF_HUB_OFFLINE")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        from huggingface_hub import constants
+
+        online = constants.HF_HUB_OFFLINE
+        constants.HF_HUB_OFFLINE = True  # the variable is read once, when the package is first imported
+        try:
+            from radeval import RadEval  # type: ignore[import-untyped,import-not-found]
+
+            scorer = RadEval(metrics=[metric], show_progress=False)
+            found: dict[str, Any] = scorer(refs=references, hyps=hypotheses)
+        finally:
+            constants.HF_HUB_OFFLINE = online
+    finally:
+        if before is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        else:
+            os.environ["HF_HUB_OFFLINE"] = before
+    return found

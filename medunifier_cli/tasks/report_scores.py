@@ -1,0 +1,254 @@
+"""Scores of generated reports, each beside its floor: one constant report said of every image.
+
+N reports, C classes of findings, D resamples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medunifier_cli.data.contract import DatasetPlugin
+from medunifier_cli.data.loader import SplitSource
+from medunifier_cli.data.text import TextTokenizer, readable
+from medunifier_cli.errors import DataError
+from medunifier_cli.scores.bootstrap import Interval, percentiles, resample_counts
+from medunifier_cli.scores.classification import finding_scores
+from medunifier_cli.scores.clinical import CLINICAL, clinical_scores
+from medunifier_cli.scores.meteor import MeteorUnavailableError, meteors
+from medunifier_cli.scores.report_text import PROTOCOLS, Protocol, prepare, sentences
+from medunifier_cli.scores.rouge import rouge_l
+from medunifier_cli.scores.text import METRICS, report_scores
+from medunifier_cli.tasks.captioning import whole_text
+from medunifier_cli.tasks.results import Metric
+
+NAMES = {
+    "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4", "meteor": "METEOR",
+    "rouge_l": "ROUGE-L", "cider": "CIDEr",
+}  # fmt: skip
+SUFFIX: dict[Protocol, str] = {"single": "", "sentences": ", each sentence a reference"}
+HEADLINE = ("BLEU-4", "ROUGE-L", "finding micro-F1")
+CANDIDATES, COMPARED = 200, 200
+"""Training reports among which the constant one is looked for, and those it is compared with."""
+
+
+@dataclass
+class Scored:
+    """What was found out about a file of reports."""
+
+    metrics: list[Metric] = field(default_factory=list)
+    per_finding: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """Class -> `precision`, `recall`, `f1` and `positives`; empty where reports cannot be read."""
+    notes: list[str] = field(default_factory=list)
+    """What is missing or unusual and why, one line each."""
+    n: int = 0
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """A file of reports: one JSON object a line with the texts `reference` and `hypothesis`.
+
+    Raises:
+        DataError: no such file, no report in it, or a line that is none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read; `mu report` writes such a file") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not all(
+            isinstance(row.get(name), str) for name in ("reference", "hypothesis")
+        ):
+            raise DataError(f"{path}:{number}: not a JSON object with the texts `reference` and `hypothesis`")
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{path}: no report to score; generate some with `mu report` first")
+    return rows
+
+
+def constant_report(train: SplitSource, tokenizer: TextTokenizer) -> str:
+    """The training report most like the others, cut as the model's own are: what no image is needed for.
+
+    The most frequent report and up to `CANDIDATES` drawn ones (seed 0) are compared, by ROUGE-L, with
+    `COMPARED` others.
+    """
+    rng = np.random.default_rng(0)
+    _, first, counts = np.unique(train.digests, return_index=True, return_counts=True)
+    drawn = rng.permutation(len(train))[: CANDIDATES + COMPARED]
+    candidates = [int(first[counts.argmax()]), *drawn[:CANDIDATES].tolist()]
+    others = [words for i in drawn[-COMPARED:] if (words := _words(whole_text(train, int(i))))]
+    best, best_score = "", -1.0
+    for i in dict.fromkeys(candidates):
+        text = whole_text(train, i)
+        text = tokenizer.decode(tokenizer.encode(text, train.text_recipe.max_tokens))
+        score = float(rouge_l([_words(text)] * len(others), [[words] for words in others]).mean())
+        if score > best_score:
+            best, best_score = text, score
+    return readable(best)
+
+
+def score_rows(
+    rows: Sequence[dict[str, Any]], plugin: DatasetPlugin | None, constant: str = "", clinical: bool = False
+) -> Scored:
+    """All scores of generated reports.
+
+    Args:
+        rows: as `read_rows` gives them; `subject` names the patient, drawn whole for intervals.
+        plugin: reads findings out of reports, where it can.
+        constant: the floor's report; empty for no floor.
+        clinical: CheXbert and RadGraph F1 too.
+
+    Raises:
+        DataError: no row has a reference with words.
+    """
+    with_words = [row for row in rows if sentences(row["reference"])]
+    if not with_words:
+        raise DataError("no report to score: none has a reference with words")
+    hypotheses = [row["hypothesis"] for row in with_words]
+    references = [row["reference"] for row in with_words]
+    subjects = np.array([str(row.get("subject") or "") for row in with_words])
+    groups = subjects if len(set(subjects.tolist())) > 1 and all(subjects) else None
+    out = Scored(n=len(with_words))
+    if len(with_words) < len(rows):
+        out.notes.append(
+            f"{len(rows) - len(with_words):,} of {len(rows):,} references have no words; left out"
+        )
+    meteor = _meteor(out, hypotheses, references, constant)
+    _add_text_scores(out, "single", hypotheses, references, constant, groups, meteor)
+    _add_findings(out, plugin, hypotheses, references, constant, groups)
+    if clinical:
+        _add_clinical(out, hypotheses, references, constant)
+    for protocol in PROTOCOLS[1:]:
+        _add_text_scores(out, protocol, hypotheses, references, constant, groups, meteor)
+    out.notes = list(dict.fromkeys(out.notes))
+    return out
+
+
+def finding_table(scored: Scored) -> str:
+    """Precision, recall and F1 of each finding as aligned lines."""
+    rows = [("finding", "precision", "recall", "F1", "positives")]
+    for name, row in scored.per_finding.items():
+        cells = ["-" if row[key] is None else f"{row[key]:.3f}" for key in ("precision", "recall", "f1")]
+        rows.append((name, *cells, f"{row['positives']:.0f}"))  # type: ignore[arg-type]
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, 5))]) for row in rows
+    )
+
+
+def _add_text_scores(
+    out: Scored, protocol: Protocol, hypotheses: list[str], references: list[str], constant: str, groups: Any,
+    meteor: dict[Protocol, tuple[float | None, float | None]],
+) -> None:  # fmt: skip
+    found = report_scores(hypotheses, references, protocol, with_meteor=False, groups=groups)
+    floors: dict[str, float | None] = {}
+    if constant:
+        always = [constant] * len(references)
+        floors = dict(report_scores(always, references, protocol, with_meteor=False, draws=0).scores)
+    found.scores["meteor"], floors["meteor"] = meteor[protocol]
+    for name in METRICS:
+        out.metrics.append(
+            _metric(
+                NAMES[name] + SUFFIX[protocol],
+                found.scores[name],
+                floors.get(name),
+                found.intervals.get(name),
+            )
+        )
+    out.notes += found.notes
+
+
+def _meteor(
+    out: Scored, hypotheses: list[str], references: list[str], constant: str
+) -> dict[Protocol, tuple[float | None, float | None]]:
+    """METEOR and its floor under each protocol, by one start of its program; None without it."""
+    texts = [hypotheses, *([[constant] * len(references)] if constant else [])]
+    try:
+        found = meteors([prepare(said, references, protocol) for protocol in PROTOCOLS for said in texts])
+    except MeteorUnavailableError as error:
+        out.notes.append(f"METEOR: left empty. {error}")
+        return dict.fromkeys(PROTOCOLS, (None, None))
+    scores: list[float | None] = [score for score, _ in found]
+    step = len(texts)
+    return {
+        protocol: (scores[i * step], scores[i * step + 1] if constant else None)
+        for i, protocol in enumerate(PROTOCOLS)
+    }
+
+
+def _add_findings(
+    out: Scored,
+    plugin: DatasetPlugin | None,
+    hypotheses: list[str],
+    references: list[str],
+    constant: str,
+    groups: Any,
+) -> None:
+    if plugin is None or not plugin.classes or plugin.findings_in(references[0]) is None:
+        return
+    truth, said = _table(plugin, references), _table(plugin, hypotheses)
+    found = finding_scores(truth, said, plugin.classes)
+    out.per_finding = found.per_class
+    out.notes += found.notes
+    always = np.repeat(_table(plugin, [constant]), len(references), axis=0)
+    floor = finding_scores(truth, always, plugin.classes) if constant else None
+    values: dict[str, tuple[float | None, float | None]] = {
+        "finding micro-F1": (found.scores.get("micro_f1"), floor and floor.scores.get("micro_f1")),
+        "finding macro-F1": (found.scores.get("macro_f1"), floor and floor.scores.get("macro_f1")),
+    }
+    for name in plugin.classes:
+        values[f"F1, {name}"] = (found.per_class[name]["f1"], floor and floor.per_class[name]["f1"])
+    spans = _finding_intervals(truth, said, plugin.classes, groups)
+    out.metrics += [_metric(name, value, low, spans.get(name)) for name, (value, low) in values.items()]
+
+
+def _finding_intervals(
+    truth_NC: NDArray[np.float64], said_NC: NDArray[np.float64], classes: Sequence[str], groups: Any
+) -> dict[str, Interval]:
+    """Of F1, from counts that are summed over each resample; one without a finding at all is left out."""
+    both_NC, size_NC = 2 * truth_NC * said_NC, truth_NC + said_NC
+    counts_DN = np.concatenate(list(resample_counts(len(truth_NC), groups)))
+    both_DC, size_DC = counts_DN @ both_NC, counts_DN @ size_NC
+    with np.errstate(invalid="ignore"):
+        f1_DC = both_DC / size_DC
+        micro_D = both_DC.sum(axis=1) / size_DC.sum(axis=1)
+        macro_D = np.nansum(f1_DC, axis=1) / (size_DC > 0).sum(axis=1)
+    columns = {"finding micro-F1": micro_D, "finding macro-F1": macro_D}
+    columns |= {f"F1, {name}": f1_DC[:, c] for c, name in enumerate(classes)}
+    known = {name: values[np.isfinite(values)] for name, values in columns.items()}
+    return {name: percentiles(v) for name, v in known.items() if 2 * len(v) >= len(counts_DN)}
+
+
+def _add_clinical(out: Scored, hypotheses: list[str], references: list[str], constant: str) -> None:
+    found, notes = clinical_scores(hypotheses, references)
+    floors = clinical_scores([constant] * len(references), references)[0] if constant and found else {}
+    out.metrics += [_metric(name, found.get(name), floors.get(name), None) for name in CLINICAL]
+    out.notes += notes
+
+
+def _table(plugin: DatasetPlugin, texts: Sequence[str]) -> NDArray[np.float64]:
+    """[N, C]: 1 where a report asserts the class."""
+    rows = [plugin.findings_in(text) or frozenset() for text in texts]
+    return np.array([[float(name in row) for name in plugin.classes] for row in rows])
+
+
+def _metric(name: str, value: float | None, floor: float | None, interval: Interval | None) -> Metric:
+    if interval is None:
+        return Metric(name, value, floor)
+    return Metric(name, value, floor, low=interval.low, high=interval.high)
+
+
+def _words(text: str) -> list[str]:
+    return [word for part in sentences(text) for word in (*part, ".")]

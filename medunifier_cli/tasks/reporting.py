@@ -1,0 +1,135 @@
+"""Reports of a split, written, saved and scored (paper, table 4)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.data.loader import SplitSource
+from medunifier_cli.data.shards import Shards
+from medunifier_cli.errors import DataError, MuError
+from medunifier_cli.plugin_index import load_dataset
+from medunifier_cli.roots import shards_folder
+from medunifier_cli.tasks.captioning import Decoding, Writer, save_rows, write_split
+from medunifier_cli.tasks.report_scores import Scored, constant_report, read_rows, score_rows
+from medunifier_cli.tasks.results import write_result
+from medunifier_cli.tasks.splits import open_benchmark
+from medunifier_cli.train.record import write_whole
+
+TASK = "report"
+CONSTANT = ".constant.txt"
+"""Ends the name of the file, beside the reports, that holds the floor's report."""
+PROTOCOL = (
+    "{decoding}; reference: the radiologist's whole report (single) or, where named so, each sentence of it; "
+    "words in lower case without punctuation; CIDEr in [0, 10], all others in [0, 1]; findings: read out of "
+    "both reports; floor: the most typical training report said of every image; intervals: 95 %, bootstrap "
+    "over patients"
+)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What `report_split` leaves."""
+
+    scored: Scored
+    reports: Path
+    """The JSON lines."""
+
+
+def report_split(
+    trained: Trained, decoding: Decoding, dataset: str = "", split: str = "", limit: int = 0,
+    out: Path | None = None, clinical: bool = False,
+) -> Done:  # fmt: skip
+    """Write `results/reports-<dataset>-<split>.jsonl` and `results/report-<dataset>-<split>.json`.
+
+    Args:
+        dataset, split: as `open_benchmark` takes them.
+        limit: only the first so many samples; 0 for all.
+        out: another folder than the run's results.
+        clinical: CheXbert and RadGraph F1 too.
+
+    Raises:
+        CheckpointError: the run was trained without ITG.
+        DataError: no such split, or nothing to score in it.
+    """
+    asked = open_benchmark(trained, dataset, split)
+    writer = Writer(trained, decoding, trained_sections(trained))
+    rows, cut = write_split(writer, asked.source, asked.plugin.name, limit)
+    landing = _landing(trained, out)
+    path = landing.run.results / f"reports-{asked.plugin.name}-{asked.split}.jsonl"
+    save_rows(rows, path)
+    constant, missing = _constant(trained)
+    if constant:
+        write_whole(path.with_name(path.stem + CONSTANT), constant + "\n")
+    scored = score_rows(rows, asked.plugin, constant, clinical)
+    if cut:
+        scored.notes.append(f"{cut:,} of {len(rows):,} reports were cut at the longest length")
+    scored.notes += [missing] if missing else []
+    write_result(
+        landing, TASK, asked.plugin.name, asked.split, asked.shards, n=scored.n, metrics=scored.metrics,
+        seed=decoding.seed if decoding.how == "nucleus" else None,
+        protocol=PROTOCOL.format(decoding=decoding.said()),
+        more={
+            "decoding": dataclasses.asdict(decoding), "per_finding": scored.per_finding,
+            "notes": scored.notes, "cut_at_longest": cut,
+        },
+    )  # fmt: skip
+    return Done(scored, path)
+
+
+def score_file(path: Path, clinical: bool = False) -> Scored:
+    """Scores of a file of reports, `mu report`'s own or another's; prints nothing.
+
+    The floor is the constant report beside the file, where there is one. Findings are read by the plugin that
+    the rows name as `dataset`.
+
+    Raises:
+        DataError: see `read_rows` and `score_rows`.
+    """
+    rows = read_rows(path)
+    names = {str(row.get("dataset") or "") for row in rows}
+    notes, plugin = [], None
+    if len(names) == 1 and names != {""}:
+        try:
+            plugin = load_dataset(names.pop())
+        except MuError as error:
+            notes.append(f"findings: left out. {error}")
+    beside = path.with_name(path.stem + CONSTANT)
+    constant = beside.read_text(encoding="utf-8").strip() if beside.is_file() else ""
+    if not constant:
+        notes.append(f"floor: left out, there is no {beside.name} beside the reports")
+    scored = score_rows(rows, plugin, constant, clinical)
+    scored.notes += notes
+    return scored
+
+
+def trained_sections(trained: Trained) -> tuple[str, ...]:
+    """The sections of the texts a run was trained on."""
+    data = trained.recipe.data
+    return tuple(data.sections or load_dataset(data.dataset).text_sections)
+
+
+def _constant(trained: Trained) -> tuple[str, str]:
+    """The floor's report from the run's own training split; or none, and why."""
+    data = trained.recipe.data
+    folder = Path(data.shards) if data.shards else shards_folder(data.dataset)
+    try:
+        train = SplitSource(
+            Shards.open(folder, data.train), trained.tokenizer, data, trained.recipe.text,
+            load_dataset(data.dataset),
+        )  # fmt: skip
+    except DataError as error:
+        return "", f"floor: left out, the run's training texts are not here ({error})"
+    return constant_report(train, trained.tokenizer), ""
+
+
+def _landing(trained: Trained, out: Path | None) -> Trained:
+    """The run, with results that go to another folder where one is named."""
+    if out is None:
+        return trained
+    run = copy.copy(trained.run)
+    run.results = out
+    return dataclasses.replace(trained, run=run)
