@@ -14,13 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medunifier_cli.errors import CheckpointError, RecipeError
-from medunifier_cli.recipe.load import load_any
 from medunifier_cli.recipe.schema import Objectives as Weights
 from medunifier_cli.recipe.schema import PretrainRecipe
-from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
-from medunifier_cli.recipe.schema_prior import PriorRecipe
-from medunifier_cli.roots import find_run
+from medunifier_cli.tasks.lineage import base_of, made_from, recipe_of
 from medunifier_cli.tasks.paper_tables import TABLES, Measure, Objectives, PaperTable
 from medunifier_cli.train.record import Run
 
@@ -52,23 +48,17 @@ class Measured:
 
 def measured(run: Run) -> Measured:
     """Results of a run and of the runs made from it; what cannot be told is noted."""
-    recipe = _recipe(run)
-    base, made_from_it = run, [run]
     out = Measured(run.folder.name, None, [])
-    if isinstance(recipe, PretrainRecipe):
-        made_from_it += _made_from(run)
-    elif recipe is not None:
-        base_folder = _base(recipe)
-        if base_folder is None:
-            out.notes.append(f"{run.folder}: the run it was made from is gone; its objectives are not known")
-            return out
-        base = Run(base_folder)
-        recipe = _recipe(base)
+    base = base_of(run)
+    recipe = recipe_of(base) if base is not None else None
     if isinstance(recipe, PretrainRecipe):
         out.weights = recipe.objectives
     else:
-        out.notes.append(f"{base.folder}: no pre-training recipe; its objectives are not known")
-    paths = [path for one in made_from_it for path in one.results.glob("*.json")]
+        where = (
+            f"the run {run.folder} was made from is gone" if base is None else f"{base.folder} has no recipe"
+        )
+        out.notes.append(f"{where}; its objectives are not known")
+    paths = [path for one in [run, *made_from(run)] for path in one.results.glob("*.json")]
     paths.sort(key=lambda path: (-path.stat().st_mtime, str(path)))
     out.results = [(path, json.loads(path.read_text())) for path in paths]
     return out
@@ -149,31 +139,3 @@ def _best_other(table: PaperTable, column: int) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
-
-
-def _recipe(run: Run) -> Any:
-    try:
-        return load_any(run.recipe) if run.recipe.exists() else None
-    except RecipeError:
-        return None
-
-
-def _base(recipe: FinetuneRecipe | PriorRecipe) -> Path | None:
-    """Folder of the pre-training run a run was made from."""
-    name = recipe.model.pretrained if isinstance(recipe, FinetuneRecipe) else recipe.prior.pretrained
-    try:
-        return find_run(name) if name else None
-    except CheckpointError:
-        return None
-
-
-def _made_from(run: Run) -> list[Run]:
-    """Runs beside this one whose recipe names it as their start."""
-    found = []
-    for folder in sorted(path for path in run.folder.resolve().parent.iterdir() if path.is_dir()):
-        recipe = _recipe(Run(folder))
-        if isinstance(recipe, FinetuneRecipe | PriorRecipe):
-            base = _base(recipe)
-            if base is not None and base.resolve() == run.folder.resolve():
-                found.append(Run(folder))
-    return found

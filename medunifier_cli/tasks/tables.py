@@ -9,6 +9,7 @@ from typing import Any
 
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.tasks.beside_paper import Section
+from medunifier_cli.tasks.lineage import made_from
 from medunifier_cli.tasks.results import read_results
 from medunifier_cli.train.record import Run
 
@@ -17,6 +18,8 @@ FORMATS = ("text", "markdown", "csv")
 
 def rows_of(runs: Sequence[Run], intervals: bool = False) -> list[list[str]]:
     """A header, then one row per metric of any run: task, data, metric, floor, one column a run.
+
+    Results of runs made from one of them stand in its column, their task followed by their name.
 
     Args:
         intervals: 95 % intervals in columns of their own (for CSV) instead of beside the values.
@@ -32,6 +35,9 @@ def rows_of(runs: Sequence[Run], intervals: bool = False) -> list[list[str]]:
     cells: dict[tuple[str, str, str], list[str]] = {}
     for column, run in enumerate(runs):
         results = read_results(run.results)
+        for other in made_from(run):
+            own = f" ({other.folder.name})"
+            results += [result | {"task": result["task"] + own} for result in read_results(other.results)]
         if not results:
             raise CheckpointError(f"{run.folder}: no results yet; run `mu retrieve` or `mu zeroshot` first")
         for result in results:
