@@ -23,18 +23,72 @@ if TYPE_CHECKING:
     help="The paper's tables or all numbers of the runs; by default the tables, if a run has a number there.",
 )  # fmt: skip
 @click.option("--baselines", is_flag=True, help="In the paper's tables, show the other methods' rows too.")
-def score(runs: tuple[str, ...], form: str, tables: bool | None, baselines: bool) -> None:
+@click.option(
+    "--fake", default="", help="Judge these images: a folder, such as of `mu synthesize`, or a split."
+)
+@click.option("--real", default="", help="With --fake: real images to compare with, a folder or a split.")
+@click.option("--copies", is_flag=True, help="With --fake: look for copies of training images.")
+@click.option(
+    "--heldout", default="", help="With --copies: split of unseen images; by default the held-out one."
+)
+@click.option(
+    "--classifier", default="", help="With --fake: fine-tuned run that says whether prompts are obeyed."
+)
+@click.option(
+    "--extractor", type=click.Choice(["auto", "encoder", "inception", "both"]), default="auto",
+    show_default=True, help="With --real: features; auto takes Inception's where its weights are there.",
+)  # fmt: skip
+@click.option("--inception", default="", help="With --real: file of torch-fidelity's Inception weights.")
+@click.option("--images", type=click.IntRange(min=0), default=0, help="With --real: judge only so many.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of draws and intervals."
+)
+def score(
+    runs: tuple[str, ...], form: str, tables: bool | None, baselines: bool, fake: str, real: str,
+    copies: bool, heldout: str, classifier: str, extractor: str, inception: str, images: int, seed: int,
+) -> None:  # fmt: skip
     """Print what one or several runs reached: the paper's tables beside them, or each number and its floor.
 
-    RUNS are names or folders; by default the newest run that has results. A run brings along what was
+    RUNS are names or folders; by default the newest one with results. A run brings along what was
     fine-tuned or fitted from it, and stands in the rows of the paper whose objectives its recipe has.
     """
+    if any((fake, real, copies, heldout, classifier, inception, images)):
+        if not fake or len(runs) > 1:
+            raise click.UsageError("images are judged with --fake and one run at most")
+        from medunifier_cli.tasks.image_judging import Wanted, judge_images
+
+        judge_images(
+            Wanted(
+                runs[0] if runs else "",
+                fake,
+                real,
+                copies,
+                heldout,
+                classifier,
+                extractor,
+                inception,
+                images,
+                seed,
+            )
+        )
+        return
     from medunifier_cli.train.record import Run
 
-    folders = [find_run(run) for run in runs] or [
-        newest_run(lambda path: any(Run(path).results.glob("*.json")), "score")
-    ]
-    click.echo(_table([Run(folder) for folder in folders], form, tables, baselines))
+    chosen = [Run(find_run(run)) for run in runs] or [_newest()]
+    click.echo(_table(chosen, form, tables, baselines))
+
+
+def _newest() -> Run:
+    """The run with results that was trained last; where it was made from another one, that one."""
+    from medunifier_cli.tasks.lineage import base_of
+    from medunifier_cli.train.record import Run
+
+    run = Run(newest_run(lambda path: any(Run(path).results.glob("*.json")), "score"))
+    base = base_of(run)
+    if base is None or base.folder == run.folder:
+        return run
+    click.echo(f"mu: which was made from {base.folder}; shows that one with all made from it", err=True)
+    return base
 
 
 def _table(runs: list[Run], form: str, tables: bool | None, baselines: bool) -> str:

@@ -1,0 +1,60 @@
+"""A page of images beside the training images they resemble most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from medunifier_cli.page.document import facts, save_page
+
+SHOWN_EDGE = 256
+"""Pixels that small images are enlarged to, at least."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image and its nearest training image."""
+
+    image_SS: NDArray[np.uint8]
+    name: str
+    training_SS: NDArray[np.uint8]
+    training_name: str
+    correlation: float
+    suspicious: bool
+    """Nearer than all but 1 % of unseen images."""
+
+
+def write_pairs(folder: Path, about: Mapping[str, str], pairs: Sequence[Pair]) -> Path:
+    """Write `index.html` and the pictures, the nearest pair first; an older page there is replaced."""
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    for old in images.glob("*.png"):
+        old.unlink()
+    cards = []
+    for rank, pair in enumerate(pairs, 1):
+        name = f"{rank:03d}.png"
+        gap = np.full((pair.image_SS.shape[0], 2), 255, np.uint8)
+        joined = Image.fromarray(np.concatenate([pair.image_SS, gap, pair.training_SS], axis=1))
+        times = max(1, SHOWN_EDGE // pair.image_SS.shape[0])
+        joined.resize((joined.width * times, joined.height * times), Image.Resampling.NEAREST).save(
+            images / name
+        )
+        mark = " - nearer than unseen images are" if pair.suspicious else ""
+        cards.append(
+            f'<li class="card"><figure><img src="images/{name}" alt="pair {rank}: an image and its nearest '
+            f'training image"><figcaption><span class="number">{pair.correlation:.4f}</span>{mark}'
+            f'<p>{escape(pair.name)}</p><p class="key">training: {escape(pair.training_name)}</p>'
+            "</figcaption></figure></li>"
+        )
+    body = (
+        facts(dict(about))
+        + "<p>Left: the image. Right: the training image it correlates with most. The number is the pixel "
+        "correlation; 1 is a copy.</p>" + '<ol class="gallery">' + "\n".join(cards) + "</ol>"
+    )
+    return save_page(folder, "Closest training images", body)

@@ -1,0 +1,136 @@
+"""`mu score --classifier`: do synthetic images show what their prompts asked for?
+
+A classifier that was fine-tuned on real images only looks at them; its accuracy on held-out real images
+stands beside, for no generator can be expected to do better than that. C classes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medunifier_cli.checkpoint import store
+from medunifier_cli.checkpoint.restore import Trained, restore
+from medunifier_cli.errors import CheckpointError, DataError
+from medunifier_cli.model.classifier import Classifier, build_head
+from medunifier_cli.plugin_index import load_head
+from medunifier_cli.recipe.load import load_recipe, stage_of
+from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
+from medunifier_cli.roots import find_run
+from medunifier_cli.scores.classification import confusion_matrix
+from medunifier_cli.tasks.image_scores import Scorer
+from medunifier_cli.tasks.image_sets import FolderImages, ImageSet, SplitImages, batches
+from medunifier_cli.tasks.results import Metric, write_result
+from medunifier_cli.tasks.splits import open_benchmark
+from medunifier_cli.train.record import Run
+
+
+def prompts_obeyed(scorer: Scorer, fake: str, classifier: str) -> list[Metric]:
+    """Accuracy of the class asked for, writes `results/conformance-<dataset>-synthetic.json`.
+
+    Args:
+        fake: folder of `mu synthesize --prompts` by class.
+        classifier: run of `mu finetune`.
+
+    Raises:
+        DataError: a folder whose prompts name no class, or classes the classifier does not know.
+    """
+    folder = Path(fake)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    images = FolderImages(folder, scorer.trained.recipe.data.image_size)
+    tuned, network, classes = restore_classifier(Run(find_run(classifier)))
+    asked = [line.get("class", "") for line in images.lines]
+    unknown = sorted({name for name in asked if name not in classes})
+    if unknown or not asked:
+        what = f"prompts for {unknown[0]!r}" if unknown and unknown[0] else "images without a class asked for"
+        raise DataError(
+            f"{folder}: {what}; the classifier knows {', '.join(classes)}: draw with `--prompts` by class"
+        )
+    label_n = np.array([classes.index(name) for name in asked])
+    chosen_n = _classify(tuned, network, images)
+    confusion = confusion_matrix(label_n, chosen_n, len(classes))
+    real, real_n = _on_real(tuned, network)
+    floor = float(np.bincount(label_n).max() / len(label_n))
+    metrics = [Metric("class asked for by prompt, accuracy", float((label_n == chosen_n).mean()), floor)]
+    metrics.append(Metric("the same classifier on held-out real images, accuracy", real, floor))
+    metrics += [
+        Metric(f"class asked for, {name}", float(confusion[i, i] / confusion[i].sum()), None)
+        for i, name in enumerate(classes)
+        if confusion[i].sum()
+    ]
+    write_result(
+        scorer.judge(), "conformance", scorer.trained.recipe.data.dataset, images.kind, scorer.shards(),
+        n=len(label_n), metrics=metrics,
+        protocol=(
+            f"the likeliest of {len(classes)} classes by {tuned.run.folder.name}, fine-tuned on real images; "
+            f"real: {real_n:,} held-out images with exactly one class; floor: always one class"
+        ),
+        more={
+            "classifier": {"run": tuned.run.folder.name, "hash": tuned.identity}, "classes": list(classes),
+            "confusion": confusion.tolist(), "settings": _settings(images.lines),
+        },
+    )  # fmt: skip
+    return metrics
+
+
+def restore_classifier(run: Run) -> tuple[Trained, Classifier, tuple[str, ...]]:
+    """The best epoch of a run of `mu finetune`.
+
+    Returns:
+        The run with its step and hash, the network in evaluation mode, and its classes.
+
+    Raises:
+        CheckpointError: not such a run, or not finished.
+    """
+    if not run.recipe.exists() or stage_of(run.recipe) != FinetuneRecipe.stage:
+        raise CheckpointError(f"{run.folder}: not a run of `mu finetune`, which makes classifiers")
+    recipe = load_recipe(run.recipe, (), FinetuneRecipe)
+    best = store.newest(run.folder / "best")
+    if best is None:
+        raise CheckpointError(f"{run.folder}: not finished; run `mu finetune` again")
+    trained = restore(Run(find_run(recipe.model.pretrained)))
+    asked = open_benchmark(trained, recipe.data.dataset, recipe.data.train, need_text=False)
+    shape = trained.recipe.model.qformer
+    classes = asked.plugin.classes
+    head = build_head(load_head(recipe.model.head), shape.queries, shape.width, len(classes), 0)
+    network = Classifier(trained.model, head, recipe.model.freeze)
+    missing, unexpected = network.load_state_dict(dict(best.tensors["model"]), strict=False)
+    if unexpected or any(name.startswith("head.") for name in missing):
+        raise CheckpointError(f"{run.folder}: its weights do not fit {trained.run.folder}")
+    tuned = Trained(
+        run, trained.recipe, trained.tokenizer, trained.model, trained.device, best.step,
+        store.identity(run.folder / "best", best.step),
+    )  # fmt: skip
+    return tuned, network.to(trained.device).eval(), classes
+
+
+def _classify(tuned: Trained, network: Classifier, images: ImageSet) -> NDArray[np.int64]:
+    found = []
+    for grey in batches(images):
+        with torch.no_grad():
+            query_BQD = network.queries(torch.from_numpy(grey)[:, None].to(tuned.device))
+            found.append(network.head(query_BQD).argmax(dim=1).cpu().numpy())
+    result: NDArray[np.int64] = np.concatenate(found)
+    return result
+
+
+def _on_real(tuned: Trained, network: Classifier) -> tuple[float, int]:
+    """Accuracy on the held-out images that have exactly one class, and how many those are."""
+    recipe = load_recipe(tuned.run.recipe, (), FinetuneRecipe)
+    split = recipe.data.test or recipe.data.valid
+    asked = open_benchmark(tuned, recipe.data.dataset, split, need_text=False)
+    one = asked.source.labels >= 0
+    if not one.any():
+        raise DataError(f"{asked.shards}: no image of {split!r} has exactly one class to ask for")
+    chosen_n = _classify(tuned, network, SplitImages(asked, recipe.data.train))
+    return float((chosen_n == asked.source.labels)[one].mean()), int(one.sum())
+
+
+def _settings(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """How the images were drawn; the same for all of a folder."""
+    return {name: lines[0].get(name) for name in ("seed", "temperature", "top_k", "top_p", "guidance")}

@@ -1,0 +1,206 @@
+"""`mu score --copies`: are synthetic images copies of training images?
+
+Each image's nearest training image (by encoder features, then by pixel correlation among the nearest few) is
+compared with how near held-out real images come to the training set, as they are and through the model's own
+codes: synthetic images are as smooth as reconstructions, and smooth images correlate more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.data.loader import collate
+from medunifier_cli.errors import MuError
+from medunifier_cli.page.closest_pairs import Pair, write_pairs
+from medunifier_cli.scores.privacy import ALARM, QUANTILE, Nearness, correlation, nearest, nearness
+from medunifier_cli.tasks.image_scores import Scorer
+from medunifier_cli.tasks.image_sets import (
+    ImageSet,
+    SplitImages,
+    encoder_features,
+    open_images,
+    query_means,
+)
+from medunifier_cli.tasks.results import Metric, write_result
+from medunifier_cli.tasks.splits import open_benchmark
+from medunifier_cli.tasks.synthesis import to_grey
+from medunifier_cli.train.batches import to_device
+
+CANDIDATES = 10
+"""Training images, nearest by features, that pixels are compared with."""
+SHOWN = 24
+"""Closest pairs on the page."""
+CHUNK = 64
+"""Images handled at once."""
+MOST_HELDOUT = 5000
+"""Held-out images compared; the 1 % quantile is steady long before."""
+
+
+@dataclass(frozen=True)
+class Closest:
+    """Of each image its nearest training image."""
+
+    number_n: NDArray[np.int64]
+    distance_n: NDArray[np.float64]
+    """1 - pixel correlation, from 0 (a copy up to contrast) to 2."""
+    feature_distance_n: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found."""
+
+    metrics: list[Metric]
+    rings: bool
+    page: Path
+
+
+def find_copies(scorer: Scorer, fake: str, real: str = "", heldout: str = "") -> Verdict:
+    """Compare, write `results/copies-<dataset>-<kind>.json` and a page of the closest pairs.
+
+    Args:
+        real: training images, folder or split; empty for the split the run was trained on.
+        heldout: split of real images it was not trained on; empty for the run's `data.test`.
+
+    Raises:
+        MuError: the run names no held-out split and none is given.
+    """
+    trained = scorer.trained
+    train = _training_images(scorer, real)
+    fakes = open_images(trained, fake)
+    split = heldout or trained.recipe.data.test or trained.recipe.data.valid
+    if not split:
+        raise MuError(f"{trained.run.folder}: its recipe names no held-out split; give one with --heldout")
+    unseen = SplitImages(open_benchmark(trained, split=split), trained.recipe.data.train)
+    count = min(len(unseen), MOST_HELDOUT)
+    train_tD = encoder_features(trained, train)
+    judged = _closest(trained, train, train_tD, len(fakes), fakes.pick)
+    references = {"as they are": _closest(trained, train, train_tD, count, unseen.pick)}
+    if trained.recipe.objectives.tig:
+        references["reconstructed"] = _closest(
+            trained, train, train_tD, count, lambda numbers: _reconstructed(trained, unseen, numbers)
+        )
+    found = {name: nearness(judged.distance_n, other.distance_n) for name, other in references.items()}
+    features = nearness(judged.feature_distance_n, references["as they are"].feature_distance_n)
+    rings = all(one.p < ALARM for one in found.values())
+    metrics = [
+        Metric(f"copies, share nearer than 1 % of held-out {name}", one.share, QUANTILE)
+        for name, one in found.items()
+    ]
+    metrics.append(Metric("copies, the same by encoder features alone", features.share, QUANTILE))
+    page = _show(scorer, train, fakes, judged, found, rings)
+    _write(scorer, train, fakes, unseen, judged, {**found, "features": features}, metrics, rings)
+    return Verdict(metrics, rings, page)
+
+
+def _training_images(scorer: Scorer, real: str) -> ImageSet:
+    trained = scorer.trained
+    if real:
+        return open_images(trained, real)
+    asked = open_benchmark(trained, split=trained.recipe.data.train)
+    if scorer.limit:
+        asked.source.rows = asked.source.rows[: scorer.limit]
+    return SplitImages(asked, trained.recipe.data.train)
+
+
+def _closest(
+    trained: Trained, train: ImageSet, train_tD: NDArray[np.float32], n: int,
+    pick: Callable[[Sequence[int]], NDArray[np.uint8]],
+) -> Closest:  # fmt: skip
+    """Nearest training image of images 0 to n - 1, given by `pick`."""
+    numbers, distances, features = [], [], []
+    for start in range(0, n, CHUNK):
+        grey = pick(range(start, min(start + CHUNK, n)))
+        candidates, far = nearest(query_means(trained, grey), train_tD, CANDIDATES)
+        unique, place = np.unique(candidates, return_inverse=True)
+        pictures = train.pick(unique.tolist())[place.reshape(candidates.shape)]
+        for image, rows, others in zip(grey, candidates, pictures, strict=True):
+            alike = correlation(image, others)
+            numbers.append(int(rows[alike.argmax()]))
+            distances.append(1.0 - float(alike.max()))
+        features += far[:, 0].tolist()
+    return Closest(np.array(numbers), np.array(distances), np.array(features))
+
+
+def _reconstructed(trained: Trained, images: SplitImages, numbers: Sequence[int]) -> NDArray[np.uint8]:
+    """Held-out images through the model's codes, as synthetic ones come out of them."""
+    source = images.asked.source
+    batch = collate([source.sample(i) for i in numbers], list(numbers))
+    with torch.no_grad():
+        return to_grey(trained.model.reconstruct(to_device(batch, trained.device)).image_BCHW)
+
+
+def _show(
+    scorer: Scorer, train: ImageSet, fakes: ImageSet, judged: Closest, found: dict[str, Nearness], rings: bool
+) -> Path:
+    order = np.argsort(judged.distance_n, kind="stable")[:SHOWN]
+    thresholds = [one.threshold for one in found.values()]
+    pairs = [
+        Pair(
+            fakes.pick([number])[0], fakes.title(number),
+            train.pick([int(judged.number_n[number])])[0], train.title(int(judged.number_n[number])),
+            1.0 - float(judged.distance_n[number]), bool(judged.distance_n[number] < min(thresholds)),
+        )
+        for number in order.tolist()
+    ]  # fmt: skip
+    about = {
+        "images": f"{len(judged.distance_n):,} of {fakes.name}",
+        "training images": f"{len(train):,} of {train.name}",
+        "verdict": "nearer to training images than unseen ones are"
+        if rings
+        else "no nearer than unseen ones",
+        **{
+            f"nearer than 1 % of held-out images {name}": f"{one.share:.1%} (p = {one.p:.3g})"
+            for name, one in found.items()
+        },
+    }
+    return write_pairs(scorer.run.folder / "page" / f"copies-{fakes.kind}", about, pairs)
+
+
+def _write(
+    scorer: Scorer, train: ImageSet, fakes: ImageSet, unseen: ImageSet, judged: Closest,
+    found: dict[str, Nearness], metrics: list[Metric], rings: bool,
+) -> None:  # fmt: skip
+    nearest_ones = np.argsort(judged.distance_n, kind="stable")[:SHOWN].tolist()
+    write_result(
+        scorer.judge(), "copies", scorer.trained.recipe.data.dataset, fakes.kind, scorer.shards(),
+        n=len(judged.distance_n), metrics=metrics,
+        protocol=(
+            f"{fakes.name}: 1 - pixel correlation with the most correlated of the {CANDIDATES} images of "
+            f"{train.name} nearest by encoder features, beside the same of held-out {unseen.name}; rings "
+            f"when the share is improbable (p < {ALARM:g}, beta-binomial) beside held-out images as they are "
+            "and reconstructed"
+        ),
+        more={
+            "rings": rings, "references": {name: dataclasses.asdict(one) for name, one in found.items()},
+            "closest": [
+                {"image": fakes.title(i), "training_image": train.title(int(judged.number_n[i])),
+                 "distance": float(judged.distance_n[i])}
+                for i in nearest_ones
+            ],
+        },
+    )  # fmt: skip
+
+
+def verdict_line(verdict: Verdict) -> str:
+    """What a person should know."""
+    if verdict.rings:
+        return (
+            "COPIES SUSPECTED: images lie nearer to training images than unseen real ones do; look at "
+            f"{verdict.page} before you share any"
+        )
+    return f"no sign of copies; the closest pairs are at {verdict.page}"
+
+
+def say(verdict: Verdict) -> None:
+    """On stderr."""
+    click.echo(f"mu: {verdict_line(verdict)}", err=True)

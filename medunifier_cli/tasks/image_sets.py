@@ -1,0 +1,173 @@
+"""Sets of images that are compared: a split of shards or a folder of files, at the model's size either way.
+
+A folder's images go through the same decoding and squashing as `mu prepare`'s. S: edge in pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.data.bad_image import BadImage
+from medunifier_cli.data.contract import FileImage
+from medunifier_cli.data.image import image_from
+from medunifier_cli.errors import DataError
+from medunifier_cli.model.vit import pixels
+from medunifier_cli.tasks.sample_folder import SETTINGS, SHEET, read_samples
+from medunifier_cli.tasks.splits import Asked, open_benchmark
+from medunifier_cli.train.progress import Progress
+
+BATCH = 64
+SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp")
+
+
+class ImageSet(Protocol):
+    """Images by number."""
+
+    name: str
+    """As results call it."""
+    kind: str
+    """`synthetic`, `reconstruction`, `validation` (a split that is not trained on), `train` or `images`."""
+
+    def __len__(self) -> int: ...
+
+    def pick(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
+        """[len(numbers), S, S] grey levels."""
+        ...
+
+    def title(self, number: int) -> str:
+        """Key or file name of an image."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hash of what the set holds."""
+        ...
+
+
+class SplitImages:
+    """A split of shards, samples without text included."""
+
+    def __init__(self, asked: Asked, train: str) -> None:
+        self.asked = asked
+        self.name = f"{asked.plugin.name}/{asked.split}"
+        self.kind = "train" if asked.split == train else "validation"
+
+    def __len__(self) -> int:
+        return len(self.asked.source)
+
+    def pick(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
+        """Decoded from the shards."""
+        size = self.asked.source.data.image_size
+        room = torch.empty((len(numbers), 1, size, size), dtype=torch.uint8)
+        self.asked.source.gather(np.asarray(numbers, np.int64), room)
+        found: NDArray[np.uint8] = room[:, 0].numpy()
+        return found
+
+    def title(self, number: int) -> str:
+        """Key of the sample."""
+        return self.asked.source.shards.key(int(self.asked.source.rows[number]))
+
+    def fingerprint(self) -> str:
+        """Of shards and rows."""
+        source = self.asked.source
+        rows = hashlib.sha256(source.rows.astype("<i8").tobytes()).hexdigest()
+        return f"{source.shards.fingerprint} {rows}"
+
+
+class FolderImages:
+    """A folder: of samples (its listed images), or of any image files, subfolders included."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder, self.size, self.name, self.kind = folder, size, folder.name, "images"
+        self.lines = read_samples(folder)
+        if self.lines:
+            self.paths = [folder / line["image"] for line in self.lines]
+            settings = json.loads((folder / SETTINGS).read_text()) if (folder / SETTINGS).exists() else {}
+            self.kind = "reconstruction" if "reconstruct" in settings else "synthetic"
+        else:
+            found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+            self.paths = [path for path in found if path.name != SHEET]
+        if not self.paths:
+            raise DataError(f"{folder}: no image in it")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def pick(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
+        """Decoded and squashed as `mu prepare` does."""
+        return np.stack([self._read(self.paths[number]) for number in numbers])
+
+    def _read(self, path: Path) -> NDArray[np.uint8]:
+        try:
+            return image_from(FileImage(path), self.size).pixels
+        except (BadImage, DataError) as error:
+            raise DataError(f"{path}: {str(error).rstrip(': ')}; take it out or mend it") from error
+
+    def title(self, number: int) -> str:
+        """File name."""
+        return self.paths[number].name
+
+    def fingerprint(self) -> str:
+        """Of names, sizes and times."""
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths]
+        return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+
+
+def open_images(trained: Trained, folder_or_split: str) -> ImageSet:
+    """A folder where there is one of that name, else a split of the run's data set.
+
+    Raises:
+        DataError: neither, or a folder without images.
+    """
+    folder = Path(folder_or_split)
+    if folder.is_dir():
+        return FolderImages(folder, trained.recipe.data.image_size)
+    if len(folder.parts) > 1:
+        raise DataError(f"{folder}: no such folder")
+    return SplitImages(
+        open_benchmark(trained, split=folder_or_split, need_text=False), trained.recipe.data.train
+    )
+
+
+def batches(images: ImageSet) -> Iterator[NDArray[np.uint8]]:
+    """All images in order, [B, S, S]."""
+    with Progress(0, len(images), "image") as progress:
+        for start in range(0, len(images), BATCH):
+            stop = min(start + BATCH, len(images))
+            yield images.pick(range(start, stop))
+            progress.move(stop)
+
+
+def encoder_features(trained: Trained, images: ImageSet) -> NDArray[np.float32]:
+    """f_q of each image averaged over queries, [n, D]; kept in the run's cache."""
+    digest = hashlib.sha256(f"{trained.identity} {images.fingerprint()}".encode()).hexdigest()[:16]
+    path = trained.run.folder / "cache" / f"pooled-{digest}.npy"
+    try:
+        known: NDArray[np.float32] = np.load(path, allow_pickle=False)
+        return known
+    except (OSError, ValueError):
+        pass  # not there, or torn by a kill; made again
+    found = np.concatenate([query_means(trained, grey) for grey in batches(images)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".writing")
+    with temporary.open("wb") as file:
+        np.save(file, found)
+    temporary.replace(path)
+    return found
+
+
+def query_means(trained: Trained, grey_BSS: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Grey levels -> [B, D]."""
+    image = torch.from_numpy(grey_BSS)[:, None].to(trained.device)
+    with torch.no_grad():
+        query_BQD = trained.model.qformer.read_image(trained.model.look(pixels(image))).query_BQD
+    found: NDArray[np.float32] = query_BQD.float().mean(dim=1).cpu().numpy()
+    return found

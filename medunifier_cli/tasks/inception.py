@@ -1,0 +1,96 @@
+"""Inception features, FID and KID through torch-fidelity (extra `fid`), whose numbers the field compares."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medunifier_cli.checkpoint.store import file_hash
+from medunifier_cli.errors import MissingWeightsError
+from medunifier_cli.tasks.image_sets import ImageSet, batches
+
+FEATURES = "2048"
+SUBSET = 1000
+"""Images of a KID subset, as torch-fidelity's default; fewer where a set is smaller."""
+
+
+@dataclass(frozen=True)
+class Inception:
+    """The network and which weights it has."""
+
+    network: Any
+    weights: Path
+    weights_hash: str
+    """SHA-256 of the file."""
+    device: torch.device
+
+    def features(self, images: ImageSet) -> NDArray[np.float32]:
+        """[n, 2048]; the network resizes to 299x299 itself, as TensorFlow 1 did."""
+        found = []
+        with torch.no_grad():
+            for grey in batches(images):
+                rgb = torch.from_numpy(grey)[:, None].expand(-1, 3, -1, -1).to(self.device)
+                found.append(self.network(rgb)[0].cpu().numpy())
+        result: NDArray[np.float32] = np.concatenate(found)
+        return result
+
+
+def load_inception(weights: str, device: torch.device) -> Inception:
+    """torch-fidelity's InceptionV3.
+
+    Args:
+        weights: file; empty for torch's download cache.
+
+    Raises:
+        MissingWeightsError: torch-fidelity or the weights are not there, or damaged; says what to fetch.
+    """
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import (
+            URL_INCEPTION_V3,
+            FeatureExtractorInceptionV3,
+        )
+    except ImportError as error:
+        raise MissingWeightsError("FID needs torch-fidelity: `pip install 'medunifier[fid]'`") from error
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
+    path = Path(weights).expanduser() if weights else cached
+    if not path.is_file():
+        raise MissingWeightsError(
+            f"{path}: no Inception weights; where there is a network, fetch {URL_INCEPTION_V3} to there, or "
+            "name the file with --inception"
+        )
+    try:
+        torch.load(path, weights_only=True, map_location="meta")  # torch-fidelity would run a pickle's code
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", [FEATURES], feature_extractor_weights_path=str(path)
+        )
+    except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise MissingWeightsError(
+            f"{path}: not the Inception weights of torch-fidelity, or damaged"
+        ) from error
+    return Inception(network.to(device), path, file_hash(path), device)
+
+
+def fid_and_kid(
+    real_nD: NDArray[np.float32], fake_nD: NDArray[np.float32], seed: int
+) -> tuple[float, float, float]:
+    """FID, KID and KID's standard deviation over its subsets, as torch-fidelity computes them."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    real, fake = torch.from_numpy(real_nD), torch.from_numpy(fake_nD)
+    statistics = [fid_features_to_statistics(features) for features in (real, fake)]
+    fid = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    kid = kid_features_to_metric(
+        real, fake, kid_subset_size=min(SUBSET, len(real), len(fake)), rng_seed=seed, verbose=False
+    )
+    return (
+        float(fid),
+        float(kid["kernel_inception_distance_mean"]),
+        float(kid["kernel_inception_distance_std"]),
+    )
