@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def _cell(measure: Measure, run: Measured) -> str:
             continue
         if measure.split and result["split"] != measure.split:
             continue
-        if measure.fraction is not None and not _same_share(result.get("fraction"), measure.fraction):
+        if measure.fraction is not None and not _as_the_paper_tunes(result, measure.fraction):
             continue
         value = next((m["value"] for m in result["metrics"] if end.search(m["name"])), None)
         if value is not None:
@@ -125,8 +125,10 @@ def _cell(measure: Measure, run: Measured) -> str:
     return _number(found[0][1] * measure.scale) if found else ""
 
 
-def _same_share(share: Any, wanted: float) -> bool:
-    return isinstance(share, int | float) and math.isclose(share, wanted)
+def _as_the_paper_tunes(result: Mapping[str, Any], fraction: float) -> bool:
+    """Whether the whole model was fine-tuned, on this share of the train split; a probe is another thing."""
+    share = result.get("fraction")
+    return isinstance(share, int | float) and math.isclose(share, fraction) and not result.get("frozen")
 
 
 def _best_other(table: PaperTable, column: int) -> str:

@@ -53,11 +53,11 @@ def write_run(root: Path, name: str, recipe: str, results: Mapping[str, object])
     for number, (what, content) in enumerate(results.items()):
         task, dataset, split = what.split()
         assert isinstance(content, dict)
-        fraction = content.pop("fraction", None)
+        facts = {fact: content.pop(fact) for fact in ("fraction", "frozen") if fact in content}
         metrics = [{"name": k, "value": v, "floor": None, "unit": ""} for k, v in content.items()]
         body = {"task": task, "dataset": dataset, "split": split, "metrics": metrics}
         path = run / "results" / f"{task}-{dataset}-{split}-{number}.json"
-        path.write_text(json.dumps(body | ({"fraction": fraction} if fraction else {})))
+        path.write_text(json.dumps(body | facts))
     return run
 
 
@@ -88,8 +88,10 @@ def runs(own_roots: Path) -> Path:
     for fraction, value in ((0.01, 0.801), (1.0, 0.902)):
         write_run(
             root, f"tuned-{fraction:g}", dump_recipe(tuned),
-            {"finetune rsna test": {"auroc": value, "accuracy": 0.1, "fraction": fraction}},
+            {"finetune rsna test": {"fine-tuned auroc": value, "fraction": fraction}},
         )  # fmt: skip
+    probe = {"fine-tuned auroc": 0.7, "fraction": 0.1, "frozen": True}
+    write_run(root, "probe", dump_recipe(tuned), {"finetune rsna test": probe})
     return root
 
 
@@ -164,8 +166,8 @@ def test_what_is_printed_by_default(runs: Path, score: Callable[..., Result]) ->
 def test_rows_of_a_run_hold_those_of_what_was_made_from_it(runs: Path, score: Callable[..., Result]) -> None:
     rows = list(csv.DictReader(io.StringIO(score("whole", "--rows", "--format", "csv").stdout)))
     found = {(row["task"], row["metric"]): row["whole"] for row in rows}
-    assert found["finetune (tuned-0.01)", "auroc"] == "0.801"
-    assert found["finetune (tuned-1)", "auroc"] == "0.902"
+    assert found["finetune (tuned-0.01)", "fine-tuned auroc"] == "0.801"
+    assert found["finetune (tuned-1)", "fine-tuned auroc"] == "0.902"
     assert found["retrieval", "image to text, map@1"] == "0.612"
 
 
