@@ -19,7 +19,7 @@ from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.data.text import TextTokenizer, readable
 from medunifier_cli.errors import DataError
 from medunifier_cli.scores.bootstrap import Interval, percentiles, resample_counts
-from medunifier_cli.scores.classification import finding_scores
+from medunifier_cli.scores.classification import ClassScores, finding_scores
 from medunifier_cli.scores.clinical import CLINICAL, clinical_scores
 from medunifier_cli.scores.meteor import MeteorUnavailableError, meteors
 from medunifier_cli.scores.report_text import PROTOCOLS, Protocol, prepare, sentences
@@ -136,18 +136,6 @@ def score_rows(
     return out
 
 
-def finding_table(scored: Scored) -> str:
-    """Precision, recall and F1 of each finding as aligned lines."""
-    rows = [("finding", "precision", "recall", "F1", "positives")]
-    for name, row in scored.per_finding.items():
-        cells = ["-" if row[key] is None else f"{row[key]:.3f}" for key in ("precision", "recall", "f1")]
-        rows.append((name, *cells, f"{row['positives']:.0f}"))  # type: ignore[arg-type]
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, 5))]) for row in rows
-    )
-
-
 def _add_text_scores(
     out: Scored, protocol: Protocol, hypotheses: list[str], references: list[str], constant: str, groups: Any,
     meteor: dict[Protocol, tuple[float | None, float | None]],
@@ -203,13 +191,13 @@ def _add_findings(
     out.per_finding = found.per_class
     out.notes += found.notes
     always = np.repeat(_table(plugin, [constant]), len(references), axis=0)
-    floor = finding_scores(truth, always, plugin.classes) if constant else None
-    values: dict[str, tuple[float | None, float | None]] = {
-        "finding micro-F1": (found.scores.get("micro_f1"), floor and floor.scores.get("micro_f1")),
-        "finding macro-F1": (found.scores.get("macro_f1"), floor and floor.scores.get("macro_f1")),
+    floor = finding_scores(truth, always, plugin.classes) if constant else ClassScores({}, {})
+    values = {
+        f"finding {label}": (found.scores.get(key), floor.scores.get(key))
+        for label, key in (("micro-F1", "micro_f1"), ("macro-F1", "macro_f1"))
     }
     for name in plugin.classes:
-        values[f"F1, {name}"] = (found.per_class[name]["f1"], floor and floor.per_class[name]["f1"])
+        values[f"F1, {name}"] = (found.per_class[name]["f1"], floor.per_class.get(name, {}).get("f1"))
     spans = _finding_intervals(truth, said, plugin.classes, groups)
     out.metrics += [_metric(name, value, low, spans.get(name)) for name, (value, low) in values.items()]
 

@@ -15,8 +15,9 @@ from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.roots import shards_folder
 from medunifier_cli.tasks.captioning import Decoding, Writer, save_rows, write_split
 from medunifier_cli.tasks.report_scores import Scored, constant_report, read_rows, score_rows
-from medunifier_cli.tasks.results import write_result
+from medunifier_cli.tasks.results import span, write_result
 from medunifier_cli.tasks.splits import open_benchmark
+from medunifier_cli.tasks.tables import render
 from medunifier_cli.train.record import write_whole
 
 TASK = "report"
@@ -106,6 +107,28 @@ def score_file(path: Path, clinical: bool = False) -> Scored:
     return scored
 
 
+def render_scores(scored: Scored, form: str) -> str:
+    """All scores, and precision, recall and F1 of each finding: text, Markdown, or one CSV table."""
+    metrics = [["metric", "value", "95 % interval", "floor"]]
+    metrics += [[m.name, _number(m.value, "-"), span(m), _number(m.floor, "")] for m in scored.metrics]
+    keys = ("precision", "recall", "f1", "positives")
+    findings = [["finding", *keys]]
+    for name, row in scored.per_finding.items():
+        positives = row["positives"] or 0
+        findings.append([name, *(_number(row[key], "-") for key in keys[:3]), f"{positives:.0f}"])
+    if form == "csv":
+        header, *rest = findings
+        metrics += [
+            [f"{key}, {row[0]}", row[i], "", ""]
+            for row in rest
+            for i, key in enumerate(header)
+            if i in (1, 2)
+        ]
+        return render(metrics, form)
+    tables = [metrics, *([findings] if scored.per_finding else [])]
+    return "\n\n".join(render(rows, form, words=1) for rows in tables)
+
+
 def trained_sections(trained: Trained) -> tuple[str, ...]:
     """The sections of the texts a run was trained on."""
     data = trained.recipe.data
@@ -124,6 +147,10 @@ def _constant(trained: Trained) -> tuple[str, str]:
     except DataError as error:
         return "", f"floor: left out, the run's training texts are not here ({error})"
     return constant_report(train, trained.tokenizer), ""
+
+
+def _number(value: float | None, absent: str) -> str:
+    return absent if value is None else f"{value:.3f}"
 
 
 def _landing(trained: Trained, out: Path | None) -> Trained:
