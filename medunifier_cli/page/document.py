@@ -31,7 +31,8 @@ figcaption .key { color: var(--soft); } figcaption p { margin: .4rem 0 0; }
 table { border-collapse: collapse; font-size: .9rem; } .wide { overflow-x: auto; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-figure.plot { margin: 0 0 1rem; } figure.plot svg { width: 100%; max-width: 44rem; height: auto; }
+.plots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); }
+figure.plot svg { width: 100%; height: auto; }
 svg text { fill: var(--soft); font: 11px system-ui, sans-serif; } svg .axis { stroke: var(--line); }
 svg .train { stroke: var(--mark); fill: none; stroke-width: 1.5; }
 svg .valid { stroke: var(--ink); fill: none; stroke-width: 1.5; stroke-dasharray: 4 3; }

@@ -388,3 +388,28 @@ def test_another_data_set_is_measured_on_its_benchmark(home: Path, verb: Mu, tmp
     assert done.exit_code == 1
     assert "mu prepare" in done.stderr
     assert os.environ["MU_DATA"] == str(home / "data")
+
+
+def test_the_page_of_a_run_shows_its_losses_results_and_pictures(
+    home: Path, verb: Mu, tmp_path: Path
+) -> None:
+    assert verb("zeroshot", "--split", "test").exit_code == 0
+    done = verb("score", "small", "--page")
+    assert done.exit_code == 0
+    page = Path(done.stdout.strip())
+    assert page == home / "runs" / "small" / "page" / "index.html"
+    moved = shutil.copytree(home / "runs" / "small", tmp_path / "moved") / "page" / "index.html"
+    gallery = Gallery(moved)
+    pictures = [str(attrs["src"]) for tag, attrs in gallery.tags if tag == "img"]
+    assert any(name.endswith(".confusion.png") for name in pictures)
+    for name in pictures:
+        with Image.open(moved.parent / name) as image:
+            image.load()
+    log = [json.loads(line) for line in (home / "runs" / "small" / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in log if line["event"] == "train"]
+    drawn = [attrs for tag, attrs in gallery.tags if tag == "polyline" and attrs["class"] == "train"]
+    assert len(str(drawn[0]["points"]).split()) == len(steps)
+    assert any("ITC loss" in said and f"from {steps[0]['itc']:.3g} to" in said for said in gallery.figures)
+    value = metrics(home, "zeroshot-phantom-test")["zero-shot accuracy"]["value"]
+    assert f">{value:.3f} (" in moved.read_text()
+    assert "://" not in moved.read_text()
