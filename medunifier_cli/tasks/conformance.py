@@ -6,6 +6,7 @@ stands beside, for no generator can be expected to do better than that. C classe
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run
 from medunifier_cli.scores.classification import confusion_matrix
 from medunifier_cli.tasks.image_scores import Scorer
-from medunifier_cli.tasks.image_sets import FolderImages, ImageSet, SplitImages, batches
+from medunifier_cli.tasks.image_sets import FolderImages, SplitImages, batches
 from medunifier_cli.tasks.results import Metric, write_result
 from medunifier_cli.tasks.splits import open_benchmark
+from medunifier_cli.tasks.synthesis import reconstructions
 from medunifier_cli.train.record import Run
 
 
@@ -52,12 +54,14 @@ def prompts_obeyed(scorer: Scorer, fake: str, classifier: str) -> list[Metric]:
             f"{folder}: {what}; the classifier knows {', '.join(classes)}: draw with `--prompts` by class"
         )
     label_n = np.array([classes.index(name) for name in asked])
-    chosen_n = _classify(tuned, network, images)
+    chosen_n = _classify(tuned, network, batches(images))
     confusion = confusion_matrix(label_n, chosen_n, len(classes))
-    real, real_n = _on_real(tuned, network)
+    real, coded, real_n = _on_real(tuned, network, scorer.trained)
     floor = float(np.bincount(label_n).max() / len(label_n))
     metrics = [Metric("class asked for by prompt, accuracy", float((label_n == chosen_n).mean()), floor)]
     metrics.append(Metric("the same classifier on held-out real images, accuracy", real, floor))
+    if coded is not None:
+        metrics.append(Metric("the same classifier on those images reconstructed, accuracy", coded, floor))
     metrics += [
         Metric(f"class asked for, {name}", float(confusion[i, i] / confusion[i].sum()), None)
         for i, name in enumerate(classes)
@@ -109,9 +113,10 @@ def restore_classifier(run: Run) -> tuple[Trained, Classifier, tuple[str, ...]]:
     return tuned, network.to(trained.device).eval(), classes
 
 
-def _classify(tuned: Trained, network: Classifier, images: ImageSet) -> NDArray[np.int64]:
+def _classify(tuned: Trained, network: Classifier, images: Iterable[NDArray[np.uint8]]) -> NDArray[np.int64]:
+    """Likeliest class of each image of batches [B, S, S]."""
     found = []
-    for grey in batches(images):
+    for grey in images:
         with torch.no_grad():
             query_BQD = network.queries(torch.from_numpy(grey)[:, None].to(tuned.device))
             found.append(network.head(query_BQD).argmax(dim=1).cpu().numpy())
@@ -119,16 +124,24 @@ def _classify(tuned: Trained, network: Classifier, images: ImageSet) -> NDArray[
     return result
 
 
-def _on_real(tuned: Trained, network: Classifier) -> tuple[float, int]:
-    """Accuracy on the held-out images that have exactly one class, and how many those are."""
+def _on_real(tuned: Trained, network: Classifier, generator: Trained) -> tuple[float, float | None, int]:
+    """Accuracy on held-out images of exactly one class, on the same through the generator's codes (where it
+    has any: what its decoder loses, no prompt brings back), and how many images those are."""
     recipe = load_recipe(tuned.run.recipe, (), FinetuneRecipe)
     split = recipe.data.test or recipe.data.valid
     asked = open_benchmark(tuned, recipe.data.dataset, split, need_text=False)
     one = asked.source.labels >= 0
     if not one.any():
         raise DataError(f"{asked.shards}: no image of {split!r} has exactly one class to ask for")
-    chosen_n = _classify(tuned, network, SplitImages(asked, recipe.data.train))
-    return float((chosen_n == asked.source.labels)[one].mean()), int(one.sum())
+    label_n, right = asked.source.labels, []
+    sides = [batches(SplitImages(asked, recipe.data.train))]
+    same_data = recipe.data.dataset == generator.recipe.data.dataset
+    if same_data and generator.recipe.objectives.tig:
+        coded = open_benchmark(generator, split=split, need_text=False)
+        sides.append(reconstructions(generator, coded))
+    for side in sides:
+        right.append(float((_classify(tuned, network, side) == label_n)[one].mean()))
+    return right[0], right[1] if len(right) > 1 else None, int(one.sum())
 
 
 def _settings(lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -130,8 +130,8 @@ def _write(
         protocol=(
             f"{n:,} images of {fakes.name} against {len(reals):,} of {reals.name}, all 8-bit grey at "
             f"{own.image_size}x{own.image_size}, squashed as in `mu prepare`; interval: value -+ 1.96 "
-            f"bootstrap errors over the judged images; precision and recall: Kynkäänniemi et al. 2019, k = 3, "
-            f"at most {MANIFOLD:,} images a side. Fréchet distances grow as n shrinks: compare equal n"
+            f"bootstrap errors over the judged images; precision and recall: Kynkäänniemi et al. 2019, "
+            f"k = 3, at most {MANIFOLD:,} images a side. Fréchet distances grow as n shrinks: compare equal n"
         ),
         more={"real": {"name": reals.name, "n": len(reals)}, "fake": {"name": fakes.name, "n": n},
               "extractors": used},

@@ -6,7 +6,7 @@ Letters: B images, T top edge, G bottom edge, D text width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -95,6 +95,16 @@ def _draw(
             **asdict(draws),
         }  # fmt: skip
         folder.add(number, f"{number:06d}.png", decode(fitted.trained, top[row], bottom[row]), line)
+
+
+def reconstructions(trained: Trained, asked: Asked) -> Iterator[NDArray[np.uint8]]:
+    """Every image of a split through its codes, in batches [B, S, S]."""
+    with torch.no_grad():
+        for batch, mask_B in eval_batches(
+            asked.source, batch_size=RECONSTRUCT_BATCH, rank=0, world=1, workers=0
+        ):
+            batch = first_pairs(to_device(batch, trained.device), int(mask_B.sum()))
+            yield to_grey(trained.model.reconstruct(batch).image_BCHW)
 
 
 def decode(trained: Trained, top_TT: Tensor, bottom_GG: Tensor) -> NDArray[np.uint8]:
