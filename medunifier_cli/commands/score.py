@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -22,7 +23,17 @@ if TYPE_CHECKING:
     "--tables/--rows", "tables", default=None,
     help="The paper's tables or all numbers of the runs; by default the tables, if a run has a number there.",
 )  # fmt: skip
+@click.option("--page", is_flag=True, help="Write each run's page/index.html instead, and print its path.")
 @click.option("--baselines", is_flag=True, help="In the paper's tables, show the other methods' rows too.")
+@click.option(
+    "--reports", type=click.Path(path_type=Path), default=None,
+    help="Score a file of reports: JSON lines with `reference` and `hypothesis`, as `mu report` writes.",
+)  # fmt: skip
+@click.option(
+    "--outputs", type=click.Path(path_type=Path), default=None,
+    help="Score a file of per-sample outputs, as results/*.samples.jsonl: classification or rankings.",
+)  # fmt: skip
+@click.option("--clinical", is_flag=True, help="With --reports: CheXbert and RadGraph F1 too.")
 @click.option(
     "--fake", default="", help="Judge these images: a folder, such as of `mu synthesize`, or a split."
 )
@@ -44,14 +55,34 @@ if TYPE_CHECKING:
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of draws and intervals."
 )
 def score(
-    runs: tuple[str, ...], form: str, tables: bool | None, baselines: bool, fake: str, real: str,
-    copies: bool, heldout: str, classifier: str, extractor: str, inception: str, images: int, seed: int,
+    runs: tuple[str, ...], form: str, tables: bool | None, page: bool, baselines: bool,
+    reports: Path | None, outputs: Path | None, clinical: bool, fake: str, real: str, copies: bool, heldout: str,
+    classifier: str, extractor: str, inception: str, images: int, seed: int,
 ) -> None:  # fmt: skip
     """Print what one or several runs reached: the paper's tables beside them, or each number and its floor.
 
     RUNS are names or folders; by default the newest one with results. A run brings along what was
     fine-tuned or fitted from it, and stands in the rows of the paper whose objectives its recipe has.
     """
+    if reports is not None or clinical:
+        if reports is None or runs or fake:
+            raise click.UsageError("reports are scored with --reports FILE alone, or with --clinical")
+        from medunifier_cli.tasks.reporting import render_scores, score_file
+
+        scored = score_file(reports, clinical)
+        click.echo(render_scores(scored, form))
+        for note in scored.notes:
+            click.echo(f"mu: {note}", err=True)
+        return
+    if outputs is not None:
+        from medunifier_cli.tasks.results import table
+        from medunifier_cli.tasks.saved_outputs import score_outputs
+
+        metrics, notes = score_outputs(outputs)
+        click.echo(table(metrics))
+        for note in notes:
+            click.echo(f"mu: {note}", err=True)
+        return
     if any((fake, real, copies, heldout, classifier, inception, images)):
         if not fake or len(runs) > 1:
             raise click.UsageError("images are judged with --fake and one run at most")
@@ -59,22 +90,21 @@ def score(
 
         judge_images(
             Wanted(
-                runs[0] if runs else "",
-                fake,
-                real,
-                copies,
-                heldout,
-                classifier,
-                extractor,
-                inception,
-                images,
-                seed,
+                runs[0] if runs else "", fake, real, copies, heldout, classifier, extractor, inception,
+                images, seed,
             )
-        )
+        )  # fmt: skip
         return
     from medunifier_cli.train.record import Run
 
     chosen = [Run(find_run(run)) for run in runs] or [_newest()]
+    if page:
+        from medunifier_cli.page.run_page import write_run_page
+        from medunifier_cli.tasks.tables import rows_of
+
+        for run in chosen:
+            click.echo(str(write_run_page(run, rows_of([run]))))
+        return
     click.echo(_table(chosen, form, tables, baselines))
 
 

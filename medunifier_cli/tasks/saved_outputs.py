@@ -1,0 +1,107 @@
+"""Scores from saved per-sample outputs: what a task wrote beside its result, or another program in its form.
+
+One JSON object a line. Classification: `class` (or `truth`: a name, or label -> 1, 0, null) and
+`probabilities` (or `scores`): label -> number. Rankings: `key`, `class`, `image_to_text`, `text_to_image`,
+the last two lists of keys, best first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medunifier_cli.errors import DataError
+from medunifier_cli.scores.bootstrap import Interval, intervals, mean_intervals
+from medunifier_cli.scores.classification import ClassScores, classification_scores, multilabel_scores
+from medunifier_cli.scores.ranking import ranking_scores
+from medunifier_cli.tasks.results import Metric
+
+KS = (1, 5, 10)
+WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def score_outputs(path: Path) -> tuple[list[Metric], list[str]]:
+    """Metrics with 95 % intervals over samples (a file does not say whose images they are), and notes.
+
+    Raises:
+        DataError: no such file, a line that is not of that form, a score that is NaN, one class only.
+    """
+    rows = _read(path)
+    try:
+        if all(way in rows[0] for way in WAYS):
+            return _rankings(rows), []
+        return _classes(rows)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{path}: not saved outputs; each line needs `class` and `probabilities` by class, or `key`, "
+            "`class`, `image_to_text` and `text_to_image`"
+        ) from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _read(path: Path) -> Rows:
+    rows = []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if line.strip():
+                rows.append(json.loads(line))
+                if not isinstance(rows[-1], dict):
+                    raise DataError(f"{path}:{number}: not a JSON object")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read") from error
+    except ValueError as error:
+        raise DataError(f"{path}:{number}: not JSON") from error
+    if not rows:
+        raise DataError(f"{path}: no line to score")
+    return rows
+
+
+def _classes(rows: Rows) -> tuple[list[Metric], list[str]]:
+    tables = [row["probabilities"] if "probabilities" in row else row["scores"] for row in rows]
+    truths = [row["class"] if "class" in row else row["truth"] for row in rows]
+    several = isinstance(truths[0], Mapping)
+    there = {name for truth in truths for name in (truth if several else [truth])}
+    classes = list(tables[0]) if set(tables[0]) >= there else sorted(there | set(tables[0]))
+    scores_NC = np.array([[table[name] for name in classes] for table in tables], dtype=np.float64)
+    if several:
+        known = [[truth.get(name) for name in classes] for truth in truths]
+        truth_N = np.array(known, dtype=np.float64)
+    else:
+        truth_N = np.array([classes.index(truth) for truth in truths])
+        if len(np.unique(truth_N)) < 2:
+            raise DataError(f"all {len(truth_N):,} samples are {truths[0]}; scores need two classes")
+
+    def judged(part: Any) -> ClassScores:
+        judge = multilabel_scores if several else classification_scores
+        return judge(truth_N[part], scores_NC[part], classes)
+
+    whole = judged(np.arange(len(rows)))
+    spans = intervals(lambda part: judged(part).scores, len(rows))
+    return [_metric(name, value, spans.get(name)) for name, value in whole.scores.items()], whole.notes
+
+
+def _rankings(rows: Rows) -> list[Metric]:
+    place = {row["key"]: i for i, row in enumerate(rows)}
+    labels = np.unique([row["class"] for row in rows], return_inverse=True)[1].reshape(-1)
+    if labels.max() == 0:
+        raise DataError("all samples have one class; any ranking would be perfect")
+    out = []
+    for way, words in WAYS.items():
+        ranked = np.array([[place[key] for key in row[way]] for row in rows])
+        ks = [k for k in KS if k <= ranked.shape[1]]
+        per_query = ranking_scores(ranked, labels, labels, ks)
+        spans = mean_intervals(per_query)
+        out += [_metric(f"{words}, {name}", float(v.mean()), spans[name]) for name, v in per_query.items()]
+    return out
+
+
+def _metric(name: str, value: float, span: Interval | None) -> Metric:
+    low, high = (span.low, span.high) if span else (None, None)
+    return Metric(name, value, low=low, high=high)
