@@ -56,8 +56,8 @@ if TYPE_CHECKING:
 )
 def score(
     runs: tuple[str, ...], form: str, tables: bool | None, page: bool, baselines: bool,
-    reports: Path | None, outputs: Path | None, clinical: bool, fake: str, real: str, copies: bool, heldout: str,
-    classifier: str, extractor: str, inception: str, images: int, seed: int,
+    reports: Path | None, outputs: Path | None, clinical: bool, fake: str, real: str, copies: bool,
+    heldout: str, classifier: str, extractor: str, inception: str, images: int, seed: int,
 ) -> None:  # fmt: skip
     """Print what one or several runs reached: the paper's tables beside them, or each number and its floor.
 
