@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import click
 
 from medunifier_cli.errors import MuError
-from medunifier_cli.recipe.load import load_recipe
+from medunifier_cli.recipe.load import Recipe, load_any
+from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
+
+if TYPE_CHECKING:
+    from medunifier_cli.train.ready import Finding
 
 
 @click.command()
@@ -19,11 +27,9 @@ def check(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ha
     Looks at shards, weights, tokenizer, sizes and batch of RECIPE, and fetches nothing. All problems are
     listed; the exit code is 1 if there is one.
     """
-    loaded = load_recipe(recipe, overrides)
-    from medunifier_cli.train.ready import look
-
+    loaded = load_any(recipe, overrides)
     problems = 0
-    for finding in look(loaded, num_processes or 0, hashes):
+    for finding in _findings(loaded, num_processes or 0, hashes):
         click.echo(f"{'ok' if finding.good else 'problem':<8} {finding.what}: {finding.said}")
         problems += not finding.good
     if problems:
@@ -31,3 +37,16 @@ def check(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ha
             f"{loaded.name} is not ready: {problems} problem{'s' if problems > 1 else ''}, listed above"
         )
     click.echo(f"{loaded.name} is ready")
+
+
+def _findings(recipe: Recipe, processes: int, hashes: bool) -> Iterator[Finding]:
+    """What there is to look at depends on the stage."""
+    if isinstance(recipe, PretrainRecipe):
+        from medunifier_cli.train.ready import look
+
+        return look(recipe, processes, hashes)
+    if isinstance(recipe, FinetuneRecipe):
+        from medunifier_cli.train.ready_finetune import look_at_finetuning
+
+        return look_at_finetuning(recipe, processes, hashes)
+    raise MuError(f"mu check has nothing to look at in a recipe for `mu {recipe.stage}`")

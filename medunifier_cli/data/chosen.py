@@ -13,7 +13,6 @@ from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from medunifier_cli.data import labelled
 from medunifier_cli.data.contract import DatasetPlugin
@@ -100,28 +99,23 @@ def choose_samples(parts: Sequence[Part], classes: tuple[str, ...], workers: int
     return entries
 
 
-def open_samples(
-    entry: Mapping[str, Any], folder: Path, plugin: DatasetPlugin, kind: Kind, image_size: int
-) -> LabelledImages:
-    """The samples that an entry of `samples.json` names.
+def open_samples(entry: Mapping[str, Any], part: Part) -> LabelledImages:
+    """The samples that an entry of `samples.json` names, among those of its part.
 
     Raises:
-        CheckpointError: the shards are no longer those they were chosen from.
+        CheckpointError: the shards, or their drawn subset, are no longer those they were chosen from.
     """
-    shards = open_part(folder, entry["split"])
-    if shards.fingerprint != entry["shards"]:
+    images, shards = part.images, part.images.shards
+    bad = np.isin(
+        shards.index["key"][images.rows], np.array([key.encode() for key in entry["unreadable"]], "S")
+    )
+    left = images.without(bad)
+    if shards.fingerprint != entry["shards"] or (entry["keys"] is not None and left.keys != entry["keys"]):
         raise CheckpointError(
-            f"{folder}: split {entry['split']!r} is not the one this run chose its samples from; "
+            f"{images.folder}: split {entry['split']!r} is not the one this run chose its samples from; "
             "give the run another name with --run, or start over with --fresh"
         )
-    target = labelled.targets_of(shards, plugin, kind)
-    wanted = labelled.is_known(target)
-    if entry["keys"] is not None:
-        wanted &= np.isin(shards.index["key"], _bytes(entry["keys"]))
-    if entry["unreadable"]:
-        wanted &= ~np.isin(shards.index["key"], _bytes(entry["unreadable"]))
-    rows = np.flatnonzero(wanted)
-    return LabelledImages(shards, rows, target[rows], image_size)
+    return left
 
 
 def read_samples(path: Path) -> dict[str, Any]:
@@ -158,13 +152,9 @@ def _check_classes(part: Part, images: LabelledImages, classes: tuple[str, ...])
             raise DataError(f"{what}: no label has both positives and negatives; nothing to tell apart")
         return
     advice = "take a larger data.fraction" if few else "it cannot be learned; prepare data that have some"
-    for missing, counted in (("with", positive), ("without", negative)):
+    for missing, counted in (("of", positive), ("without", negative)):
         lacking = [name for name, count in zip(classes, counted, strict=True) if not count]
         if lacking:
             raise DataError(
-                f"{what}: none of {len(target):,} samples is {missing} {', '.join(lacking)}; {advice}"
+                f"{what}: no sample {missing} {', '.join(lacking)} among {len(target):,}; {advice}"
             )
-
-
-def _bytes(keys: list[str]) -> NDArray[np.bytes_]:
-    return np.array([key.encode() for key in keys], dtype="S")

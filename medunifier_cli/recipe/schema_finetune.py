@@ -94,7 +94,9 @@ class FinetuneTrain:
     seed: CountOrZero = 0
     """Seed of everything drawn but the fraction."""
     epochs: Count = 50
-    """Passes over the training samples, each rounded up to whole steps."""
+    """Passes over the training samples, each rounded up to whole steps; `steps` wins where it is set."""
+    steps: CountOrZero = 0
+    """Optimiser steps; 0 to count epochs."""
     global_batch: Count = 64
     """Images per optimiser step, over all ranks and micro-batches."""
     micro_batch: CountOrZero = 0
@@ -107,8 +109,8 @@ class FinetuneTrain:
     """CPU threads per process; 0 leaves it to PyTorch. Fixed threads make CPU runs repeatable bit for bit."""
     log_every: Count = 10
     """Steps between lines of `log.jsonl`."""
-    epochs_per_validation: Count = 1
-    """Epochs between validations, one of which is the best epoch."""
+    validate_every: CountOrZero = 0
+    """Steps between validations, the best of which gives the weights that are kept; 0 for each epoch."""
     checkpoint_every: Count = 500
     """Steps between checkpoints."""
     keep: Count = 1
@@ -116,13 +118,14 @@ class FinetuneTrain:
     tensorboard: bool = True
     """Write TensorBoard files through Accelerate's trackers."""
 
-    def for_loop(self, steps_per_epoch: int) -> Train:
+    def for_loop(self, samples: int) -> Train:
         """As `loop.fit` takes it, in steps."""
+        epoch = -(-samples // self.global_batch)
         return Train(
-            seed=self.seed, epochs=float(self.epochs), steps=self.epochs * steps_per_epoch,
+            seed=self.seed, epochs=float(self.epochs), steps=self.steps or self.epochs * epoch,
             global_batch=self.global_batch, micro_batch=self.micro_batch, precision=self.precision,
             processes=self.processes, threads=self.threads, log_every=self.log_every,
-            valid_every=self.epochs_per_validation * steps_per_epoch, valid_batches=0,
+            valid_every=self.validate_every or epoch, valid_batches=0,
             checkpoint_every=self.checkpoint_every, keep=self.keep, tensorboard=self.tensorboard,
         )  # fmt: skip
 

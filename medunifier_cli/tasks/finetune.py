@@ -45,15 +45,14 @@ def scores_of(target: NDArray[Any], scores_nC: NDArray[np.float64], classes: tup
 
 def measure(
     tuned: Trained, recipe: FinetuneRecipe, source: LabelledImages | LabelledFeatures,
-    logits_nC: NDArray[np.float32], classes: tuple[str, ...], samples: Mapping[str, Any],
-    pretrained: Mapping[str, Any],
+    logits_nC: NDArray[np.float32], classes: tuple[str, ...], origin: Mapping[str, Any],
 ) -> list[Metric]:  # fmt: skip
     """Score the held-out split; writes `results/finetune-<dataset>-<split>.json`, the samples beside it.
 
     Args:
         tuned: names the run, and step and hash of the best weights.
-        samples: content of `samples.json`.
-        pretrained: what the result says of the run it started from.
+        origin: `samples`, the content of `samples.json`; `pretrained`, the run it started from; `best`, how
+            the weights were chosen.
     """
     images = source.images if isinstance(source, LabelledFeatures) else source
     target, one_class = source.target, source.target.ndim == 1
@@ -72,7 +71,8 @@ def measure(
         )
         for name in SHOWN if name in found.scores
     ]  # fmt: skip
-    train, split = samples["train"], images.shards.split
+    samples, split = origin["samples"], images.shards.split
+    train = samples["train"]
     write_result(
         tuned, TASK, recipe.data.dataset, split, images.folder, n=len(target), seed=recipe.train.seed,
         metrics=metrics, protocol=_protocol(recipe, one_class),
@@ -85,7 +85,8 @@ def measure(
                 role: {"unreadable": len(entry["unreadable"]), "without_label": entry["without_label"]}
                 for role, entry in samples.items()
             },
-            "pretrained": dict(pretrained),
+            "pretrained": origin["pretrained"],
+            "best": origin["best"],
             "classes": list(classes),
             "per_class": found.per_class,
             "confusion": None if found.confusion_CC is None else found.confusion_CC.tolist(),

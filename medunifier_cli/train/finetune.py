@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.restore import Trained, restore
-from medunifier_cli.data.chosen import ROLES, Part, choose_samples, open_samples, plan_samples, read_samples
+from medunifier_cli.data.chosen import Part, choose_samples, open_samples, plan_samples, read_samples
 from medunifier_cli.data.labelled import Labelled, LabelledFeatures, LabelledImages, counts
 from medunifier_cli.data.loader import eval_batches, train_batches
 from medunifier_cli.model.classifier import Classifier, build_head
@@ -55,9 +55,8 @@ class Finetuning:
         head = build_head(task.head, qformer.queries, qformer.width, len(classes), recipe.train.seed)
         self.classifier = Classifier(trained.model, head, recipe.model.freeze).to(device)
         self.module: nn.Module = self.classifier
-        settings = recipe.train
-        self.steps_per_epoch = -(-len(sources["train"]) // settings.global_batch)
-        self.steps = settings.epochs * self.steps_per_epoch
+        self.settings = recipe.train.for_loop(len(sources["train"]))
+        self.steps = self.settings.steps
         self.weight_2C: Tensor | None = None
         if recipe.model.balance:
             counted = counts(sources["train"].target, len(classes))
@@ -180,10 +179,7 @@ def _finetune(
     world.barrier()
     samples = read_samples(path)
     trained = restore(started_from, accelerator.device)
-    images = {
-        role: open_samples(samples[role], task.shards, plugin, task.kind, trained.recipe.data.image_size)
-        for role in ROLES if role in samples
-    }  # fmt: skip
+    images = {part.role: open_samples(samples[part.role], part) for part in parts}
     sources: Mapping[str, Source] = images
     if recipe.model.freeze:
         sources = _features(trained, recipe, images)
@@ -192,13 +188,12 @@ def _finetune(
         train = samples["train"]
         click.echo(
             f"mu: {run.folder}: {train['n']:,} images of {recipe.data.dataset}/{train['split']} "
-            f"({train['rule']}) from {started_from.folder}; {recipe.train.epochs} epochs of "
-            f"{stage.steps_per_epoch:,} steps on {world.size()} {accelerator.device.type} "
+            f"({train['rule']}) from {started_from.folder}; {stage.steps:,} steps of "
+            f"{recipe.train.global_batch} on {world.size()} {accelerator.device.type} "
             f"process{'es' if world.size() > 1 else ''}",
             err=True,
         )
-    settings = recipe.train.for_loop(stage.steps_per_epoch)
-    done = fit(stage, run, accelerator, settings, recipe.optim.for_loop(), stage.scale)
+    done = fit(stage, run, accelerator, stage.settings, recipe.optim.for_loop(), stage.scale)
     accelerator.end_training()
     if world.is_main() and not done:
         click.echo(f"mu: {run.folder} is complete: {stage.steps:,} steps", err=True)
@@ -232,11 +227,11 @@ def _finish(
         store.save(best, store.Checkpoint(stage.best_step, {"model": stage.best}, facts), keep=1)
     world.barrier()
     identity = store.identity(best, stage.best_step)
-    epoch = stage.best_step // stage.steps_per_epoch
+    epoch = stage.best_step * recipe.train.global_batch / len(stage.sources["train"])
     if world.is_main():
         click.echo(
-            f"mu: {best}: epoch {epoch} of {recipe.train.epochs}, validation {stage.task.metric} "
-            f"{stage.best_value:.3f}",
+            f"mu: {best}: step {stage.best_step:,} of {stage.steps:,} (epoch {epoch:.3g}), "
+            f"validation {stage.task.metric} {stage.best_value:.3f}",
             err=True,
         )
     if "test" not in stage.sources:
@@ -247,9 +242,10 @@ def _finish(
         if world.is_main():
             tuned = dataclasses.replace(trained, run=run, step=stage.best_step, identity=identity)
             pretrained = {"run": trained.run.folder.name, "step": trained.step, "hash": trained.identity}
+            chosen = {"epoch": round(epoch, 2), "metric": stage.task.metric, "validation": stage.best_value}
             metrics = measure(
-                tuned, recipe, stage.sources["test"], logits, stage.task.plugin.classes, samples,
-                {**pretrained, "best_epoch": epoch, "metric": stage.task.metric, "valid": stage.best_value},
+                tuned, recipe, stage.sources["test"], logits, stage.task.plugin.classes,
+                {"samples": samples, "pretrained": pretrained, "best": chosen},
             )  # fmt: skip
     if world.is_main() and metrics is not None:
         n = len(stage.sources["test"])

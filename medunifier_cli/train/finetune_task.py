@@ -10,7 +10,7 @@ from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.restore import is_pretrained
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.labelled import Kind
-from medunifier_cli.data.subset import open_part
+from medunifier_cli.data.shards import read_manifest
 from medunifier_cli.errors import CheckpointError, DataError, MuError
 from medunifier_cli.model.head_contract import HeadPlugin
 from medunifier_cli.plugin_index import load_dataset, load_head
@@ -56,7 +56,7 @@ def task_of(recipe: FinetuneRecipe) -> Task:
     folder = Path(recipe.data.shards) if recipe.data.shards else shards_folder(recipe.data.dataset)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of shards; run `mu prepare {plugin.name}`")
-    plugin = with_classes(plugin, open_part(folder, recipe.data.train).classes)
+    plugin = with_classes(plugin, tuple((read_manifest(folder) or {}).get("classes", ())))
     if len(plugin.classes) < 2:
         named = ", ".join(plugin.classes) or "none"
         raise DataError(
@@ -85,7 +85,7 @@ def check_pretrained(run: Run) -> None:
         raise CheckpointError(f"{run.folder}: no checkpoint yet; run `mu pretrain` again, it goes on")
 
 
-def with_pretrained(recipe: FinetuneRecipe, given: str, folder: Path) -> FinetuneRecipe:
+def with_pretrained(recipe: FinetuneRecipe, given: str = "", folder: Path | None = None) -> FinetuneRecipe:
     """The recipe with the pre-training run it starts from filled in.
 
     Args:
@@ -96,8 +96,8 @@ def with_pretrained(recipe: FinetuneRecipe, given: str, folder: Path) -> Finetun
         CheckpointError: there is none, or it is no pre-training run.
     """
     wanted = given or recipe.model.pretrained
-    before = folder / "recipe.yaml"
-    if not wanted and before.exists() and stage_of(before) == FinetuneRecipe.stage:
+    before = folder / "recipe.yaml" if folder is not None else None
+    if not wanted and before is not None and before.exists() and stage_of(before) == FinetuneRecipe.stage:
         wanted = load_recipe(before, (), FinetuneRecipe).model.pretrained
     found = find_run(wanted) if wanted else newest_run(lambda path: is_pretrained(Run(path)), "finetune")
     check_pretrained(Run(found))

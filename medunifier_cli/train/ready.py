@@ -45,25 +45,27 @@ def look(recipe: PretrainRecipe, processes: int = 0, hashes: bool = False) -> It
         processes: ranks; 0 for what the recipe says.
         hashes: read every shard and compare its SHA-256.
     """
-    yield from _each("data set", lambda: _dataset(recipe))
+    yield from each("data set", lambda: _dataset(recipe))
     folder = Path(recipe.data.shards) if recipe.data.shards else shards_folder(recipe.data.dataset)
     splits = dict.fromkeys([recipe.data.train, recipe.data.valid, recipe.data.test])
     if not folder.is_dir():
         yield Finding("shards", f"{folder}: no such folder; run `mu prepare {recipe.data.dataset}`", False)
     for split in splits if folder.is_dir() else ():
         if split:
-            yield from _each(f"shards of {split}", lambda split=split: _split(folder, split, hashes))  # type: ignore[misc]
+            yield from each(f"shards of {split}", lambda split=split: look_at_split(folder, split, hashes))  # type: ignore[misc]
     if folder.is_dir():
-        yield from _each("image size", lambda: _image_size(recipe, folder))
-    yield from _each("tokenizer", lambda: _tokenizer(recipe))
-    yield from _each("image encoder weights", lambda: _vit_weights(recipe))
-    yield from _each("text encoder weights", lambda: _text_weights(recipe))
-    yield from _each("model", lambda: _model(recipe))
-    yield from _each("batch", lambda: _batch(recipe, processes or recipe.train.processes))
-    yield from _each("runs folder", _runs)
+        yield from each(
+            "image size", lambda: look_at_size(recipe.data.dataset, recipe.data.image_size, folder)
+        )
+    yield from each("tokenizer", lambda: _tokenizer(recipe))
+    yield from each("image encoder weights", lambda: look_at_vit(recipe))
+    yield from each("text encoder weights", lambda: _text_weights(recipe))
+    yield from each("model", lambda: _model(recipe))
+    yield from each("batch", lambda: _batch(recipe, processes or recipe.train.processes))
+    yield from each("runs folder", look_at_runs)
 
 
-def _each(what: str, check: Callable[[], str | list[str]]) -> Iterator[Finding]:
+def each(what: str, check: Callable[[], str | list[str]]) -> Iterator[Finding]:
     """A check answers what it found, or a list of problems, or raises its one problem."""
     try:
         said = check()
@@ -81,7 +83,7 @@ def _dataset(recipe: PretrainRecipe) -> str:
     return f"{plugin.title}; text: {sections}"
 
 
-def _split(folder: Path, split: str, hashes: bool) -> str | list[str]:
+def look_at_split(folder: Path, split: str, hashes: bool) -> str | list[str]:
     """Opening a split stops at its first bad shard; here all of them are looked at."""
     manifest = read_manifest(folder)
     entries = (manifest or {}).get("splits", {}).get(split, {}).get("shards", [])
@@ -105,16 +107,15 @@ def _split(folder: Path, split: str, hashes: bool) -> str | list[str]:
     return f"{folder}: {len(shards):,} samples in {len(shards.names)} shards ({kind} checked)"
 
 
-def _image_size(recipe: PretrainRecipe, folder: Path) -> str:
+def look_at_size(dataset: str, wanted: int, folder: Path) -> str:
     """Loading can shrink an image, but what `mu prepare` left out does not come back."""
-    wanted = recipe.data.image_size
     held = ((read_manifest(folder) or {}).get("image") or {}).get("size")
     if held is None:
         return f"{wanted}; the shards do not say theirs"
     if held < wanted:
         raise DataError(
             f"data.image_size: {wanted} pixels wanted, the shards hold {held}; prepare them anew, into "
-            f"another folder: `mu prepare {recipe.data.dataset} --size {wanted} --out FOLDER`"
+            f"another folder: `mu prepare {dataset} --size {wanted} --out FOLDER`"
         )
     return str(wanted) if held == wanted else f"{wanted}, from {held} in the shards"
 
@@ -134,7 +135,7 @@ def _tokenizer(recipe: PretrainRecipe) -> str:
     return f"{recipe.text.tokenizer}: {tokenizer.size:,} tokens with [DEC]"
 
 
-def _vit_weights(recipe: PretrainRecipe) -> str:
+def look_at_vit(recipe: PretrainRecipe) -> str:
     import timm
 
     vit = recipe.model.vit
@@ -218,7 +219,7 @@ def _batch(recipe: PretrainRecipe, processes: int) -> str:
     )
 
 
-def _runs() -> str:
+def look_at_runs() -> str:
     root = runs_root()
     there = next(path for path in [root.absolute(), *root.absolute().parents] if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
