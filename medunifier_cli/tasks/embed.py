@@ -153,8 +153,7 @@ def _read(path: Path, made_of: str) -> Embeddings | None:
             if file.attrs["made_of"] != made_of:
                 return None  # another checkpoint or other data
             keys = [key.decode() for key in file["keys"][:]]
-            arrays = (file[name][:] for name in ("image", "text", "label", "has_text"))
-            return Embeddings(*arrays, keys)
+            return Embeddings(file["image"][:], file["text"][:], file["label"][:], file["has_text"][:], keys)
     except (OSError, KeyError):
         return None  # torn by a kill; made again
 
