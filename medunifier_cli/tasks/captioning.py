@@ -102,8 +102,11 @@ class Writer:
                 f"--max-tokens {decoding.max_tokens}: the run was trained on at most {most} tokens "
                 "(text.max_tokens less the two special ones)"
             )
+        longest = decoding.max_tokens or most
+        if decoding.min_tokens > longest:
+            raise MuError(f"--min-tokens {decoding.min_tokens} is above the longest report, {longest} tokens")
         self.rules = Rules(
-            tokenizer.dec_id, tokenizer.sep_id, (decoding.max_tokens or most) + 1, decoding.min_tokens,
+            tokenizer.dec_id, tokenizer.sep_id, longest + 1, decoding.min_tokens,
             tokenizer.unwritten, decoding.repetition_penalty, decoding.no_repeat_ngram,
         )  # fmt: skip
         self.rules.check()

@@ -19,7 +19,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from medunifier_cli.errors import DataError
 from medunifier_cli.scores.bleu import bleu_counts
-from medunifier_cli.scores.meteor import MeteorUnavailableError, meteor
+from medunifier_cli.scores.meteor import MeteorUnavailableError, meteor, meteors
 from medunifier_cli.scores.report_text import PROTOCOLS, Protocol, prepare, sentences
 from medunifier_cli.scores.rouge import common_subsequence, rouge_l
 from medunifier_cli.scores.text import METRICS, report_scores
@@ -122,6 +122,15 @@ def test_meteor_gives_what_the_authors_program_printed() -> None:
     score, each = meteor([text.split() for text in said], [[text.split() for text in t] for t in truth])
     assert score == pytest.approx(0.557416961095294, abs=1e-9)
     np.testing.assert_allclose(each, [1.0, 0.39887076170621727], atol=1e-9)
+
+
+@needs_java
+def test_several_corpora_by_one_start_of_meteor_do_not_mix() -> None:
+    said, truth = [["no", "effusion", "."]], [[["no", "pneumothorax", "."]]]
+    perfect = [["lungs", "clear", "."]]
+    (first, _), (second, _) = meteors([(said, truth), (perfect, [perfect])])
+    assert first == pytest.approx(meteor(said, truth)[0], abs=1e-12)
+    assert second == pytest.approx(1.0)
 
 
 @needs_java
