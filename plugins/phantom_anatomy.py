@@ -34,8 +34,8 @@ LUNGS: tuple[Side, Side] = ("right", "left")
 
 _ENLARGED = ((0.54, 0.58), (0.60, 0.64), (0.67, 0.72))
 """Heart ratio of mild, moderate and severe cardiomegaly."""
-_RAISED_DOME = (0.03, 0.05, 0.08)
-"""Loss of volume with atelectasis of the lower zone, in image heights."""
+_RAISED_DOME = (0.06, 0.08, 0.10)
+"""Loss of volume with atelectasis, in image heights."""
 _HEART_RIGHT = 0.32
 """Share of the heart's width that lies right of the midline."""
 _RIBS = 9
@@ -195,7 +195,7 @@ def make_anatomy(case: Case) -> Anatomy:
         if finding.name == CARDIOMEGALY:
             rng = case.rng(LESION_STREAM, CLASSES.index(CARDIOMEGALY))
             chest = replace(chest, heart_ratio=rng.uniform(*_ENLARGED[finding.grade]))
-        elif finding.name == ATELECTASIS and finding.zone == "lower":
+        elif finding.name == ATELECTASIS:
             raised = _RAISED_DOME[finding.grade]
             domes |= {side: domes[side] - raised for side in sides_of(finding)}
             chest = replace(chest, domes=domes)

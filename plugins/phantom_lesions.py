@@ -28,12 +28,15 @@ _FLUID_ABOVE_DOME = (0.035, 0.15, 0.29)
 """Height of small, moderate and large effusions at their lowest point, in image heights."""
 _FLUID_MENISCUS = (0.085, 0.10, 0.10)
 """How much higher the fluid stands at the wall."""
-_CONSOLIDATION_RADIUS = (0.050, 0.072, 0.100)
+_CONSOLIDATION_RADIUS = (0.070, 0.090, 0.120)
 _BAND_WIDTH = (0.0135, 0.0165, 0.0195)
 """Standard deviation across a band of atelectasis; 0.0135 is about two pixels of 64 at half height."""
-_BAND_LENGTH = (0.080, 0.105, 0.125)
+_BAND_LENGTH = (0.12, 0.14, 0.16)
 _BANDS = (1, 2, 3)
-_BAND_SPACING = 0.058
+_BAND_SLOPE = (0.20, 0.50)
+"""Radians by which a band rises to the side; ribs fall to the side."""
+_BAND_DENSITY = 2.0
+_BAND_SPACING = 0.085
 _HAZE = (0.50, 0.70, 0.95)
 _LUMPS = 11
 _AIR_BRONCHOGRAM = 0.35
@@ -85,12 +88,12 @@ def _bands(finding: Finding, side: Side, chest: Anatomy, canvas: Canvas, rng: np
     """One to three thick plates, level or rising a little to the side."""
     length, width = _BAND_LENGTH[finding.grade], _BAND_WIDTH[finding.grade] * rng.uniform(0.95, 1.1)
     x, y = _focus(finding, side, chest, rng, 0.03, near_wall=0.56)
-    slope = -SIGN[side] * rng.uniform(-0.15, 0.35)
+    slope = -SIGN[side] * rng.uniform(*_BAND_SLOPE)
     density: Array = np.zeros_like(canvas.x)
     for i in range(_BANDS[finding.grade]):
         drop = (i - (_BANDS[finding.grade] - 1) / 2) * _BAND_SPACING
         centre = (x + SIGN[side] * rng.uniform(-0.015, 0.015), y + drop)
-        canvas.add_band(density, centre, (length, width), 1.5, slope + rng.uniform(-0.06, 0.06))
+        canvas.add_band(density, centre, (length, width), _BAND_DENSITY, slope + rng.uniform(-0.06, 0.06))
     return _filled(density)
 
 

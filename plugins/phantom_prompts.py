@@ -21,7 +21,7 @@ from .phantom_case import (
     Finding,
     Side,
 )
-from .phantom_reports import punctuate, say, summarise
+from .phantom_reports import impression
 
 _PER_CLASS = 12
 _SIDES: tuple[Side, ...] = ("right", "left", "bilateral")
@@ -72,7 +72,7 @@ OTHER_PROMPTS: Mapping[str, tuple[str, ...]] = {
 
 @lru_cache(maxsize=1)
 def report_prompts() -> Mapping[str, tuple[str, ...]]:
-    """Per class, what reports say of it in `findings` and `impression`: sizes, sides and zones vary."""
+    """Per class, what an `impression` says of it: sizes, sides and zones vary."""
     rng = np.random.default_rng(0)  # always the same prompts
     return {name: tuple(_prompts(name, rng)) for name in CLASSES}
 
@@ -87,7 +87,7 @@ def _prompts(name: str, rng: np.random.Generator) -> Iterator[str]:
     for i in count():
         side, zone = places[i % len(places)]
         finding = Finding(name, sizes[(i + i // len(places)) % len(sizes)], side, zone)
-        prompt = punctuate([say(finding, rng), summarise(finding, rng)])
+        prompt = impression((finding,), rng)
         if prompt not in seen:
             seen.add(prompt)
             yield prompt

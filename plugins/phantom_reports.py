@@ -149,7 +149,7 @@ _FINDINGS_WORDS = (25, 34)
 def write_report(case: Case) -> dict[str, str]:
     """The sections `findings` and `impression` of a case."""
     rng = case.rng(REPORT_STREAM)
-    return {"findings": _findings(case.findings, rng), "impression": _impression(case.findings, rng)}
+    return {"findings": _findings(case.findings, rng), "impression": impression(case.findings, rng)}
 
 
 def say(finding: Finding, rng: np.random.Generator) -> str:
@@ -189,7 +189,8 @@ def _findings(findings: Sequence[Finding], rng: np.random.Generator) -> str:
     return punctuate(sentences)
 
 
-def _impression(findings: Sequence[Finding], rng: np.random.Generator) -> str:
+def impression(findings: Sequence[Finding], rng: np.random.Generator) -> str:
+    """The section `impression` of a case with these findings."""
     if not findings:
         return punctuate([_pick(_NOTHING, rng)])
     parts = [summarise(findings[i], rng) for i in rng.permutation(len(findings))]
