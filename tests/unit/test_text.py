@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import BertTokenizer
 
-from medunifier_cli.data.text import TextTokenizer, compose, digest
+from medunifier_cli.data.text import TextTokenizer, compose, digest, readable, sections_of
 from medunifier_cli.errors import DataError, MissingWeightsError
 
 TEXTS = [
@@ -24,6 +24,51 @@ def test_compose_joins_in_order_and_collapses_white_space() -> None:
     sections = {"impression": " Normal\n chest. ", "findings": "Lungs  are\tclear.", "indication": "Cough"}
     assert compose(sections, ("findings", "impression")) == "Lungs are clear. Normal chest."
     assert compose(sections, ("impression", "findings")) == "Normal chest. Lungs are clear."
+
+
+NAMES = ("findings", "clinical_notes", "impression")
+
+
+def test_marked_sections_come_apart_again() -> None:
+    raw = {
+        "findings": "Heart big.\n No effusion.",
+        "clinical_notes": "",
+        "impression": "My impression is good.",
+    }
+    text = compose(raw, NAMES, marks=True)
+    assert text == "FINDINGS: Heart big. No effusion. IMPRESSION: My impression is good."
+    assert sections_of(text, NAMES) == {
+        "findings": "Heart big. No effusion.",
+        "impression": "My impression is good.",
+    }
+    assert compose(raw, NAMES, "all", marks=True) == ""
+    assert compose({}, NAMES, marks=True) == ""
+
+
+def test_sections_of_what_a_model_may_write() -> None:
+    written = "no mark yet . impression : normal . clinical  notes : cough . impression: and clear ."
+    assert sections_of(written, NAMES) == {
+        "findings": "no mark yet .",
+        "clinical_notes": "cough .",
+        "impression": "normal . and clear .",
+    }
+    assert sections_of("my impression of it", NAMES) == {"findings": "my impression of it"}
+    assert sections_of("impression :", NAMES) == {}
+
+
+@pytest.mark.parametrize(
+    ("decoded", "written"),
+    [
+        ("the heart is normal . no effusion .", "The heart is normal. No effusion."),
+        ("follow - up of a 1 . 8 cm nodule", "Follow-up of a 1.8 cm nodule"),
+        ("left / right ( ap ) , 50 % larger ; stable", "Left/right (ap), 50% larger; stable"),
+        ("patient ' s chest . 2 views", "Patient's chest. 2 views"),
+        ("", ""),
+    ],
+)
+def test_decoded_text_is_written_as_people_do(decoded: str, written: str) -> None:
+    assert readable(decoded) == written
+    assert readable(written) == written
 
 
 def test_compose_is_empty_when_the_requirement_fails() -> None:

@@ -1,0 +1,142 @@
+"""Cached beam search against full recomputation: 12 layers of 768, 32 queries, 95 tokens, 2 threads.
+
+The slow side keeps what an image costs once (`read_image`) and reads the whole text anew for every token, its
+positions in one pass. Its cost grows with the length, so it is timed at a stated number of lengths, evenly
+spread, and their mean is scaled to all 94; a full search over fewer tokens checks that both sides write the
+same. Random weights, and [SEP] forbidden, so that every text takes its full length.
+
+    python benchmarks/decoding.py [--images 4] [--beams 3] [--lengths 6] [--rounds 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+os.environ["OMP_WAIT_POLICY"] = (
+    "passive"  # before torch: a thread that waits must not count as one that works
+)
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from medunifier_cli.data.contract import PackedText
+from medunifier_cli.model.medunifier import MedUnifier
+from medunifier_cli.model.qformer import ImageMemory
+from medunifier_cli.model.text_cache import TextCache
+from medunifier_cli.recipe.load import load_recipe
+from medunifier_cli.tasks.decoding import Rules, beam_search
+
+THREADS, VOCABULARY, LONGEST = 2, 30523, 95
+FIRST, END, CHECKED = VOCABULARY - 1, 3, 12
+"""[DEC], [SEP], and the tokens of the search that both sides do."""
+CPU = torch.device("cpu")
+SMALL_IMAGE = (
+    "model.vit.name=vit_tiny_patch16_224", "model.vit.weights=random", "model.vit.depth=1",
+    "model.vit.width=48", "model.vit.heads=4", "model.qformer.weights=random", "objectives.tig=0",
+)  # fmt: skip
+"""Of the paper's model, all but the image side, which no token depends on."""
+
+
+class Recomputed:
+    """The step function without a cache."""
+
+    def __init__(self, model: MedUnifier, memory: ImageMemory) -> None:
+        self.model, self.memory = model, memory
+        self.said_RT = torch.empty(len(memory.query_BQD), 0, dtype=torch.int64)
+
+    def step(self, token_R: Tensor, parent_R: Tensor) -> Tensor:
+        """Logits [R, K] of the next token."""
+        self.memory = _rows(self.memory, parent_R)
+        self.said_RT = torch.cat([self.said_RT[parent_R], token_R[:, None]], dim=1)
+        return whole_text(self.model, self.memory, self.said_RT)
+
+
+def whole_text(model: MedUnifier, memory: ImageMemory, said_RT: Tensor) -> Tensor:
+    """Logits [R, K] after texts of equal length, read from their first token on."""
+    rows, length = said_RT.shape
+    text = PackedText(said_RT.flatten(), torch.full((rows,), length))
+    return model.word_logits(model.qformer.write_text(memory, text).view(rows, length, -1)[:, -1])
+
+
+def _rows(memory: ImageMemory, row_R: Tensor) -> ImageMemory:
+    own = [(keys[row_R], values[row_R]) for keys, values in memory.own]
+    return ImageMemory(memory.query_BQD[row_R], memory.cross, own)
+
+
+def seconds_of_cached(model: MedUnifier, memory: ImageMemory, beams: int) -> float:
+    """One search over all 94 tokens."""
+    cache = TextCache(model, memory, LONGEST - 1)
+    rules = Rules(FIRST, END, LONGEST - 1, LONGEST - 2, never=(FIRST,))
+    start = time.perf_counter()
+    beam_search(cache.step, len(memory.query_BQD), rules, beams, CPU)
+    return time.perf_counter() - start
+
+
+def seconds_of_recomputed(model: MedUnifier, memory: ImageMemory, beams: int, lengths: list[int]) -> float:
+    """Reading texts of some lengths, scaled to the 94 reads of a search; choosing tokens is not counted."""
+    rows = _rows(memory, torch.arange(len(memory.query_BQD)).repeat_interleave(beams))
+    took = []
+    for length in lengths:
+        said_RT = torch.randint(5, FIRST, (len(rows.query_BQD), length))
+        start = time.perf_counter()
+        whole_text(model, rows, said_RT)
+        took.append(time.perf_counter() - start)
+    return statistics.mean(took) * (LONGEST - 1)
+
+
+def main() -> None:
+    """Print both times, then one JSON line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--beams", type=int, default=3)
+    parser.add_argument("--lengths", type=int, default=6, help="text lengths that the slow side is timed at")
+    parser.add_argument("--rounds", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    recipe = load_recipe("full", SMALL_IMAGE)
+    model = MedUnifier(recipe, VOCABULARY).eval()
+    torch.nn.init.normal_(model.qformer.word.weight, std=0.2)  # so that no two beams are nearly equal
+    # evenly spread, centred: of 94 lengths in 6 parts the 8th, 24th, ...
+    part = (LONGEST - 1) / args.lengths
+    lengths = [round(part * (i + 0.5) + 0.5) for i in range(args.lengths)]
+    with torch.inference_mode():
+        features = torch.randn(args.images, 257, model.vit.width)
+        memory = model.qformer.read_image(features)
+        short = Rules(FIRST, END, CHECKED, CHECKED - 1, never=(FIRST,))
+        fast = beam_search(TextCache(model, memory, CHECKED).step, args.images, short, args.beams, CPU)
+        slow = beam_search(Recomputed(model, memory).step, args.images, short, args.beams, CPU)
+        same = [one.tokens for one in fast] == [one.tokens for one in slow]
+        cached, recomputed = [], []
+        for _ in range(args.rounds):
+            cached.append(seconds_of_cached(model, memory, args.beams))
+            recomputed.append(seconds_of_recomputed(model, memory, args.beams, lengths))
+    print(f"cached       {statistics.median(cached):8.2f} s")
+    print(f"recomputed   {statistics.median(recomputed):8.2f} s, scaled from texts of {lengths} tokens")
+    result = {
+        "ratio": round(statistics.median(recomputed) / statistics.median(cached), 1),
+        "same_texts": same,
+        "same_texts_over": f"{CHECKED} tokens",
+        "images": args.images,
+        "beams": args.beams,
+        "recomputation": f"timed at {len(lengths)} of {LONGEST - 1} lengths, scaled",
+        "images_per_second": round(args.images / statistics.median(cached), 2),
+        "threads": THREADS,
+    }
+    print(json.dumps(result))
+    if not same:
+        sys.exit("the two sides wrote different texts")
+
+
+if __name__ == "__main__":
+    main()
