@@ -95,6 +95,28 @@ def test_numbers_follow_from_the_saved_rankings(home: Path, verb: Mu) -> None:
         assert metric["low"] < metric["high"]
 
 
+def odds(trained: Trained, asked: Asked, image: int, text: int) -> float:
+    """Log-odds of a match of one pair, read alone."""
+    ids = torch.tensor(list(asked.source.sample(text).token_ids))
+    with torch.no_grad():
+        seen = pixels(torch.from_numpy(asked.source.sample(image).image_HW)[None, None])
+        memory = trained.model.qformer.read_image(trained.model.look(seen))
+        packed = PackedText(ids, torch.tensor([len(ids)]))
+        logits = trained.model.match(trained.model.qformer.read_pairs(memory, torch.tensor([0]), packed))
+    return float(logits[0, 1] - logits[0, 0])
+
+
+def test_matching_takes_pairs_in_any_order(trained: Trained, asked: Asked) -> None:
+    random = np.random.default_rng(0)
+    image = np.concatenate([np.full(20, 5), random.integers(0, 40, 40)])  # more texts of one than of others
+    text = np.concatenate([random.permutation(40)[:20], random.integers(0, 40, 40)])
+    shuffled = random.permutation(60)
+    image, text = image[shuffled], text[shuffled]
+    found = match_scores(trained, asked.source.images, asked.source.token_ids, image, text)
+    wanted = [odds(trained, asked, *pair) for pair in zip(image.tolist(), text.tolist(), strict=True)]
+    assert found.tolist() == pytest.approx(wanted, abs=2e-5)
+
+
 def test_reranked_order_is_that_of_pairs_read_one_at_a_time(
     home: Path, verb: Mu, trained: Trained, asked: Asked
 ) -> None:
@@ -104,23 +126,12 @@ def test_reranked_order_is_that_of_pairs_read_one_at_a_time(
     plain = samples(home, "retrieval-phantom-test")
     again = samples(home, "retrieval-rerank7-phantom-test")
     number = {asked.source.sample(i).key: i for i in range(len(asked.source))}
-
-    def odds(image_key: str, text_key: str) -> float:
-        image, text = (asked.source.sample(number[key]) for key in (image_key, text_key))
-        ids = torch.tensor(list(text.token_ids))
-        with torch.no_grad():
-            seen = pixels(torch.from_numpy(image.image_HW)[None, None])
-            memory = trained.model.qformer.read_image(trained.model.look(seen))
-            packed = PackedText(ids, torch.tensor([len(ids)]))
-            logits = trained.model.match(trained.model.qformer.read_pairs(memory, torch.tensor([0]), packed))
-        return float(logits[0, 1] - logits[0, 0])
-
     for before, after in list(zip(plain, again, strict=True))[:6]:
         for way in ("image_to_text", "text_to_image"):
             pairs = [(before["key"], other) for other in before[way]]
             if way == "text_to_image":
                 pairs = [(image, text) for text, image in pairs]
-            wanted = [odds(*pair) for pair in pairs[:7]]
+            wanted = [odds(trained, asked, number[image], number[text]) for image, text in pairs[:7]]
             assert sorted(after[way][:7]) == sorted(before[way][:7])
             assert after[way][7:] == before[way][7:]
             assert after[f"{way}_scores"][:7] == pytest.approx(sorted(wanted, reverse=True), abs=2e-5)
@@ -343,6 +354,11 @@ def test_one_class_or_none_and_a_class_without_images(
         assert len(done.stderr.strip().splitlines()) == 2  # which run, and what is wrong
     listed.write_text("\n".join(keys[-1]))
     assert "no sample with exactly one class" in verb("zeroshot", "--ids", listed).stderr
+    for one, two in ((0, 2), (1, 3)):  # as many each time, under the same name
+        listed.write_text("\n".join(keys[one] + keys[two]))
+        assert verb("zeroshot", "--ids", listed).exit_code == 0
+        found = {row["key"] for row in samples(home, "zeroshot-phantom-ids-some")}
+        assert found == {*keys[one], *keys[two]}
     listed.write_text("\n".join(keys[0] + keys[2] + keys[3]))
     done = verb("zeroshot", "--ids", listed)
     assert done.exit_code == 0
