@@ -211,6 +211,20 @@ def test_the_floor_is_a_typical_training_report(root: Path, trained: Trained) ->
     assert likeness(constant) > np.median([likeness(text) for text in texts])
 
 
+def test_texts_with_and_without_marks_are_cached_apart(root: Path, trained: Trained) -> None:
+    shards, plugin = Shards.open(root / "data/shards/phantom", "valid"), load_dataset("phantom")
+
+    def first(marks: bool) -> list[int]:
+        text = dataclasses.replace(trained.recipe.text, section_marks=marks)
+        source = SplitSource(shards, trained.tokenizer, trained.recipe.data, text, plugin)
+        return list(source.sample(0).token_ids)
+
+    plain, marked = first(False), first(True)
+    assert trained.tokenizer.decode(marked).startswith("findings")
+    assert not trained.tokenizer.decode(plain).startswith("findings")
+    assert (first(False), first(True)) == (plain, marked)
+
+
 PHANTOM = [
     ("There is mild cardiomegaly. No effusion.", "The heart is mildly enlarged. No effusion."),
     ("A small left effusion. Mild edema.", "A small left effusion is seen."),
