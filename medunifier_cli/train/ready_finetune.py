@@ -67,4 +67,5 @@ def _batch(recipe: FinetuneRecipe, ranks: int) -> str:
             f"train.global_batch: {settings.global_batch} is not a multiple of {unit // ranks} images x "
             f"{ranks} processes; change it, train.micro_batch or the number of processes"
         )
-    return f"{settings.global_batch} images = {settings.global_batch // unit} x {unit // ranks} on {ranks} process{'es' if ranks > 1 else ''}"
+    on = f"{ranks} process{'es' if ranks > 1 else ''}"
+    return f"{settings.global_batch} images = {settings.global_batch // unit} x {unit // ranks} on {on}"

@@ -1,0 +1,363 @@
+"""`mu finetune` on a small phantom: bit-equal after a kill, one look at the test split, what it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+from click.testing import CliRunner
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from medunifier_cli.checkpoint import store
+from medunifier_cli.checkpoint.restore import is_pretrained
+from medunifier_cli.cli import mu
+from medunifier_cli.data.shards import Shards
+from medunifier_cli.errors import MuError
+from medunifier_cli.recipe.load import load_recipe
+from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
+from medunifier_cli.train import finetune
+from medunifier_cli.train.finetune_task import with_pretrained
+from medunifier_cli.train.pretrain import run_pretraining
+from medunifier_cli.train.record import Run, read_log
+
+SMALL = Path(__file__).parent / "small_phantom.yaml"
+QUICK = (
+    "train.steps=14", "train.global_batch=8", "train.validate_every=5", "train.checkpoint_every=4",
+    "train.log_every=1", "train.threads=1", "train.tensorboard=false", "data.workers=0", "model.head=linear",
+    "optim.model_lr=1e-3", "optim.head_lr=1e-2",
+)  # fmt: skip
+
+
+class House:
+    """Shards of a small phantom and one short pre-training run."""
+
+    def __init__(self, root: Path) -> None:
+        self.shards, self.pretrained = root / "shards", root / "runs" / "small"
+        sizes = [word for split in ("train=60", "valid=30", "test=40") for word in ("-o", split)]
+        line = ["prepare", "phantom", "--size", "32", "--out", str(self.shards), "--workers", "1", *sizes]
+        result = CliRunner().invoke(mu, line)
+        assert result.exit_code == 0, result.output
+        recipe = load_recipe(SMALL, (f"data.shards={self.shards}", "data.test=", "train.steps=2"))
+        run_pretraining(recipe, self.pretrained)
+
+    def recipe(self, *overrides: str, shards: Path | None = None) -> FinetuneRecipe:
+        where = (f"data.shards={shards or self.shards}", f"model.pretrained={self.pretrained}")
+        return load_recipe("finetune-demo", (*QUICK, *where, *overrides), FinetuneRecipe)
+
+    def tune(self, folder: Path, *overrides: str, shards: Path | None = None) -> dict[str, Any]:
+        """Run to the end; the result file."""
+        recipe = self.recipe(*overrides, shards=shards)
+        finetune.run_finetuning(recipe, folder)
+        path = folder / "results" / f"finetune-{recipe.data.dataset}-test.json"
+        return dict(json.loads(path.read_text()))
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> House:
+    return House(tmp_path_factory.mktemp("house"))
+
+
+@pytest.fixture(scope="module")
+def done(house: House, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A finished run that others are compared with; any number of labels a sample."""
+    folder = tmp_path_factory.mktemp("done") / "run"
+    return folder, house.tune(folder)
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    """Everything that must not depend on how often a run was stopped."""
+    (step,) = store.steps(folder / "checkpoints")
+    files = sorted((folder / "checkpoints" / f"step-{step:08d}").glob("*.safetensors"))
+    lines = read_log(folder / "log.jsonl")
+    return {
+        "step": step,
+        "tensors": {path.name: store.file_hash(path) for path in files},
+        "best": [path.joinpath("DONE").read_text() for path in (folder / "best").iterdir()],
+        "log": [{name: value for name, value in line.items() if name != "seconds"} for line in lines],
+        "results": {path.name: path.read_bytes() for path in (folder / "results").iterdir()},
+    }
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing of ours catches it."""
+
+
+def test_killed_again_and_again_ends_bit_equal(
+    house: House, done: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = finetune.Finetuning.step
+    for last in (2, 7, 11, 13):  # before a checkpoint, and after a validation that no checkpoint holds yet
+
+        def die(self: Any, module: Any, batch: Any, at: int, micro: int, last: int = last) -> Any:
+            if at == last:
+                raise Killed
+            return step(self, module, batch, at, micro)
+
+        monkeypatch.setattr(finetune.Finetuning, "step", die)
+        with pytest.raises(Killed):
+            house.tune(tmp_path / "run")
+    monkeypatch.setattr(finetune.Finetuning, "step", step)
+    house.tune(tmp_path / "run")
+    assert final_state(tmp_path / "run") == final_state(done[0])
+
+
+def test_the_best_validation_chooses_and_its_weights_are_kept(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = done
+    valid = {
+        line["step"]: line["auroc"] for line in read_log(folder / "log.jsonl") if line["event"] == "valid"
+    }
+    assert sorted(valid) == [5, 10, 14]
+    best = max(valid.values())
+    assert result["best"]["validation"] == best
+    assert valid[result["checkpoint"]["step"]] == best
+    assert store.steps(folder / "best") == [result["checkpoint"]["step"]]
+    assert result["checkpoint"]["hash"] == store.identity(folder / "best", result["checkpoint"]["step"])
+
+
+def test_an_early_best_epoch_is_not_overwritten_by_later_ones(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores that fall from validation to validation: the first one's weights are kept and measured."""
+    real, falling = finetune.scores_of, iter((0.9, 0.8, 0.7))
+
+    def fall(*arguments: Any) -> Any:
+        found = real(*arguments)
+        found.scores["auroc"] = next(falling)
+        return found
+
+    monkeypatch.setattr(finetune, "scores_of", fall)
+    result = house.tune(tmp_path / "run", "train.checkpoint_every=5", "train.keep=3")
+    assert result["checkpoint"]["step"] == 5
+    early = store.load(tmp_path / "run" / "checkpoints" / "step-00000005").tensors["model"]
+    kept = store.load(tmp_path / "run" / "best" / "step-00000005").tensors["model"]
+    assert all(bool((kept[name] == early[name]).all()) for name in kept)
+
+
+def test_the_test_split_is_measured_once(
+    house: House, done: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(finetune, "measure", refuse)
+    house.tune(done[0])
+    said = capsys.readouterr()
+    assert "is complete: 14 steps" in said.err
+    assert "fine-tuned auroc" in said.out
+
+
+def test_result_says_how_it_was_made_and_equals_scikit_learn(
+    house: House, done: tuple[Path, dict[str, Any]]
+) -> None:
+    folder, result = done
+    for field in (
+        "protocol",
+        "n",
+        "seed",
+        "checkpoint",
+        "data",
+        "versions",
+        "fraction",
+        "pretrained",
+        "per_class",
+    ):
+        assert field in result, field
+    lines = (folder / "results" / "finetune-phantom-test.samples.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert result["n"] == len(rows) == len({row["key"] for row in rows}) == 40
+    shards = Shards.open(house.shards, "test")
+    truths = {shards.key(i): shards.meta(i)["labels"] for i in range(40)}
+    for name in result["classes"]:
+        truth, scores = [truths[row["key"]][name] for row in rows], [row["scores"][name] for row in rows]
+        assert result["per_class"][name]["auroc"] == pytest.approx(roc_auc_score(truth, scores))
+    (auroc,) = (metric for metric in result["metrics"] if metric["name"] == "fine-tuned auroc")
+    mean = np.mean([row["auroc"] for row in result["per_class"].values()])
+    assert auroc["value"] == pytest.approx(mean)
+    assert auroc["low"] <= auroc["value"] <= auroc["high"]
+
+
+def test_one_class_a_sample_leaves_the_others_out_and_says_so(house: House, tmp_path: Path) -> None:
+    result = house.tune(tmp_path / "run", "model.loss=cross_entropy", "model.metric=", "model.balance=true")
+    shards = Shards.open(house.shards, "test")
+    labels = [shards.meta(i)["labels"] for i in range(40)]
+    single = sum(sum(row[name] for name in result["classes"]) == 1 for row in labels)
+    assert result["n"] == single
+    assert result["left_out"]["test"] == {"unreadable": 0, "without_label": 40 - single}
+    assert result["best"]["metric"] == "accuracy"  # the phantom's own headline
+    assert np.sum(result["confusion"]) == single
+
+
+def test_frozen_features_are_those_of_a_model_that_does_not_move(
+    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unclipped = "optim.clip_norm=0"  # a norm over both would see gradients of weights that stay
+    house.tune(tmp_path / "frozen", "model.freeze=true", unclipped)
+    house.tune(tmp_path / "still", "optim.model_lr=0", unclipped)
+    frozen, still = (read_log(tmp_path / name / "log.jsonl") for name in ("frozen", "still"))
+    assert len(frozen) == len(still) == 17
+    for one, other in zip(frozen, still, strict=True):
+        assert one["total"] == pytest.approx(other["total"], rel=1e-4)
+    caches = sorted((house.pretrained / "cache").glob("queries-*.h5"))
+    before = {path: path.stat().st_mtime_ns for path in caches}
+    assert len(caches) == 3
+    house.tune(tmp_path / "again", "model.freeze=true", "train.seed=1")
+    assert {path: path.stat().st_mtime_ns for path in caches} == before
+    assert not any(name.startswith("model.") for name in _weights(tmp_path / "frozen"))
+
+
+def _weights(folder: Path) -> Mapping[str, Any]:
+    found = store.newest(folder / "best")
+    assert found is not None
+    return found.tensors["model"]
+
+
+def test_a_fraction_is_recorded_with_its_ids(house: House, tmp_path: Path) -> None:
+    result = house.tune(tmp_path / "run", "data.fraction=0.5", "data.fraction_seed=4")
+    train = json.loads((tmp_path / "run" / "samples.json").read_text())["train"]
+    assert (train["n"], train["seed"], len(train["keys"])) == (30, 4, 30)
+    assert set(train["keys"]) < {f"phantom-0-train-{i:06d}" for i in range(60)}
+    assert (result["fraction"], result["train"]["n"], result["n"]) == (0.5, 30, 40)
+
+
+def test_an_unreadable_image_is_left_out_and_counted(
+    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = Path(shutil.copytree(house.shards, tmp_path / "shards"))
+    opened = Shards.open(shards, "train")
+    row = opened.index[7]
+    path = shards / opened.names[int(row["shard"])]
+    body = bytearray(path.read_bytes())
+    start = int(row["image_offset"])
+    body[start : start + int(row["image_size"])] = bytes(int(row["image_size"]))
+    path.write_bytes(bytes(body))
+    result = house.tune(tmp_path / "run", shards=shards)
+    assert "1 of 60 images cannot be read; left out" in capsys.readouterr().err
+    assert result["train"]["n"] == 59
+    assert result["train"]["unreadable"] == [opened.key(7)]
+    assert result["left_out"]["train"]["unreadable"] == 1
+
+
+def write_labelled(folder: Path, counts: Mapping[str, Mapping[str, int]]) -> Path:
+    """Images without any text, labelled as RSNA's are: split -> class -> how many."""
+    folder.mkdir()
+    for split, classes in counts.items():
+        with webdataset.TarWriter(str(folder / f"{split}-000000.tar")) as writer:
+            for name, count in classes.items():
+                for i in range(count):
+                    level = 200 if name == "Pneumonia" else 60
+                    png = io.BytesIO()
+                    Image.fromarray(np.full((32, 32), level + i, np.uint8)).save(png, "PNG")
+                    labels = {other: float(other == name) for other in ("Pneumonia", "Normal")}
+                    meta = {"labels": labels, "subject": f"{split}{name}{i}"}
+                    key = f"{split}-{name}-{i}"
+                    writer.write({"__key__": key, "png": png.getvalue(), "json": json.dumps(meta).encode()})
+    return folder
+
+
+BOTH = {"Pneumonia": 6, "Normal": 10}
+
+
+def test_images_without_reports(house: House, tmp_path: Path) -> None:
+    shards = write_labelled(tmp_path / "rsna", {"train": BOTH, "valid": BOTH, "test": BOTH})
+    plain = ("data.dataset=rsna", "model.loss=", "model.metric=")
+    result = house.tune(tmp_path / "run", *plain, shards=shards)
+    assert (result["n"], result["classes"]) == (16, ["Pneumonia", "Normal"])
+    assert result["best"]["metric"] == "auroc"  # RSNA's headline
+    assert result["confusion"] is not None
+
+
+@pytest.mark.parametrize(
+    ("counts", "overrides", "said"),
+    [
+        (
+            {"train": {"Normal": 9}},
+            (),
+            "split 'train': all 9 samples have one class, Normal; nothing to tell",
+        ),
+        ({"test": {"Pneumonia": 3}}, (), "split 'test': all 3 samples have one class, Pneumonia"),
+        ({"valid": {}}, (), "no split 'valid'; the splits there are test, train"),
+        ({}, ("data.fraction=0.1",), None),
+        ({}, ("data.fraction=0.06",), "no sample of Pneumonia among 1; take a larger data.fraction"),
+        ({}, ("model.head=lineer",), "no head `lineer`; did you mean `linear`?"),
+        ({}, ("data.dataset=rsnaa",), "no data set `rsnaa`; did you mean `rsna`?"),
+        (
+            {},
+            ("data.dataset=siim",),
+            "no sample of split 'train' has a label to learn; is data.dataset the one",
+        ),
+        ({}, ("data.train=exam",), "no split 'exam'"),
+    ],
+)
+def test_what_cannot_be_learned_is_one_line_and_leaves_no_run(
+    house: House, tmp_path: Path, counts: Any, overrides: tuple[str, ...], said: str | None
+) -> None:
+    splits = {**dict.fromkeys(("train", "valid", "test"), BOTH), **counts}
+    shards = write_labelled(tmp_path / "rsna", {name: classes for name, classes in splits.items() if classes})
+    plain = ("data.dataset=rsna", "model.loss=", "model.metric=", *overrides)
+    if said is None:
+        assert house.tune(tmp_path / "run", *plain, shards=shards)["train"]["n"] == 2
+        return
+    with pytest.raises(MuError) as caught:
+        house.tune(tmp_path / "run", *plain, shards=shards)
+    assert said in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def tuned(done: tuple[Path, Any]) -> Path:
+    return done[0]
+
+
+def test_a_run_of_another_stage_is_no_start_and_is_not_taken_for_pretrained(
+    house: House, tuned: Path
+) -> None:
+    assert is_pretrained(Run(house.pretrained))
+    assert not is_pretrained(Run(tuned))
+    with pytest.raises(
+        MuError, match=r"is a run of `mu finetune`; fine-tuning starts from one of `mu pretrain`$"
+    ):
+        with_pretrained(house.recipe(), str(tuned))
+    with pytest.raises(MuError, match="no run `nothing`"):
+        with_pretrained(house.recipe(), "nothing")
+
+
+def test_goes_on_from_the_run_it_started_from_and_not_from_a_newer_one(house: House, tuned: Path) -> None:
+    recipe = load_recipe("finetune-demo", (), FinetuneRecipe)
+    assert with_pretrained(recipe, "", tuned).model.pretrained == str(house.pretrained)
+
+
+def test_shards_that_changed_under_a_run_are_refused(
+    house: House, done: tuple[Path, Any], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(done[0], tmp_path / "run"))
+    path = folder / "samples.json"
+    path.write_text(path.read_text().replace('"shards": "', '"shards": "0', 1))
+    with pytest.raises(MuError, match="is not the one this run chose its samples from"):
+        house.tune(folder)
+
+
+def test_command_line_names_the_run_after_recipe_and_fraction(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MU_RUNS", str(tmp_path))
+    shutil.copytree(house.pretrained, tmp_path / "base")
+    settings = (*QUICK, f"data.shards={house.shards}", "data.fraction=0.5", "train.steps=2")
+    line = ["finetune", "finetune-demo", *(word for setting in settings for word in ("-o", setting))]
+    result = CliRunner().invoke(mu, line)
+    assert result.exit_code == 0, result.output
+    assert "finetune takes the newest run that fits" in result.stderr
+    assert "fine-tuned auroc" in result.stdout
+    recipe = load_recipe(tmp_path / "finetune-demo-0.5" / "recipe.yaml", (), FinetuneRecipe)
+    assert recipe.model.pretrained == "base"
+    wrong = CliRunner().invoke(mu, ["finetune", "demo"])
+    assert wrong.exit_code == 1
+    assert "is a recipe for `mu pretrain`, not for `mu finetune`" in wrong.stderr
