@@ -5,6 +5,7 @@ Letters: n samples, T the top map's edge, G the bottom map's edge, V texts of a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -118,9 +119,9 @@ def write_codes(path: Path, splits: Mapping[str, Codes], made_of: Mapping[str, A
     Args:
         made_of: what the codes follow from (checkpoint, data, options), as JSON; compared when read.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(temporary, "w") as file:
             file.attrs["made_of"] = json.dumps(made_of, sort_keys=True)
             for split, codes in splits.items():
@@ -132,7 +133,8 @@ def write_codes(path: Path, splits: Mapping[str, Codes], made_of: Mapping[str, A
             os.fsync(written.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 

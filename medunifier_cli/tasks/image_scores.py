@@ -111,8 +111,8 @@ def _metrics(
     if name == "FID":
         metrics.append(Metric(f"KID, {kind}", kid, note=f"standard deviation over subsets {deviation:.5f}"))
     rows = np.random.default_rng(seed)
-    parts = [side[rows.permutation(len(side))[:MANIFOLD]] for side in (real_nD, fake_nD)]
-    found = precision_recall(*parts)
+    some_real, some_fake = (side[rows.permutation(len(side))[:MANIFOLD]] for side in (real_nD, fake_nD))
+    found = precision_recall(some_real, some_fake)
     what = "encoder" if name == ENCODER else "Inception"
     metrics.append(Metric(f"precision on {what}, {kind}", found.precision))
     metrics.append(Metric(f"recall on {what}, {kind}", found.recall))

@@ -88,6 +88,7 @@ class FolderImages:
     def __init__(self, folder: Path, size: int) -> None:
         self.folder, self.size, self.name, self.kind = folder, size, folder.name, "images"
         self.lines = read_samples(folder)
+        self.paths: list[Path]
         if self.lines:
             self.paths = [folder / line["image"] for line in self.lines]
             settings = json.loads((folder / SETTINGS).read_text()) if (folder / SETTINGS).exists() else {}
