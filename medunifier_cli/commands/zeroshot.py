@@ -69,8 +69,10 @@ def zeroshot(
         from medunifier_cli.plugin_index import load_dataset
 
         plugin = load_dataset(dataset or trained.recipe.data.dataset)
-        (chosen,) = _ensembles(plugin, prompts, count, ensemble, seed)[:1]
-        click.echo(_of_files(trained, files, plugin.classes, chosen, form))
+        chosen = _ensembles(plugin, prompts, count, ensemble, seed)
+        if len(chosen) > 1:
+            raise click.UsageError("files are classified with one prompt set, not with all")
+        click.echo(_of_files(trained, files, plugin.classes, chosen[0], form))
         return
     asked = open_benchmark(trained, dataset, split, need_text=False, ids=ids, prefer_benchmark=True)
     _measure(trained, asked, _ensembles(asked.plugin, prompts, count, ensemble, seed), form)
@@ -156,6 +158,8 @@ def _save_prompts(path: Path, name: str, dataset: str, prompts: str) -> None:
     plugin = load_dataset(dataset)
     if path.exists():
         raise DataError(f"{path}: is there already; name another file, or remove it")
+    if not path.parent.is_dir():
+        raise DataError(f"{path.parent}: no such folder; make it first")
     chosen = prompts_of(plugin, prompts)
     path.write_text(
         as_yaml(chosen, tuple(chosen), f"{plugin.name}, set {prompts or 'default'}"), encoding="utf-8"
