@@ -1,0 +1,272 @@
+"""`mu fit-prior`, `mu synthesize`, `mu score --fake` on a small phantom, and what they say of mistakes."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file
+
+from medunifier_cli.checkpoint import store
+from medunifier_cli.checkpoint.restore import restore
+from medunifier_cli.cli import mu
+from medunifier_cli.data.loader import collate
+from medunifier_cli.model.vit import pixels
+from medunifier_cli.tasks.splits import open_benchmark
+from medunifier_cli.train.record import Run
+from tests.tiny import scatter
+
+HERE = Path(__file__).parent
+PRETRAIN, PRIORS = HERE / "small_phantom.yaml", HERE / "small_priors.yaml"
+
+
+def call(root: Path, *arguments: object) -> tuple[int, str]:
+    """Run `mu` in this process, with data and runs under `root`: exit code, and what it printed."""
+    env = {"MU_DATA": str(root / "data"), "MU_RUNS": str(root / "runs")}
+    done = CliRunner().invoke(mu, [str(argument) for argument in arguments], env=env)
+    return done.exit_code, done.output
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, a pre-training run `model` and its priors `priors` under one folder."""
+    root = tmp_path_factory.mktemp("priors")
+    code, printed = call(
+        root, "prepare", "phantom", "--size", 32, "-o", "train=60", "-o", "valid=30", "-o", "test=40"
+    )
+    assert code == 0, printed
+    for name in ("model", "second"):
+        seed = f"train.seed={len(name)}"
+        ask = ("pretrain", PRETRAIN, "--run", name, "-o", "train.steps=2", "-o", seed, "-o", "data.test=")
+        code, printed = call(root, *ask)
+        assert code == 0, printed
+    code, printed = call(root, "fit-prior", PRIORS, "--run", "early", "--from", "model")
+    assert code == 1  # two steps teach the codes nothing
+    assert "codebook has collapsed" in printed or "stand for places" in printed
+    make_codes_differ(root)
+    code, printed = call(root, "fit-prior", PRIORS, "--run", "priors", "--from", "model")
+    assert code == 0, printed
+    assert "top prior, nats per code" in printed
+    return root
+
+
+def make_codes_differ(root: Path) -> None:
+    """What minutes of training would do: weights that let images differ, and codebooks spread over them."""
+    run = Run(root / "runs/model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MU_DATA", str(root / "data"))
+        patch.setenv("MU_RUNS", str(root / "runs"))
+        trained = restore(run, torch.device("cpu"))
+        source = open_benchmark(trained, split="train").source
+    torch.manual_seed(0)
+    scatter(trained.model)
+    generator = trained.model.generator.train()
+    for quantiser in (generator.quantise_top, generator.quantise_bottom):
+        quantiser.started.fill_(False)
+    batch = collate([source.sample(i) for i in range(60)], range(60))
+    with torch.no_grad():
+        features = trained.model.look(pixels(batch.image_B1HW))
+        query = trained.model.qformer.read_image(features).query_BQD
+        text = trained.model.qformer.read_text(batch.text)
+        generator(query, features[:, 1:], text, torch.Generator().manual_seed(0))
+    last = store.newest(run.checkpoints)
+    assert last is not None
+    model = {**last.tensors["model"], **trained.model.state_dict()}
+    store.save(run.checkpoints, store.Checkpoint(3, {**last.tensors, "model": model}, last.facts), keep=1)
+
+
+def images(folder: Path) -> dict[str, str]:
+    """Hash of each image."""
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("0*.png")}
+
+
+def test_result_gives_nats_beside_the_unigrams(road: Path) -> None:
+    result = json.loads((road / "runs/priors/results/priors-phantom-valid.json").read_text())
+    metrics = {metric["name"]: metric for metric in result["metrics"]}
+    for level in ("top", "bottom"):
+        metric = metrics[f"{level} prior, nats per code"]
+        assert 0 < metric["value"] < np.log(16) + 1
+        assert metric["floor"] == result["baseline"][level]["unigram"]
+        assert f"{level} prior without text, nats per code" in metrics
+    assert result["n"] == 30
+
+
+def test_stopped_and_resumed_equals_not_stopped(road: Path) -> None:
+    whole, half = road / "runs/priors", road / "runs/half"
+    shutil.copytree(whole, half)
+    shutil.rmtree(half / "checkpoints/step-00000006")
+    code, printed = call(road, "fit-prior", PRIORS, "--run", "half")
+    assert code == 0, printed
+    for name in ("model", "optimizer"):
+        a, b = (load_file(run / f"checkpoints/step-00000006/{name}.safetensors") for run in (whole, half))
+        assert a.keys() == b.keys()
+        assert all(a[key].equal(b[key]) for key in a)
+
+
+def test_same_seed_same_images_whatever_the_batch_and_however_often_stopped(road: Path) -> None:
+    ask = ("synthesize", "--n", 11, "--prompts", "report", "--guidance", 2, "--top-k", 9)
+    code, printed = call(road, *ask, "--out", road / "a")
+    assert code == 0, printed
+    assert call(road, *ask, "--out", road / "b", "--batch", 3)[0] == 0
+    assert call(road, *ask, "--out", road / "c", "--n", 5)[0] == 0
+    (road / "c" / "000002.png").unlink()
+    with (road / "c" / "samples.jsonl").open("a") as file:
+        file.write('{"image": "000005.png", "sam')  # as a kill leaves it
+    kept = (road / "c" / "000001.png").stat().st_mtime_ns
+    assert call(road, *ask, "--out", road / "c", "--batch", 2)[0] == 0
+    assert (road / "c" / "000001.png").stat().st_mtime_ns == kept
+    assert len(images(road / "a")) == 11
+    assert images(road / "a") == images(road / "b") == images(road / "c")
+    for other in "bc":
+        assert (road / other / "samples.jsonl").read_bytes() == (road / "a" / "samples.jsonl").read_bytes()
+    assert call(road, *ask, "--out", road / "d", "--seed", 1)[0] == 0
+    assert images(road / "d") != images(road / "a")
+
+
+def test_folder_of_samples_says_what_each_image_is(road: Path) -> None:
+    prompts = road / "prompts.txt"
+    prompts.write_text("Small left effusion.\n\nNormal heart, clear lungs\n")
+    code, printed = call(road, "synthesize", "--prompts", prompts, "--out", road / "named")
+    assert code == 0, printed
+    with (road / "named" / "samples.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [
+        {"prompt": "Small left effusion.", "img_savename": "000000.png"},
+        {"prompt": "Normal heart, clear lungs", "img_savename": "000001.png"},
+    ]
+    lines = [json.loads(line) for line in (road / "named" / "samples.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == [row["prompt"] for row in rows]
+    assert {"seed", "codes", "temperature", "top_k", "top_p", "guidance"} <= lines[0].keys()
+    assert Image.open(road / "named" / "000000.png").size == (32, 32)
+    assert (road / "named" / "contact.png").exists()
+
+
+def test_reconstructions_stand_below_their_originals(road: Path) -> None:
+    code, printed = call(road, "synthesize", "--reconstruct", "test", "--n", 13, "--out", road / "rec")
+    assert code == 0, printed
+    assert len(images(road / "rec")) == 13
+    sheet = np.asarray(Image.open(road / "rec" / "contact.png"))
+    assert sheet.shape == (2 * 32 + 2, 12 * 34 - 2)
+    second = np.asarray(Image.open(road / "rec" / "000001.png"))
+    assert np.array_equal(sheet[34:, 34:66], second)
+
+
+def test_scores_of_images_and_the_alarm_on_copies(road: Path) -> None:
+    code, printed = call(road, "score", "model", "--real", "train", "--fake", "valid")
+    assert code == 0, printed
+    assert "no Inception weights" in printed
+    assert "https://" in printed
+    result = json.loads((road / "runs/model/results/synthesis-phantom-validation.json").read_text())
+    assert result["metrics"][0]["name"] == "encoder FD, validation"
+    assert result["extractors"]["encoder"]["checkpoint"] == result["checkpoint"]["hash"]
+    code, printed = call(road, "score", "model", "--fake", "valid", "--copies")
+    assert code == 0, printed
+    assert "no sign of copies" in printed
+    memory = road / "memory"
+    memory.mkdir()
+    random = np.random.default_rng(0)
+    for number, image in enumerate(_training_images(road)[:20]):
+        noisy = np.clip(image + random.normal(0, 2, image.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(memory / f"{number}.png")
+    code, printed = call(road, "score", "model", "--fake", memory, "--copies")
+    assert code == 0, printed
+    assert "COPIES SUSPECTED" in printed
+    result = json.loads((road / "runs/model/results/copies-phantom-images.json").read_text())
+    assert result["rings"]
+    assert "nearer than unseen" in (road / "runs/model/page/copies-images/index.html").read_text()
+
+
+def _training_images(road: Path) -> list[np.ndarray]:
+    import webdataset
+
+    shards = sorted(str(p) for p in (road / "data/shards/phantom").glob("train-*.tar"))
+    found = webdataset.WebDataset(shards, shardshuffle=False).decode("l8")
+    return [sample["png"] if "png" in sample else sample["jpg"] for sample in found]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--n", 0), "0 is not in the range"),
+        (("--n", 2, "--out", "FILE/below"), "cannot be written"),
+        (("--n", 2, "--out", "OTHER"), "holds other files"),
+        (("--prompt", "effusion " * 96), "more than 95 tokens"),
+        (("--prompts", "no-such.txt"), "cannot be read"),
+        (("--guidance", 2), "needs a prompt"),
+        (("--temperature", -1), "temperature must be"),
+        (("--run", "nope"), "no run `nope`"),
+        (("--prompt", "x", "--prompts", "report"), "exclude each other"),
+    ],
+)
+def test_wrong_requests_get_one_line(road: Path, tmp_path: Path, arguments: tuple, said: str) -> None:  # type: ignore[type-arg]
+    (tmp_path / "FILE").write_text("")
+    (tmp_path / "OTHER").mkdir()
+    (tmp_path / "OTHER" / "thesis.docx").write_text("")
+    typed = [str(tmp_path / a) if str(a).startswith(("FILE", "OTHER")) else a for a in arguments]
+    code, printed = call(road, "synthesize", "--out", tmp_path / "out", *typed)
+    assert code in (1, 2), printed
+    assert said in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "OTHER" / "settings.json").exists()
+
+
+def test_samples_of_other_settings_are_not_mixed(road: Path, tmp_path: Path) -> None:
+    assert call(road, "synthesize", "--n", 2, "--out", tmp_path / "x")[0] == 0
+    before = images(tmp_path / "x")
+    code, printed = call(road, "synthesize", "--n", 4, "--out", tmp_path / "x", "--seed", 5)
+    assert code == 1
+    assert "seed was 0, now 5" in printed
+    assert images(tmp_path / "x") == before
+
+
+def test_damaged_codes_and_priors_of_another_run(road: Path) -> None:
+    code, printed = call(road, "synthesize", "--n", 1, "--run", "second", "--out", road / "s")
+    assert code == 1
+    assert "no priors were fitted on this run" in printed
+    shutil.copytree(road / "runs/priors", road / "runs/cut")
+    codes = road / "runs/cut/codes.h5"
+    codes.write_bytes(codes.read_bytes()[:3000])
+    code, printed = call(road, "fit-prior", PRIORS, "--run", "cut")
+    assert code == 1
+    assert "codes.h5: cut short or damaged" in printed
+    shutil.copytree(road / "runs/priors", road / "runs/strange")
+    recipe = road / "runs/strange/recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("pretrained: model", "pretrained: second"))
+    for verb in (
+        ("synthesize", "--n", 1, "--run", "strange", "--out", road / "s"),
+        ("fit-prior", PRIORS, "--run", "strange"),
+    ):
+        code, printed = call(road, *verb)
+        assert code == 1
+        assert "another" in printed
+        assert "Traceback" not in printed
+
+
+def test_priors_that_diverged_say_so(road: Path) -> None:
+    run = road / "runs/nan"
+    shutil.copytree(road / "runs/priors", run)
+    last = store.newest(run / "checkpoints")
+    assert last is not None
+    last.tensors["model"]["top.head.bias"].fill_(float("nan"))
+    store.save(run / "checkpoints", store.Checkpoint(7, last.tensors, last.facts), keep=1)
+    code, printed = call(road, "synthesize", "--n", 1, "--run", "nan", "--out", road / "nan")
+    assert code == 1
+    assert "NaN or infinite logits" in printed
+
+
+def test_priors_without_text_refuse_a_prompt(road: Path) -> None:
+    ask = ("fit-prior", PRIORS, "--run", "plain", "-o", "prior.condition=none", "-o", "train.steps=2")
+    code, printed = call(road, *ask)
+    assert code == 0, printed
+    assert "without text" not in printed
+    code, printed = call(road, "synthesize", "--run", "plain", "--prompt", "effusion", "--out", road / "p")
+    assert code == 1
+    assert "know no text" in printed
