@@ -6,10 +6,12 @@ Letters: B images, T top edge, G bottom edge, D text width.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,7 +28,7 @@ from medunifier_cli.tasks.sample_folder import SHEET, SampleFolder
 from medunifier_cli.tasks.splits import Asked
 from medunifier_cli.tasks.wishes import Wish, text_features, wishes_hash
 from medunifier_cli.train.batches import first_pairs, to_device
-from medunifier_cli.train.progress import Progress
+from medunifier_cli.train.progress import PLAIN_EVERY, Progress
 
 SHOWN_PAIRS = 12
 """Originals above their reconstructions in the contact sheet."""
@@ -66,6 +68,7 @@ def synthesize(
         raise DataError(f"{out}: holds {len(folder.done):,} images already; ask for as many or more")
     batch = batch or DEFAULT_BATCH.get(fitted.trained.device.type, 64)
     missing = [number for number in range(n) if number not in folder.done]
+    spoke = time.monotonic()
     with Progress(n - len(missing), n, "image") as progress:
         for start in range(0, n, batch):
             wanted = [number for number in missing if start <= number < start + batch]
@@ -73,6 +76,9 @@ def synthesize(
                 numbers = range(wanted[0], wanted[-1] + 1)
                 _draw(fitted, folder, numbers, wishes, feature_WD, draws)
                 progress.move(len(folder.done))
+                if progress.bar is None and time.monotonic() - spoke > PLAIN_EVERY:
+                    spoke = time.monotonic()
+                    click.echo(f"mu: {len(folder.done):,} of {n:,} images drawn", err=True)
     folder.finish()
     return folder
 
