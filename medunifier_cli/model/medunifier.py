@@ -13,7 +13,7 @@ from medunifier_cli.data.contract import Batch
 from medunifier_cli.model.generator import Generated, ImageGenerator, Sizes
 from medunifier_cli.model.norm import GlobalBatchNorm
 from medunifier_cli.model.precision import at_least_fp32
-from medunifier_cli.model.qformer import INIT_STD, LAYER_NORM_EPS, QFormer
+from medunifier_cli.model.qformer import LAYER_NORM_EPS, QFormer, initialise
 from medunifier_cli.model.vit import ImageEncoder, pixels
 from medunifier_cli.recipe.schema import PretrainRecipe
 
@@ -27,8 +27,6 @@ class ContrastHead(nn.Module):
         super().__init__()
         self.project = nn.Linear(width, embed_width)
         self.norm = GlobalBatchNorm(embed_width, affine=False) if norm == "batch" else None
-        nn.init.normal_(self.project.weight, std=INIT_STD)
-        nn.init.zeros_(self.project.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., E], L2-normalised, fp32."""
@@ -46,8 +44,6 @@ class WordHead(nn.Module):
         self.transform = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.bias = nn.Parameter(torch.zeros(vocabulary))
-        nn.init.normal_(self.transform.weight, std=INIT_STD)
-        nn.init.zeros_(self.transform.bias)
 
     def forward(self, text_ND: Tensor, word_KD: Tensor) -> Tensor:
         """[N, D] and the word embeddings -> vocabulary logits [N, K]."""
@@ -76,10 +72,11 @@ class MedUnifier(nn.Module):
             self.temperature = nn.Parameter(torch.tensor(objectives.temperature))
         if objectives.itm:
             self.match_head = nn.Linear(width, 2)
-            nn.init.normal_(self.match_head.weight, std=INIT_STD)
-            nn.init.zeros_(self.match_head.bias)
         if objectives.itg:
             self.word_head = WordHead(width, vocabulary)
+        for name, head in self.named_children():
+            if name.endswith("_head"):
+                initialise(head, recipe.model.qformer.init_std)
         if objectives.tig:
             sizes = Sizes(
                 recipe.data.image_size,

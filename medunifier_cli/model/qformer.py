@@ -22,7 +22,6 @@ from medunifier_cli.model.masks import Layout, causal_rows, collect, spread
 from medunifier_cli.recipe.schema import QFormer as QFormerRecipe
 
 LAYER_NORM_EPS = 1e-12  # BERT's
-INIT_STD = 0.02  # BERT's
 
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values, each [B, H, S, D/H]."""
@@ -224,8 +223,8 @@ class QFormer(nn.Module):
             Block(recipe, image_width, layer % recipe.cross_attention_every == 0)
             for layer in range(recipe.layers)
         )
-        self.apply(_initialise)
-        nn.init.normal_(self.query_tokens, std=INIT_STD)
+        initialise(self, recipe.init_std)
+        nn.init.normal_(self.query_tokens, std=recipe.init_std)
 
     @property
     def queries(self) -> int:
@@ -288,8 +287,10 @@ class QFormer(nn.Module):
         return [block for block in self.blocks if isinstance(block, Block)]
 
 
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=INIT_STD)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)
+def initialise(root: nn.Module, std: float) -> None:
+    """BERT's start: matrices and embeddings normal with deviation `std`, biases 0."""
+    for module in root.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)

@@ -114,6 +114,8 @@ class QFormer:
     """1: in each block, as the paper; 2: in every second, which BLIP-2 weights need."""
     dropout: Annotated[float, Bounds(0, 0.9)] = 0.1
     """BERT's own, on hidden states and attention."""
+    init_std: Positive = 0.02
+    """Deviation of random weights, BERT's `initializer_range`; narrow models need about 1 / sqrt(width)."""
 
 
 @dataclass(frozen=True)
