@@ -105,7 +105,8 @@ def _within(points: Floats, manifold: Floats, k: int) -> float:
 def _distances(a: Floats, b: Floats) -> Floats:
     """Squared Euclidean distances [len(a), len(b)]."""
     found = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1) - 2 * a @ b.T
-    return found.clip(min=0)
+    result: Floats = found.clip(min=0)
+    return result
 
 
 def _features(real_nD: ArrayLike, fake_nD: ArrayLike) -> tuple[Floats, Floats]:

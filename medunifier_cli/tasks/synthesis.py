@@ -119,7 +119,8 @@ def decode(trained: Trained, top_TT: Tensor, bottom_GG: Tensor) -> NDArray[np.ui
         image = trained.model.generator.from_codes(
             top_TT[None].to(trained.device), bottom_GG[None].to(trained.device)
         )
-    return to_grey(image)[0]
+    grey_SS: NDArray[np.uint8] = to_grey(image)[0]
+    return grey_SS
 
 
 def to_grey(image_BCHW: Tensor) -> NDArray[np.uint8]:

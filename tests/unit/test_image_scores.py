@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import betabinom
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from medunifier_cli.errors import DataError
+from medunifier_cli.errors import DataError, MissingWeightsError
 from medunifier_cli.scores.image import frechet_distance, frechet_interval, precision_recall
 from medunifier_cli.scores.privacy import correlation, nearest, nearness
+from medunifier_cli.tasks.image_sets import FolderImages
+from medunifier_cli.tasks.inception import fid_and_kid, load_inception
 
 
 def draw(n: int, width: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -101,3 +106,41 @@ def test_nearest_and_correlation_by_brute_force() -> None:
     expected = [np.corrcoef(image.ravel(), other.ravel())[0, 1] for other in others]
     assert correlation(image, others) == pytest.approx(expected)
     assert correlation(image, np.full((1, 6, 6), 7)) == [0.0]
+
+
+def test_fid_and_kid_are_those_torch_fidelity_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inception of random weights: the same folders through us and through its front door."""
+    from torch_fidelity import calculate_metrics
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Network
+
+    torch.save({}, tmp_path / "empty.pth")
+    with monkeypatch.context() as patch:
+        patch.setattr(Network, "load_state_dict", lambda self, state: None)
+        torch.manual_seed(0)
+        network = Network("x", ["2048"], feature_extractor_weights_path=str(tmp_path / "empty.pth"))
+    weights = tmp_path / "inception.pth"
+    torch.save(network.state_dict(), weights)
+    random = np.random.default_rng(0)
+    for side, high in (("real", 256), ("fake", 200)):
+        (tmp_path / side).mkdir()
+        for number in range(5):
+            image = random.integers(0, high, (16, 16), dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / side / f"{number}.png")
+    expected = calculate_metrics(
+        input1=str(tmp_path / "real"), input2=str(tmp_path / "fake"), fid=True, kid=True, kid_subset_size=5,
+        feature_extractor_weights_path=str(weights), cuda=False, verbose=False, rng_seed=3, save_cpu_ram=True,
+    )  # fmt: skip
+    ours = load_inception(str(weights), torch.device("cpu"))
+    sides = [ours.features(FolderImages(tmp_path / side, 16)) for side in ("real", "fake")]
+    fid, kid, deviation = fid_and_kid(*sides, seed=3)
+    assert fid == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
+    assert kid == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3)
+    assert deviation == pytest.approx(expected["kernel_inception_distance_std"], abs=1e-6)
+
+
+def test_missing_and_damaged_inception_weights(tmp_path: Path) -> None:
+    with pytest.raises(MissingWeightsError, match=r"no-such.pth: no Inception weights; .* fetch https://"):
+        load_inception(str(tmp_path / "no-such.pth"), torch.device("cpu"))
+    (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04")
+    with pytest.raises(MissingWeightsError, match="damaged"):
+        load_inception(str(tmp_path / "torn.pth"), torch.device("cpu"))
