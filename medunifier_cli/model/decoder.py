@@ -39,9 +39,17 @@ def _norm(kind: str, channels: int) -> nn.Module:
     return nn.GroupNorm(math.gcd(channels, 32), channels)
 
 
+def _he(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Conv2d | nn.ConvTranspose2d:
+    """He weights (He et al. 2015) for a layer before a ReLU; a stride leaves fewer taps to each output."""
+    window, stride = math.prod(layer.kernel_size), math.prod(layer.stride)
+    taps = window / stride if isinstance(layer, nn.ConvTranspose2d) else window
+    nn.init.normal_(layer.weight, std=math.sqrt(2 / (layer.in_channels * taps)))
+    return layer
+
+
 def deconvolution(channels: int, out: int, norm: str) -> nn.Sequential:
     """2x upsampling block [B, channels, H, W] -> [B, out, 2H, 2W]; norm after ReLU, the paper's order."""
-    return nn.Sequential(nn.ConvTranspose2d(channels, out, 4, 2, 1), nn.ReLU(), _norm(norm, out))
+    return nn.Sequential(_he(nn.ConvTranspose2d(channels, out, 4, 2, 1)), nn.ReLU(), _norm(norm, out))
 
 
 class Decoder(nn.Module):
@@ -57,7 +65,7 @@ class Decoder(nn.Module):
         to_base = nn.Conv2d(
             2 * recipe.code_width, widths[0], kernel if kernel > 1 else 3, padding=int(kernel == 1)
         )
-        layers: list[nn.Module] = [to_base, nn.ReLU(), _norm(recipe.norm, widths[0])]
+        layers: list[nn.Module] = [_he(to_base), nn.ReLU(), _norm(recipe.norm, widths[0])]
         for channels, out in pairwise(widths):
             layers.append(deconvolution(channels, out, recipe.norm))
         to_pixels = nn.ConvTranspose2d(widths[-1], 3, 4, 2, 1)

@@ -148,6 +148,8 @@ class Generator:
     """Inner channels of a residual block."""
     residual_layers: Count = 2
     """Layers of a residual block, each with weights of its own."""
+    rate_scale: Positive = 1.0
+    """Factor on the learning rate of these layers: convolutions stand more than transformers."""
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,10 @@ class Pretraining:
         assert isinstance(self.objectives, Objectives)
         return self.objectives.model
 
+    def scale(self, name: str) -> float:
+        """Factor on the learning rate of a parameter."""
+        return self.recipe.model.generator.rate_scale if name.startswith("model.generator.") else 1.0
+
     def batches(self, first_step: int) -> Iterator[list[Batch]]:
         """Micro-batches of each step, on the device."""
         settings = self.recipe.train
@@ -203,7 +207,7 @@ def _pretrain(recipe: PretrainRecipe, run: Run, accelerator: Accelerator) -> Non
             f"{accelerator.device.type} process{'es' if world.size() > 1 else ''}",
             err=True,
         )
-    done = fit(stage, run, accelerator, recipe.train, recipe.optim)
+    done = fit(stage, run, accelerator, recipe.train, recipe.optim, stage.scale)
     accelerator.end_training()
     if world.is_main():
         if not done:
