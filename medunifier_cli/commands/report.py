@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     "--sample", "how", type=click.Choice(["greedy", "beam", "nucleus"]), default="beam", show_default=True,
     help="How words are chosen; nucleus draws them.",
 )  # fmt: skip
-@click.option("--beams", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "--beams", type=click.IntRange(min=1), default=3, show_default=True, help="Texts that beam search keeps."
+)
 @click.option(
     "--length-penalty", type=float, default=1.0, show_default=True,
     help="Of beam search: the larger, the longer the reports.",
