@@ -54,7 +54,10 @@ def write_pairs(folder: Path, about: Mapping[str, str], pairs: Sequence[Pair]) -
         )
     body = (
         facts(dict(about))
-        + "<p>Left: the image. Right: the training image it correlates with most. The number is the pixel "
-        "correlation; 1 is a copy.</p>" + '<ol class="gallery">' + "\n".join(cards) + "</ol>"
+        + "<p>Left: the image. Right: the training image nearest to it. The number is the pixel correlation, "
+        "through the codes where the model has any; 1 is a copy.</p>"
+        + '<ol class="gallery">'
+        + "\n".join(cards)
+        + "</ol>"
     )
     return save_page(folder, "Closest training images", body)

@@ -19,10 +19,13 @@ from medunifier_cli.checkpoint.restore import Trained
 from medunifier_cli.data.bad_image import BadImage
 from medunifier_cli.data.contract import FileImage
 from medunifier_cli.data.image import image_from
+from medunifier_cli.data.loader import collate
 from medunifier_cli.errors import DataError
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.tasks.sample_folder import SETTINGS, SHEET, read_samples
 from medunifier_cli.tasks.splits import Asked, open_benchmark
+from medunifier_cli.tasks.synthesis import to_grey
+from medunifier_cli.train.batches import to_device
 from medunifier_cli.train.progress import Progress
 
 BATCH = 64
@@ -80,6 +83,29 @@ class SplitImages:
         source = self.asked.source
         rows = hashlib.sha256(source.rows.astype("<i8").tobytes()).hexdigest()
         return f"{source.shards.fingerprint} {rows}"
+
+
+class CodedImages(SplitImages):
+    """A split's images through the model's codes: as smooth as synthetic ones, which come out of them too."""
+
+    def __init__(self, trained: Trained, split: SplitImages) -> None:
+        super().__init__(split.asked, trained.recipe.data.train)
+        self.trained = trained
+        self.name = f"{self.name}, reconstructed"
+
+    def pick(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
+        """Encoded and decoded, with their texts."""
+        source, made = self.asked.source, []
+        for start in range(0, len(numbers), BATCH):
+            some = [int(number) for number in numbers[start : start + BATCH]]
+            batch = to_device(collate([source.sample(number) for number in some], some), self.trained.device)
+            with torch.no_grad():
+                made.append(to_grey(self.trained.model.reconstruct(batch).image_BCHW))
+        return np.concatenate(made)
+
+    def fingerprint(self) -> str:
+        """Of the split, and that it went through the codes."""
+        return f"coded {super().fingerprint()}"
 
 
 class FolderImages:

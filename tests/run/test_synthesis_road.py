@@ -184,6 +184,18 @@ def test_scores_of_images_and_the_alarm_on_copies(road: Path) -> None:
     assert "nearer than unseen" in (road / "runs/model/page/copies-images/index.html").read_text()
 
 
+def test_what_a_prior_has_memorised_rings_though_the_decoder_blurs_it(road: Path) -> None:
+    ask = ("synthesize", "--run", "model", "--n", 20, "--out", road / "learnt", "--reconstruct", "train")
+    assert call(road, *ask)[0] == 0
+    code, printed = call(road, "score", "model", "--fake", road / "learnt", "--copies")
+    assert code == 0, printed
+    assert "COPIES SUSPECTED" in printed
+    result = json.loads((road / "runs/model/results/copies-phantom-reconstruction.json").read_text())
+    coded = result["references"]["reconstructed, to training images reconstructed"]
+    assert coded["share"] == 1
+    assert all(pair["distance"] < 1e-3 for pair in result["closest"])
+
+
 def _training_images(road: Path) -> list[np.ndarray]:
     import webdataset
 
