@@ -51,7 +51,7 @@ def run(variant: str) -> dict[str, torch.Tensor]:
         objectives.zero_grad()
         losses, monitors = objectives(mine, draws.generator(0, draws.REVIVAL, step))
         losses["total"].backward()
-        monitors.pop("itc_accuracy", None)  # texts 0 and 4 are equal: which is the best is for rounding to say
+        monitors.pop("itc_accuracy", None)  # texts 0 and 4 are equal: the best one is for rounding to say
         for name, value in {**losses, **monitors}.items():
             found[f"step {step}, {name}"] = world.mean(value.double())
         for name, parameter in model.named_parameters():
