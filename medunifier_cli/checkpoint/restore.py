@@ -12,6 +12,7 @@ from medunifier_cli.errors import CheckpointError, RecipeError
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.recipe.load import load_recipe, stage_of
 from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.roots import find_run, newest_run, runs_root
 from medunifier_cli.train.record import Run
 
 
@@ -40,6 +41,31 @@ def is_pretrained(run: Run) -> bool:
         )
     except RecipeError:
         return False  # not a recipe of ours: not a run to take unasked
+
+
+def check_pretrained(run: Run) -> None:
+    """Raises CheckpointError unless a folder holds a pre-training run with a checkpoint."""
+    if not run.recipe.exists():
+        raise CheckpointError(f"{run.folder}: not a run, it has no recipe.yaml")
+    stage = stage_of(run.recipe)
+    if stage != PretrainRecipe.stage:
+        raise CheckpointError(f"{run.folder} is a run of `mu {stage}`; name one of `mu pretrain`")
+    if not store.steps(run.checkpoints):
+        raise CheckpointError(f"{run.folder}: no checkpoint yet; run `mu pretrain` again, it goes on")
+
+
+def starting_run(wanted: str, verb: str) -> str:
+    """The pre-training run that `verb` starts from: `wanted`, by name or folder, or the newest.
+
+    Returns:
+        Its name where it lies under the runs folder, so that both may be moved together; else its path.
+
+    Raises:
+        CheckpointError: there is none, or it is no pre-training run with a checkpoint.
+    """
+    found = find_run(wanted) if wanted else newest_run(lambda path: is_pretrained(Run(path)), verb)
+    check_pretrained(Run(found))
+    return found.name if found.parent == runs_root() else str(found.resolve())
 
 
 def restore(run: Run, device: torch.device | None = None) -> Trained:

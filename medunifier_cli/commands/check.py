@@ -11,6 +11,7 @@ from medunifier_cli.errors import MuError
 from medunifier_cli.recipe.load import Recipe, load_any
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
+from medunifier_cli.recipe.schema_prior import PriorRecipe
 
 if TYPE_CHECKING:
     from medunifier_cli.train.ready import Finding
@@ -49,4 +50,8 @@ def _findings(recipe: Recipe, processes: int, hashes: bool) -> Iterator[Finding]
         from medunifier_cli.train.ready_finetune import look_at_finetuning
 
         return look_at_finetuning(recipe, processes, hashes)
-    raise MuError(f"mu check has nothing to look at in a recipe for `mu {recipe.stage}`")
+    if isinstance(recipe, PriorRecipe):
+        from medunifier_cli.train.ready_prior import look_at_priors
+
+        return look_at_priors(recipe, processes, hashes)
+    raise AssertionError(f"no check for the stage {recipe.stage}")

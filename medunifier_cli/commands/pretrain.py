@@ -2,53 +2,24 @@
 
 from __future__ import annotations
 
-import sys
+from typing import Any
 
 import click
 
-from medunifier_cli.recipe.load import find_recipe, load_recipe
+from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema import PretrainRecipe
-from medunifier_cli.roots import runs_root
+from medunifier_cli.train.command import Asked, training_options
 
 
 @click.command()
-@click.argument("recipe")
-@click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one recipe value.")
-@click.option("--run", "name", default="", help="Name of the run; by default the recipe's.")
-@click.option(
-    "--num-processes", type=click.IntRange(min=1), help="Ranks here; by default one per GPU, or one."
-)
-@click.option("--fresh", is_flag=True, help="Start over; an existing run is moved aside, not deleted.")
-@click.option("--sbatch", is_flag=True, help="Print a SLURM script for this command and do nothing.")
-def pretrain(
-    recipe: str, overrides: tuple[str, ...], name: str, num_processes: int | None, fresh: bool, sbatch: bool
-) -> None:
+@training_options
+def pretrain(recipe: str, **options: Any) -> None:
     """Pre-train MedUnifier on prepared shards; goes on where an earlier call stopped.
 
     RECIPE is a YAML file or the name of a shipped one, such as `full` or `demo`.
     """
-    loaded = load_recipe(recipe, overrides, PretrainRecipe)
-    name = name or loaded.name or find_recipe(recipe).stem
-    folder = runs_root() / name
-    if sbatch:
-        from medunifier_cli.train.sbatch import script
-
-        click.echo(
-            script(sys.argv[1:], name, num_processes or loaded.train.processes or 1, loaded.data.workers)
-        )
-        return
-    from medunifier_cli.train import launch, record, world
+    asked = Asked(**options)
+    loaded = load_recipe(recipe, asked.overrides, PretrainRecipe)
     from medunifier_cli.train.pretrain import run_pretraining
 
-    joined = launch.joined_group()
-    if fresh and (not joined or launch.joined_rank() == 0):
-        old = record.Run(folder).set_aside()
-        if old is not None:
-            click.echo(f"mu: {folder} is now {old}", err=True)
-    processes = 1 if joined else launch.wanted_processes(num_processes or 0, loaded.train.processes)
-    if processes > 1:
-        sys.exit(launch.run_ranks(processes, run_pretraining, (loaded, folder)))
-    try:
-        run_pretraining(loaded, folder)
-    finally:
-        world.leave()
+    asked.start(run_pretraining, loaded, loaded.name, loaded.data.workers)

@@ -193,7 +193,7 @@ def _finetune(
             f"process{'es' if world.size() > 1 else ''}",
             err=True,
         )
-    done = fit(stage, run, accelerator, stage.settings, recipe.optim.for_loop(), stage.scale)
+    done = fit(stage, run, accelerator, stage.settings, recipe.optim.for_loop())
     accelerator.end_training()
     if world.is_main() and not done:
         click.echo(f"mu: {run.folder} is complete: {stage.steps:,} steps", err=True)

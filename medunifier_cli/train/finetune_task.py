@@ -6,18 +6,17 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.restore import is_pretrained
+from medunifier_cli.checkpoint.restore import check_pretrained, starting_run
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.labelled import Kind
 from medunifier_cli.data.shards import read_manifest
-from medunifier_cli.errors import CheckpointError, DataError, MuError
+from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.model.head_contract import HeadPlugin
 from medunifier_cli.plugin_index import load_dataset, load_head
 from medunifier_cli.recipe.load import load_recipe, stage_of
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
-from medunifier_cli.roots import find_run, newest_run, runs_root, shards_folder
+from medunifier_cli.roots import shards_folder
 from medunifier_cli.tasks.splits import with_classes
 from medunifier_cli.train.record import Run
 
@@ -72,19 +71,6 @@ def task_of(recipe: FinetuneRecipe) -> Task:
     return Task(plugin, folder, head, kind, metric)
 
 
-def check_pretrained(run: Run) -> None:
-    """Raises CheckpointError unless a folder holds a pre-training run with a checkpoint."""
-    if not run.recipe.exists():
-        raise CheckpointError(f"{run.folder}: not a run, it has no recipe.yaml")
-    stage = stage_of(run.recipe)
-    if stage != PretrainRecipe.stage:
-        raise CheckpointError(
-            f"{run.folder} is a run of `mu {stage}`; fine-tuning starts from one of `mu pretrain`"
-        )
-    if not store.steps(run.checkpoints):
-        raise CheckpointError(f"{run.folder}: no checkpoint yet; run `mu pretrain` again, it goes on")
-
-
 def with_pretrained(recipe: FinetuneRecipe, given: str = "", folder: Path | None = None) -> FinetuneRecipe:
     """The recipe with the pre-training run it starts from filled in.
 
@@ -99,7 +85,5 @@ def with_pretrained(recipe: FinetuneRecipe, given: str = "", folder: Path | None
     before = folder / "recipe.yaml" if folder is not None else None
     if not wanted and before is not None and before.exists() and stage_of(before) == FinetuneRecipe.stage:
         wanted = load_recipe(before, (), FinetuneRecipe).model.pretrained
-    found = find_run(wanted) if wanted else newest_run(lambda path: is_pretrained(Run(path)), "finetune")
-    check_pretrained(Run(found))
-    name = found.name if found.parent == runs_root() else str(found)
+    name = starting_run(wanted, "finetune")
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, pretrained=name))

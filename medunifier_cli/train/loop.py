@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -43,6 +43,9 @@ class Stage(Protocol):
     steps: int
     """Optimiser steps of the whole run."""
 
+    def scale(self, name: str) -> float:
+        """Factor on the learning rate of a parameter of `module`."""
+
     def batches(self, first_step: int) -> Iterator[list[Any]]:
         """For each step from `first_step` on, this rank's micro-batches."""
 
@@ -62,14 +65,8 @@ class Stage(Protocol):
         """More for the checkpoint, as JSON: sources and hashes of what it does not hold."""
 
 
-def fit(
-    stage: Stage, run: Run, accelerator: Accelerator, train: Train, optim: Optim,
-    scale: Callable[[str], float] | None = None,
-) -> int:  # fmt: skip
+def fit(stage: Stage, run: Run, accelerator: Accelerator, train: Train, optim: Optim) -> int:
     """Train `stage` to its last step, from the newest checkpoint of `run` where there is one.
-
-    Args:
-        scale: parameter name -> factor on the learning rate; 1 for all where it is None.
 
     Returns:
         Steps done in this call.
@@ -78,7 +75,7 @@ def fit(
         Stopped: a signal came; the checkpoint is saved.
         MuError: the loss is no longer a number.
     """
-    optimizer = adamw(stage.module, optim, scale)
+    optimizer = adamw(stage.module, optim, stage.scale)
     first = _resume(stage, run, accelerator, optimizer)
     if first >= stage.steps:
         return 0

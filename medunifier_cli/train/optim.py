@@ -23,17 +23,19 @@ def learning_rate(recipe: Optim, step: int, steps: int) -> float:
     return recipe.final_lr + (recipe.peak_lr - recipe.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def adamw(module: nn.Module, recipe: Optim, scale: Callable[[str], float] | None = None) -> torch.optim.AdamW:
+def adamw(
+    module: nn.Module, recipe: Optim, scale: Callable[[str], float] = lambda name: 1.0
+) -> torch.optim.AdamW:
     """AdamW over what is trained in `module`, in groups: with and without decay, for each learning rate.
 
     Args:
-        scale: parameter name -> factor on the learning rate; 1 for all where it is None.
+        scale: parameter name -> factor on the learning rate.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             decays = parameter.dim() >= 2 and not name.endswith(NO_DECAY)
-            groups.setdefault((scale(name) if scale else 1.0, decays), []).append(parameter)
+            groups.setdefault((scale(name), decays), []).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": groups[key], "weight_decay": recipe.weight_decay if key[1] else 0.0, "scale": key[0]}

@@ -207,7 +207,7 @@ def _pretrain(recipe: PretrainRecipe, run: Run, accelerator: Accelerator) -> Non
             f"{accelerator.device.type} process{'es' if world.size() > 1 else ''}",
             err=True,
         )
-    done = fit(stage, run, accelerator, recipe.train, recipe.optim, stage.scale)
+    done = fit(stage, run, accelerator, recipe.train, recipe.optim)
     accelerator.end_training()
     if world.is_main():
         if not done:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.restore import Trained, restore
+from medunifier_cli.checkpoint.restore import Trained, restore, starting_run
 from medunifier_cli.data.order import SampleOrder
 from medunifier_cli.errors import CheckpointError, MuError
 from medunifier_cli.objectives import draws
@@ -28,6 +28,8 @@ from medunifier_cli.prior.baseline import Baseline, baseline, refuse_collapsed
 from medunifier_cli.prior.codes import Codes, codes_hash, encode_split, read_codes, write_codes
 from medunifier_cli.prior.fitted import build_pair
 from medunifier_cli.prior.pair import CodeBatch, PriorPair
+from medunifier_cli.recipe.load import load_recipe, stage_of
+from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run
 from medunifier_cli.tasks.results import Metric, table, write_result
@@ -60,6 +62,10 @@ class PriorFitting:
                 f"train.global_batch: {settings.global_batch} is not a multiple of {self.micro} maps x "
                 f"{world.size()} ranks; change it or train.micro_batch"
             )
+
+    def scale(self, name: str) -> float:
+        """One learning rate for all."""
+        return 1.0
 
     def batches(self, first_step: int) -> Iterator[list[CodeBatch]]:
         """Micro-batches of each step: places of the endless order, as in pre-training."""
@@ -136,6 +142,26 @@ class PriorFitting:
         return {"pretrained": self.pretrained, "codes": self.codes}
 
 
+def with_pretrained(recipe: PriorRecipe, given: str, folder: Path) -> PriorRecipe:
+    """The recipe with its pre-training run filled in: `given`, the recipe's, that of the run in `folder`, or
+    the newest.
+
+    Raises:
+        CheckpointError: there is none, or it is no pre-training run.
+    """
+    wanted, before = given or recipe.prior.pretrained, Run(folder).recipe
+    if not wanted and before.exists() and stage_of(before) == PriorRecipe.stage:
+        wanted = load_recipe(before, (), PriorRecipe).prior.pretrained
+    name = starting_run(wanted, "fit-prior")
+    return dataclasses.replace(recipe, prior=dataclasses.replace(recipe.prior, pretrained=name))
+
+
+def check_codes(pretrained: PretrainRecipe, folder: Path) -> None:
+    """Raises CheckpointError where a pre-training run has no codes."""
+    if not pretrained.objectives.tig:
+        raise CheckpointError(f"{folder}: trained without TIG, it has no codes to fit priors on")
+
+
 def run_fitting(recipe: PriorRecipe, folder: Path) -> None:
     """One rank of `mu fit-prior`, from wherever `folder` stands to its end.
 
@@ -146,8 +172,7 @@ def run_fitting(recipe: PriorRecipe, folder: Path) -> None:
     run = Run(folder)
     accelerator = accelerator_of(recipe, folder)
     trained = restore(Run(find_run(recipe.prior.pretrained)), accelerator.device)
-    if not trained.recipe.objectives.tig:
-        raise CheckpointError(f"{trained.run.folder}: trained without TIG, it has no codes to fit priors on")
+    check_codes(trained.recipe, trained.run.folder)
     own = trained.recipe.data
     train = open_benchmark(trained, split=recipe.data.train or own.train)
     if recipe.data.limit:

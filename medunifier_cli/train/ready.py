@@ -14,7 +14,8 @@ from medunifier_cli.data.shards import Shards, read_manifest
 from medunifier_cli.data.text import TextTokenizer
 from medunifier_cli.errors import DataError, MissingWeightsError, MuError
 from medunifier_cli.plugin_index import load_dataset
-from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.recipe.schema import PretrainRecipe, Train
+from medunifier_cli.recipe.schema_finetune import FinetuneTrain
 from medunifier_cli.roots import runs_root, shards_folder
 
 HASH_BLOCK = 1 << 20
@@ -204,19 +205,28 @@ def _model(recipe: PretrainRecipe) -> str:
 
 
 def _batch(recipe: PretrainRecipe, processes: int) -> str:
-    settings, ranks = recipe.train, processes or 1
+    said, unit = look_at_batch(recipe.train, processes, "pairs")
+    return f"{said}; ITC and ITM contrast among {unit}"
+
+
+def look_at_batch(settings: Train | FinetuneTrain, processes: int, things: str) -> tuple[str, int]:
+    """How a global batch is divided: in words, and how many `things` all ranks take in one pass.
+
+    Args:
+        processes: ranks; 0 for one per GPU, which this machine cannot tell.
+    """
+    ranks = processes or 1
     micro = settings.micro_batch or math.ceil(settings.global_batch / ranks)
     unit = micro * ranks
     if settings.global_batch % unit:
         raise MuError(
-            f"train.global_batch: {settings.global_batch} is not a multiple of {micro} pairs x {ranks} "
+            f"train.global_batch: {settings.global_batch} is not a multiple of {micro} {things} x {ranks} "
             "processes; change it, train.micro_batch or the number of processes"
         )
     known = "" if processes else " (one per GPU; counted here as one)"
-    return (
-        f"{settings.global_batch} pairs = {settings.global_batch // unit} x {micro} on {ranks} "
-        f"process{'es' if ranks > 1 else ''}{known}; ITC and ITM contrast among {unit}"
-    )
+    passes = settings.global_batch // unit
+    on = f"{ranks} process{'es' if ranks > 1 else ''}{known}"
+    return f"{settings.global_batch} {things} = {passes} x {micro} on {on}", unit
 
 
 def look_at_runs() -> str:

@@ -6,14 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medunifier_cli.data.chosen import plan_samples
-from medunifier_cli.errors import MuError
 from medunifier_cli.plugin_index import load_dataset, load_head
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run, shards_folder
 from medunifier_cli.train.finetune_task import task_of, with_pretrained
-from medunifier_cli.train.ready import Finding, each, look_at_runs, look_at_size, look_at_split, look_at_vit
+from medunifier_cli.train.ready import (
+    Finding,
+    each,
+    look_at_batch,
+    look_at_runs,
+    look_at_size,
+    look_at_split,
+    look_at_vit,
+)
 from medunifier_cli.train.record import Run
 
 
@@ -41,7 +48,9 @@ def look_at_finetuning(recipe: FinetuneRecipe, processes: int = 0, hashes: bool 
             size = found.data.image_size
             yield from each("image size", lambda size=size: look_at_size(data.dataset, size, folder))  # type: ignore[misc]
         yield from each("samples", lambda: _samples(recipe))
-    yield from each("batch", lambda: _batch(recipe, processes or recipe.train.processes or 1))
+    yield from each(
+        "batch", lambda: look_at_batch(recipe.train, processes or recipe.train.processes, "images")[0]
+    )
     yield from each("runs folder", look_at_runs)
 
 
@@ -57,15 +66,3 @@ def _samples(recipe: FinetuneRecipe) -> str:
     said = ", ".join(f"{len(part.images):,} {part.role}" for part in parts)
     train = next(part for part in parts if part.role == "train")
     return f"{said}; {len(task.plugin.classes)} classes, {task.metric}; train: {train.chosen.rule}"
-
-
-def _batch(recipe: FinetuneRecipe, ranks: int) -> str:
-    settings = recipe.train
-    unit = (settings.micro_batch or -(-settings.global_batch // ranks)) * ranks
-    if settings.global_batch % unit:
-        raise MuError(
-            f"train.global_batch: {settings.global_batch} is not a multiple of {unit // ranks} images x "
-            f"{ranks} processes; change it, train.micro_batch or the number of processes"
-        )
-    on = f"{ranks} process{'es' if ranks > 1 else ''}"
-    return f"{settings.global_batch} images = {settings.global_batch // unit} x {unit // ranks} on {on}"

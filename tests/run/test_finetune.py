@@ -322,9 +322,7 @@ def test_a_run_of_another_stage_is_no_start_and_is_not_taken_for_pretrained(
 ) -> None:
     assert is_pretrained(Run(house.pretrained))
     assert not is_pretrained(Run(tuned))
-    with pytest.raises(
-        MuError, match=r"is a run of `mu finetune`; fine-tuning starts from one of `mu pretrain`$"
-    ):
+    with pytest.raises(MuError, match=r"is a run of `mu finetune`; name one of `mu pretrain`$"):
         with_pretrained(house.recipe(), str(tuned))
     with pytest.raises(MuError, match="no run `nothing`"):
         with_pretrained(house.recipe(), "nothing")

@@ -282,3 +282,13 @@ def test_priors_without_text_refuse_a_prompt(road: Path) -> None:
     code, printed = call(road, "synthesize", "--run", "plain", "--prompt", "effusion", "--out", road / "p")
     assert code == 1
     assert "know no text" in printed
+
+
+def test_check_says_whether_priors_can_be_fitted(road: Path, tmp_path: Path) -> None:
+    code, printed = call(road, "check", PRIORS)
+    assert code == 0, printed
+    assert "pre-trained run" in printed
+    assert "samples in" in printed
+    code, printed = call(road, "check", PRIORS, "-o", "prior.pretrained=nowhere")
+    assert code == 1
+    assert "nowhere" in printed
