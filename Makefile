@@ -14,7 +14,12 @@ demo: $(VENV)/.installed
 	$(BIN)/mu pretrain demo
 	$(BIN)/mu retrieve
 	$(BIN)/mu zeroshot
-	$(BIN)/mu score
+	$(BIN)/mu report
+	for share in 1 0.1 0.01; do $(BIN)/mu finetune probe-demo -o data.fraction=$$share || exit; done
+	$(BIN)/mu fit-prior prior-demo
+	$(BIN)/mu synthesize --prompts report --n 250 --guidance 2 --out demo/samples
+	$(BIN)/mu score demo --fake demo/samples --real train --classifier probe-demo-1
+	$(BIN)/mu score demo
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile

@@ -43,16 +43,16 @@ def judge_images(wanted: Wanted) -> None:
     from medunifier_cli.tasks.image_scores import open_scorer, score_images
 
     scorer = open_scorer(_run(wanted.run))
-    if wanted.copies:
-        verdict = find_copies(scorer, wanted.fake, wanted.real, wanted.heldout)
-        click.echo(table(verdict.metrics))
-        say(verdict)
-    elif wanted.real:
+    if wanted.real:
         metrics = score_images(
             scorer, wanted.real, wanted.fake, extractor=wanted.extractor, weights=wanted.inception,
             images=wanted.images, seed=wanted.seed,
         )  # fmt: skip
         click.echo(table(metrics))
+    if wanted.copies:
+        verdict = find_copies(scorer, wanted.fake, wanted.real, wanted.heldout)
+        click.echo(table(verdict.metrics))
+        say(verdict)
     if wanted.classifier:
         from medunifier_cli.tasks.conformance import prompts_obeyed
 
