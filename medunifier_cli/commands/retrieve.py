@@ -18,7 +18,7 @@ from medunifier_cli.roots import find_run, newest_run
     "--rerank", type=click.IntRange(min=0), default=0, metavar="K",
     help="Also order the best K of each ranking by image-text matching.",
 )  # fmt: skip
-@click.option("--query", default="", metavar="TEXT", help="Search the split for images that fit a text.")
+@click.option("--query", metavar="TEXT", help="Search the split for images that fit a text.")
 @click.option(
     "--image", type=click.Path(path_type=Path), help="Search it for reports that fit an image file."
 )
@@ -27,7 +27,7 @@ from medunifier_cli.roots import find_run, newest_run
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the gallery; by default in the run.")
 def retrieve(
-    name: str, dataset: str, split: str, ids: Path | None, rerank: int, query: str, image: Path | None,
+    name: str, dataset: str, split: str, ids: Path | None, rerank: int, query: str | None, image: Path | None,
     top: int, out: Path | None,
 ) -> None:  # fmt: skip
     """Measure image-to-text and text-to-image retrieval on a split, or search it.
@@ -35,9 +35,9 @@ def retrieve(
     With --query or --image nothing is measured: the best hits become a gallery, a folder of static HTML
     whose path is printed. It holds images and reports of the split: treat it as the data themselves.
     """
-    if query and image:
+    if query is not None and image is not None:
         raise click.UsageError("search by --query or by --image, not by both")
-    if out and not (query or image):
+    if out and query is None and image is None:
         raise click.UsageError("--out is for the gallery of --query or --image")
     from medunifier_cli.checkpoint.restore import is_pretrained, restore
     from medunifier_cli.tasks.results import table
@@ -47,14 +47,13 @@ def retrieve(
     folder = find_run(name) if name else newest_run(lambda path: is_pretrained(Run(path)), "retrieve")
     trained = restore(Run(folder))
     asked = open_benchmark(trained, dataset, split, need_text=False, ids=ids, prefer_benchmark=True)
-    if query or image:
+    if query is not None or image is not None:
         from medunifier_cli.tasks.finding import search_by_image, search_by_text
 
-        page = (
-            search_by_text(trained, asked, query, top, rerank, out)
-            if image is None
-            else search_by_image(trained, asked, image, top, rerank, out)
-        )
+        if image is not None:
+            page = search_by_image(trained, asked, image, top, rerank, out)
+        else:
+            page = search_by_text(trained, asked, query or "", top, rerank, out)
         click.echo(str(page))
         return
     from medunifier_cli.tasks.retrieval import benchmark

@@ -210,6 +210,12 @@ class Gallery(HTMLParser):
             self.figures[-1] += data + "\n"
 
 
+def test_an_empty_query_is_no_benchmark(home: Path, verb: Mu) -> None:
+    done = verb("retrieve", "--split", "test", "--query", "")
+    assert done.exit_code == 1
+    assert "an empty text" in done.output
+
+
 def test_a_text_search_leaves_a_gallery_that_works_from_its_folder(
     home: Path, verb: Mu, trained: Trained, asked: Asked, tmp_path: Path
 ) -> None:
