@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types test-slow bench docs clean-demo
+.PHONY: demo test lint types test-slow bench ablation docs clean-demo
 
 # The main job end to end on drawn radiographs; each line is what a user would type.
 demo: export MU_DATA := demo/data
@@ -38,6 +38,10 @@ test-slow: $(VENV)/.installed-test
 # One JSON line at the end of each.
 bench: $(VENV)/.installed-test
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+# Seven recipes, three seeds: about an hour on two cores. Goes on where it was stopped; writes docs/ablation.md.
+ablation: $(VENV)/.installed
+	$(BIN)/python experiments/ablation.py
 
 # The generated parts: the recipe reference of docs/recipes.md and the file map of CONTRIBUTING.md.
 docs: $(VENV)/.installed

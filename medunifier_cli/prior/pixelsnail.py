@@ -96,7 +96,7 @@ class PixelSnail(nn.Module):
 
     @torch.no_grad()
     def set_codebooks(self, codebook_KD: Tensor, top_KD: Tensor | None = None) -> None:
-        """Put the quantisers' vectors in, scaled to unit mean square; for `codebook_width` > 0.
+        """Put the quantisers' vectors in, each channel standardised over the codes; for `codebook_width` > 0.
 
         Args:
             codebook_KD: vectors of this prior's codes.
@@ -113,7 +113,8 @@ class PixelSnail(nn.Module):
         for embedding, vectors in embeddings:
             if embedding.learned is not None or embedding.vectors.shape != vectors.shape:
                 raise ValueError(f"codebook {tuple(vectors.shape)} does not fit this prior's configuration")
-            embedding.vectors.copy_(vectors / vectors.square().mean().sqrt().clamp_min(1e-8))
+            spread = vectors.std(dim=0, correction=0).clamp_min(1e-8)
+            embedding.vectors.copy_((vectors - vectors.mean(dim=0)) / spread)
 
     def text_context(self, condition_BD: Tensor | None, drop_B: Tensor | None, batch: int) -> Tensor | None:
         """[B, C] that enters every gated layer, or None for an unconditional prior. Rows that `drop_B` marks,

@@ -10,14 +10,14 @@ from medunifier_cli.cli import help_line
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "CONTRIBUTING.md"
-FOLDERS = ("medunifier_cli", "plugins", "recipes", "benchmarks")
+FOLDERS = ("medunifier_cli", "plugins", "recipes", "experiments", "benchmarks")
 BEGIN = "<!-- file map: written by `make docs` from the first words of each file -->"
 END = "<!-- end of the file map -->"
 PASSED_OVER = {"__pycache__"}
 
 
 def source_files() -> list[str]:
-    """Every file of the four folders that says something, relative to the root, sorted by folder."""
+    """Every file of these folders that says something, relative to the root, sorted by folder."""
     found = []
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*"):

@@ -1,0 +1,197 @@
+"""The paper's ablation (table 6 and appendix table 1) on phantom: seven recipes, three seeds, about an hour.
+
+Types the commands a user would, two runs at a time on a thread each, and writes docs/ablation.md from the runs'
+results. What is finished is not done again, so a stopped ablation goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import yaml
+
+ROOT = Path(__file__).parents[1]
+# Order of the paper's IDs.
+RECIPES = ("itc", "itc-itm", "itc-itm-itg", "itc-itm-tig", "full", "tig-0.8", "tig-1.2")
+WEIGHTS = {"itc": 1.0, "itm": 1.0, "itg": 1.0, "tig": 1.0}
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""97.5 % quantile of Student's t by the number of seeds."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A column: its title and where it stands in a run's result files."""
+
+    title: str
+    file: str
+    metric: str
+    scale: float = 100.0
+
+
+FIGURES = (
+    Figure("mAP@1 i→t", "retrieval-phantom", "image to text, map@1"),
+    Figure("mAP@5 i→t", "retrieval-phantom", "image to text, map@5"),
+    Figure("mAP@1 t→i", "retrieval-phantom", "text to image, map@1"),
+    Figure("zero-shot ACC", "zeroshot-phantom", "zero-shot accuracy"),
+    Figure("probe AUROC 1 %", "probe-0.01/finetune-phantom", "fine-tuned auroc"),
+    Figure("probe AUROC 100 %", "probe-1/finetune-phantom", "fine-tuned auroc"),
+    Figure("ITM ACC", "pretraining-phantom", "ITM accuracy, random pairs"),
+    Figure("report micro-F1", "report-phantom", "finding micro-F1"),
+    Figure("PSNR, dB", "pretraining-phantom", "reconstruction PSNR", 1.0),
+)
+DIFFERENCES = (
+    ("TIG added to ITC + ITM", "itc-itm-tig", "itc-itm"),
+    ("TIG added to ITC + ITM + ITG", "full", "itc-itm-itg"),
+    ("ITG added to ITC + ITM", "itc-itm-itg", "itc-itm"),
+    ("ITG added to ITC + ITM + TIG", "full", "itc-itm-tig"),
+)
+
+
+def weights_of(recipe: str) -> dict[str, float]:
+    """Objective -> weight that a shipped recipe sets."""
+    said = yaml.safe_load((ROOT / "recipes" / f"{recipe}.yaml").read_text()).get("objectives", {})
+    return {**WEIGHTS, **{name: said[name] for name in WEIGHTS if name in said}}
+
+
+def run_name(recipe: str, seed: int) -> str:
+    """Name of a pre-training run."""
+    return f"{recipe}-seed{seed}"
+
+
+def train_and_measure(recipe: str, seed: int, steps: int, home: Path) -> None:
+    """One cell's run: `mu pretrain`, then every verb it has been trained for."""
+    name, weights = run_name(recipe, seed), weights_of(recipe)
+    done = home / "runs" / name / "ablation-done"
+    if done.exists():
+        return
+    settings = {**{f"objectives.{key}": value for key, value in weights.items()},
+                "train.seed": seed, "train.steps": steps, "train.valid_every": steps,
+                "train.checkpoint_every": steps, "train.tensorboard": "false"}  # fmt: skip
+    options = [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
+    commands = [["pretrain", "demo", "--run", name, *options], ["retrieve", "--run", name]]
+    commands.append(["zeroshot", "--run", name])
+    for share in ("0.01", "1"):
+        probe = f"{name}-probe-{share}"
+        chosen = ["-o", f"data.fraction={share}", "-o", f"train.seed={seed}"]
+        commands.append(["finetune", "probe-demo", "--from", name, "--run", probe, *chosen])
+    if weights["itg"]:
+        commands.append(["report", "--run", name])
+    with (home / f"{name}.log").open("a") as log:
+        for command in commands:
+            mu(command, home, log.fileno())
+    done.touch()
+    click.echo(f"{name}: done")
+
+
+def mu(command: Sequence[str], home: Path, output: int | None = None) -> None:
+    """Run a verb in the ablation's own data and run folders, on one thread."""
+    environment = {**os.environ, "MU_DATA": str(home / "data"), "MU_RUNS": str(home / "runs"),
+                   "OMP_NUM_THREADS": "1"}  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-m", "medunifier_cli", *command], env=environment, stdout=output, stderr=output,
+        check=True, cwd=ROOT,
+    )  # fmt: skip
+
+
+def measured(home: Path, recipe: str, seed: int, figure: Figure) -> float | None:
+    """A run's figure, or None where its objectives do not give one."""
+    *probe, start = figure.file.split("/")
+    folder = home / "runs" / "-".join([run_name(recipe, seed), *probe]) / "results"
+    for path in sorted(folder.glob(f"{start}-*.json")):
+        for metric in json.loads(path.read_text())["metrics"]:
+            if metric["name"] == figure.metric and metric["value"] is not None:
+                return float(metric["value"]) * figure.scale
+    return None
+
+
+def interval(values: Sequence[float | None], signed: bool = False) -> str:
+    """Mean and the half width of its 95 % interval over seeds (Student's t)."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    mean = statistics.fmean(known)
+    said = f"{mean:+.1f}" if signed else f"{mean:.1f}"
+    if len(known) < 2:
+        return said
+    return f"{said} ± {STUDENT[len(known)] * statistics.stdev(known) / math.sqrt(len(known)):.1f}"
+
+
+def table(heading: str, rows: Sequence[tuple[str, Callable[[Figure], str]]]) -> str:
+    """A Markdown table with a column for each figure."""
+    lines = [
+        "| " + " | ".join((heading, *(figure.title for figure in FIGURES))) + " |",
+        "|---" * (len(FIGURES) + 1) + "|",
+    ]
+    lines += ["| " + " | ".join((name, *(cell(figure) for figure in FIGURES))) + " |" for name, cell in rows]
+    return "\n".join(lines)
+
+
+def page(home: Path, seeds: int, steps: int) -> str:
+    """docs/ablation.md between its heading and what a person wrote about it."""
+
+    def mean(recipe: str) -> Callable[[Figure], str]:
+        return lambda figure: interval([measured(home, recipe, seed, figure) for seed in range(seeds)])
+
+    def gain(more: str, less: str) -> Callable[[Figure], str]:
+        def cell(figure: Figure) -> str:
+            pairs = [[measured(home, which, s, figure) for which in (more, less)] for s in range(seeds)]
+            return interval([a - b for a, b in pairs if a is not None and b is not None], signed=True)
+
+        return cell
+
+    def label(recipe: str) -> str:
+        weights = weights_of(recipe)
+        parts = [name.upper() if w == 1 else f"{w:g} {name.upper()}" for name, w in weights.items() if w]
+        return f"{RECIPES.index(recipe) + 1}: {' '.join(parts)}"
+
+    return "\n\n".join((
+        f"{seeds} seeds, {steps} steps of 32 pairs each; mean over seeds ± half of its 95 % interval"
+        "\n(Student's t), in percent unless said.",
+        table("ID", [(label(recipe), mean(recipe)) for recipe in RECIPES]),
+        "Differences between runs of the same seed:",
+        table("", [(name, gain(more, less)) for name, more, less in DIFFERENCES]),
+    ))  # fmt: skip
+
+
+@click.command()
+@click.option(
+    "--home", type=click.Path(path_type=Path), default=ROOT / "demo" / "ablation", show_default=True
+)
+@click.option("--seeds", type=click.IntRange(2, 5), default=3, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=300, show_default=True)
+@click.option("--together", type=click.IntRange(min=1), default=2, show_default=True, help="Runs at a time.")
+def main(home: Path, seeds: int, steps: int, together: int) -> None:
+    """Train what is missing, then print the table and put it into docs/ablation.md."""
+    home = home.resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    mu(["prepare", "phantom", "--size", "64"], home)
+    with ThreadPoolExecutor(together) as pool:
+        # Seed by seed, so that a stopped ablation has whole tables.
+        jobs = [
+            pool.submit(train_and_measure, recipe, seed, steps, home)
+            for seed in range(seeds)
+            for recipe in RECIPES
+        ]
+        for job in jobs:
+            job.result()
+    text = page(home, seeds, steps)
+    click.echo(text)
+    begin, end = "<!-- written by experiments/ablation.py -->", "<!-- end -->"
+    target = ROOT / "docs" / "ablation.md"
+    before, _, rest = target.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    target.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+
+
+if __name__ == "__main__":
+    main()
