@@ -1,7 +1,7 @@
 """The paper's ablation (table 6 and appendix table 1) on phantom: seven recipes, three seeds, about an hour.
 
-Types the commands a user would, two runs at a time on a thread each, and writes docs/ablation.md from the runs'
-results. What is finished is not done again, so a stopped ablation goes on where it was.
+Types the commands a user would, two runs at a time on a thread each; docs/ablation.md is written from results.
+What is finished is not done again, so a stopped ablation goes on where it was.
 """
 
 from __future__ import annotations
