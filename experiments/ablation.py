@@ -1,6 +1,6 @@
-"""The paper's ablation (table 6 and appendix table 1) on phantom: seven recipes, three seeds, about an hour.
+"""The paper's ablation (table 6 and appendix table 1) on phantom: seven recipes, three seeds.
 
-Types the commands a user would, two runs at a time on a thread each; docs/ablation.md is written from results.
+Types what a user would, two runs at a time on a thread each, and writes docs/ablation.md from the results.
 What is finished is not done again, so a stopped ablation goes on where it was.
 """
 
