@@ -1,4 +1,4 @@
-"""Head `mlp`: two linear layers on the flattened queries, as the authors' code has it (DESIGN row 19)."""
+"""Head `mlp`: two linear layers on the flattened queries, as the authors' code has it."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ PUBLISHED_WIDTHS = (
     2304,
     1152,
     576,
-)  # base map and blocks of the authors' code at 224 px, DESIGN row 13
+)  # base map and blocks of the authors' code at 224 px
 
 
 MID_GREY = 0.5

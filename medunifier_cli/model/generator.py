@@ -38,7 +38,7 @@ class Sizes:
     queries: int
 
     def check(self, base_width: int) -> None:
-        """Raises MuError where the geometry of DESIGN section 4, or a decoder this narrow, cannot be made."""
+        """Raises MuError where no decoder of this width leads from this grid to these pixels."""
         grid, blocks = self.image_size // self.patch_size, blocks_for(self.patch_size)
         if not blocks:
             raise MuError("model.vit.patch_size: patch size 1 leaves the decoder nothing to enlarge")

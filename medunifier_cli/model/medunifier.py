@@ -1,4 +1,4 @@
-"""The whole model, composition only. Legend of shapes: DESIGN section 4, `qformer.py`, `generator.py`.
+"""The whole model, composition only. Legend of shapes: `qformer.py`, `generator.py`.
 
 Parts of an objective whose weight is 0 are not built.
 """
@@ -92,7 +92,7 @@ class MedUnifier(nn.Module):
             load_bert(self, recipe.model.qformer.weights)
 
     def place(self, device: torch.device) -> MedUnifier:
-        """Move to a device; on a GPU a frozen image encoder runs in bf16 (DESIGN section 4)."""
+        """Move to a device; on a GPU a frozen image encoder runs in bf16."""
         if self.recipe.model.vit.frozen and device.type == "cuda":
             self.vit.vit.to(torch.bfloat16)
         return self.to(device)

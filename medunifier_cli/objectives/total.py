@@ -28,7 +28,7 @@ from medunifier_cli.objectives.itm import itm_loss, negative_weights
 from medunifier_cli.objectives.tig import tig_loss
 from medunifier_cli.train import world
 
-TEMPERATURE_RANGE = (0.01, 0.5)  # DESIGN row 3
+TEMPERATURE_RANGE = (0.01, 0.5)  # the learnable temperature stays within
 
 
 @dataclass(frozen=True)

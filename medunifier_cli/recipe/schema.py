@@ -72,7 +72,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Vit:
-    """Image encoder (paper, section 3.2; DESIGN row 15)."""
+    """Image encoder (paper, section 3.2)."""
 
     name: str = "eva_giant_patch14_clip_224"
     """timm model."""

@@ -1,4 +1,4 @@
-"""What a recipe of `mu finetune` may say (paper, section 4 and appendix 2; DESIGN row 19)."""
+"""What a recipe of `mu finetune` may say (paper, section 4 and appendix 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Zero-shot classification with prompt ensembles (paper, section 4; DESIGN row 21).
+"""Zero-shot classification with prompt ensembles (paper, section 4).
 
 n images, Q queries, C classes.
 """

@@ -1,4 +1,4 @@
-"""Fine-tuning (paper, section 4; DESIGN row 19): a pre-trained model, a new head and labels for the loop."""
+"""Fine-tuning (paper, section 4): a pre-trained model, a new head and labels for the loop."""
 
 from __future__ import annotations
 
