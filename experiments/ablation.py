@@ -168,7 +168,7 @@ def page(home: Path, seeds: int, steps: int) -> str:
     "--home", type=click.Path(path_type=Path), default=ROOT / "demo" / "ablation", show_default=True
 )
 @click.option("--seeds", type=click.IntRange(2, 5), default=3, show_default=True)
-@click.option("--steps", type=click.IntRange(min=1), default=300, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option("--together", type=click.IntRange(min=1), default=2, show_default=True, help="Runs at a time.")
 def main(home: Path, seeds: int, steps: int, together: int) -> None:
     """Train what is missing, then print the table and put it into docs/ablation.md."""
