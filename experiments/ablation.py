@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import yaml
+
+from medunifier_cli.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[1]
 # Order of the paper's IDs.
 RECIPES = ("itc", "itc-itm", "itc-itm-itg", "itc-itm-tig", "full", "tig-0.8", "tig-1.2")
-WEIGHTS = {"itc": 1.0, "itm": 1.0, "itg": 1.0, "tig": 1.0}
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """97.5 % quantile of Student's t by the number of seeds."""
 
@@ -59,8 +59,8 @@ DIFFERENCES = (
 
 def weights_of(recipe: str) -> dict[str, float]:
     """Objective -> weight that a shipped recipe sets."""
-    said = yaml.safe_load((ROOT / "recipes" / f"{recipe}.yaml").read_text()).get("objectives", {})
-    return {**WEIGHTS, **{name: said[name] for name in WEIGHTS if name in said}}
+    objectives = load_recipe(recipe).objectives
+    return {name: getattr(objectives, name) for name in ("itc", "itm", "itg", "tig")}
 
 
 def run_name(recipe: str, seed: int) -> str:
@@ -71,25 +71,27 @@ def run_name(recipe: str, seed: int) -> str:
 def train_and_measure(recipe: str, seed: int, steps: int, home: Path) -> None:
     """One cell's run: `mu pretrain`, then every verb it has been trained for."""
     name, weights = run_name(recipe, seed), weights_of(recipe)
-    done = home / "runs" / name / "ablation-done"
-    if done.exists():
+    done = home / f"{name}.done"
+    if done.exists() and done.read_text() == str(steps):
         return
+    fresh = ["--fresh"] if done.exists() else []  # measured at another number of steps
+    click.echo(f"{name}: {steps} steps, told in {home / name}.log")
     settings = {**{f"objectives.{key}": value for key, value in weights.items()},
                 "train.seed": seed, "train.steps": steps, "train.valid_every": steps,
                 "train.checkpoint_every": steps, "train.tensorboard": "false"}  # fmt: skip
     options = [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
-    commands = [["pretrain", "demo", "--run", name, *options], ["retrieve", "--run", name]]
+    commands = [["pretrain", "demo", "--run", name, *fresh, *options], ["retrieve", "--run", name]]
     commands.append(["zeroshot", "--run", name])
     for share in ("0.01", "1"):
         probe = f"{name}-probe-{share}"
         chosen = ["-o", f"data.fraction={share}", "-o", f"train.seed={seed}"]
-        commands.append(["finetune", "probe-demo", "--from", name, "--run", probe, *chosen])
+        commands.append(["finetune", "probe-demo", "--from", name, "--run", probe, *fresh, *chosen])
     if weights["itg"]:
         commands.append(["report", "--run", name])
     with (home / f"{name}.log").open("a") as log:
         for command in commands:
             mu(command, home, log.fileno())
-    done.touch()
+    done.write_text(str(steps))
     click.echo(f"{name}: done")
 
 
@@ -97,10 +99,12 @@ def mu(command: Sequence[str], home: Path, output: int | None = None) -> None:
     """Run a verb in the ablation's own data and run folders, on one thread."""
     environment = {**os.environ, "MU_DATA": str(home / "data"), "MU_RUNS": str(home / "runs"),
                    "OMP_NUM_THREADS": "1"}  # fmt: skip
-    subprocess.run(
+    ran = subprocess.run(
         [sys.executable, "-m", "medunifier_cli", *command], env=environment, stdout=output, stderr=output,
-        check=True, cwd=ROOT,
+        check=False, cwd=ROOT,
     )  # fmt: skip
+    if ran.returncode:
+        raise click.ClickException(f"`mu {command[0]}` ended with {ran.returncode}: see {home}/*.log")
 
 
 def measured(home: Path, recipe: str, seed: int, figure: Figure) -> float | None:

@@ -141,6 +141,8 @@ def test_codes_with_the_same_vector_are_the_same_to_the_prior() -> None:
     vectors, top_vectors = torch.randn(CODES, 3), torch.randn(TOP, 3)
     vectors[4], top_vectors[2] = vectors[1], top_vectors[0]
     prior.set_codebooks(vectors, top_vectors)
+    assert prior.embedding.vectors.mean(0).abs().max() < 1e-5
+    torch.testing.assert_close(prior.embedding.vectors.square().mean(0), torch.ones(3))
     codes, top = torch.randint(CODES, (2, 3, 4)), torch.randint(TOP, (2, 2, 2))
     same = prior(codes.masked_fill(codes == 4, 1), top_codes=top.masked_fill(top == 2, 0))
     torch.testing.assert_close(
