@@ -68,12 +68,22 @@ def frechet_interval(real_nD: ArrayLike, fake_nD: ArrayLike, draws: int = 100, s
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Both in [0, 1]."""
+    """What lies where, image by image; precision and recall are the shares that do."""
 
-    precision: float
-    """Share of fakes that lie within the real manifold: realism."""
-    recall: float
-    """Share of reals that lie within the fake manifold: variety."""
+    fake_in_real_n: NDArray[np.bool_]
+    """Fakes that lie within the real manifold: realism."""
+    real_in_fake_n: NDArray[np.bool_]
+    """Reals that lie within the fake manifold: variety."""
+
+    @property
+    def precision(self) -> float:
+        """In [0, 1]."""
+        return float(self.fake_in_real_n.mean())
+
+    @property
+    def recall(self) -> float:
+        """In [0, 1]."""
+        return float(self.real_in_fake_n.mean())
 
 
 def precision_recall(real_nD: ArrayLike, fake_nD: ArrayLike, k: int = NEIGHBOURS) -> PrecisionRecall:
@@ -89,8 +99,8 @@ def precision_recall(real_nD: ArrayLike, fake_nD: ArrayLike, k: int = NEIGHBOURS
     return PrecisionRecall(_within(fake, real, k), _within(real, fake, k))
 
 
-def _within(points: Floats, manifold: Floats, k: int) -> float:
-    """Share of `points` in a ball of `manifold`."""
+def _within(points: Floats, manifold: Floats, k: int) -> NDArray[np.bool_]:
+    """Which `points` are in a ball of `manifold`."""
     radius = np.concatenate(
         [np.partition(_distances(manifold[i : i + CHUNK], manifold), k, axis=1)[:, k]
          for i in range(0, len(manifold), CHUNK)]
@@ -99,7 +109,7 @@ def _within(points: Floats, manifold: Floats, k: int) -> float:
         (_distances(points[i : i + CHUNK], manifold) <= radius).any(axis=1)
         for i in range(0, len(points), CHUNK)
     ]
-    return float(np.concatenate(hits).mean())
+    return np.concatenate(hits)
 
 
 def _distances(a: Floats, b: Floats) -> Floats:

@@ -8,42 +8,54 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.errors import DataError, MuError
 
-Corpus = tuple[Sequence[Sequence[str]], Sequence[Sequence[Sequence[str]]]]
-"""Words of N hypotheses, and of one or more references of each."""
+Floats = NDArray[np.float64]
+
+CHUNKS = 20
+"""Column of the program's 23 counts: runs of matches in a row. After it come the words matched in both
+texts, whose lengths are the first two columns."""
+
+
+class Corpus(NamedTuple):
+    """What is scored together."""
+
+    hypotheses: Sequence[Sequence[str]]
+    """Words of N reports."""
+    references: Sequence[Sequence[Sequence[str]]]
+    """Words of one or more references of each."""
+    counts_DN: Floats | None = None
+    """How often each of D resamples holds each report, as `resample_counts` gives it."""
 
 
 class MeteorUnavailableError(MuError):
     """Java or the METEOR program is missing, or does not run; the message says which."""
 
 
-def meteor(
-    hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
-) -> tuple[float, NDArray[np.float64]]:
-    """METEOR of the corpus, from its summed counts, and of each report.
+class MeteorScores(NamedTuple):
+    """METEOR of N reports, in [0, 1]."""
 
-    Args:
-        hypotheses: words of N reports; one without words scores 0.
-        references: words of one or more references of each.
+    corpus: float
+    """From summed counts; not the mean of the others."""
+    per_report: Floats
+    """[N]; 0 for a report without words."""
+    resampled: Floats
+    """[D]: `corpus` of each resample that was asked for."""
 
-    Returns:
-        (corpus score, [N] scores), in [0, 1]. The corpus score is not the mean of the others.
+
+def meteor(corpora: Sequence[Corpus]) -> list[MeteorScores]:
+    """METEOR of one or more corpora by one start of the program, whose tables take seconds to load.
 
     Raises:
         MeteorUnavailableError: see there.
         DataError: no report, a report without a reference, or two lengths.
     """
-    return meteors([(hypotheses, references)])[0]
-
-
-def meteors(corpora: Sequence[Corpus]) -> list[tuple[float, NDArray[np.float64]]]:
-    """`meteor` of several corpora by one start of the program, whose tables take seconds to load."""
-    for hypotheses, references in corpora:
+    for hypotheses, references, _ in corpora:
         if not hypotheses or len(hypotheses) != len(references) or not all(references):
             raise DataError("METEOR needs one or more references of each hypothesis")
     if shutil.which("java") is None:
@@ -53,24 +65,40 @@ def meteors(corpora: Sequence[Corpus]) -> list[tuple[float, NDArray[np.float64]]
     except ImportError:
         raise MeteorUnavailableError("METEOR 1.5 needs `pip install 'medunifier[nlg]'`") from None
     program = Meteor()
-    found = []
     try:
-        for hypotheses, references in corpora:
-            score, scores = program.compute_score(
-                {row: [" ".join(words) for words in against] for row, against in enumerate(references)},
-                {row: [" ".join(words)] for row, words in enumerate(hypotheses)},
-            )
-            found.append((score, np.array(scores)))
+        return [_score(program, corpus) for corpus in corpora]
     except (OSError, ValueError):  # a pipe that broke, or an answer that is no number
         raise MeteorUnavailableError(
             "METEOR 1.5 is there but its Java program stopped; it needs Java 8 or later and 2 GiB of memory"
         ) from None
     finally:
-        if program.lock.locked():  # left so by a failure; its destructor would wait for it forever
-            program.lock.release()
         program.meteor_p.kill()
         program.meteor_p.wait()
         for pipe in (program.meteor_p.stdin, program.meteor_p.stdout, program.meteor_p.stderr):
             with suppress(BrokenPipeError):
                 pipe.close()
-    return found
+
+
+def _score(program: Any, corpus: Corpus) -> MeteorScores:
+    """The program counts matches per report; a corpus, and so a resample, is scored from the counts' sum."""
+    lines = [
+        program._stat(" ".join(words), [" ".join(reference) for reference in against])
+        for words, against in zip(corpus.hypotheses, corpus.references, strict=True)
+    ]
+    *each, together = _evaluate(program, lines)
+    resampled = np.empty(0)
+    if corpus.counts_DN is not None:
+        matches_NM = np.array([[float(value) for value in line.split()] for line in lines])
+        # In a sum, the program counts no chunk for a report that matches its reference word by word.
+        whole_N = (matches_NM[:, :2] == matches_NM[:, CHUNKS + 1 :]).all(axis=1)
+        matches_NM[whole_N & (matches_NM[:, CHUNKS] == 1), CHUNKS] = 0
+        sums_DM = corpus.counts_DN @ matches_NM
+        resampled = np.array(_evaluate(program, [" ".join(map(str, row)) for row in sums_DM.tolist()])[:-1])
+    return MeteorScores(together, np.array(each), resampled)
+
+
+def _evaluate(program: Any, lines: Sequence[str]) -> list[float]:
+    """Score of each line of counts, and last that of their sum."""
+    program.meteor_p.stdin.write(f"EVAL ||| {' ||| '.join(lines)}\n".encode())
+    program.meteor_p.stdin.flush()
+    return [float(program.meteor_p.stdout.readline()) for _ in range(len(lines) + 1)]

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from medunifier_cli.scores.bleu import ORDERS, bleu_counts
 from medunifier_cli.scores.bootstrap import DRAWS, Interval, mean_intervals, percentiles, resample_counts
 from medunifier_cli.scores.cider import cider
-from medunifier_cli.scores.meteor import MeteorUnavailableError, meteor
+from medunifier_cli.scores.meteor import Corpus, MeteorUnavailableError, meteor
 from medunifier_cli.scores.report_text import Protocol, prepare
 from medunifier_cli.scores.rouge import rouge_l
 
@@ -28,7 +28,7 @@ class TextScores:
     per_report: dict[str, NDArray[np.float64]]
     """Metric -> [N]. The corpus score is their mean for `rouge_l` and `cider`, not for BLEU and METEOR."""
     intervals: dict[str, Interval]
-    """All but `meteor`: its corpus score cannot be had from those of the reports."""
+    """Of all that have a score."""
     notes: list[str] = field(default_factory=list)
     """What is missing or unusual and why, one line each."""
 
@@ -61,9 +61,15 @@ def report_scores(
     scores: dict[str, float | None] = {f"bleu_{n}": float(v) for n, v in enumerate(counts.corpus(), 1)}
     notes = []
     scores["meteor"] = None
+    counts_DN = np.concatenate(list(resample_counts(len(said), groups, draws, seed))) if draws else None
+    intervals: dict[str, Interval] = {}
     if with_meteor:
         try:
-            scores["meteor"], per_report["meteor"] = meteor(said, truth)
+            ((scores["meteor"], per_report["meteor"], resampled_D),) = meteor(
+                [Corpus(said, truth, counts_DN)]
+            )
+            if draws:
+                intervals["meteor"] = percentiles(resampled_D, seed=seed)
         except MeteorUnavailableError as error:
             notes.append(f"meteor: left empty. {error}")
     for name, values in (("rouge_l", rouge_l(said, truth)), ("cider", cider(said, truth))):
@@ -75,12 +81,9 @@ def report_scores(
     if len(said) == 1:
         notes.append("cider: 0 by definition, since it weighs words by how few of several reports have them")
 
-    intervals: dict[str, Interval] = {}
-    if draws:
-        resampled = np.concatenate(
-            [counts.corpus(d) for d in resample_counts(len(said), groups, draws, seed)]
-        )
-        intervals = {f"bleu_{n}": percentiles(resampled[:, n - 1], seed=seed) for n in range(1, ORDERS + 1)}
+    if counts_DN is not None:
+        bleu_D4 = counts.corpus(counts_DN)
+        intervals |= {f"bleu_{n}": percentiles(bleu_D4[:, n - 1], seed=seed) for n in range(1, ORDERS + 1)}
         means = {name: per_report[name] for name in ("rouge_l", "cider")}
         intervals |= mean_intervals(means, groups, draws, seed)
     return TextScores(protocol, scores, per_report, intervals, notes)

@@ -7,6 +7,7 @@ stands beside, for no generator can be expected to do better than that. C classe
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from medunifier_cli.roots import find_run
 from medunifier_cli.scores.classification import confusion_matrix
 from medunifier_cli.tasks.image_scores import Scorer
 from medunifier_cli.tasks.image_sets import FolderImages, SplitImages, batches
-from medunifier_cli.tasks.results import Metric, write_result
-from medunifier_cli.tasks.splits import open_benchmark
+from medunifier_cli.tasks.results import Metric, mean, write_result
+from medunifier_cli.tasks.splits import open_benchmark, patients
 from medunifier_cli.tasks.synthesis import reconstructions
 from medunifier_cli.train.record import Run
 
@@ -56,14 +57,15 @@ def prompts_obeyed(scorer: Scorer, fake: str, classifier: str) -> list[Metric]:
     label_n = np.array([classes.index(name) for name in asked])
     chosen_n = _classify(tuned, network, batches(images))
     confusion = confusion_matrix(label_n, chosen_n, len(classes))
-    real, coded, real_n = _on_real(tuned, network, scorer.trained)
     floor = float(np.bincount(label_n).max() / len(label_n))
-    metrics = [Metric("class asked for by prompt, accuracy", float((label_n == chosen_n).mean()), floor)]
-    metrics.append(Metric("the same classifier on held-out real images, accuracy", real, floor))
-    if coded is not None:
-        metrics.append(Metric("the same classifier on those images reconstructed, accuracy", coded, floor))
+    metrics = [mean("class asked for by prompt, accuracy", label_n == chosen_n, floor)]
+    real = _on_real(tuned, network, scorer.trained)
     metrics += [
-        Metric(f"class asked for, {name}", float(confusion[i, i] / confusion[i].sum()), None)
+        mean(f"the same classifier on {what}, accuracy", hit_n, floor, groups=real.patients)
+        for what, hit_n in real.hits.items()
+    ]
+    metrics += [
+        mean(f"class asked for, {name}", chosen_n[label_n == i] == i)
         for i, name in enumerate(classes)
         if confusion[i].sum()
     ]
@@ -72,7 +74,8 @@ def prompts_obeyed(scorer: Scorer, fake: str, classifier: str) -> list[Metric]:
         n=len(label_n), metrics=metrics,
         protocol=(
             f"the likeliest of {len(classes)} classes by {tuned.run.folder.name}, fine-tuned on real images; "
-            f"real: {real_n:,} held-out images with exactly one class; floor: always one class"
+            f"real: {real.n:,} held-out images with exactly one class; floor: always one class. "
+            "Intervals: 95 %, 1,000 bootstrap resamples, of patients where images are real"
         ),
         more={
             "classifier": {"run": tuned.run.folder.name, "hash": tuned.identity}, "classes": list(classes),
@@ -124,24 +127,32 @@ def _classify(tuned: Trained, network: Classifier, images: Iterable[NDArray[np.u
     return result
 
 
-def _on_real(tuned: Trained, network: Classifier, generator: Trained) -> tuple[float, float | None, int]:
-    """Accuracy on held-out images of exactly one class, on the same through the generator's codes (where it
-    has any: what its decoder loses, no prompt brings back), and how many images those are."""
+@dataclass(frozen=True)
+class _OnReal:
+    """A classifier on the n held-out images of exactly one class."""
+
+    n: int
+    hits: dict[str, NDArray[np.bool_]]
+    """Whether it is right: of the images, and of the same through the generator's codes where it has any
+    (what its decoder loses, no prompt brings back)."""
+    patients: NDArray[Any] | None
+
+
+def _on_real(tuned: Trained, network: Classifier, generator: Trained) -> _OnReal:
     recipe = load_recipe(tuned.run.recipe, (), FinetuneRecipe)
     split = recipe.data.test or recipe.data.valid
     asked = open_benchmark(tuned, recipe.data.dataset, split, need_text=False)
     one = asked.source.labels >= 0
     if not one.any():
         raise DataError(f"{asked.shards}: no image of {split!r} has exactly one class to ask for")
-    label_n, right = asked.source.labels, []
-    sides = [batches(SplitImages(asked, recipe.data.train))]
-    same_data = recipe.data.dataset == generator.recipe.data.dataset
-    if same_data and generator.recipe.objectives.tig:
+    sides = {"held-out real images": batches(SplitImages(asked, recipe.data.train))}
+    if recipe.data.dataset == generator.recipe.data.dataset and generator.recipe.objectives.tig:
         coded = open_benchmark(generator, split=split, need_text=False)
-        sides.append(reconstructions(generator, coded))
-    for side in sides:
-        right.append(float((_classify(tuned, network, side) == label_n)[one].mean()))
-    return right[0], right[1] if len(right) > 1 else None, int(one.sum())
+        sides["those images reconstructed"] = reconstructions(generator, coded)
+    hits = {
+        what: (_classify(tuned, network, side) == asked.source.labels)[one] for what, side in sides.items()
+    }
+    return _OnReal(int(one.sum()), hits, patients(asked.source, np.flatnonzero(one)))
 
 
 def _settings(lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from medunifier_cli.roots import shards_folder
 from medunifier_cli.scores.image import frechet_distance, frechet_interval, precision_recall
 from medunifier_cli.tasks.image_sets import ImageSet, encoder_features, open_images
 from medunifier_cli.tasks.inception import fid_and_kid, load_inception
-from medunifier_cli.tasks.results import Metric, write_result
+from medunifier_cli.tasks.results import Metric, mean, write_result
 from medunifier_cli.train.record import Run
 
 MANIFOLD = 10_000
@@ -114,8 +114,8 @@ def _metrics(
     some_real, some_fake = (side[rows.permutation(len(side))[:MANIFOLD]] for side in (real_nD, fake_nD))
     found = precision_recall(some_real, some_fake)
     what = "encoder" if name == ENCODER else "Inception"
-    metrics.append(Metric(f"precision on {what}, {kind}", found.precision))
-    metrics.append(Metric(f"recall on {what}, {kind}", found.recall))
+    metrics.append(mean(f"precision on {what}, {kind}", found.fake_in_real_n, seed=seed))
+    metrics.append(mean(f"recall on {what}, {kind}", found.real_in_fake_n, seed=seed))
     return metrics
 
 
@@ -131,7 +131,8 @@ def _write(
             f"{n:,} images of {fakes.name} against {len(reals):,} of {reals.name}, all 8-bit grey at "
             f"{own.image_size}x{own.image_size}, squashed as in `mu prepare`; interval: value -+ 1.96 "
             f"bootstrap errors over the judged images; precision and recall: Kynkäänniemi et al. 2019, "
-            f"k = 3, at most {MANIFOLD:,} images a side. Fréchet distances grow as n shrinks: compare equal n"
+            f"k = 3, at most {MANIFOLD:,} images a side, manifolds held fixed in their intervals. Fréchet "
+            "distances grow as n shrinks: compare equal n"
         ),
         more={"real": {"name": reals.name, "n": len(reals)}, "fake": {"name": fakes.name, "n": n},
               "extractors": used},

@@ -21,7 +21,7 @@ from medunifier_cli.errors import DataError
 from medunifier_cli.scores.bootstrap import Interval, percentiles, resample_counts
 from medunifier_cli.scores.classification import ClassScores, finding_scores
 from medunifier_cli.scores.clinical import CLINICAL, clinical_scores
-from medunifier_cli.scores.meteor import MeteorUnavailableError, meteors
+from medunifier_cli.scores.meteor import Corpus, MeteorScores, MeteorUnavailableError, meteor
 from medunifier_cli.scores.report_text import PROTOCOLS, Protocol, prepare, sentences
 from medunifier_cli.scores.rouge import rouge_l
 from medunifier_cli.scores.text import METRICS, report_scores
@@ -125,27 +125,30 @@ def score_rows(
         out.notes.append(
             f"{len(rows) - len(with_words):,} of {len(rows):,} references have no words; left out"
         )
-    meteor = _meteor(out, hypotheses, references, constant)
-    _add_text_scores(out, "single", hypotheses, references, constant, groups, meteor)
+    of_meteor = _meteor(out, hypotheses, references, constant, groups)
+    _add_text_scores(out, "single", hypotheses, references, constant, groups, of_meteor)
     _add_findings(out, plugin, hypotheses, references, constant, groups)
     if clinical:
         _add_clinical(out, hypotheses, references, constant)
     for protocol in PROTOCOLS[1:]:
-        _add_text_scores(out, protocol, hypotheses, references, constant, groups, meteor)
+        _add_text_scores(out, protocol, hypotheses, references, constant, groups, of_meteor)
     out.notes = list(dict.fromkeys(out.notes))
     return out
 
 
 def _add_text_scores(
     out: Scored, protocol: Protocol, hypotheses: list[str], references: list[str], constant: str, groups: Any,
-    meteor: dict[Protocol, tuple[float | None, float | None]],
+    of_meteor: dict[Protocol, list[MeteorScores]],
 ) -> None:  # fmt: skip
     found = report_scores(hypotheses, references, protocol, with_meteor=False, groups=groups)
     floors: dict[str, float | None] = {}
     if constant:
         always = [constant] * len(references)
         floors = dict(report_scores(always, references, protocol, with_meteor=False, draws=0).scores)
-    found.scores["meteor"], floors["meteor"] = meteor[protocol]
+    for scored, values in zip(of_meteor[protocol], (found.scores, floors), strict=False):
+        values["meteor"] = scored.corpus
+    if of_meteor[protocol]:
+        found.intervals["meteor"] = percentiles(of_meteor[protocol][0].resampled)
     for name in METRICS:
         out.metrics.append(
             _metric(
@@ -159,21 +162,23 @@ def _add_text_scores(
 
 
 def _meteor(
-    out: Scored, hypotheses: list[str], references: list[str], constant: str
-) -> dict[Protocol, tuple[float | None, float | None]]:
-    """METEOR and its floor under each protocol, by one start of its program; None without it."""
-    texts = [hypotheses, *([[constant] * len(references)] if constant else [])]
+    out: Scored, hypotheses: list[str], references: list[str], constant: str, groups: Any
+) -> dict[Protocol, list[MeteorScores]]:
+    """METEOR of the reports and of the constant one under each protocol, by one start of its program; empty
+    without it."""
+    counts_DN = np.concatenate(list(resample_counts(len(references), groups)))
+    corpora = []
+    for protocol in PROTOCOLS:
+        corpora.append(Corpus(*prepare(hypotheses, references, protocol), counts_DN))
+        if constant:
+            corpora.append(Corpus(*prepare([constant] * len(references), references, protocol)))
     try:
-        found = meteors([prepare(said, references, protocol) for protocol in PROTOCOLS for said in texts])
+        found = meteor(corpora)
     except MeteorUnavailableError as error:
         out.notes.append(f"METEOR: left empty. {error}")
-        return dict.fromkeys(PROTOCOLS, (None, None))
-    scores: list[float | None] = [score for score, _ in found]
-    step = len(texts)
-    return {
-        protocol: (scores[i * step], scores[i * step + 1] if constant else None)
-        for i, protocol in enumerate(PROTOCOLS)
-    }
+        return {protocol: [] for protocol in PROTOCOLS}
+    step = len(found) // len(PROTOCOLS)
+    return {protocol: found[i * step : (i + 1) * step] for i, protocol in enumerate(PROTOCOLS)}
 
 
 def _add_findings(

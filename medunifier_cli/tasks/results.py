@@ -8,7 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.scores.bootstrap import mean_intervals
 from medunifier_cli.train.record import Run, data_facts, versions, write_whole
 
 
@@ -26,6 +30,21 @@ class Metric:
     low: float | None = None
     """Ends of the 95 % bootstrap interval, None where there is none."""
     high: float | None = None
+
+
+def mean(
+    name: str, values_n: ArrayLike, floor: float | None = None, unit: str = "", *,
+    groups: ArrayLike | None = None, seed: int = 0,
+) -> Metric:  # fmt: skip
+    """The mean over samples, such as the share of hits, and its bootstrap interval.
+
+    Args:
+        values_n: [n] numbers, or whether each is a hit.
+        groups: [n] patients, drawn whole.
+    """
+    values = np.asarray(values_n, dtype=np.float64)
+    span = mean_intervals({name: values}, groups, seed=seed)[name]
+    return Metric(name, float(values.mean()), floor, unit, low=span.low, high=span.high)
 
 
 def write_result(

@@ -122,10 +122,12 @@ def _write(
 
 
 def _rows(of: _Set, top: Mapping[str, Top], classes: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Who was found, best first: keys of samples, whose images or texts are meant by direction."""
+    """Who was found, best first: keys of samples, whose images or texts are meant by direction. Equal numbers
+    under `text` are equal texts."""
     deepest = max(of.ks)
+    text_n = np.unique(of.digests, return_inverse=True)[1]
     for i, key in enumerate(of.keys):
-        row: dict[str, Any] = {"key": key, "class": classes[of.labels[i]]}
+        row: dict[str, Any] = {"key": key, "class": classes[of.labels[i]], "text": int(text_n[i])}
         for way in WAYS:
             row[way] = [of.keys[j] for j in top[way].indices_QK[i, :deepest]]
             row[f"{way}_scores"] = [round(float(s), 6) for s in top[way].scores_QK[i, :deepest]]

@@ -2,7 +2,8 @@
 
 One JSON object a line. Classification: `class` (or `truth`: a name, or label -> 1, 0, null) and
 `probabilities` (or `scores`): label -> number. Rankings: `key`, `class`, `image_to_text`, `text_to_image`,
-the last two lists of keys, best first.
+the last two lists of keys, best first; and `text`, equal where texts are, so that each counts as the other's
+partner (without it none is equal).
 """
 
 from __future__ import annotations
@@ -90,13 +91,14 @@ def _classes(rows: Rows) -> tuple[list[Metric], list[str]]:
 def _rankings(rows: Rows) -> list[Metric]:
     place = {row["key"]: i for i, row in enumerate(rows)}
     labels = np.unique([row["class"] for row in rows], return_inverse=True)[1].reshape(-1)
+    texts = np.unique([str(row.get("text", row["key"])) for row in rows], return_inverse=True)[1].reshape(-1)
     if labels.max() == 0:
         raise DataError("all samples have one class; any ranking would be perfect")
     out = []
     for way, words in WAYS.items():
         ranked = np.array([[place[key] for key in row[way]] for row in rows])
         ks = [k for k in KS if k <= ranked.shape[1]]
-        per_query = ranking_scores(ranked, labels, labels, ks)
+        per_query = ranking_scores(ranked, labels, labels, ks, texts, texts)
         spans = mean_intervals(per_query)
         out += [_metric(f"{words}, {name}", float(v.mean()), spans[name]) for name, v in per_query.items()]
     return out

@@ -19,7 +19,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from medunifier_cli.errors import DataError
 from medunifier_cli.scores.bleu import bleu_counts
-from medunifier_cli.scores.meteor import MeteorUnavailableError, meteor, meteors
+from medunifier_cli.scores.meteor import Corpus, MeteorUnavailableError, meteor
 from medunifier_cli.scores.report_text import PROTOCOLS, Protocol, prepare, sentences
 from medunifier_cli.scores.rouge import common_subsequence, rouge_l
 from medunifier_cli.scores.text import METRICS, report_scores
@@ -119,7 +119,8 @@ def test_meteor_gives_what_the_authors_program_printed() -> None:
     """Values of meteor-1.5.jar (`-l en -norm`) on these words, recorded by hand."""
     said = ["the heart is normal . lungs clear .", "no effusion or pneumothorax ."]
     truth = [["the heart is normal . lungs clear ."], ["no pneumothorax .", "heart big ."]]
-    score, each = meteor([text.split() for text in said], [[text.split() for text in t] for t in truth])
+    words = Corpus([text.split() for text in said], [[text.split() for text in t] for t in truth])
+    ((score, each, _),) = meteor([words])
     assert score == pytest.approx(0.557416961095294, abs=1e-9)
     np.testing.assert_allclose(each, [1.0, 0.39887076170621727], atol=1e-9)
 
@@ -128,9 +129,22 @@ def test_meteor_gives_what_the_authors_program_printed() -> None:
 def test_several_corpora_by_one_start_of_meteor_do_not_mix() -> None:
     said, truth = [["no", "effusion", "."]], [[["no", "pneumothorax", "."]]]
     perfect = [["lungs", "clear", "."]]
-    (first, _), (second, _) = meteors([(said, truth), (perfect, [perfect])])
-    assert first == pytest.approx(meteor(said, truth)[0], abs=1e-12)
-    assert second == pytest.approx(1.0)
+    first, second = meteor([Corpus(said, truth), Corpus(perfect, [perfect])])
+    assert first.corpus == pytest.approx(meteor([Corpus(said, truth)])[0].corpus, abs=1e-12)
+    assert second.corpus == pytest.approx(1.0)
+
+
+@needs_java
+def test_meteor_of_a_resample_is_that_of_the_repeated_reports() -> None:
+    references = drawn_reports(20)
+    said, truth = prepare(written_by_a_model(references), references)
+    chosen = np.random.default_rng(0).integers(0, 20, 20)
+    counts_DN = np.bincount(chosen, minlength=20)[None].astype(np.float64)
+    resample, repeated = meteor([
+        Corpus(said, truth, counts_DN), Corpus([said[i] for i in chosen], [truth[i] for i in chosen])
+    ])  # fmt: skip
+    assert resample.resampled == pytest.approx([repeated.corpus], abs=1e-12)
+    assert resample.corpus != pytest.approx(repeated.corpus, abs=1e-4)
 
 
 @needs_java
@@ -173,7 +187,7 @@ def test_a_java_that_does_not_run_is_said_and_does_not_hang(
     java.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     with pytest.raises(MeteorUnavailableError, match="stopped"):
-        meteor([["no", "effusion"]], [[["no", "effusion"]]])
+        meteor([Corpus([["no", "effusion"]], [[["no", "effusion"]]])])
 
 
 def test_what_a_tokenizer_does_to_blanks_and_capitals_changes_nothing() -> None:

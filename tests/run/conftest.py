@@ -1,4 +1,4 @@
-"""Small shards and a small recipe, and `mu` as a user calls it."""
+"""Small shards, a small recipe and a small run, and `mu` as a user calls it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from click.testing import CliRunner
 from PIL import Image
+
+from medunifier_cli.checkpoint.restore import Trained, restore
+from medunifier_cli.cli import mu as group
+from medunifier_cli.tasks.splits import Asked, open_benchmark
+from medunifier_cli.train.record import Run
+from tests.run import small_run
 
 SIZE = 32
 WORDS = [
@@ -126,3 +133,33 @@ def mu(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple[int, 
         return process.returncode, printed
 
     return run
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantom data and one short run on them, `small`."""
+    root = tmp_path_factory.mktemp("home")
+    sizes = ("-o", "train=24", "-o", "valid=0", "-o", "test=40")
+    assert small_run.call(root, "prepare", "phantom", "--size", 32, *sizes)[0] == 0
+    changed = ("-o", "train.steps=2", "-o", "data.valid=", "-o", "data.test=", "-o", "objectives.tig=0")
+    code, printed = small_run.call(root, "pretrain", small_run.RECIPE, "--run", "small", *changed)
+    assert code == 0, printed
+    return root
+
+
+@pytest.fixture
+def verb(home: Path, monkeypatch: pytest.MonkeyPatch) -> small_run.Mu:
+    """`mu ...` in this process, on that run."""
+    monkeypatch.setenv("MU_DATA", str(home / "data"))
+    monkeypatch.setenv("MU_RUNS", str(home / "runs"))
+    return lambda *words: CliRunner().invoke(group, [str(word) for word in words], catch_exceptions=False)
+
+
+@pytest.fixture
+def trained(home: Path) -> Trained:
+    return restore(Run(home / "runs" / "small"))
+
+
+@pytest.fixture
+def asked(verb: small_run.Mu, trained: Trained) -> Asked:
+    return open_benchmark(trained, split="test", need_text=False)

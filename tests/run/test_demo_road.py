@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +11,7 @@ import pytest
 from PIL import Image
 
 from medunifier_cli.tasks import prompts
-
-RECIPE = Path(__file__).parent / "small_phantom.yaml"
+from tests.run.small_run import RECIPE, call
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +26,6 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert code == 0, printed
     assert "reconstruction PSNR (dB)" in printed
     return root
-
-
-def call(root: Path, *arguments: object) -> tuple[int, str]:
-    """Run `mu` with data and runs under `root`."""
-    env = {**os.environ, "MU_DATA": str(root / "data"), "MU_RUNS": str(root / "runs"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "medunifier_cli", *map(str, arguments)],
-        env=env, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout + done.stderr
 
 
 def test_results_say_how_they_were_made_and_repeat(road: Path) -> None:

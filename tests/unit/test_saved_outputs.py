@@ -63,6 +63,10 @@ def test_rankings(tmp_path: Path) -> None:
     assert values["image to text, map@1"] == pytest.approx(2 / 3)
     assert values["image to text, recall@1"] == pytest.approx(1 / 3)
     assert values["text to image, precision@1"] == pytest.approx(1 / 3)
+    for row, text in zip(rows, (0, 0, 1), strict=True):
+        row["text"] = text
+    values = {metric.name: metric.value for metric in score_outputs(save(tmp_path / "b.jsonl", rows))[0]}
+    assert values["image to text, recall@1"] == pytest.approx(2 / 3), "b says what a says"
 
 
 @pytest.mark.parametrize(

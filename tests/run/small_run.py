@@ -1,0 +1,65 @@
+"""A short run on phantom that several files measure: where its results are, and how to read its pages."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from click.testing import Result
+
+RECIPE = Path(__file__).parent / "small_phantom.yaml"
+
+Mu = Callable[..., Result]
+"""`mu ...` in this process."""
+
+
+def call(root: Path, *arguments: object) -> tuple[int, str]:
+    """Run `mu` with data and runs under `root`."""
+    env = {**os.environ, "MU_DATA": str(root / "data"), "MU_RUNS": str(root / "runs"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "medunifier_cli", *map(str, arguments)],
+        env=env, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def results(home: Path) -> Path:
+    return home / "runs" / "small" / "results"
+
+
+def samples(home: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (results(home) / f"{name}.samples.jsonl").read_text().splitlines()]
+
+
+def metrics(home: Path, name: str) -> dict[str, dict[str, Any]]:
+    return {m["name"]: m for m in json.loads((results(home) / f"{name}.json").read_text())["metrics"]}
+
+
+class Gallery(HTMLParser):
+    """What a reader of the page sees."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.figures: list[str] = []
+        self.inside = False
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "figure":
+            self.inside = True
+            self.figures.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag != "figure"
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.figures[-1] += data + "\n"

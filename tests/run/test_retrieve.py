@@ -1,0 +1,225 @@
+"""`mu retrieve` on a small run: numbers against slow references, searches and their galleries."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.data.contract import PackedText
+from medunifier_cli.data.shards import Shards
+from medunifier_cli.errors import CheckpointError
+from medunifier_cli.model.vit import pixels
+from medunifier_cli.tasks.embed import embed_split
+from medunifier_cli.tasks.matching import match_scores
+from medunifier_cli.tasks.saved_outputs import score_outputs
+from medunifier_cli.tasks.splits import Asked
+from tests.run.small_run import Gallery, Mu, metrics, results, samples
+
+
+def test_numbers_follow_from_the_saved_rankings(home: Path, verb: Mu) -> None:
+    assert verb("retrieve", "--split", "test").exit_code == 0
+    rows, found = samples(home, "retrieval-phantom-test"), metrics(home, "retrieval-phantom-test")
+    assert len(rows) == 20  # half of the phantom's cases have exactly one finding
+    class_of = {row["key"]: row["class"] for row in rows}
+    for way, words in (("image_to_text", "image to text"), ("text_to_image", "text to image")):
+        values = []
+        for row in rows:
+            hits = [class_of[key] == row["class"] for key in row[way][:5]]
+            precise = [sum(hits[: j + 1]) / (j + 1) for j in range(5) if hits[j]]
+            values.append(sum(precise) / len(precise) if precise else 0.0)
+        metric = found[f"{words}, map@5"]
+        assert metric["value"] == pytest.approx(np.mean(values), abs=1e-12)
+        assert 0 <= metric["low"] <= metric["value"] <= metric["high"] <= 1
+        assert metric["low"] < metric["high"]
+    again, _ = score_outputs(results(home) / "retrieval-phantom-test.samples.jsonl")
+    assert len(again) == len(found)
+    for metric in again:
+        assert metric.value == pytest.approx(found[metric.name]["value"]), metric.name
+
+
+def odds(trained: Trained, asked: Asked, image: int, text: int) -> float:
+    """Log-odds of a match of one pair, read alone."""
+    ids = torch.tensor(list(asked.source.sample(text).token_ids))
+    with torch.no_grad():
+        seen = pixels(torch.from_numpy(asked.source.sample(image).image_HW)[None, None])
+        memory = trained.model.qformer.read_image(trained.model.look(seen))
+        packed = PackedText(ids, torch.tensor([len(ids)]))
+        logits = trained.model.match(trained.model.qformer.read_pairs(memory, torch.tensor([0]), packed))
+    return float(logits[0, 1] - logits[0, 0])
+
+
+def test_matching_takes_pairs_in_any_order(trained: Trained, asked: Asked) -> None:
+    random = np.random.default_rng(0)
+    image = np.concatenate([np.full(20, 5), random.integers(0, 40, 40)])  # more texts of one than of others
+    text = np.concatenate([random.permutation(40)[:20], random.integers(0, 40, 40)])
+    shuffled = random.permutation(60)
+    image, text = image[shuffled], text[shuffled]
+    found = match_scores(trained, asked.source.images, asked.source.token_ids, image, text)
+    wanted = [odds(trained, asked, *pair) for pair in zip(image.tolist(), text.tolist(), strict=True)]
+    assert found.tolist() == pytest.approx(wanted, abs=2e-5)
+
+
+def test_reranked_order_is_that_of_pairs_read_one_at_a_time(
+    home: Path, verb: Mu, trained: Trained, asked: Asked
+) -> None:
+    done = verb("retrieve", "--split", "test", "--rerank", 7)
+    assert done.exit_code == 0
+    assert "best 7 re-ranked by ITM" in done.stdout
+    plain = samples(home, "retrieval-phantom-test")
+    again = samples(home, "retrieval-rerank7-phantom-test")
+    number = {asked.source.sample(i).key: i for i in range(len(asked.source))}
+    for before, after in list(zip(plain, again, strict=True))[:6]:
+        for way in ("image_to_text", "text_to_image"):
+            pairs = [(before["key"], other) for other in before[way]]
+            if way == "text_to_image":
+                pairs = [(image, text) for text, image in pairs]
+            wanted = [odds(trained, asked, number[image], number[text]) for image, text in pairs[:7]]
+            assert sorted(after[way][:7]) == sorted(before[way][:7])
+            assert after[way][7:] == before[way][7:]
+            assert after[f"{way}_scores"][:7] == pytest.approx(sorted(wanted, reverse=True), abs=2e-5)
+            for key, score in zip(after[way][:7], after[f"{way}_scores"], strict=False):
+                assert score == pytest.approx(wanted[before[way].index(key)], abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("retrieve", "--rerank", "3"),
+        ("zeroshot", "--prompts", "all"),
+        ("zeroshot", "--ensemble", "mean"),
+        ("retrieve", "--query", "small right effusion", "--top", "4", "--rerank", "3"),
+    ],
+)
+def test_the_same_command_leaves_the_same_files(home: Path, verb: Mu, words: tuple[str, ...]) -> None:
+    def left() -> dict[str, str]:
+        run = home / "runs" / "small"
+        found = [path for part in ("results", "page") for path in (run / part).rglob("*") if path.is_file()]
+        return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+    assert verb(*words, "--split", "test").exit_code == 0
+    first = left()
+    shutil.rmtree(home / "runs" / "small" / "cache")
+    assert verb(*words, "--split", "test").exit_code == 0
+    assert left() == first
+
+
+def test_a_cache_is_read_and_refused_when_data_or_checkpoint_changed(home: Path, verb: Mu) -> None:
+    cache = home / "runs" / "small" / "cache" / "embeddings-phantom-test.h5"
+    result = results(home) / "retrieval-phantom-test.json"
+
+    def scores() -> Any:
+        assert verb("retrieve", "--split", "test").exit_code == 0
+        return json.loads(result.read_text())["metrics"]
+
+    def spoil(**attributes: str) -> None:
+        with h5py.File(cache, "r+") as file:
+            file["text"][...] = np.roll(file["text"][...], 7, axis=0)
+            file.attrs.update(attributes)
+
+    good = scores()
+    spoil()
+    assert scores() != good, "a cache of the same checkpoint and data is read"
+    manifest = home / "data" / "shards" / "phantom" / "manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")  # other data, as far as a hash can tell
+    assert scores() == good
+    spoil(made_of="another checkpoint")
+    assert scores() == good
+    cache.write_bytes(cache.read_bytes()[:1000])  # torn
+    assert scores() == good
+
+
+def test_an_empty_query_is_no_benchmark(home: Path, verb: Mu) -> None:
+    done = verb("retrieve", "--split", "test", "--query", "")
+    assert done.exit_code == 1
+    assert "an empty text" in done.output
+
+
+def test_a_text_search_leaves_a_gallery_that_works_from_its_folder(
+    home: Path, verb: Mu, trained: Trained, asked: Asked, tmp_path: Path
+) -> None:
+    query = "large left effusion <b>& more"
+    done = verb("retrieve", "--split", "test", "--query", query, "--top", "5", "--out", tmp_path / "page")
+    assert done.exit_code == 0
+    page = Path(done.stdout.strip())
+    assert page == tmp_path / "page" / "index.html"
+    moved = shutil.copytree(page.parent, tmp_path / "elsewhere") / "index.html"
+    gallery = Gallery(moved)
+    assert len(gallery.figures) == 5
+    images = [attrs for tag, attrs in gallery.tags if tag == "img"]
+    for attrs in images:
+        assert attrs["alt"]
+        with Image.open(moved.parent / str(attrs["src"])) as image:
+            image.load()
+    text = moved.read_text()
+    assert "://" not in text
+    assert "<script" not in text
+    assert "<b>& more" not in text, "a query is text, never markup"
+    assert ("html", {"lang": "en"}) in gallery.tags
+    assert "prefers-color-scheme: dark" in text
+
+    with torch.no_grad():
+        ids = torch.tensor(trained.tokenizer.encode(query, 95))
+        packed = PackedText(ids, torch.tensor([len(ids)]))
+        g_t = trained.model.text_head(trained.model.qformer.read_text(packed))[0].numpy()
+    found = embed_split(trained, asked.source, "phantom", "test", asked.shards)
+    cosine = {
+        key: max(float(q @ g_t) for q in g_q) for key, g_q in zip(found.keys, found.image_nQE, strict=True)
+    }
+    best = sorted(cosine, key=lambda key: -cosine[key])[:5]
+    for key, words in zip(best, gallery.figures, strict=True):
+        assert key in words
+        assert f"{cosine[key]:.3f}" in words
+        report = asked.source.text(found.keys.index(key))
+        assert report in words
+        assert report[:30] not in done.stderr + done.stdout, "reports are patient data"
+
+
+def test_an_image_search_finds_reports_by_similarity_and_then_by_match(
+    home: Path, verb: Mu, trained: Trained, asked: Asked, tmp_path: Path
+) -> None:
+    shards = Shards.open(asked.shards, "test")
+    (tmp_path / "film.png").write_bytes(shards.image(3))
+    words = ("retrieve", "--split", "test", "--image", tmp_path / "film.png", "--top", "6")
+    done = verb(*words, "--out", tmp_path / "page")
+    assert done.exit_code == 0
+    found = embed_split(trained, asked.source, "phantom", "test", asked.shards)
+    cosine = (found.image_nQE[3] @ found.text_nE.T).max(axis=0)
+    wanted = [found.keys[i] for i in np.argsort(-cosine, kind="stable")[:6]]
+    figures = Gallery(tmp_path / "page" / "index.html").figures
+    assert len(figures) == 7  # the film itself is shown first
+    assert "film.png" in figures[0]
+    assert [next(key for key in found.keys if key in said) for said in figures[1:]] == wanted
+    done = verb(*words, "--out", tmp_path / "again", "--rerank", "6")
+    assert done.exit_code == 0
+    shown = [line.split()[:3] for line in done.stderr.splitlines()[-6:]]
+    assert sorted(key for _, _, key in shown) == sorted(wanted)
+    match = [float(value) for _, value, _ in shown]
+    assert match == sorted(match, reverse=True)
+
+
+def test_a_diverged_checkpoint_or_one_without_the_objective(trained: Trained, asked: Asked) -> None:
+    def without(name: str) -> Trained:
+        changed = dataclasses.replace(trained.recipe.objectives, **{name: 0.0})
+        return dataclasses.replace(trained, recipe=dataclasses.replace(trained.recipe, objectives=changed))
+
+    one = np.zeros(1, np.int64)
+    with pytest.raises(CheckpointError, match="without ITM"):
+        match_scores(without("itm"), asked.source.images, asked.source.token_ids, one, one)
+    with pytest.raises(CheckpointError, match="without ITC"):
+        embed_split(without("itc"), asked.source, "phantom", "test", asked.shards)
+    with torch.no_grad():
+        trained.model.text_head.project.weight.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="not finite; training diverged"):
+        embed_split(trained, asked.source, "phantom", "nan", asked.shards)
+    assert not (trained.run.folder / "cache" / "embeddings-phantom-nan.h5").exists()

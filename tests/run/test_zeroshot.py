@@ -1,0 +1,158 @@
+"""`mu zeroshot` on a small run: numbers, prompts, files, classes without images; and the page of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medunifier_cli.tasks.splits import Asked
+from tests.miniatures.prepared import prepare
+from tests.run.small_run import Gallery, Mu, metrics, results, samples
+from tests.unit.test_rsna import write_raw
+
+
+def test_files_get_the_probabilities_of_the_split_and_bad_ones_are_counted(
+    home: Path, verb: Mu, asked: Asked, tmp_path: Path
+) -> None:
+    assert verb("zeroshot", "--split", "test").exit_code == 0
+    rows = samples(home, "zeroshot-phantom-test")[:5]
+    keys = [asked.source.sample(i).key for i in range(len(asked.source))]
+    paths = []
+    for row in rows:
+        paths.append(tmp_path / f"{row['key']}.png")
+        paths[-1].write_bytes(asked.source.shards.image(keys.index(row["key"])))
+    (tmp_path / "torn.png").write_bytes(paths[0].read_bytes()[:200])
+    done = verb("zeroshot", *paths[:2], tmp_path / "torn.png", *paths[2:], tmp_path / "gone.dcm", "--json")
+    assert done.exit_code == 0
+    assert "torn.png: left out (truncated" in done.stderr
+    assert "gone.dcm: left out (missing" in done.stderr
+    assert "2 of 7 files left out" in done.stderr
+    answer = json.loads(done.stdout)
+    assert [one["file"] for one in answer] == [str(path) for path in paths]
+    for one, row in zip(answer, rows, strict=True):
+        whole = sum(np.exp(score) for score in one["similarities"].values())
+        plain = {name: np.exp(score) / whole for name, score in one["similarities"].items()}
+        assert plain == pytest.approx(row["probabilities"], abs=1e-5)
+        assert one["class"] == row["predicted"]
+        assert sum(one["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    table = verb("zeroshot", paths[0], "--csv").stdout.splitlines()
+    assert table[0].split(",") == ["file", *asked.plugin.classes]
+    done = verb("zeroshot", tmp_path / "torn.png")
+    assert done.exit_code == 1
+    assert "is no image that can be read" in done.stderr
+
+
+def test_zero_shot_accuracy_and_picture_follow_from_the_saved_probabilities(home: Path, verb: Mu) -> None:
+    assert verb("zeroshot", "--split", "test").exit_code == 0
+    rows = samples(home, "zeroshot-phantom-test")
+    right = [max(row["probabilities"], key=row["probabilities"].get) == row["class"] for row in rows]
+    result = json.loads((results(home) / "zeroshot-phantom-test.json").read_text())
+    found = metrics(home, "zeroshot-phantom-test")["zero-shot accuracy"]
+    assert found["value"] == pytest.approx(np.mean(right))
+    assert found["low"] <= found["value"] <= found["high"]
+    assert np.trace(result["confusion"]) == sum(right)
+    with Image.open(results(home) / "zeroshot-phantom-test.confusion.png") as picture:
+        assert len(picture.convert("RGB").getcolors(100_000) or ()) > 10
+
+
+def test_prompts_saved_and_edited_are_used(home: Path, verb: Mu, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    assert verb("zeroshot", "--data", "phantom", "--save-prompts", path).stdout.strip() == str(path)
+    assert verb("zeroshot", "--split", "test").exit_code == 0
+    assert verb("zeroshot", "--split", "test", "--prompts", path).exit_code == 0
+    mine, theirs = (
+        json.loads((results(home) / f"{name}-phantom-test.json").read_text())
+        for name in ("zeroshot-mine", "zeroshot")
+    )
+    assert mine["prompts"] == theirs["prompts"]
+    assert mine["prompts_hash"] == theirs["prompts_hash"]
+    assert mine["metrics"] == theirs["metrics"]
+    path.write_text(path.read_text().replace("Atelectasis:\n", "Atelectasis:\n- quite another thing\n"))
+    assert verb("zeroshot", "--split", "test", "--prompts", path, "--count", "0").exit_code == 0
+    edited = json.loads((results(home) / "zeroshot-mine-phantom-test.json").read_text())
+    assert "quite another thing" in edited["prompts"]["Atelectasis"]
+    assert edited["prompts_hash"] != theirs["prompts_hash"]
+    done = verb("zeroshot", "--data", "phantom", "--save-prompts", path)
+    assert done.exit_code == 1
+    assert "is there already" in done.stderr
+
+
+def test_one_class_or_none_and_a_class_without_images(
+    home: Path, verb: Mu, asked: Asked, tmp_path: Path
+) -> None:
+    keys: dict[int, list[str]] = {}
+    for i, label in enumerate(asked.source.labels.tolist()):
+        keys.setdefault(label, []).append(asked.source.shards.key(i))
+    listed = tmp_path / "some.txt"
+    listed.write_text("\n".join(keys[2]))
+    for words in (("retrieve",), ("zeroshot",)):
+        done = verb(*words, "--ids", listed)
+        assert done.exit_code == 1
+        assert "two or more" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 2  # which run, and what is wrong
+    listed.write_text("\n".join(keys[-1]))
+    assert "no sample with exactly one class" in verb("zeroshot", "--ids", listed).stderr
+    for one, two in ((0, 2), (1, 3)):  # as many each time, under the same name
+        listed.write_text("\n".join(keys[one] + keys[two]))
+        assert verb("zeroshot", "--ids", listed).exit_code == 0
+        found = {row["key"] for row in samples(home, "zeroshot-phantom-ids-some")}
+        assert found == {*keys[one], *keys[two]}
+    listed.write_text("\n".join(keys[0] + keys[2] + keys[3]))
+    done = verb("zeroshot", "--ids", listed)
+    assert done.exit_code == 0
+    assert "auroc: left out Cardiomegaly, Pleural Effusion" in done.stderr
+    result = json.loads((results(home) / "zeroshot-phantom-ids-some.json").read_text())
+    assert result["n"] == len(keys[0] + keys[2] + keys[3])
+    assert result["per_class"]["Cardiomegaly"]["positives"] == 0
+    done = verb("retrieve", "--ids", listed, "--rerank", "500")
+    assert done.exit_code == 1
+    assert "--rerank 500: there are only" in done.stderr
+
+
+def test_another_data_set_is_measured_on_its_benchmark(home: Path, verb: Mu, tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw")
+    prepare("rsna", tmp_path / "raw", home / "data" / "shards" / "rsna", "per_class=10")
+    done = verb("zeroshot", "--data", "rsna", "--json")
+    assert done.exit_code == 0, done.stderr
+    (result,) = json.loads(done.stdout)
+    assert (result["split"], result["n"]) == ("zeroshot", 20)
+    assert {name: len(texts) for name, texts in result["prompts"].items()} == {"Pneumonia": 10, "Normal": 10}
+    done = verb("retrieve", "--data", "rsna")
+    assert done.exit_code == 1
+    assert "0 samples with text" in done.stderr
+    assert verb("zeroshot", "--data", "rsna", "--split", "test").exit_code == 0
+    done = verb("zeroshot", "--data", "siim")
+    assert done.exit_code == 1
+    assert "mu prepare" in done.stderr
+    assert os.environ["MU_DATA"] == str(home / "data")
+
+
+def test_the_page_of_a_run_shows_its_losses_results_and_pictures(
+    home: Path, verb: Mu, tmp_path: Path
+) -> None:
+    assert verb("zeroshot", "--split", "test").exit_code == 0
+    done = verb("score", "small", "--page")
+    assert done.exit_code == 0
+    page = Path(done.stdout.strip())
+    assert page == home / "runs" / "small" / "page" / "index.html"
+    moved = shutil.copytree(home / "runs" / "small", tmp_path / "moved") / "page" / "index.html"
+    gallery = Gallery(moved)
+    pictures = [str(attrs["src"]) for tag, attrs in gallery.tags if tag == "img"]
+    assert any(name.endswith(".confusion.png") for name in pictures)
+    for name in pictures:
+        with Image.open(moved.parent / name) as image:
+            image.load()
+    log = [json.loads(line) for line in (home / "runs" / "small" / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in log if line["event"] == "train"]
+    drawn = [attrs for tag, attrs in gallery.tags if tag == "polyline" and attrs["class"] == "train"]
+    assert len(str(drawn[0]["points"]).split()) == len(steps)
+    assert any("ITC loss" in said and f"from {steps[0]['itc']:.3g} to" in said for said in gallery.figures)
+    value = metrics(home, "zeroshot-phantom-test")["zero-shot accuracy"]["value"]
+    assert f">{value:.3f} (" in moved.read_text()
+    assert "://" not in moved.read_text()
