@@ -58,7 +58,7 @@ class SampleFolder:
                 )
             else:
                 write_whole(folder / SETTINGS, json.dumps(settings, indent=1, sort_keys=True) + "\n")
-            lines = [line for line in read_lines(folder / LINES) if (folder / line["image"]).is_file()]
+            lines = [line for line in read_samples(folder) if (folder / line["image"]).is_file()]
             self.done = {line["sample"]: line for line in lines}
             self._rewrite()
         except OSError as error:
@@ -107,8 +107,16 @@ class SampleFolder:
 
 
 def read_samples(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a folder of samples, by sample; empty where it is just a folder of images."""
-    return sorted(read_lines(folder / LINES), key=lambda line: line["sample"])
+    """The lines of a folder of samples, by sample; empty where it is just a folder of images.
+
+    Raises:
+        DataError: a line of another form.
+    """
+    lines = read_lines(folder / LINES)
+    for line in lines:
+        if not (isinstance(line, dict) and {"image", "sample"} <= line.keys()):
+            raise DataError(f"{folder / LINES}: has a line without `image` and `sample`, which no `mu` wrote")
+    return sorted(lines, key=lambda line: line["sample"])
 
 
 def _read(path: Path) -> NDArray[np.float64]:

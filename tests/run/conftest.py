@@ -139,7 +139,7 @@ def mu(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple[int, 
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Phantom data and one short run on them, `small`."""
     root = tmp_path_factory.mktemp("home")
-    sizes = ("-o", "train=24", "-o", "valid=0", "-o", "test=40")
+    sizes = ("-o", "train=24", "-o", "valid=20", "-o", "test=40")
     assert small_run.call(root, "prepare", "phantom", "--size", 32, *sizes)[0] == 0
     changed = ("-o", "train.steps=2", "-o", "data.valid=", "-o", "data.test=", "-o", "objectives.tig=0")
     code, printed = small_run.call(root, "pretrain", small_run.RECIPE, "--run", "small", *changed)

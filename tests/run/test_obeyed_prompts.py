@@ -1,0 +1,94 @@
+"""`mu score --classifier` on images whose classes are known: they are real ones, said to be drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medunifier_cli.tasks.splits import Asked
+from tests.run.small_run import Mu, metrics, results
+
+
+@pytest.fixture
+def probe(home: Path, verb: Mu) -> Path:
+    """Results of a classifier fitted on the training images."""
+    folder = home / "runs" / "probe"
+    if not folder.exists():
+        changed = ("train.epochs=6", "train.threads=1", "train.tensorboard=false")
+        options = [part for change in changed for part in ("-o", change)]
+        done = verb("finetune", "probe-demo", "--from", "small", "--run", "probe", *options)
+        assert done.exit_code == 0, done.output
+    return folder / "results"
+
+
+def save(folder: Path, asked: Asked, numbers: list[int], classes: list[str]) -> Path:
+    """A folder as `mu synthesize --prompts` leaves it, of images of a split."""
+    folder.mkdir()
+    with (folder / "samples.jsonl").open("w") as file:
+        for i, name in zip(numbers, classes, strict=True):
+            (folder / f"{i:06}.png").write_bytes(asked.source.shards.image(i))
+            file.write(
+                json.dumps({"image": f"{i:06}.png", "sample": i, "prompt": name, "class": name}) + "\n"
+            )
+    return folder
+
+
+def test_accuracy_is_that_of_the_classifiers_own_saved_scores(
+    home: Path, verb: Mu, probe: Path, asked: Asked, tmp_path: Path
+) -> None:
+    lines = (probe / "finetune-phantom-test.samples.jsonl").read_text().splitlines()
+    saved = [json.loads(line) for line in lines]
+    chosen = [max(row["scores"], key=row["scores"].get) for row in saved]
+    classes = asked.plugin.classes
+    single = np.flatnonzero(asked.source.labels >= 0).tolist()
+    truth = [classes[asked.source.labels[i]] for i in single]
+    wrong = [classes[(classes.index(name) + k % 3) % len(classes)] for k, name in enumerate(truth)]
+    fake = save(tmp_path / "fake", asked, single, wrong)
+    done = verb("score", "small", "--fake", fake, "--classifier", "probe")
+    assert done.exit_code == 0, done.output
+    found = metrics(home, "conformance-phantom-synthetic")
+    hits = [chosen[i] == name for i, name in zip(single, wrong, strict=True)]
+    real = [chosen[i] == name for i, name in zip(single, truth, strict=True)]
+    assert 0 < sum(hits) < len(hits)
+    assert sum(hits) != sum(real)
+    metric = found["class asked for by prompt, accuracy"]
+    assert metric["value"] == pytest.approx(np.mean(hits))
+    assert 0 <= metric["low"] < metric["value"] < metric["high"] <= 1
+    other = found["the same classifier on held-out real images, accuracy"]
+    assert other["value"] == pytest.approx(np.mean(real))
+    assert "the same classifier on those images reconstructed, accuracy" not in found, "trained without TIG"
+    result = json.loads((results(home) / "conformance-phantom-synthetic.json").read_text())
+    confusion = np.array(result["confusion"])
+    assert confusion.sum() == result["n"] == len(single)
+    for c, name in enumerate(classes):
+        asked_for = [chosen[i] for i, one in zip(single, wrong, strict=True) if one == name]
+        assert confusion[c].tolist() == [asked_for.count(other) for other in classes]
+
+
+@pytest.mark.parametrize(
+    ("named", "classifier", "said"),
+    [
+        ("Fracture", "probe", "prompts for 'Fracture'; the classifier knows Atelectasis"),
+        ("", "probe", "images without a class asked for"),
+        ("Edema", "small", "not a run of `mu finetune`"),
+        ("Edema", "nobody", "no run `nobody`"),
+    ],
+)
+def test_what_cannot_be_judged_is_said_in_one_line(
+    verb: Mu, probe: Path, asked: Asked, tmp_path: Path, named: str, classifier: str, said: str
+) -> None:
+    fake = save(tmp_path / "fake", asked, [0, 1], [named, named])
+    done = verb("score", "small", "--fake", fake, "--classifier", classifier)
+    assert done.exit_code == 1
+    assert said in done.stderr.splitlines()[-1]
+
+
+def test_a_list_of_another_program_is_refused(verb: Mu, probe: Path, asked: Asked, tmp_path: Path) -> None:
+    fake = save(tmp_path / "fake", asked, [0], ["Edema"])
+    (fake / "samples.jsonl").write_text('{"file": "000000.png"}\n')
+    done = verb("score", "small", "--fake", fake, "--classifier", "probe")
+    assert done.exit_code == 1
+    assert "without `image` and `sample`" in done.stderr.splitlines()[-1]
