@@ -1,4 +1,4 @@
-"""`mu fit-prior`, `mu synthesize`, `mu score --fake` on a small phantom, and what they say of mistakes."""
+"""`mu synthesize` and `mu score --fake` on a small phantom, and what they say of mistakes."""
 
 from __future__ import annotations
 
@@ -10,105 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from click.testing import CliRunner
 from PIL import Image
-from safetensors.torch import load_file
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.restore import restore
-from medunifier_cli.cli import mu
-from medunifier_cli.data.loader import collate
-from medunifier_cli.model.vit import pixels
-from medunifier_cli.tasks.splits import open_benchmark
-from medunifier_cli.train.record import Run
-from tests.tiny import scatter
-
-HERE = Path(__file__).parent
-PRETRAIN, PRIORS = HERE / "small_phantom.yaml", HERE / "small_priors.yaml"
-
-
-def call(root: Path, *arguments: object) -> tuple[int, str]:
-    """Run `mu` in this process, with data and runs under `root`: exit code, and what it printed."""
-    env = {"MU_DATA": str(root / "data"), "MU_RUNS": str(root / "runs")}
-    done = CliRunner().invoke(mu, [str(argument) for argument in arguments], env=env)
-    return done.exit_code, done.output
+from tests.run.small_priors import PRIORS, call, fit_small_priors
 
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, a pre-training run `model` and its priors `priors` under one folder."""
-    root = tmp_path_factory.mktemp("priors")
-    code, printed = call(
-        root, "prepare", "phantom", "--size", 32, "-o", "train=60", "-o", "valid=30", "-o", "test=40"
-    )
-    assert code == 0, printed
-    for name in ("model", "second"):
-        seed = f"train.seed={len(name)}"
-        ask = ("pretrain", PRETRAIN, "--run", name, "-o", "train.steps=2", "-o", seed, "-o", "data.test=")
-        code, printed = call(root, *ask)
-        assert code == 0, printed
-    code, printed = call(root, "fit-prior", PRIORS, "--run", "early", "--from", "model")
-    assert code == 1  # two steps teach the codes nothing
-    assert "codebook has collapsed" in printed or "stand for places" in printed
-    make_codes_differ(root)
-    code, printed = call(root, "fit-prior", PRIORS, "--run", "priors", "--from", "model")
-    assert code == 0, printed
-    assert "top prior, nats per code" in printed
-    return root
-
-
-def make_codes_differ(root: Path) -> None:
-    """What minutes of training would do: weights that let images differ, and codebooks spread over them."""
-    run = Run(root / "runs/model")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MU_DATA", str(root / "data"))
-        patch.setenv("MU_RUNS", str(root / "runs"))
-        trained = restore(run, torch.device("cpu"))
-        source = open_benchmark(trained, split="train").source
-    torch.manual_seed(0)
-    scatter(trained.model)
-    generator = trained.model.generator.train()
-    for quantiser in (generator.quantise_top, generator.quantise_bottom):
-        quantiser.started.fill_(False)
-    batch = collate([source.sample(i) for i in range(60)], range(60))
-    with torch.no_grad():
-        features = trained.model.look(pixels(batch.image_B1HW))
-        query = trained.model.qformer.read_image(features).query_BQD
-        text = trained.model.qformer.read_text(batch.text)
-        generator(query, features[:, 1:], text, torch.Generator().manual_seed(0))
-    last = store.newest(run.checkpoints)
-    assert last is not None
-    model = {**last.tensors["model"], **trained.model.state_dict()}
-    store.save(run.checkpoints, store.Checkpoint(3, {**last.tensors, "model": model}, last.facts), keep=1)
+    return fit_small_priors(tmp_path_factory.mktemp("priors"))
 
 
 def images(folder: Path) -> dict[str, str]:
     """Hash of each image."""
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("0*.png")}
-
-
-def test_result_gives_nats_beside_the_unigrams(road: Path) -> None:
-    result = json.loads((road / "runs/priors/results/priors-phantom-valid.json").read_text())
-    metrics = {metric["name"]: metric for metric in result["metrics"]}
-    for level in ("top", "bottom"):
-        metric = metrics[f"{level} prior, nats per code"]
-        assert 0 < metric["value"] < np.log(16) + 1
-        assert metric["floor"] == result["baseline"][level]["unigram"]
-        assert f"{level} prior without text, nats per code" in metrics
-    assert result["n"] == 30
-
-
-def test_stopped_and_resumed_equals_not_stopped(road: Path) -> None:
-    whole, half = road / "runs/priors", road / "runs/half"
-    shutil.copytree(whole, half)
-    shutil.rmtree(half / "checkpoints/step-00000006")
-    code, printed = call(road, "fit-prior", PRIORS, "--run", "half")
-    assert code == 0, printed
-    for name in ("model", "optimizer"):
-        a, b = (load_file(run / f"checkpoints/step-00000006/{name}.safetensors") for run in (whole, half))
-        assert a.keys() == b.keys()
-        assert all(a[key].equal(b[key]) for key in a)
 
 
 def test_same_seed_same_images_whatever_the_batch_and_however_often_stopped(road: Path) -> None:
@@ -282,13 +198,3 @@ def test_priors_without_text_refuse_a_prompt(road: Path) -> None:
     code, printed = call(road, "synthesize", "--run", "plain", "--prompt", "effusion", "--out", road / "p")
     assert code == 1
     assert "know no text" in printed
-
-
-def test_check_says_whether_priors_can_be_fitted(road: Path, tmp_path: Path) -> None:
-    code, printed = call(road, "check", PRIORS)
-    assert code == 0, printed
-    assert "pre-trained run" in printed
-    assert "samples in" in printed
-    code, printed = call(road, "check", PRIORS, "-o", "prior.pretrained=nowhere")
-    assert code == 1
-    assert "nowhere" in printed

@@ -1,0 +1,119 @@
+"""`mu fit-prior` on a small phantom: its result, two ranks, stops, and what `mu check` says beforehand."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medunifier_cli.checkpoint import store
+from medunifier_cli.train.record import read_log
+from tests.run.small_priors import PRIORS, call, fit_small_priors
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, a pre-training run `model` and its priors `priors` under one folder."""
+    return fit_small_priors(tmp_path_factory.mktemp("priors"))
+
+
+def test_result_gives_nats_beside_the_unigrams(road: Path) -> None:
+    result = json.loads((road / "runs/priors/results/priors-phantom-valid.json").read_text())
+    metrics = {metric["name"]: metric for metric in result["metrics"]}
+    for level in ("top", "bottom"):
+        metric = metrics[f"{level} prior, nats per code"]
+        assert 0 < metric["value"] < np.log(16) + 1
+        assert metric["floor"] == result["baseline"][level]["unigram"]
+        assert f"{level} prior without text, nats per code" in metrics
+    assert result["n"] == 30
+
+
+def test_stopped_and_resumed_equals_not_stopped(road: Path) -> None:
+    whole, half = road / "runs/priors", road / "runs/half"
+    shutil.copytree(whole, half)
+    shutil.rmtree(half / "checkpoints/step-00000006")
+    code, printed = call(road, "fit-prior", PRIORS, "--run", "half")
+    assert code == 0, printed
+    for name in ("model", "optimizer"):
+        a, b = (load_file(run / f"checkpoints/step-00000006/{name}.safetensors") for run in (whole, half))
+        assert a.keys() == b.keys()
+        assert all(a[key].equal(b[key]) for key in a)
+
+
+def test_check_says_whether_priors_can_be_fitted(road: Path, tmp_path: Path) -> None:
+    code, printed = call(road, "check", PRIORS)
+    assert code == 0, printed
+    assert "pre-trained run" in printed
+    assert "samples in" in printed
+    code, printed = call(road, "check", PRIORS, "-o", "prior.pretrained=nowhere")
+    assert code == 1
+    assert "nowhere" in printed
+
+
+def start(root: Path, *arguments: object) -> subprocess.Popen[str]:
+    """`mu ARGUMENTS` as a process of its own."""
+    env = {**os.environ, "MU_DATA": str(root / "data"), "MU_RUNS": str(root / "runs"), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "medunifier_cli", *map(str, arguments)],
+        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_two_ranks_fit_what_one_does(road: Path) -> None:
+    steady = ("-o", "prior.top.dropout=0", "-o", "prior.bottom.dropout=0")  # which each rank draws for itself
+    for name, ranks, micro in (("one", 1, 8), ("two", 2, 4)):
+        ask = ("fit-prior", PRIORS, "--run", name, "--from", "model", "--num-processes", ranks)
+        process = start(road, *ask, *steady, "-o", f"train.micro_batch={micro}")
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed
+    with h5py.File(road / "runs/one/codes.h5") as one, h5py.File(road / "runs/two/codes.h5") as two:
+        for split in ("train", "valid"):
+            for level in ("top", "bottom"):
+                assert np.array_equal(one[f"{split}/{level}"][...], two[f"{split}/{level}"][...])
+    logs = [read_log(road / "runs" / name / "log.jsonl") for name in ("one", "two")]
+    for one, two in zip(*logs, strict=True):
+        assert one["step"] == two["step"]
+        assert one["total"] == pytest.approx(two["total"], rel=1e-4)
+    a, b = (store.newest(road / "runs" / name / "checkpoints") for name in ("one", "two"))
+    assert a is not None
+    assert b is not None
+    assert b.facts["ranks"] == 2
+    for key, tensor in a.tensors["model"].items():
+        torch.testing.assert_close(tensor, b.tensors["model"][key], rtol=1e-3, atol=1e-4)
+
+
+def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(road: Path) -> None:
+    ask = ("fit-prior", PRIORS, "--run", "stopped", "--from", "model", "-o", "train.steps=40")
+    process = start(road, *ask)
+    log = road / "runs/stopped/log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) > 2):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, printed
+    assert "stopped by SIGUSR1" in printed
+    assert 0 < store.steps(road / "runs/stopped/checkpoints")[-1] < 40
+    for name in ("stopped", "calm"):
+        process = start(road, *ask[:3], name, *ask[4:])
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed
+    for name in ("model", "optimizer"):
+        a, b = (
+            load_file(road / f"runs/{run}/checkpoints/step-00000040/{name}.safetensors")
+            for run in ("stopped", "calm")
+        )
+        assert all(a[key].equal(b[key]) for key in a | b)
