@@ -31,6 +31,9 @@ from medunifier_cli.tasks.splits import open_benchmark, patients
 from medunifier_cli.tasks.synthesis import reconstructions
 from medunifier_cli.train.record import Run
 
+SEED = 0
+"""Of the intervals."""
+
 
 def prompts_obeyed(scorer: Scorer, fake: str, classifier: str) -> list[Metric]:
     """Accuracy of the class asked for, writes `results/conformance-<dataset>-synthetic.json`.
@@ -58,20 +61,20 @@ def prompts_obeyed(scorer: Scorer, fake: str, classifier: str) -> list[Metric]:
     chosen_n = _classify(tuned, network, batches(images))
     confusion = confusion_matrix(label_n, chosen_n, len(classes))
     floor = float(np.bincount(label_n).max() / len(label_n))
-    metrics = [mean("class asked for by prompt, accuracy", label_n == chosen_n, floor)]
+    metrics = [mean("class asked for by prompt, accuracy", label_n == chosen_n, floor, seed=SEED)]
     real = _on_real(tuned, network, scorer.trained)
     metrics += [
-        mean(f"the same classifier on {what}, accuracy", hit_n, floor, groups=real.patients)
+        mean(f"the same classifier on {what}, accuracy", hit_n, floor, groups=real.patients, seed=SEED)
         for what, hit_n in real.hits.items()
     ]
     metrics += [
-        mean(f"class asked for, {name}", chosen_n[label_n == i] == i)
+        mean(f"class asked for, {name}", chosen_n[label_n == i] == i, seed=SEED)
         for i, name in enumerate(classes)
         if confusion[i].sum()
     ]
     write_result(
         scorer.judge(), "conformance", scorer.trained.recipe.data.dataset, images.kind, scorer.shards(),
-        n=len(label_n), metrics=metrics,
+        n=len(label_n), seed=SEED, metrics=metrics,
         protocol=(
             f"the likeliest of {len(classes)} classes by {tuned.run.folder.name}, fine-tuned on real images; "
             f"real: {real.n:,} held-out images with exactly one class; floor: always one class. "

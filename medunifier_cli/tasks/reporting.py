@@ -71,7 +71,7 @@ def report_split(
     scored.notes += [missing] if missing else []
     write_result(
         landing, TASK, asked.plugin.name, asked.split, asked.shards, n=scored.n, metrics=scored.metrics,
-        seed=decoding.seed if decoding.how == "nucleus" else None,
+        seed=decoding.seed,
         protocol=PROTOCOL.format(decoding=decoding.said()),
         more={
             "decoding": dataclasses.asdict(decoding), "per_finding": scored.per_finding,

@@ -49,7 +49,7 @@ def mean(
 
 def write_result(
     trained: Trained, task: str, dataset: str, split: str, shards: Path, *,
-    protocol: str, n: int, metrics: Sequence[Metric], seed: int | None = None,
+    protocol: str, n: int, seed: int, metrics: Sequence[Metric],
     more: Mapping[str, Any] | None = None,
 ) -> Path:  # fmt: skip
     """Write `results/<task>-<dataset>-<split>.json` of a run.
@@ -58,6 +58,7 @@ def write_result(
         shards: folder of the split, for the hash of its manifest.
         protocol: how it was measured, in one sentence.
         n: samples.
+        seed: of what was drawn: samples, prompts, words, resamples.
         more: anything else that fits JSON.
     """
     content = {
