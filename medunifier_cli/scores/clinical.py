@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 CHEXBERT = {
@@ -46,11 +48,14 @@ def clinical_scores(
     for metric, keys in (("f1chexbert", CHEXBERT), ("radgraph", RADGRAPH)):
         try:
             found = _radeval(metric, list(hypotheses), list(references))
+        except ImportError as error:
+            notes.append(f"{metric}: left empty. radeval could not be imported: no `{error.name}`")
+            continue
         except Exception as error:  # of any kind without its weights; its text may quote a report
             notes.append(
                 f"{metric}: left empty ({type(error).__name__}). Its weights may be missing; where there is "
-                f"a network, fetch them with `python -c \"from radeval import RadEval; RadEval(['{metric}'])"
-                "(['clear'], ['clear'])\"`"
+                "a network, fetch them with `python -c \"import radeval, sys; sys.modules['RadEval'] = radeval; "
+                f"radeval.RadEval(['{metric}'])(['clear'], ['clear'])\"`"
             )
             continue
         scores |= {name: float(found[key]) for name, key in keys.items() if math.isfinite(found[key])}
@@ -61,23 +66,40 @@ def clinical_scores(
 
 def _radeval(metric: str, hypotheses: list[str], references: list[str]) -> dict[str, Any]:
     """One metric of radeval, offline."""
-    before = os.environ.get("HF_HUB_OFFLINE")
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        from huggingface_hub import constants
+    with _offline():
+        import radeval  # type: ignore[import-untyped,import-not-found]
 
-        online = constants.HF_HUB_OFFLINE
-        constants.HF_HUB_OFFLINE = True  # the variable is read once, when the package is first imported
-        try:
-            from radeval import RadEval  # type: ignore[import-untyped,import-not-found]
-
-            scorer = RadEval(metrics=[metric], show_progress=False)
-            found: dict[str, Any] = scorer(refs=references, hyps=hypotheses)
-        finally:
-            constants.HF_HUB_OFFLINE = online
-    finally:
-        if before is None:
-            del os.environ["HF_HUB_OFFLINE"]
-        else:
-            os.environ["HF_HUB_OFFLINE"] = before
+        # Its RadGraph of 2.2.1 still imports itself by the package's former name.
+        sys.modules.setdefault("RadEval", radeval)
+        scorer = radeval.RadEval(metrics=[metric], show_progress=False)
+        found: dict[str, Any] = scorer(refs=references, hyps=hypotheses)
     return found
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Keep radeval from the network: from the hub, and from NLTK's data, which it fetches on import for other
+    metrics than these."""
+    from huggingface_hub import constants
+
+    with ExitStack() as stack:
+        stack.enter_context(_replaced(os.environ, "HF_HUB_OFFLINE", "1"))
+        stack.enter_context(_replaced(vars(constants), "HF_HUB_OFFLINE", True))  # read once, on first import
+        if importlib.util.find_spec("nltk") is not None:
+            import nltk  # type: ignore[import-untyped,import-not-found]
+
+            stack.enter_context(_replaced(vars(nltk), "download", lambda *_, **__: False))
+        yield
+
+
+@contextmanager
+def _replaced(where: MutableMapping[str, Any], name: str, value: object) -> Iterator[None]:
+    there, before = name in where, where.get(name)
+    where[name] = value
+    try:
+        yield
+    finally:
+        if there:
+            where[name] = before
+        else:
+            del where[name]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from huggingface_hub import constants
 from PIL import Image
 
 from medunifier_cli.checkpoint.restore import Trained, restore
@@ -302,6 +303,7 @@ def test_clinical_scores_without_the_package_or_its_weights(monkeypatch: pytest.
     class RadEval:
         def __init__(self, metrics: list[str], **_: object) -> None:
             assert os.environ["HF_HUB_OFFLINE"] == "1"
+            assert constants.HF_HUB_OFFLINE
             if metrics == ["radgraph"]:
                 raise OSError("secret heart is not cached")
 
@@ -312,8 +314,21 @@ def test_clinical_scores_without_the_package_or_its_weights(monkeypatch: pytest.
     module.RadEval = RadEval  # type: ignore[attr-defined]
     module.__spec__ = io.__spec__
     monkeypatch.setitem(sys.modules, "radeval", module)
+    monkeypatch.setitem(sys.modules, "RadEval", module)
+    before = os.environ.get("HF_HUB_OFFLINE"), constants.HF_HUB_OFFLINE
     found, notes = clinical_scores(texts, texts)
     assert found == dict.fromkeys(CLINICAL[:4], 0.5)
     assert notes[0] == POLICY
     assert "radgraph: left empty (OSError)" in notes[1]
     assert not any("secret" in note for note in notes)
+    assert (os.environ.get("HF_HUB_OFFLINE"), constants.HF_HUB_OFFLINE) == before
+    assert sys.modules["RadEval"] is module
+
+    def broken(metrics: list[str], **_: object) -> None:
+        raise ModuleNotFoundError("no such module", name="medspacy")
+
+    monkeypatch.setattr(module, "RadEval", broken)
+    found, notes = clinical_scores(texts, texts)
+    assert not found
+    assert [note.split(": ")[0] for note in notes] == ["f1chexbert", "radgraph"]
+    assert all("no `medspacy`" in note for note in notes)
