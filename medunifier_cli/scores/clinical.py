@@ -54,8 +54,8 @@ def clinical_scores(
         except Exception as error:  # of any kind without its weights; its text may quote a report
             notes.append(
                 f"{metric}: left empty ({type(error).__name__}). Its weights may be missing; where there is "
-                "a network, fetch them with `python -c \"import radeval, sys; sys.modules['RadEval'] = radeval; "
-                f"radeval.RadEval(['{metric}'])(['clear'], ['clear'])\"`"
+                'a network, fetch them with `python -c "import radeval, sys; '
+                f"sys.modules['RadEval'] = radeval; radeval.RadEval(['{metric}'])(['clear'], ['clear'])\"`"
             )
             continue
         scores |= {name: float(found[key]) for name, key in keys.items() if math.isfinite(found[key])}
