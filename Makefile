@@ -39,7 +39,7 @@ test-slow: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
-# Seven recipes, three seeds: about an hour on two cores. Goes on where it was stopped; writes docs/ablation.md.
+# Seven recipes, three seeds: 40 minutes on two cores. Goes on where it was stopped; writes docs/ablation.md.
 ablation: $(VENV)/.installed
 	$(BIN)/python experiments/ablation.py
 
