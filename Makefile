@@ -19,6 +19,9 @@ demo: $(VENV)/.installed
 	$(BIN)/mu fit-prior prior-demo
 	$(BIN)/mu synthesize --prompts report --n 250 --guidance 2 --out demo/samples
 	$(BIN)/mu score demo --fake demo/samples --real train --classifier probe-demo-1
+	$(BIN)/mu synthesize --reconstruct test --out demo/reconstructed
+	$(BIN)/mu score demo --fake demo/reconstructed --real train
+	$(BIN)/mu score demo --fake valid --real train
 	$(BIN)/mu score demo
 
 test: lint types

@@ -49,7 +49,10 @@ if TYPE_CHECKING:
     "--extractor", type=click.Choice(["auto", "encoder", "inception", "both"]), default="auto",
     show_default=True, help="With --real: features; auto takes Inception's where its weights are there.",
 )  # fmt: skip
-@click.option("--inception", default="", help="With --real: file of torch-fidelity's Inception weights.")
+@click.option(
+    "--inception", default="",
+    help="With --real: file of torch-fidelity's Inception weights; by default what the priors' recipe names.",
+)  # fmt: skip
 @click.option("--images", type=click.IntRange(min=0), default=0, help="With --real: judge only so many.")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of draws and intervals."

@@ -79,6 +79,8 @@ class PriorRecipe:
     prior: Priors = field(default_factory=Priors)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
+    inception: str = ""
+    """File of torch-fidelity's Inception weights, for FID by `mu score --real`; empty for torch's cache."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """What the fields must agree on: (dotted key, what is wrong, naming every other key looked at)."""

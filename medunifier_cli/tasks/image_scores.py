@@ -36,6 +36,8 @@ class Scorer:
     trained: Trained
     limit: int
     """Training samples the priors saw, 0 for all."""
+    inception: str = ""
+    """Inception's weights by the priors' recipe, see `load_inception`."""
 
     def judge(self) -> Trained:
         """As `write_result` takes it: results carry the hash of the run they lie in."""
@@ -55,7 +57,7 @@ def open_scorer(folder: Path) -> Scorer:
     if not is_fitted(run):
         return Scorer(run, restore(run), 0)
     fitted = restore_priors(run)
-    return Scorer(run, fitted.trained, fitted.recipe.data.limit)
+    return Scorer(run, fitted.trained, fitted.recipe.data.limit, fitted.recipe.inception)
 
 
 def score_images(
@@ -66,10 +68,10 @@ def score_images(
     Args:
         real, fake: folder or split.
         extractor: `encoder`, `inception` or `both`; `auto` is both where Inception's weights are there.
-        weights: Inception's, see `load_inception`.
+        weights: Inception's, see `load_inception`; empty for the recipe's.
         images: judge only so many fakes, drawn by `seed`; 0 for all.
     """
-    trained = scorer.trained
+    trained, weights = scorer.trained, weights or scorer.inception
     reals, fakes = open_images(trained, real), open_images(trained, fake)
     chosen = np.arange(len(fakes))
     if images:

@@ -62,7 +62,7 @@ def load_inception(weights: str, device: torch.device) -> Inception:
     if not path.is_file():
         raise MissingWeightsError(
             f"{path}: no Inception weights; where there is a network, fetch {URL_INCEPTION_V3} to there, or "
-            "name the file with --inception"
+            "name the file with --inception or in the priors' recipe"
         )
     try:
         torch.load(path, weights_only=True, map_location="meta")  # torch-fidelity would run a pickle's code

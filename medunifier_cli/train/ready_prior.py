@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from medunifier_cli.checkpoint.restore import starting_run
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run, shards_folder
+from medunifier_cli.tasks.inception import load_inception
 from medunifier_cli.train.prior import check_codes
 from medunifier_cli.train.ready import Finding, each, look_at_batch, look_at_runs, look_at_split, look_at_vit
 from medunifier_cli.train.record import Run
@@ -30,6 +33,8 @@ def look_at_priors(recipe: PriorRecipe, processes: int = 0, hashes: bool = False
         yield from each("image encoder weights", lambda found=found: look_at_vit(found))  # type: ignore[misc]
         for split in filter(None, (recipe.data.train or data.train, recipe.data.valid or data.valid)):
             yield from each(f"shards of {split}", lambda s=split, f=folder: look_at_split(f, s, hashes))  # type: ignore[misc]
+    if recipe.inception:
+        yield from each("Inception weights", lambda: _inception(recipe.inception))
     yield from each(
         "batch", lambda: look_at_batch(recipe.train, processes or recipe.train.processes, "maps")[0]
     )
@@ -42,3 +47,8 @@ def _pretrained(recipe: PriorRecipe, found: list[PretrainRecipe]) -> str:
     check_codes(theirs, run.folder)
     found.append(theirs)
     return f"{run.folder}, trained on {theirs.data.dataset}"
+
+
+def _inception(weights: str) -> str:
+    load_inception(weights, torch.device("cpu"))
+    return weights

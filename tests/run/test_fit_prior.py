@@ -59,6 +59,10 @@ def test_check_says_whether_priors_can_be_fitted(road: Path, tmp_path: Path) -> 
     code, printed = call(road, "check", PRIORS, "-o", "prior.pretrained=nowhere")
     assert code == 1
     assert "nowhere" in printed
+    code, printed = call(road, "check", PRIORS, "-o", f"inception={tmp_path / 'inception.pth'}")
+    assert code == 1
+    assert "problem  Inception weights" in printed
+    assert "fetch https://" in printed
 
 
 def start(root: Path, *arguments: object) -> subprocess.Popen[str]:
@@ -94,7 +98,7 @@ def test_two_ranks_fit_what_one_does(road: Path) -> None:
 
 
 def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(road: Path) -> None:
-    ask = ("fit-prior", PRIORS, "--run", "stopped", "--from", "model", "-o", "train.steps=40")
+    ask = ("fit-prior", PRIORS, "--run", "stopped", "--from", "model", "-o", "train.steps=120")
     process = start(road, *ask)
     log = road / "runs/stopped/log.jsonl"
     deadline = time.monotonic() + 120
@@ -106,14 +110,14 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(road: Path) ->
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 75, printed
     assert "stopped by SIGUSR1" in printed
-    assert 0 < store.steps(road / "runs/stopped/checkpoints")[-1] < 40
+    assert 0 < store.steps(road / "runs/stopped/checkpoints")[-1] < 120
     for name in ("stopped", "calm"):
         process = start(road, *ask[:3], name, *ask[4:])
         printed, _ = process.communicate(timeout=300)
         assert process.returncode == 0, printed
     for name in ("model", "optimizer"):
         a, b = (
-            load_file(road / f"runs/{run}/checkpoints/step-00000040/{name}.safetensors")
+            load_file(road / f"runs/{run}/checkpoints/step-00000120/{name}.safetensors")
             for run in ("stopped", "calm")
         )
         assert all(a[key].equal(b[key]) for key in a | b)

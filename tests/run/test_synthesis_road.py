@@ -83,6 +83,17 @@ def test_scores_of_images_and_the_alarm_on_copies(road: Path) -> None:
     result = json.loads((road / "runs/model/results/synthesis-phantom-validation.json").read_text())
     assert result["metrics"][0]["name"] == "encoder FD, validation"
     assert result["extractors"]["encoder"]["checkpoint"] == result["checkpoint"]["hash"]
+    shutil.copytree(road / "runs/priors", road / "runs/fid")
+    recipe = road / "runs/fid/recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("inception: ''", "inception: /weights/of/the/recipe.pth"))
+    code, printed = call(road, "score", "fid", "--real", "train", "--fake", "valid")
+    assert code == 1
+    assert "/weights/of/the/recipe.pth: no Inception weights" in printed
+    code, printed = call(
+        road, "score", "fid", "--real", "train", "--fake", "valid", "--inception", "mine.pth"
+    )
+    assert code == 1
+    assert "mine.pth: no Inception weights" in printed
     code, printed = call(road, "score", "model", "--fake", "valid", "--copies")
     assert code == 0, printed
     assert "no sign of copies" in printed
