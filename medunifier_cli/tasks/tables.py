@@ -68,7 +68,8 @@ def render(rows: list[list[str]], form: str, words: int = 3) -> str:
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows(rows)
         return out.getvalue().rstrip("\n")
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    least = 3 if form == "markdown" else 0  # a rule of fewer dashes is none to some readers
+    widths = [max(least, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
     lines = [
         [_align(cell, width, i < words) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
         for row in rows

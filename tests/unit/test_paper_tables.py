@@ -17,6 +17,7 @@ from medunifier_cli.cli import mu
 from medunifier_cli.recipe.load import dump_recipe, load_recipe
 from medunifier_cli.recipe.schema_finetune import FinetuneModel, FinetuneRecipe
 from medunifier_cli.tasks.paper_tables import TABLES
+from medunifier_cli.tasks.tables import render
 
 PAPER = Path(__file__).parents[2].parent / "shared" / "paper"
 SPELLED = re.compile(r"</?[bu]>|<u>")
@@ -194,3 +195,8 @@ def test_what_cannot_stand_beside_the_paper_is_said(runs: Path, score: Callable[
     done = score("whole", "--tables")
     assert "RSNA AUC, 100%: 2 results, the newest counts" in done.stderr
     assert re.search(r"w TIG\) +RSNA AUC, 100% +89.3 +91.7 +95.0", done.stdout)
+
+
+def test_a_markdown_column_of_one_letter_is_still_a_table() -> None:
+    lines = render([["metric", "floor", "A"], ["map@1", "", ""]], "markdown", words=1).splitlines()
+    assert lines == ["| metric | floor |   A |", "| ------ | ----: | --: |", "| map@1  |       |     |"]
