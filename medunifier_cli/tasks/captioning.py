@@ -6,6 +6,7 @@ B images of a batch.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from medunifier_cli.model.text_cache import TextCache
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.prior.sampling import Draws
 from medunifier_cli.tasks.decoding import Found, Rules, beam_search, greedy, nucleus
-from medunifier_cli.tasks.files import read_images
+from medunifier_cli.tasks.files import read_batches
 from medunifier_cli.train.progress import Progress
 from medunifier_cli.train.record import write_whole
 
@@ -169,17 +170,20 @@ def write_split(
 
 
 def write_files(writer: Writer, paths: Sequence[Path]) -> Iterator[tuple[Path, Report | str]]:
-    """Reports of image files, or why there is none; those that cannot be read come last.
+    """Reports of image files, or why there is none; those that cannot be read come last of their batch.
 
     Raises:
         DataError: none can be read.
     """
-    files = read_images(paths, writer.trained.recipe.data.image_size)
-    for start in range(0, len(files.paths), BATCH):
-        some = files.paths[start : start + BATCH]
-        reports = writer.write(files.image_B1HW[start : start + BATCH], [path.name for path in some])
-        yield from zip(some, reports, strict=True)
-    yield from files.skipped.items()
+    with Progress(0, len(paths), "file", hidden=sys.stdout.isatty()) as progress:
+        done = 0
+        for files in read_batches(paths, writer.trained.recipe.data.image_size, BATCH):
+            if files.paths:
+                reports = writer.write(files.image_B1HW, [path.name for path in files.paths])
+                yield from zip(files.paths, reports, strict=True)
+            yield from files.skipped.items()
+            done += len(files.paths) + len(files.skipped)
+            progress.move(done)
 
 
 def files_under(paths: Sequence[Path]) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,17 +38,27 @@ def read_images(paths: Sequence[Path], size: int) -> Files:
     Raises:
         DataError: none can be read.
     """
-    kept, images, skipped = [], [], {}
-    for path in paths:
-        try:
-            images.append(image_from(FileImage(path), size).pixels)
-            kept.append(path)
-        except (BadImage, DataError) as error:
-            skipped[path] = str(error).rstrip(": ")
-            click.echo(f"mu: {path}: left out ({skipped[path]})", err=True)
-    if not kept:
-        few = f"{paths[0]} is no" if len(paths) == 1 else f"none of {len(paths):,} files is an"
-        raise DataError(f"{few} image that can be read")
-    if skipped:
-        click.echo(f"mu: {len(skipped):,} of {len(paths):,} files left out", err=True)
-    return Files(kept, torch.from_numpy(np.stack(images)[:, None]), skipped)
+    (files,) = read_batches(paths, size, len(paths))
+    return files
+
+
+def read_batches(paths: Sequence[Path], size: int, batch: int) -> Iterator[Files]:
+    """`read_images` of so many files at a time, some of which may have no image that can be read."""
+    left_out = 0
+    for start in range(0, len(paths), batch):
+        kept, images, skipped = [], [], {}
+        for path in paths[start : start + batch]:
+            try:
+                images.append(image_from(FileImage(path), size).pixels)
+                kept.append(path)
+            except (BadImage, DataError) as error:
+                skipped[path] = str(error).rstrip(": ")
+                click.echo(f"mu: {path}: left out ({skipped[path]})", err=True)
+        left_out += len(skipped)
+        if left_out == len(paths):
+            few = f"{paths[0]} is no" if len(paths) == 1 else f"none of {len(paths):,} files is an"
+            raise DataError(f"{few} image that can be read")
+        grey_BHW = np.stack(images) if images else np.empty((0, size, size), np.uint8)
+        yield Files(kept, torch.from_numpy(grey_BHW[:, None]), skipped)
+    if left_out:
+        click.echo(f"mu: {left_out:,} of {len(paths):,} files left out", err=True)

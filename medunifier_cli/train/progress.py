@@ -25,13 +25,16 @@ class Progress:
         total: steps in all.
         unit: what is counted.
         per_unit: pairs in one of them, for the rate.
+        hidden: show nothing, since results on the same terminal tell how far it is.
     """
 
-    def __init__(self, first: int, total: int, unit: str = "step", per_unit: int = 1) -> None:
+    def __init__(
+        self, first: int, total: int, unit: str = "step", per_unit: int = 1, hidden: bool = False
+    ) -> None:
         self.first, self.total, self.unit, self.per_unit = first, total, unit, per_unit
         self.bar: Any = None
         self.started = self.spoke = time.monotonic()
-        self.silent = not world.is_main()
+        self.silent = hidden or not world.is_main()
 
     def __enter__(self) -> Progress:
         if not self.silent and sys.stderr.isatty():

@@ -121,7 +121,9 @@ def test_drawn_reports_depend_on_seed_and_key(root: Path, tmp_path: Path) -> Non
     assert sum(a != b for a, b in zip(whole, other, strict=True)) > 6
 
 
-def test_files_give_the_texts_of_the_split(root: Path, tmp_path: Path) -> None:
+def test_files_give_the_texts_of_the_split(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A folder with two kinds of image, and a cut one: its name and why are said, the rest is done."""
     assert call(root, "report", "--run", "r", "--sample", "greedy", "--out", tmp_path / "out").exit_code == 0
     said = {row["key"]: row for row in lines(tmp_path / "out/reports-phantom-test.jsonl")}
@@ -145,6 +147,12 @@ def test_files_give_the_texts_of_the_split(root: Path, tmp_path: Path) -> None:
     assert "1 of 5 files left out" in done.stderr
     for key in keys[:3]:
         assert found[f"{key}.png"]["report"] == said[key]["hypothesis"]
+    monkeypatch.setattr(captioning, "BATCH", 2)
+    again = call(root, "report", "--run", "r", "--sample", "greedy", "--json", folder)
+    assert sorted(again.stdout.splitlines()) == sorted(done.stdout.splitlines())
+    assert "1 of 5 files left out" in again.stderr
+    monkeypatch.setattr(captioning, "BATCH", 1)
+    assert call(root, "report", "--run", "r", folder / "cut.png", folder / "cut.png").exit_code == 1
     plain = call(root, "report", "--run", "r", "--sample", "greedy", folder / f"{keys[0]}.png")
     assert " ".join(said[keys[0]]["hypothesis"].split()) in " ".join(plain.stdout.split())
     alone = call(root, "report", "--run", "r", folder / "cut.png")
