@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -11,9 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import webdataset
 from click.testing import CliRunner
-from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from medunifier_cli.checkpoint import store
@@ -25,39 +22,8 @@ from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.train import finetune
 from medunifier_cli.train.finetune_task import with_pretrained
-from medunifier_cli.train.pretrain import run_pretraining
 from medunifier_cli.train.record import Run, read_log
-
-SMALL = Path(__file__).parent / "small_phantom.yaml"
-QUICK = (
-    "train.steps=14", "train.global_batch=8", "train.validate_every=5", "train.checkpoint_every=4",
-    "train.log_every=1", "train.threads=1", "train.tensorboard=false", "data.workers=0", "model.head=linear",
-    "optim.model_lr=1e-3", "optim.head_lr=1e-2",
-)  # fmt: skip
-
-
-class House:
-    """Shards of a small phantom and one short pre-training run."""
-
-    def __init__(self, root: Path) -> None:
-        self.shards, self.pretrained = root / "shards", root / "runs" / "small"
-        sizes = [word for split in ("train=60", "valid=30", "test=40") for word in ("-o", split)]
-        line = ["prepare", "phantom", "--size", "32", "--out", str(self.shards), "--workers", "1", *sizes]
-        result = CliRunner().invoke(mu, line)
-        assert result.exit_code == 0, result.output
-        recipe = load_recipe(SMALL, (f"data.shards={self.shards}", "data.test=", "train.steps=2"))
-        run_pretraining(recipe, self.pretrained)
-
-    def recipe(self, *overrides: str, shards: Path | None = None) -> FinetuneRecipe:
-        where = (f"data.shards={shards or self.shards}", f"model.pretrained={self.pretrained}")
-        return load_recipe("finetune-demo", (*QUICK, *where, *overrides), FinetuneRecipe)
-
-    def tune(self, folder: Path, *overrides: str, shards: Path | None = None) -> dict[str, Any]:
-        """Run to the end; the result file."""
-        recipe = self.recipe(*overrides, shards=shards)
-        finetune.run_finetuning(recipe, folder)
-        path = folder / "results" / f"finetune-{recipe.data.dataset}-test.json"
-        return dict(json.loads(path.read_text()))
+from tests.run.tuned_house import QUICK, House
 
 
 @pytest.fixture(scope="module")
@@ -243,73 +209,6 @@ def test_an_unreadable_image_is_left_out_and_counted(
     assert result["train"]["n"] == 59
     assert result["train"]["unreadable"] == [opened.key(7)]
     assert result["left_out"]["train"]["unreadable"] == 1
-
-
-def write_labelled(folder: Path, counts: Mapping[str, Mapping[str, int]]) -> Path:
-    """Images without any text, labelled as RSNA's are: split -> class -> how many."""
-    folder.mkdir()
-    for split, classes in counts.items():
-        with webdataset.TarWriter(str(folder / f"{split}-000000.tar")) as writer:
-            for name, count in classes.items():
-                for i in range(count):
-                    level = 200 if name == "Pneumonia" else 60
-                    png = io.BytesIO()
-                    Image.fromarray(np.full((32, 32), level + i, np.uint8)).save(png, "PNG")
-                    labels = {other: float(other == name) for other in ("Pneumonia", "Normal")}
-                    meta = {"labels": labels, "subject": f"{split}{name}{i}"}
-                    key = f"{split}-{name}-{i}"
-                    writer.write({"__key__": key, "png": png.getvalue(), "json": json.dumps(meta).encode()})
-    return folder
-
-
-BOTH = {"Pneumonia": 6, "Normal": 10}
-
-
-def test_images_without_reports(house: House, tmp_path: Path) -> None:
-    shards = write_labelled(tmp_path / "rsna", {"train": BOTH, "valid": BOTH, "test": BOTH})
-    plain = ("data.dataset=rsna", "model.loss=", "model.metric=")
-    result = house.tune(tmp_path / "run", *plain, shards=shards)
-    assert (result["n"], result["classes"]) == (16, ["Pneumonia", "Normal"])
-    assert result["best"]["metric"] == "auroc"  # RSNA's headline
-    assert result["confusion"] is not None
-
-
-@pytest.mark.parametrize(
-    ("counts", "overrides", "said"),
-    [
-        (
-            {"train": {"Normal": 9}},
-            (),
-            "split 'train': all 9 samples have one class, Normal; nothing to tell",
-        ),
-        ({"test": {"Pneumonia": 3}}, (), "split 'test': all 3 samples have one class, Pneumonia"),
-        ({"valid": {}}, (), "no split 'valid'; the splits there are test, train"),
-        ({}, ("data.fraction=0.1",), None),
-        ({}, ("data.fraction=0.06",), "no sample of Pneumonia among 1; take a larger data.fraction"),
-        ({}, ("model.head=lineer",), "no head `lineer`; did you mean `linear`?"),
-        ({}, ("data.dataset=rsnaa",), "no data set `rsnaa`; did you mean `rsna`?"),
-        (
-            {},
-            ("data.dataset=siim",),
-            "no sample of split 'train' has a label to learn; is data.dataset the one",
-        ),
-        ({}, ("data.train=exam",), "no split 'exam'"),
-    ],
-)
-def test_what_cannot_be_learned_is_one_line_and_leaves_no_run(
-    house: House, tmp_path: Path, counts: Any, overrides: tuple[str, ...], said: str | None
-) -> None:
-    splits = {**dict.fromkeys(("train", "valid", "test"), BOTH), **counts}
-    shards = write_labelled(tmp_path / "rsna", {name: classes for name, classes in splits.items() if classes})
-    plain = ("data.dataset=rsna", "model.loss=", "model.metric=", *overrides)
-    if said is None:
-        assert house.tune(tmp_path / "run", *plain, shards=shards)["train"]["n"] == 2
-        return
-    with pytest.raises(MuError) as caught:
-        house.tune(tmp_path / "run", *plain, shards=shards)
-    assert said in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 1
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
