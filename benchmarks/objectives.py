@@ -34,8 +34,8 @@ sys.path.insert(0, str(ROOT))
 
 from medunifier_cli.data.contract import Batch, PackedText  # noqa: E402
 from medunifier_cli.data.text import TextTokenizer  # noqa: E402
+from medunifier_cli.distributed import draws  # noqa: E402
 from medunifier_cli.model.medunifier import MedUnifier  # noqa: E402
-from medunifier_cli.objectives import draws  # noqa: E402
 from medunifier_cli.objectives.total import Objectives  # noqa: E402
 from medunifier_cli.recipe.load import load_recipe  # noqa: E402
 from tests.reference.plain_encoder import plain_weights  # noqa: E402

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from medunifier_cli.distributed import world
 from medunifier_cli.model.precision import at_least_fp32
-from medunifier_cli.train import world
 
 
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):

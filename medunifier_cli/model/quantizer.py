@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medunifier_cli.distributed import world
 from medunifier_cli.model.precision import at_least_fp32
 from medunifier_cli.recipe.schema import Generator as GeneratorRecipe
-from medunifier_cli.train import world
 
 EMA_EPS = 1e-5  # Laplace smoothing of the cluster sizes, as in VQ-VAE-2
 

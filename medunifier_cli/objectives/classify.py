@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medunifier_cli.distributed.world import share_of_mean
 from medunifier_cli.model.precision import at_least_fp32
-from medunifier_cli.train.world import share_of_mean
 
 Values = dict[str, Tensor]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from medunifier_cli.distributed import world
 from medunifier_cli.model.generator import Generated
 from medunifier_cli.model.precision import at_least_fp32
 from medunifier_cli.model.quantizer import perplexity
 from medunifier_cli.objectives import Objective
-from medunifier_cli.train import world
 
 
 def tig_loss(image_BCHW: Tensor, made: Generated, beta: float) -> Objective:

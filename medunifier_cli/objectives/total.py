@@ -17,16 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medunifier_cli.data.contract import Batch, PackedText
+from medunifier_cli.distributed import draws, world
 from medunifier_cli.model.masks import Layout
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.model.qformer import ImageMemory
 from medunifier_cli.model.vit import pixels
-from medunifier_cli.objectives import draws
 from medunifier_cli.objectives.itc import image_text_similarity, itc_loss
 from medunifier_cli.objectives.itg import itg_loss, said_and_next
 from medunifier_cli.objectives.itm import itm_loss, negative_weights
 from medunifier_cli.objectives.tig import tig_loss
-from medunifier_cli.train import world
 
 TEMPERATURE_RANGE = (0.01, 0.5)  # the learnable temperature stays within
 

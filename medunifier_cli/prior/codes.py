@@ -24,9 +24,9 @@ from medunifier_cli.checkpoint.restore import Trained
 from medunifier_cli.data.contract import PackedText
 from medunifier_cli.data.loader import SplitSource, eval_batches
 from medunifier_cli.data.text import compose
+from medunifier_cli.distributed import world
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.model.vit import pixels
-from medunifier_cli.train import world
 from medunifier_cli.train.batches import to_device
 from medunifier_cli.train.progress import Progress
 

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 import click
 
+from medunifier_cli.distributed import launch
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import runs_root
-from medunifier_cli.train import launch, sbatch
+from medunifier_cli.train import sbatch
 
 AnyRecipe = TypeVar("AnyRecipe", PretrainRecipe, FinetuneRecipe, PriorRecipe)
 Verb = TypeVar("Verb", bound=Callable[..., Any])
@@ -64,7 +65,8 @@ class Asked:
         if self.sbatch:
             click.echo(sbatch.script(sys.argv[1:], name, self.num_processes or wanted or 1, workers))
             return
-        from medunifier_cli.train import record, world
+        from medunifier_cli.distributed import world
+        from medunifier_cli.train import record
 
         joined = launch.joined_group()
         if self.fresh and (not joined or launch.joined_rank() == 0):

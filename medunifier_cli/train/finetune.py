@@ -20,6 +20,7 @@ from medunifier_cli.checkpoint.restore import Trained, restore
 from medunifier_cli.data.chosen import Part, choose_samples, open_samples, plan_samples, read_samples
 from medunifier_cli.data.labelled import Labelled, LabelledFeatures, LabelledImages, counts
 from medunifier_cli.data.loader import eval_batches, train_batches
+from medunifier_cli.distributed import world
 from medunifier_cli.model.classifier import Classifier, build_head
 from medunifier_cli.objectives.classify import balanced, classification_loss
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
@@ -27,7 +28,6 @@ from medunifier_cli.roots import find_run
 from medunifier_cli.tasks.features import compute_features, features_file, read_features
 from medunifier_cli.tasks.finetune import TASK, measure, probabilities, scores_of
 from medunifier_cli.tasks.results import Metric, read_results, table
-from medunifier_cli.train import world
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.finetune_task import Task, task_of
 from medunifier_cli.train.loop import Values, fit

@@ -17,10 +17,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
+from medunifier_cli.distributed import draws, world
 from medunifier_cli.errors import CheckpointError, MuError, Stopped
-from medunifier_cli.objectives import draws
 from medunifier_cli.recipe.schema import Optim, Train
-from medunifier_cli.train import world
 from medunifier_cli.train.optim import (
     adamw,
     learning_rate,

@@ -19,10 +19,10 @@ from medunifier_cli.data.loader import SplitSource, eval_batches, train_batches
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.text import TextTokenizer
 from medunifier_cli.data.text_table import texts_of
+from medunifier_cli.distributed import draws, world
 from medunifier_cli.errors import MuError
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.model.vit import pixels
-from medunifier_cli.objectives import draws
 from medunifier_cli.objectives.total import Objectives
 from medunifier_cli.page.pictures import save_pairs
 from medunifier_cli.plugin_index import load_dataset
@@ -30,7 +30,6 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.roots import shards_folder
 from medunifier_cli.tasks.heldout import evaluate
 from medunifier_cli.tasks.results import table
-from medunifier_cli.train import world
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.batches import first_pairs, to_device
 from medunifier_cli.train.loop import Values, fit

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.restore import Trained, restore, starting_run
 from medunifier_cli.data.order import SampleOrder
+from medunifier_cli.distributed import draws, world
 from medunifier_cli.errors import CheckpointError, MuError
-from medunifier_cli.objectives import draws
 from medunifier_cli.prior.baseline import Baseline, baseline, refuse_collapsed
 from medunifier_cli.prior.codes import Codes, codes_hash, encode_split, read_codes, write_codes
 from medunifier_cli.prior.fitted import build_pair
@@ -34,7 +34,6 @@ from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run
 from medunifier_cli.tasks.results import Metric, table, write_result
 from medunifier_cli.tasks.splits import Asked, open_benchmark
-from medunifier_cli.train import world
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.loop import Values, fit
 from medunifier_cli.train.record import Run, command_line, data_facts

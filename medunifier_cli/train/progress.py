@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from medunifier_cli.train import world
+from medunifier_cli.distributed import world
 
 SHOWN = ("total", "itc", "itm", "itg", "tig", "loss", "accuracy", "auroc")
 """Numbers shown, in this order; all others are in `log.jsonl`."""

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from medunifier_cli.distributed import draws
 from medunifier_cli.model.vit import pixels
-from medunifier_cli.objectives import draws
 from medunifier_cli.objectives.itc import image_text_similarity, itc_loss
 from medunifier_cli.objectives.itg import itg_loss, said_and_next
 from medunifier_cli.objectives.itm import itm_loss, negative_weights

@@ -13,9 +13,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from medunifier_cli.objectives import draws
+from medunifier_cli.distributed import draws, world
 from medunifier_cli.objectives.total import Objectives
-from medunifier_cli.train import world
 from tests.tiny import DEC, draw_batch, part_of, tiny_model
 
 PAIRS, STEPS = 6, 2

@@ -95,7 +95,7 @@ class _Rank:
 
     def __call__(self, *arguments: Any) -> None:
         from medunifier_cli.cli import explain
-        from medunifier_cli.train import world
+        from medunifier_cli.distributed import world
 
         sys.argv = self.argv  # the provenance names the command
         main = os.environ.get("RANK") == "0"
