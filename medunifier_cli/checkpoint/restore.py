@@ -13,7 +13,7 @@ from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.recipe.load import load_recipe, stage_of
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.roots import find_run, newest_run, runs_root
-from medunifier_cli.train.record import Run
+from medunifier_cli.run.record import Run
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,8 @@ def report(
     run's held-out split is reported on and scored.
     """
     from medunifier_cli.checkpoint.restore import is_pretrained, restore
+    from medunifier_cli.run.record import Run
     from medunifier_cli.tasks.captioning import Decoding, files_under
-    from medunifier_cli.train.record import Run
 
     for_split = {"--data": dataset, "--split": split, "--limit": limit, "--out": out, "--clinical": clinical}
     wrong = [flag for flag, value in for_split.items() if value]

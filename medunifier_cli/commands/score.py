@@ -10,7 +10,7 @@ import click
 from medunifier_cli.roots import find_run, newest_run
 
 if TYPE_CHECKING:
-    from medunifier_cli.train.record import Run
+    from medunifier_cli.run.record import Run
 
 
 @click.command()
@@ -98,7 +98,7 @@ def score(
             )
         )  # fmt: skip
         return
-    from medunifier_cli.train.record import Run
+    from medunifier_cli.run.record import Run
 
     chosen = [Run(find_run(run)) for run in runs] or [_newest()]
     if page:
@@ -113,8 +113,8 @@ def score(
 
 def _newest() -> Run:
     """The run with results that was trained last; where it was made from another one, that one."""
+    from medunifier_cli.run.record import Run
     from medunifier_cli.tasks.lineage import base_of
-    from medunifier_cli.train.record import Run
 
     run = Run(newest_run(lambda path: any(Run(path).results.glob("*.json")), "score"))
     base = base_of(run)

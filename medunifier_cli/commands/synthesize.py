@@ -63,11 +63,11 @@ def synthesize(
     from medunifier_cli.plugin_index import load_dataset
     from medunifier_cli.prior.fitted import is_fitted, restore_priors
     from medunifier_cli.prior.sampling import Draws
+    from medunifier_cli.run.record import Run
     from medunifier_cli.tasks.splits import open_benchmark
     from medunifier_cli.tasks.synthesis import reconstruct
     from medunifier_cli.tasks.synthesis import synthesize as draw
     from medunifier_cli.tasks.wishes import read_wishes
-    from medunifier_cli.train.record import Run
 
     if split:
         folder = (
@@ -88,7 +88,7 @@ def _priors(name: str) -> Path:
     """The run of priors: named, fitted on the pre-training run named, or the newest."""
     from medunifier_cli.checkpoint.restore import is_pretrained
     from medunifier_cli.prior.fitted import fitted_on, is_fitted
-    from medunifier_cli.train.record import Run
+    from medunifier_cli.run.record import Run
 
     if not name:
         return newest_run(lambda path: is_fitted(Run(path)), "synthesize")

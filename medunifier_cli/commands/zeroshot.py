@@ -60,8 +60,8 @@ def zeroshot(
         _save_prompts(save_prompts, name, dataset, prompts)
         return
     from medunifier_cli.checkpoint.restore import is_pretrained, restore
+    from medunifier_cli.run.record import Run
     from medunifier_cli.tasks.splits import open_benchmark
-    from medunifier_cli.train.record import Run
 
     folder = find_run(name) if name else newest_run(lambda path: is_pretrained(Run(path)), "zeroshot")
     trained = restore(Run(folder))
@@ -151,7 +151,7 @@ def _save_prompts(path: Path, name: str, dataset: str, prompts: str) -> None:
     if not dataset:
         from medunifier_cli.checkpoint.restore import is_pretrained
         from medunifier_cli.recipe.load import load_recipe
-        from medunifier_cli.train.record import Run
+        from medunifier_cli.run.record import Run
 
         folder = find_run(name) if name else newest_run(lambda path: is_pretrained(Run(path)), "zeroshot")
         dataset = load_recipe(Run(folder).recipe).data.dataset

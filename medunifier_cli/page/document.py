@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from medunifier_cli.train.record import write_whole
+from medunifier_cli.run.record import write_whole
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fcfcfb; --ink: #1b2026; --soft: #59626d; --line: #d6dade;

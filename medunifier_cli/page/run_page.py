@@ -10,7 +10,7 @@ from typing import Any
 
 from medunifier_cli.page.document import facts, grid, save_page
 from medunifier_cli.page.plot import Curve, plot
-from medunifier_cli.train.record import Run, read_log
+from medunifier_cli.run.record import Run, read_log
 
 SHOWN = {
     "total": "Loss, all objectives", "loss": "Loss", "itc": "ITC loss", "itm": "ITM loss", "itg": "ITG loss",

@@ -27,8 +27,8 @@ from medunifier_cli.data.text import compose
 from medunifier_cli.distributed import world
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.model.vit import pixels
+from medunifier_cli.terminal.progress import Progress
 from medunifier_cli.train.batches import to_device
-from medunifier_cli.train.progress import Progress
 
 BATCH = 64
 """Samples per forward pass and rank."""

@@ -14,7 +14,7 @@ from medunifier_cli.prior.pair import PriorPair
 from medunifier_cli.recipe.load import load_recipe, stage_of
 from medunifier_cli.recipe.schema_prior import PriorRecipe, snail_config
 from medunifier_cli.roots import find_run
-from medunifier_cli.train.record import Run
+from medunifier_cli.run.record import Run
 
 
 @dataclass(frozen=True)

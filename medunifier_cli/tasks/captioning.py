@@ -22,10 +22,10 @@ from medunifier_cli.errors import CheckpointError, MuError
 from medunifier_cli.model.text_cache import TextCache
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.prior.sampling import Draws
+from medunifier_cli.run.record import write_whole
 from medunifier_cli.tasks.decoding import Found, Rules, beam_search, greedy, nucleus
 from medunifier_cli.tasks.files import read_batches
-from medunifier_cli.train.progress import Progress
-from medunifier_cli.train.record import write_whole
+from medunifier_cli.terminal.progress import Progress
 
 BATCH = 32
 """Images written about at once."""

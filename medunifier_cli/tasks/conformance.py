@@ -23,13 +23,13 @@ from medunifier_cli.plugin_index import load_head
 from medunifier_cli.recipe.load import load_recipe, stage_of
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run
+from medunifier_cli.run.record import Run
 from medunifier_cli.scores.classification import confusion_matrix
 from medunifier_cli.tasks.image_scores import Scorer
 from medunifier_cli.tasks.image_sets import FolderImages, SplitImages, batches
 from medunifier_cli.tasks.results import Metric, mean, write_result
 from medunifier_cli.tasks.splits import open_benchmark, patients
 from medunifier_cli.tasks.synthesis import reconstructions
-from medunifier_cli.train.record import Run
 
 SEED = 0
 """Of the intervals."""

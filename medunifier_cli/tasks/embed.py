@@ -18,9 +18,9 @@ from medunifier_cli.checkpoint.restore import Trained
 from medunifier_cli.data.contract import PackedText
 from medunifier_cli.data.loader import SplitSource, eval_batches
 from medunifier_cli.errors import CheckpointError, DataError
+from medunifier_cli.run.record import data_facts
+from medunifier_cli.terminal.progress import Progress
 from medunifier_cli.train.batches import to_device
-from medunifier_cli.train.progress import Progress
-from medunifier_cli.train.record import data_facts
 
 BATCH = 64
 """Samples per forward pass."""

@@ -17,7 +17,7 @@ from medunifier_cli.checkpoint.restore import Trained
 from medunifier_cli.data.labelled import LabelledImages
 from medunifier_cli.data.loader import eval_batches
 from medunifier_cli.model.classifier import Classifier
-from medunifier_cli.train.progress import Progress
+from medunifier_cli.terminal.progress import Progress
 
 BATCH = 64
 """Samples per forward pass."""

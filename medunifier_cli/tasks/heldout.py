@@ -21,8 +21,8 @@ from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.pictures import save_pairs
 from medunifier_cli.tasks.results import Metric, mean, write_result
 from medunifier_cli.tasks.splits import patients
+from medunifier_cli.terminal.progress import Progress
 from medunifier_cli.train.batches import first_pairs, to_device
-from medunifier_cli.train.progress import Progress
 
 BATCH = 64
 SHOWN = 16

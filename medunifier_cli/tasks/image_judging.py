@@ -10,8 +10,8 @@ import click
 from medunifier_cli.checkpoint.restore import is_pretrained
 from medunifier_cli.prior.fitted import is_fitted
 from medunifier_cli.roots import find_run, newest_run
+from medunifier_cli.run.record import Run
 from medunifier_cli.tasks.results import table
-from medunifier_cli.train.record import Run
 
 
 @dataclass(frozen=True)

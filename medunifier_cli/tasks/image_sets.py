@@ -25,8 +25,8 @@ from medunifier_cli.model.vit import pixels
 from medunifier_cli.tasks.sample_folder import SETTINGS, SHEET, read_samples
 from medunifier_cli.tasks.splits import Asked, open_benchmark
 from medunifier_cli.tasks.synthesis import to_grey
+from medunifier_cli.terminal.progress import Progress
 from medunifier_cli.train.batches import to_device
-from medunifier_cli.train.progress import Progress
 
 BATCH = 64
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp")

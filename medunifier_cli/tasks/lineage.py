@@ -10,7 +10,7 @@ from medunifier_cli.recipe.load import load_any
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run
-from medunifier_cli.train.record import Run
+from medunifier_cli.run.record import Run
 
 
 def recipe_of(run: Run) -> Any:

@@ -17,7 +17,7 @@ from medunifier_cli.data.contract import PackedText
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.scores.search import Top, reorder
-from medunifier_cli.train.progress import Progress
+from medunifier_cli.terminal.progress import Progress
 
 Images = Callable[[NDArray[np.int64]], Tensor]
 """Numbers of images -> their grey levels, uint8 [B, 1, H, W]."""

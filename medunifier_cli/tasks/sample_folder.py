@@ -25,7 +25,7 @@ from PIL import Image
 
 from medunifier_cli.errors import DataError
 from medunifier_cli.page.pictures import save_rows
-from medunifier_cli.train.record import read_lines, write_whole
+from medunifier_cli.run.record import read_lines, write_whole
 
 SETTINGS, LINES, TABLE, SHEET = "settings.json", "samples.jsonl", "samples.csv", "contact.png"
 SHEET_COLUMNS, SHEET_ROWS = 10, 10

@@ -27,8 +27,8 @@ from medunifier_cli.prior.sampling import Draws, sample
 from medunifier_cli.tasks.sample_folder import SHEET, SampleFolder
 from medunifier_cli.tasks.splits import Asked
 from medunifier_cli.tasks.wishes import Wish, text_features, wishes_hash
+from medunifier_cli.terminal.progress import PLAIN_EVERY, Progress
 from medunifier_cli.train.batches import first_pairs, to_device
-from medunifier_cli.train.progress import PLAIN_EVERY, Progress
 
 SHOWN_PAIRS = 12
 """Originals above their reconstructions in the contact sheet."""

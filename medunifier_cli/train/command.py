@@ -66,7 +66,7 @@ class Asked:
             click.echo(sbatch.script(sys.argv[1:], name, self.num_processes or wanted or 1, workers))
             return
         from medunifier_cli.distributed import world
-        from medunifier_cli.train import record
+        from medunifier_cli.run import record
 
         joined = launch.joined_group()
         if self.fresh and (not joined or launch.joined_rank() == 0):

@@ -17,8 +17,8 @@ from medunifier_cli.recipe.load import load_recipe, stage_of
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import shards_folder
+from medunifier_cli.run.record import Run
 from medunifier_cli.tasks.splits import with_classes
-from medunifier_cli.train.record import Run
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from medunifier_cli.checkpoint import store
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.errors import CheckpointError, MuError, Stopped
 from medunifier_cli.recipe.schema import Optim, Train
+from medunifier_cli.run.record import Log, Run
+from medunifier_cli.terminal.progress import Progress
 from medunifier_cli.train.optim import (
     adamw,
     learning_rate,
@@ -27,8 +29,6 @@ from medunifier_cli.train.optim import (
     set_rate,
     state_tensors,
 )
-from medunifier_cli.train.progress import Progress
-from medunifier_cli.train.record import Log, Run
 from medunifier_cli.train.stop import stop_on_signals
 
 Values = dict[str, Tensor]

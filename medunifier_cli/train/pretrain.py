@@ -28,12 +28,12 @@ from medunifier_cli.page.pictures import save_pairs
 from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.roots import shards_folder
+from medunifier_cli.run.record import Run, command_line, data_facts
 from medunifier_cli.tasks.heldout import evaluate
 from medunifier_cli.tasks.results import table
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.batches import first_pairs, to_device
 from medunifier_cli.train.loop import Values, fit
-from medunifier_cli.train.record import Run, command_line, data_facts
 
 SHOWN_PAIRS = 8
 """Images in the reconstruction picture of a validation."""

@@ -32,11 +32,11 @@ from medunifier_cli.recipe.load import load_recipe, stage_of
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run
+from medunifier_cli.run.record import Run, command_line, data_facts
 from medunifier_cli.tasks.results import Metric, table, write_result
 from medunifier_cli.tasks.splits import Asked, open_benchmark
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.loop import Values, fit
-from medunifier_cli.train.record import Run, command_line, data_facts
 
 CODES = "codes.h5"
 LEVELS = ("top", "bottom")

@@ -11,6 +11,7 @@ from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run, shards_folder
+from medunifier_cli.run.record import Run
 from medunifier_cli.train.finetune_task import task_of, with_pretrained
 from medunifier_cli.train.ready import (
     Finding,
@@ -21,7 +22,6 @@ from medunifier_cli.train.ready import (
     look_at_split,
     look_at_vit,
 )
-from medunifier_cli.train.record import Run
 
 
 def look_at_finetuning(recipe: FinetuneRecipe, processes: int = 0, hashes: bool = False) -> Iterator[Finding]:

@@ -20,9 +20,9 @@ from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import MuError
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
+from medunifier_cli.run.record import Run, read_log
 from medunifier_cli.train import finetune
 from medunifier_cli.train.finetune_task import with_pretrained
-from medunifier_cli.train.record import Run, read_log
 from tests.run.tuned_house import QUICK, House
 
 

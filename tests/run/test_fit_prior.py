@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.train.record import read_log
+from medunifier_cli.run.record import read_log
 from tests.run.small_priors import PRIORS, call, fit_small_priors
 
 
