@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from medunifier_cli.data.contract import DatasetPlugin, DrawnImage, Drop, Plan, Record
-from medunifier_cli.data.image import bytes_of, head_of, is_dicom, opened
+from medunifier_cli.data.images.image import bytes_of, head_of, is_dicom, opened
 from medunifier_cli.data.manifest import made_with, tally
 from medunifier_cli.data.prepare_join import DROPS, Expected, join, summaries
 from medunifier_cli.data.prepare_progress import PrepareProgress
@@ -184,7 +184,7 @@ def _probe_decoders(chunk: Chunk) -> None:
     """
     for record in chunk.records[:PROBED]:
         if not isinstance(record.image, DrawnImage) and is_dicom(head_of(record.image)):
-            from medunifier_cli.data.dicom import missing_decoder
+            from medunifier_cli.data.images.dicom import missing_decoder
 
             with opened(record.image) as file:
                 lacking = missing_decoder(file)

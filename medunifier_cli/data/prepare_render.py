@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from PIL import Image
 
-from medunifier_cli.data.bad_image import BadImage
 from medunifier_cli.data.contract import Record
-from medunifier_cli.data.image import GreyImage, bytes_of, image_from
+from medunifier_cli.data.images.bad_image import BadImage
+from medunifier_cli.data.images.image import GreyImage, bytes_of, image_from
 from medunifier_cli.data.prepare_pool import ordered_map
 from medunifier_cli.data.prepare_walk import plain
 from medunifier_cli.errors import DataError

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medunifier_cli.data.bad_image import BadImage
 from medunifier_cli.data.contract import FileImage
-from medunifier_cli.data.image import image_from
+from medunifier_cli.data.images.bad_image import BadImage
+from medunifier_cli.data.images.image import image_from
 from medunifier_cli.errors import DataError
 
 

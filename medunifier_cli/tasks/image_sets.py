@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.restore import Trained
-from medunifier_cli.data.bad_image import BadImage
 from medunifier_cli.data.contract import FileImage
-from medunifier_cli.data.image import image_from
+from medunifier_cli.data.images.bad_image import BadImage
+from medunifier_cli.data.images.image import image_from
 from medunifier_cli.data.loader import collate
 from medunifier_cli.errors import DataError
 from medunifier_cli.model.vit import pixels

@@ -15,9 +15,9 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
 from pydicom.pixels.utils import pixel_array
 
-from medunifier_cli.data.bad_image import BadImage
 from medunifier_cli.data.contract import DicomTone
-from medunifier_cli.data.image import stretch
+from medunifier_cli.data.images.bad_image import BadImage
+from medunifier_cli.data.images.image import stretch
 from medunifier_cli.errors import DataError
 
 INSTALL = "`pip install 'medunifier[dicom]'`"

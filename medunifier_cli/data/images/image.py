@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from medunifier_cli.data.bad_image import BadImage
 from medunifier_cli.data.contract import DicomTone, DrawnImage, FileImage, ImageSource, ZipImage
+from medunifier_cli.data.images.bad_image import BadImage
 from medunifier_cli.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
@@ -155,7 +155,7 @@ def _decode(file: IO[bytes], size: int, tone: DicomTone) -> GreyImage:
     if not head:
         raise BadImage("truncated", "empty file")
     if is_dicom(head):
-        from medunifier_cli.data.dicom import dicom_pixels
+        from medunifier_cli.data.images.dicom import dicom_pixels
 
         found = dicom_pixels(file, tone)
         height, width = found.pixels.shape
