@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.restore import Trained
-from medunifier_cli.data.labelled import LabelledImages
+from medunifier_cli.data.labels.labelled import LabelledImages
 from medunifier_cli.data.loader import eval_batches
 from medunifier_cli.model.classifier import Classifier
 from medunifier_cli.terminal.progress import Progress

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.restore import Trained
-from medunifier_cli.data.labelled import LabelledFeatures, LabelledImages, counts
+from medunifier_cli.data.labels.labelled import LabelledFeatures, LabelledImages, counts
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.scores.bootstrap import intervals
 from medunifier_cli.scores.classification import ClassScores, classification_scores, multilabel_scores

@@ -17,8 +17,14 @@ from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.restore import Trained, restore
-from medunifier_cli.data.chosen import Part, choose_samples, open_samples, plan_samples, read_samples
-from medunifier_cli.data.labelled import Labelled, LabelledFeatures, LabelledImages, counts
+from medunifier_cli.data.labels.labelled import Labelled, LabelledFeatures, LabelledImages, counts
+from medunifier_cli.data.labels.samples import (
+    Part,
+    choose_samples,
+    open_samples,
+    plan_samples,
+    read_samples,
+)
 from medunifier_cli.data.loader import eval_batches, train_batches
 from medunifier_cli.distributed import world
 from medunifier_cli.model.classifier import Classifier, build_head

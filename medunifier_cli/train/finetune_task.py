@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medunifier_cli.checkpoint.restore import check_pretrained, starting_run
 from medunifier_cli.data.contract import DatasetPlugin
-from medunifier_cli.data.labelled import Kind
+from medunifier_cli.data.labels.labelled import Kind
 from medunifier_cli.data.shards import read_manifest
 from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.model.head_contract import HeadPlugin

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from medunifier_cli.data.chosen import plan_samples
+from medunifier_cli.data.labels.samples import plan_samples
 from medunifier_cli.plugin_index import load_dataset, load_head
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema import PretrainRecipe

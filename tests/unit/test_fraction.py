@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medunifier_cli.data.fraction import choose, draw
+from medunifier_cli.data.labels.fraction import choose, draw
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import DataError
 from tests.run.conftest import write_split

@@ -14,10 +14,10 @@ from typing import Any
 import click
 import numpy as np
 
-from medunifier_cli.data import labelled
 from medunifier_cli.data.contract import DatasetPlugin
-from medunifier_cli.data.fraction import Chosen, choose
-from medunifier_cli.data.labelled import Kind, LabelledImages
+from medunifier_cli.data.labels import labelled
+from medunifier_cli.data.labels.fraction import Chosen, choose
+from medunifier_cli.data.labels.labelled import Kind, LabelledImages
 from medunifier_cli.data.subset import open_part
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.recipe.schema_finetune import FinetuneData

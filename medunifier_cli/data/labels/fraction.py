@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medunifier_cli.data.labelled import is_known
+from medunifier_cli.data.labels.labelled import is_known
 from medunifier_cli.data.shard_scan import digest64
 from medunifier_cli.data.shards import Shards, read_manifest
 from medunifier_cli.errors import DataError
