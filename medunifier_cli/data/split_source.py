@@ -18,8 +18,8 @@ from torch import Tensor
 
 from medunifier_cli.data.contract import Batch, DatasetPlugin, PackedText, Sample
 from medunifier_cli.data.shards import Shards
-from medunifier_cli.data.text import TextTokenizer, compose
-from medunifier_cli.data.text_table import text_table
+from medunifier_cli.data.texts.report import TextTokenizer, compose
+from medunifier_cli.data.texts.token_table import text_table
 from medunifier_cli.errors import DataError
 from medunifier_cli.recipe.schema import Data, Text
 

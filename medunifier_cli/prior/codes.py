@@ -23,7 +23,7 @@ from torch import Tensor
 from medunifier_cli.checkpoint.restore import Trained
 from medunifier_cli.data.contract import PackedText
 from medunifier_cli.data.loader import SplitSource, eval_batches
-from medunifier_cli.data.text import compose
+from medunifier_cli.data.texts.report import compose
 from medunifier_cli.distributed import world
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.model.vit import pixels

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medunifier_cli.checkpoint.restore import Trained
 from medunifier_cli.data.loader import SplitSource, eval_batches
-from medunifier_cli.data.text import compose, digest, readable, sections_of
+from medunifier_cli.data.texts.report import compose, digest, readable, sections_of
 from medunifier_cli.errors import CheckpointError, MuError
 from medunifier_cli.model.text_cache import TextCache
 from medunifier_cli.model.vit import pixels

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.loader import SplitSource
-from medunifier_cli.data.text import TextTokenizer, readable
+from medunifier_cli.data.texts.report import TextTokenizer, readable
 from medunifier_cli.errors import DataError
 from medunifier_cli.scores.bootstrap import Interval, percentiles, resample_counts
 from medunifier_cli.scores.classification import ClassScores, finding_scores

@@ -17,8 +17,8 @@ from medunifier_cli.checkpoint.restore import restore
 from medunifier_cli.data.contract import Batch
 from medunifier_cli.data.loader import SplitSource, eval_batches, train_batches
 from medunifier_cli.data.shards import Shards
-from medunifier_cli.data.text import TextTokenizer
-from medunifier_cli.data.text_table import texts_of
+from medunifier_cli.data.texts.report import TextTokenizer
+from medunifier_cli.data.texts.token_table import texts_of
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.errors import MuError
 from medunifier_cli.model.medunifier import MedUnifier

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import BertTokenizer
 
-from medunifier_cli.data.text import TextTokenizer, compose, digest, readable, sections_of
+from medunifier_cli.data.texts.report import TextTokenizer, compose, digest, readable, sections_of
 from medunifier_cli.errors import DataError, MissingWeightsError
 
 TEXTS = [
@@ -133,7 +133,7 @@ def test_dec_is_added_once(tmp_path: Path) -> None:
 
 SCRIPT = """
 import sys
-from medunifier_cli.data.text import TextTokenizer
+from medunifier_cli.data.texts.report import TextTokenizer
 from tests.unit.test_text import TEXTS
 texts = TEXTS[::-1] if sys.argv[1] == "reversed" else TEXTS
 print(TextTokenizer.train(texts, 140).fingerprint)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from medunifier_cli.data.shards import Shards
-from medunifier_cli.data.text import TextTokenizer, compose, digest
+from medunifier_cli.data.texts.report import TextTokenizer, compose, digest
 from medunifier_cli.recipe.schema import Data, Text
 
 CACHE = ".cache"
