@@ -30,10 +30,10 @@ from PIL import Image
 
 from medunifier_cli.data.contract import DatasetPlugin, DrawnImage, Plan, Record
 from medunifier_cli.data.loader import SplitSource, train_batches
-from medunifier_cli.data.prepare import Job, prepare
-from medunifier_cli.data.prepare_progress import PrepareProgress
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.report import TextTokenizer
+from medunifier_cli.prepare.prepare import Job, prepare
+from medunifier_cli.prepare.progress import PrepareProgress
 from medunifier_cli.recipe.schema import Data, Text
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "covid-chestxray" / "images"

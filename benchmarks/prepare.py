@@ -34,9 +34,9 @@ import psutil
 from PIL import Image
 
 from medunifier_cli.data.contract import DatasetPlugin, FileImage, Plan, Record
-from medunifier_cli.data.prepare import Job, prepare
-from medunifier_cli.data.prepare_progress import PrepareProgress
 from medunifier_cli.data.shards import Shards
+from medunifier_cli.prepare.prepare import Job, prepare
+from medunifier_cli.prepare.progress import PrepareProgress
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "covid-chestxray" / "images"
 LARGE = (2544, 3056)

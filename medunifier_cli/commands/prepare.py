@@ -64,7 +64,7 @@ def prepare(
 
     Goes on at the last whole shard when it is run again. `--list` shows the data sets.
     """
-    from medunifier_cli.data.prepare_progress import PrepareProgress, listing, summary
+    from medunifier_cli.prepare.progress import PrepareProgress, listing, summary
 
     if show_list:
         known = {dataset: load_dataset(dataset)} if dataset else datasets()
@@ -72,8 +72,8 @@ def prepare(
         return
     if not dataset:
         raise click.UsageError("which data set? `mu prepare --list` shows them")
-    from medunifier_cli.data.prepare import Job
-    from medunifier_cli.data.prepare import prepare as run
+    from medunifier_cli.prepare.prepare import Job
+    from medunifier_cli.prepare.prepare import prepare as run
 
     plugin = load_dataset(dataset)
     job = Job(

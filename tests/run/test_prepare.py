@@ -90,7 +90,7 @@ def test_running_again_changes_nothing_and_decodes_nothing(
     out = tmp_path / "out"
     done(raw, out)
     before = contents(out)
-    monkeypatch.setattr("medunifier_cli.data.prepare_render.image_from", None)
+    monkeypatch.setattr("medunifier_cli.prepare.render.image_from", None)
     done(raw, out)
     assert contents(out) == before
 

@@ -44,7 +44,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     out = tmp_path / "out"
     monkeypatch.setattr(FullDisk, "room", room)
     with monkeypatch.context() as patch:
-        patch.setattr("medunifier_cli.data.prepare_write.open", _full_open, raising=False)
+        patch.setattr("medunifier_cli.prepare.write.open", _full_open, raising=False)
         line = refused(raw, out)
     assert "no space left for it" in line
     assert "run the same command again" in line

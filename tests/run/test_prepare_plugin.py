@@ -11,10 +11,10 @@ from PIL import Image
 from pydicom.uid import JPEGLosslessSV1, RLELossless
 
 from medunifier_cli.data.contract import DatasetPlugin, DrawnImage, Drop, FileImage, Plan, Record, Subset
-from medunifier_cli.data.prepare import Job, prepare
-from medunifier_cli.data.prepare_progress import PrepareProgress
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import DataError
+from medunifier_cli.prepare.prepare import Job, prepare
+from medunifier_cli.prepare.progress import PrepareProgress
 from tests.unit.test_dicom import RAMP12, body, make
 
 
@@ -80,7 +80,7 @@ def test_a_missing_decoder_is_said_before_anything_is_decoded(
     dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
     (tmp_path / "x.dcm").write_bytes(body(dataset))
     monkeypatch.setattr("pydicom.pixels.common.CoderBase.is_available", False)
-    monkeypatch.setattr("medunifier_cli.data.prepare_render.image_from", None)
+    monkeypatch.setattr("medunifier_cli.prepare.render.image_from", None)
     made: list[Record | Drop] = [record(0), record(1, image=FileImage(tmp_path / "x.dcm"))]
     with pytest.raises(DataError, match=r"1\.dcm: DICOM compressed as JPEG Lossless.*pip install"):
         run(Small(made), tmp_path)
@@ -139,7 +139,7 @@ def test_a_split_that_is_wholly_rejected_leaves_no_shard(tmp_path: Path) -> None
 def test_plain_lines_tell_how_far_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medunifier_cli.data.prepare_progress.PLAIN_EVERY", 0)
+    monkeypatch.setattr("medunifier_cli.prepare.progress.PLAIN_EVERY", 0)
     run(Small([record(i) for i in range(20)]), tmp_path)
     lines = capsys.readouterr().err.splitlines()
     assert any(line.startswith("16 of 20 rows, 0 rejected, ") for line in lines)

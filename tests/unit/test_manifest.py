@@ -6,8 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from medunifier_cli.data.contract import FileImage, Plan, Record, Subset
-from medunifier_cli.data.manifest import add_up, class_counts, label_counts, shortfalls, subset_entries, tally
 from medunifier_cli.data.shards import index_dtype
+from medunifier_cli.prepare.manifest import (
+    add_up,
+    class_counts,
+    label_counts,
+    shortfalls,
+    subset_entries,
+    tally,
+)
 
 
 def record(view: str | None, sections: dict[str, str], kind: str = "report") -> Record:

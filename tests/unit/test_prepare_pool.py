@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
-from medunifier_cli.data.prepare_pool import AHEAD, ordered_map
 from medunifier_cli.errors import DataError, MuError
+from medunifier_cli.prepare.pool import AHEAD, ordered_map
 
 
 def slow_square(x: int) -> int:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from medunifier_cli.data.contract import Drop, FileImage, Record
-from medunifier_cli.data.prepare_walk import Chunk, CompactMap, Walk
 from medunifier_cli.errors import DataError
+from medunifier_cli.prepare.walk import Chunk, CompactMap, Walk
 
 
 def record(i: int, split: str = "train", **changes: Any) -> Record:

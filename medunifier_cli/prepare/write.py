@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from medunifier_cli.data.prepare_render import Reject, Rendered
-from medunifier_cli.data.prepare_walk import Chunk
 from medunifier_cli.data.shard_scan import Row
 from medunifier_cli.errors import DataError
+from medunifier_cli.prepare.render import Reject, Rendered
+from medunifier_cli.prepare.walk import Chunk
 
 RECEIPTS = ".progress"
 """Folder in the shards' folder with one small file per finished shard; a restart goes on from them."""

@@ -18,7 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.data.contract import DatasetPlugin, Plan
-from medunifier_cli.data.manifest import (
+from medunifier_cli.data.shards import MANIFEST, Shards, fill_index, index_dtype
+from medunifier_cli.errors import DataError
+from medunifier_cli.prepare.contact_sheet import write_sheet
+from medunifier_cli.prepare.manifest import (
     VERSION,
     add_up,
     class_counts,
@@ -27,8 +30,8 @@ from medunifier_cli.data.manifest import (
     shortfalls,
     subset_entries,
 )
-from medunifier_cli.data.prepare_walk import Walk
-from medunifier_cli.data.prepare_write import (
+from medunifier_cli.prepare.walk import Walk
+from medunifier_cli.prepare.write import (
     RECEIPTS,
     TEMPORARY,
     Receipt,
@@ -36,9 +39,6 @@ from medunifier_cli.data.prepare_write import (
     whole_file,
     write_json,
 )
-from medunifier_cli.data.shards import MANIFEST, Shards, fill_index, index_dtype
-from medunifier_cli.data.sheet import write_sheet
-from medunifier_cli.errors import DataError
 
 REJECTS = "rejects.jsonl"
 INDEX = ".index.npy"

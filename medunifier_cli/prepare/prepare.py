@@ -18,12 +18,14 @@ from typing import IO, Any
 
 from medunifier_cli.data.contract import DatasetPlugin, DrawnImage, Drop, Plan, Record
 from medunifier_cli.data.images.image import bytes_of, head_of, is_dicom, opened
-from medunifier_cli.data.manifest import made_with, tally
-from medunifier_cli.data.prepare_join import DROPS, Expected, join, summaries
-from medunifier_cli.data.prepare_progress import PrepareProgress
-from medunifier_cli.data.prepare_render import TASK, Reject, render_all
-from medunifier_cli.data.prepare_walk import Chunk, Walk
-from medunifier_cli.data.prepare_write import (
+from medunifier_cli.data.shards import MANIFEST
+from medunifier_cli.errors import DataError
+from medunifier_cli.prepare.join import DROPS, Expected, join, summaries
+from medunifier_cli.prepare.manifest import made_with, tally
+from medunifier_cli.prepare.progress import PrepareProgress
+from medunifier_cli.prepare.render import TASK, Reject, render_all
+from medunifier_cli.prepare.walk import Chunk, Walk
+from medunifier_cli.prepare.write import (
     RECEIPTS,
     TEMPORARY,
     Receipt,
@@ -32,8 +34,6 @@ from medunifier_cli.data.prepare_write import (
     load_receipt,
     write_json,
 )
-from medunifier_cli.data.shards import MANIFEST
-from medunifier_cli.errors import DataError
 
 SETTINGS = "settings.json"
 PROBED = 32

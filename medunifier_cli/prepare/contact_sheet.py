@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from medunifier_cli.data.prepare_write import whole_file
 from medunifier_cli.data.shards import Shards
+from medunifier_cli.prepare.write import whole_file
 
 COLUMNS, ROWS = 6, 4
 TILE = 200

@@ -14,9 +14,9 @@ from PIL import Image
 from medunifier_cli.data.contract import Record
 from medunifier_cli.data.images.bad_image import BadImage
 from medunifier_cli.data.images.image import GreyImage, bytes_of, image_from
-from medunifier_cli.data.prepare_pool import ordered_map
-from medunifier_cli.data.prepare_walk import plain
 from medunifier_cli.errors import DataError
+from medunifier_cli.prepare.pool import ordered_map
+from medunifier_cli.prepare.walk import plain
 
 FORMATS = ("png", "jpg")
 JPG_QUALITY = 95
