@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medunifier_cli.data.contract import Batch
-from medunifier_cli.model.generator import Generated, ImageGenerator, Sizes
 from medunifier_cli.model.norm import GlobalBatchNorm
 from medunifier_cli.model.precision import at_least_fp32
 from medunifier_cli.model.qformer import LAYER_NORM_EPS, QFormer, initialise
 from medunifier_cli.model.vit import ImageEncoder, pixels
+from medunifier_cli.model.vqvae.generator import Generated, ImageGenerator, Sizes
 from medunifier_cli.recipe.schema import PretrainRecipe
 
 VISION_NORM_EPS = 1e-5  # PyTorch's default, as in BLIP-2's trainable norm

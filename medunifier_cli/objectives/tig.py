@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medunifier_cli.distributed import world
-from medunifier_cli.model.generator import Generated
 from medunifier_cli.model.precision import at_least_fp32
-from medunifier_cli.model.quantizer import perplexity
+from medunifier_cli.model.vqvae.generator import Generated
+from medunifier_cli.model.vqvae.quantizer import perplexity
 from medunifier_cli.objectives import Objective
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medunifier_cli.model.norm import GlobalBatchNorm
-from medunifier_cli.model.quantizer import EMA_EPS, Quantiser, perplexity
+from medunifier_cli.model.vqvae.quantizer import EMA_EPS, Quantiser, perplexity
 from medunifier_cli.recipe.schema import Generator
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from medunifier_cli.errors import MuError
-from medunifier_cli.model.generator import ImageGenerator, Sizes
 from medunifier_cli.model.medunifier import MedUnifier
+from medunifier_cli.model.vqvae.generator import ImageGenerator, Sizes
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema import Generator
 from tests.tiny import VOCABULARY, draw_batch, tiny_model, tiny_recipe

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from medunifier_cli.errors import MuError
-from medunifier_cli.model.adapters import BottomAdapter, TopAdapter
-from medunifier_cli.model.decoder import Decoder, blocks_for, deconvolution
-from medunifier_cli.model.quantizer import Quantised, Quantiser
+from medunifier_cli.model.vqvae.adapters import BottomAdapter, TopAdapter
+from medunifier_cli.model.vqvae.decoder import Decoder, blocks_for, deconvolution
+from medunifier_cli.model.vqvae.quantizer import Quantised, Quantiser
 from medunifier_cli.recipe.schema import Generator as GeneratorRecipe
 
 
