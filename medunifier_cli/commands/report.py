@@ -11,7 +11,7 @@ import click
 from medunifier_cli.roots import find_run, newest_run
 
 if TYPE_CHECKING:
-    from medunifier_cli.checkpoint.restore import Trained
+    from medunifier_cli.checkpoint.pretrained import Trained
     from medunifier_cli.tasks.captioning import Decoding
 
 
@@ -67,7 +67,7 @@ def report(
     FILES are PNG, JPEG or DICOM, or folders of them: the reports go to standard output. Without FILES the
     run's held-out split is reported on and scored.
     """
-    from medunifier_cli.checkpoint.restore import is_pretrained, restore
+    from medunifier_cli.checkpoint.pretrained import is_pretrained, restore
     from medunifier_cli.run.record import Run
     from medunifier_cli.tasks.captioning import Decoding, files_under
 

@@ -39,7 +39,7 @@ def retrieve(
         raise click.UsageError("search by --query or by --image, not by both")
     if out and query is None and image is None:
         raise click.UsageError("--out is for the gallery of --query or --image")
-    from medunifier_cli.checkpoint.restore import is_pretrained, restore
+    from medunifier_cli.checkpoint.pretrained import is_pretrained, restore
     from medunifier_cli.run.record import Run
     from medunifier_cli.tasks.results import table
     from medunifier_cli.tasks.splits import open_benchmark

@@ -113,8 +113,8 @@ def score(
 
 def _newest() -> Run:
     """The run with results that was trained last; where it was made from another one, that one."""
+    from medunifier_cli.checkpoint.lineage import base_of
     from medunifier_cli.run.record import Run
-    from medunifier_cli.tasks.lineage import base_of
 
     run = Run(newest_run(lambda path: any(Run(path).results.glob("*.json")), "score"))
     base = base_of(run)

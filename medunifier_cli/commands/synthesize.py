@@ -59,9 +59,9 @@ def synthesize(
     """Draw new radiographs, on request with a prompt; goes on where an earlier call stopped."""
     if sum(map(bool, (prompt, prompts, split))) > 1:
         raise click.UsageError("--prompt, --prompts and --reconstruct exclude each other")
-    from medunifier_cli.checkpoint.restore import is_pretrained, restore
+    from medunifier_cli.checkpoint.pretrained import is_pretrained, restore
+    from medunifier_cli.checkpoint.priors import is_fitted, restore_priors
     from medunifier_cli.plugin_index import load_dataset
-    from medunifier_cli.prior.fitted import is_fitted, restore_priors
     from medunifier_cli.prior.sampling import Draws
     from medunifier_cli.run.record import Run
     from medunifier_cli.tasks.splits import open_benchmark
@@ -86,8 +86,8 @@ def synthesize(
 
 def _priors(name: str) -> Path:
     """The run of priors: named, fitted on the pre-training run named, or the newest."""
-    from medunifier_cli.checkpoint.restore import is_pretrained
-    from medunifier_cli.prior.fitted import fitted_on, is_fitted
+    from medunifier_cli.checkpoint.pretrained import is_pretrained
+    from medunifier_cli.checkpoint.priors import fitted_on, is_fitted
     from medunifier_cli.run.record import Run
 
     if not name:

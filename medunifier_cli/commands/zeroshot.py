@@ -13,7 +13,7 @@ import click
 from medunifier_cli.roots import find_run, newest_run
 
 if TYPE_CHECKING:
-    from medunifier_cli.checkpoint.restore import Trained
+    from medunifier_cli.checkpoint.pretrained import Trained
     from medunifier_cli.tasks.zeroshot import Ensemble
 
 
@@ -59,7 +59,7 @@ def zeroshot(
     if save_prompts:
         _save_prompts(save_prompts, name, dataset, prompts)
         return
-    from medunifier_cli.checkpoint.restore import is_pretrained, restore
+    from medunifier_cli.checkpoint.pretrained import is_pretrained, restore
     from medunifier_cli.run.record import Run
     from medunifier_cli.tasks.splits import open_benchmark
 
@@ -149,7 +149,7 @@ def _save_prompts(path: Path, name: str, dataset: str, prompts: str) -> None:
     from medunifier_cli.tasks.prompts import as_yaml, prompts_of
 
     if not dataset:
-        from medunifier_cli.checkpoint.restore import is_pretrained
+        from medunifier_cli.checkpoint.pretrained import is_pretrained
         from medunifier_cli.recipe.load import load_recipe
         from medunifier_cli.run.record import Run
 

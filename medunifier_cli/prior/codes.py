@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.data.contract import PackedText
 from medunifier_cli.data.loader import SplitSource, eval_batches
 from medunifier_cli.data.texts.report import compose

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medunifier_cli.checkpoint.lineage import base_of, made_from, recipe_of
 from medunifier_cli.recipe.schema import Objectives as Weights
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.run.record import Run
-from medunifier_cli.tasks.lineage import base_of, made_from, recipe_of
 from medunifier_cli.tasks.paper_tables import TABLES, Measure, Objectives, PaperTable
 
 HEADER = ("method", "measure", "best other", "paper")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.data.loader import SplitSource, eval_batches
 from medunifier_cli.data.texts.report import compose, digest, readable, sections_of
 from medunifier_cli.errors import CheckpointError, MuError

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.restore import Trained, restore
+from medunifier_cli.checkpoint.pretrained import Trained, restore
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.model.classifier import Classifier, build_head
 from medunifier_cli.plugin_index import load_head

@@ -17,7 +17,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.errors import MuError
 from medunifier_cli.page.closest_pairs import Pair, write_pairs
 from medunifier_cli.scores.privacy import ALARM, QUANTILE, Nearness, correlation, nearest, nearness

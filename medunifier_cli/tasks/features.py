@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.data.labels.labelled import LabelledImages
 from medunifier_cli.data.loader import eval_batches
 from medunifier_cli.model.classifier import Classifier

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.errors import DataError
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.gallery import Shown, write_gallery

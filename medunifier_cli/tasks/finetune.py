@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.data.labels.labelled import LabelledFeatures, LabelledImages, counts
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.scores.bootstrap import intervals

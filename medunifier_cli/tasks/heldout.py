@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.data.loader import SplitSource, collate, eval_batches
 from medunifier_cli.distributed import draws
 from medunifier_cli.model.vit import pixels

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from medunifier_cli.checkpoint.restore import is_pretrained
-from medunifier_cli.prior.fitted import is_fitted
+from medunifier_cli.checkpoint.pretrained import is_pretrained
+from medunifier_cli.checkpoint.priors import is_fitted
 from medunifier_cli.roots import find_run, newest_run
 from medunifier_cli.run.record import Run
 from medunifier_cli.tasks.results import table

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.restore import Trained, restore
+from medunifier_cli.checkpoint.pretrained import Trained, restore
+from medunifier_cli.checkpoint.priors import is_fitted, restore_priors
 from medunifier_cli.errors import MissingWeightsError, MuError
-from medunifier_cli.prior.fitted import is_fitted, restore_priors
 from medunifier_cli.roots import shards_folder
 from medunifier_cli.run.record import Run
 from medunifier_cli.scores.image import frechet_distance, frechet_interval, precision_recall

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.data.contract import FileImage
 from medunifier_cli.data.images.bad_image import BadImage
 from medunifier_cli.data.images.image import image_from

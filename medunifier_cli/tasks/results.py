@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.run.record import Run, data_facts, versions, write_whole
 from medunifier_cli.scores.bootstrap import mean_intervals
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.errors import DataError
 from medunifier_cli.scores.bootstrap import mean_intervals
 from medunifier_cli.scores.ranking import ranking_scores, retrieval

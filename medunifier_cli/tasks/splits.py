@@ -12,7 +12,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.data.subset import open_keys, open_part, parts_of, read_keys

@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.checkpoint.pretrained import Trained
+from medunifier_cli.checkpoint.priors import Fitted
 from medunifier_cli.data.loader import eval_batches
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.pictures import save_rows
-from medunifier_cli.prior.fitted import Fitted
 from medunifier_cli.prior.sampling import Draws, sample
 from medunifier_cli.tasks.sample_folder import SHEET, SampleFolder
 from medunifier_cli.tasks.splits import Asked

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.data.contract import DatasetPlugin, PackedText
 from medunifier_cli.errors import DataError
 from medunifier_cli.tasks.prompts import prompts_of, read_prompts

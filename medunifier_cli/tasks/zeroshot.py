@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.errors import DataError
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.confusion import save_confusion

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.restore import Trained, restore
+from medunifier_cli.checkpoint.pretrained import Trained, restore
 from medunifier_cli.data.labels.labelled import Labelled, LabelledFeatures, LabelledImages, counts
 from medunifier_cli.data.labels.samples import (
     Part,

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from medunifier_cli.checkpoint.restore import check_pretrained, starting_run
+from medunifier_cli.checkpoint.pretrained import check_pretrained, starting_run
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.labels.labelled import Kind
 from medunifier_cli.data.shards import read_manifest

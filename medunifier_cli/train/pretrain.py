@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.restore import restore
+from medunifier_cli.checkpoint.pretrained import restore
 from medunifier_cli.data.contract import Batch
 from medunifier_cli.data.loader import SplitSource, eval_batches, train_batches
 from medunifier_cli.data.shards import Shards

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.restore import Trained, restore, starting_run
+from medunifier_cli.checkpoint.pretrained import Trained, restore, starting_run
+from medunifier_cli.checkpoint.priors import build_pair
 from medunifier_cli.data.order import SampleOrder
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.errors import CheckpointError, MuError
 from medunifier_cli.prior.baseline import Baseline, baseline, refuse_collapsed
 from medunifier_cli.prior.codes import Codes, codes_hash, encode_split, read_codes, write_codes
-from medunifier_cli.prior.fitted import build_pair
 from medunifier_cli.prior.pair import CodeBatch, PriorPair
 from medunifier_cli.recipe.load import load_recipe, stage_of
 from medunifier_cli.recipe.schema import PretrainRecipe

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from medunifier_cli.checkpoint.restore import starting_run
+from medunifier_cli.checkpoint.pretrained import starting_run
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe

@@ -16,7 +16,7 @@ import webdataset
 from click.testing import CliRunner
 from PIL import Image
 
-from medunifier_cli.checkpoint.restore import Trained, restore
+from medunifier_cli.checkpoint.pretrained import Trained, restore
 from medunifier_cli.cli import mu as group
 from medunifier_cli.run.record import Run
 from medunifier_cli.tasks.splits import Asked, open_benchmark

@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.restore import restore
+from medunifier_cli.checkpoint.pretrained import restore
 from medunifier_cli.cli import mu
 from medunifier_cli.data.loader import collate
 from medunifier_cli.model.vit import pixels

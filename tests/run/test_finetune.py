@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from sklearn.metrics import roc_auc_score
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.restore import is_pretrained
+from medunifier_cli.checkpoint.pretrained import is_pretrained
 from medunifier_cli.cli import mu
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import MuError

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from huggingface_hub import constants
 from PIL import Image
 
-from medunifier_cli.checkpoint.restore import Trained, restore
+from medunifier_cli.checkpoint.pretrained import Trained, restore
 from medunifier_cli.cli import mu
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.split_source import SplitSource

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from medunifier_cli.checkpoint.restore import Trained
+from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.data.contract import PackedText
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import CheckpointError

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.restore import Trained, restore
+from medunifier_cli.checkpoint.pretrained import Trained, restore
 from medunifier_cli.errors import CheckpointError, MuError, RecipeError
 from medunifier_cli.prior.pair import PriorPair
 from medunifier_cli.recipe.load import load_recipe, stage_of
