@@ -28,11 +28,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from medunifier_cli.data.contract import PackedText
+from medunifier_cli.evaluate.reports.decoding import Rules, beam_search
+from medunifier_cli.evaluate.reports.text_cache import TextCache
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.model.qformer import ImageMemory
-from medunifier_cli.model.text_cache import TextCache
 from medunifier_cli.recipe.load import load_recipe
-from medunifier_cli.tasks.decoding import Rules, beam_search
 
 THREADS, VOCABULARY, LONGEST = 2, 30523, 95
 FIRST, END, CHECKED = VOCABULARY - 1, 3, 12

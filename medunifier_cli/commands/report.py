@@ -12,7 +12,7 @@ from medunifier_cli.roots import find_run, newest_run
 
 if TYPE_CHECKING:
     from medunifier_cli.checkpoint.pretrained import Trained
-    from medunifier_cli.tasks.captioning import Decoding
+    from medunifier_cli.evaluate.reports.writer import Decoding
 
 
 @click.command()
@@ -68,8 +68,8 @@ def report(
     run's held-out split is reported on and scored.
     """
     from medunifier_cli.checkpoint.pretrained import is_pretrained, restore
+    from medunifier_cli.evaluate.reports.writer import Decoding, files_under
     from medunifier_cli.run.record import Run
-    from medunifier_cli.tasks.captioning import Decoding, files_under
 
     for_split = {"--data": dataset, "--split": split, "--limit": limit, "--out": out, "--clinical": clinical}
     wrong = [flag for flag, value in for_split.items() if value]
@@ -89,8 +89,8 @@ def report(
 def _report_split(
     trained: Trained, how: Decoding, dataset: str, split: str, limit: int, out: Path | None, clinical: bool
 ) -> None:
-    from medunifier_cli.tasks.report_scores import HEADLINE
-    from medunifier_cli.tasks.reporting import report_split
+    from medunifier_cli.evaluate.reports.reporting import report_split
+    from medunifier_cli.evaluate.reports.scoring import HEADLINE
     from medunifier_cli.tasks.results import table
 
     done = report_split(trained, how, dataset, split, limit, out, clinical)
@@ -102,8 +102,8 @@ def _report_split(
 
 
 def _report_files(trained: Trained, how: Decoding, paths: list[Path], as_json: bool) -> None:
-    from medunifier_cli.tasks.captioning import Writer, write_files
-    from medunifier_cli.tasks.reporting import trained_sections
+    from medunifier_cli.evaluate.reports.reporting import trained_sections
+    from medunifier_cli.evaluate.reports.writer import Writer, write_files
 
     for path, found in write_files(Writer(trained, how, trained_sections(trained)), paths):
         if isinstance(found, str):  # said on stderr already

@@ -70,7 +70,7 @@ def score(
     if reports is not None or clinical:
         if reports is None or runs or fake:
             raise click.UsageError("reports are scored with --reports FILE alone, or with --clinical")
-        from medunifier_cli.tasks.reporting import render_scores, score_file
+        from medunifier_cli.evaluate.reports.reporting import render_scores, score_file
 
         scored = score_file(reports, clinical)
         click.echo(render_scores(scored, form))

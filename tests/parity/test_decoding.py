@@ -14,9 +14,16 @@ from torch import Tensor
 from transformers import BartConfig, BartForConditionalGeneration
 
 from medunifier_cli.errors import MuError
-from medunifier_cli.model.text_cache import TextCache
+from medunifier_cli.evaluate.reports.decoding import (
+    Found,
+    Rules,
+    Step,
+    beam_search,
+    greedy,
+    nucleus,
+)
+from medunifier_cli.evaluate.reports.text_cache import TextCache
 from medunifier_cli.prior.sampling import Draws
-from medunifier_cli.tasks.decoding import Found, Rules, Step, beam_search, greedy, nucleus
 from tests.tiny import DEC, SEP, VOCABULARY, pack, scatter, tiny_model
 
 CPU = torch.device("cpu")

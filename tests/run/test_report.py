@@ -23,14 +23,14 @@ from medunifier_cli.cli import mu
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.split_source import SplitSource
 from medunifier_cli.errors import CheckpointError, DataError
+from medunifier_cli.evaluate.reports import writer
+from medunifier_cli.evaluate.reports.decoding import Found
+from medunifier_cli.evaluate.reports.scoring import constant_report, score_rows
+from medunifier_cli.evaluate.reports.writer import Decoding, Writer
 from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.run.record import Run
 from medunifier_cli.scores import meteor
 from medunifier_cli.scores.clinical import CLINICAL, POLICY, clinical_scores
-from medunifier_cli.tasks import captioning
-from medunifier_cli.tasks.captioning import Decoding, Writer
-from medunifier_cli.tasks.decoding import Found
-from medunifier_cli.tasks.report_scores import constant_report, score_rows
 
 RECIPE = Path(__file__).parent / "small_phantom.yaml"
 
