@@ -48,7 +48,7 @@ def retrieve(
     trained = restore(Run(folder))
     asked = open_benchmark(trained, dataset, split, need_text=False, ids=ids, prefer_benchmark=True)
     if query is not None or image is not None:
-        from medunifier_cli.tasks.finding import search_by_image, search_by_text
+        from medunifier_cli.evaluate.retrieval.search import search_by_image, search_by_text
 
         if image is not None:
             page = search_by_image(trained, asked, image, top, rerank, out)
@@ -56,7 +56,7 @@ def retrieve(
             page = search_by_text(trained, asked, query or "", top, rerank, out)
         click.echo(str(page))
         return
-    from medunifier_cli.tasks.retrieval import benchmark
+    from medunifier_cli.evaluate.retrieval.retrieval import benchmark
 
     measured = benchmark(trained, asked, rerank)
     for heading, metrics in measured.items():

@@ -14,7 +14,7 @@ from medunifier_cli.roots import find_run, newest_run
 
 if TYPE_CHECKING:
     from medunifier_cli.checkpoint.pretrained import Trained
-    from medunifier_cli.tasks.zeroshot import Ensemble
+    from medunifier_cli.evaluate.retrieval.zeroshot import Ensemble
 
 
 @click.command()
@@ -79,16 +79,16 @@ def zeroshot(
 
 
 def _ensembles(plugin: Any, prompts: str, count: int | None, over: str, seed: int) -> list[Ensemble]:
-    from medunifier_cli.tasks.prompts import chosen_sets
-    from medunifier_cli.tasks.zeroshot import Ensemble
+    from medunifier_cli.evaluate.retrieval.prompts import chosen_sets
+    from medunifier_cli.evaluate.retrieval.zeroshot import Ensemble
 
     drawn = plugin.prompts_drawn if count is None else count
     return [Ensemble(texts, name, drawn, over, seed) for name, texts in chosen_sets(plugin, prompts).items()]
 
 
 def _measure(trained: Trained, asked: Any, ensembles: list[Ensemble], form: str) -> None:
+    from medunifier_cli.evaluate.retrieval.zeroshot import benchmark
     from medunifier_cli.tasks.results import table
-    from medunifier_cli.tasks.zeroshot import benchmark
 
     results = []
     for ensemble in ensembles:
@@ -117,8 +117,8 @@ def _measure(trained: Trained, asked: Any, ensembles: list[Ensemble], form: str)
 def _of_files(
     trained: Trained, files: tuple[Path, ...], classes: tuple[str, ...], ensemble: Ensemble, form: str
 ) -> str:
+    from medunifier_cli.evaluate.retrieval.zeroshot import classify_files
     from medunifier_cli.tasks.files import read_images
-    from medunifier_cli.tasks.zeroshot import classify_files
 
     rows = classify_files(trained, read_images(files, trained.recipe.data.image_size), classes, ensemble)
     if form == "json":
@@ -145,8 +145,8 @@ def _csv(rows: list[list[Any]]) -> str:
 def _save_prompts(path: Path, name: str, dataset: str, prompts: str) -> None:
     """Write a built-in prompt set; needs no checkpoint where `--data` names the data set."""
     from medunifier_cli.errors import DataError
+    from medunifier_cli.evaluate.retrieval.prompts import as_yaml, prompts_of
     from medunifier_cli.plugin_index import load_dataset
-    from medunifier_cli.tasks.prompts import as_yaml, prompts_of
 
     if not dataset:
         from medunifier_cli.checkpoint.pretrained import is_pretrained

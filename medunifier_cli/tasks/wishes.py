@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.data.contract import DatasetPlugin, PackedText
 from medunifier_cli.errors import DataError
-from medunifier_cli.tasks.prompts import prompts_of, read_prompts
+from medunifier_cli.evaluate.retrieval.prompts import prompts_of, read_prompts
 
 SPECIAL = 2
 """Tokens of an empty text: [CLS] and [SEP]."""

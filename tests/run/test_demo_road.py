@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medunifier_cli.tasks import prompts
+from medunifier_cli.evaluate.retrieval import prompts
 from tests.run.small_run import RECIPE, call
 
 

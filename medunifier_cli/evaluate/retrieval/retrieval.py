@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.errors import DataError
+from medunifier_cli.evaluate.retrieval.embed import embed_split
+from medunifier_cli.evaluate.retrieval.rerank import rerank as rerank_by_match
 from medunifier_cli.scores.bootstrap import mean_intervals
 from medunifier_cli.scores.ranking import ranking_scores, retrieval
 from medunifier_cli.scores.search import Top
-from medunifier_cli.tasks.embed import embed_split
-from medunifier_cli.tasks.matching import rerank as rerank_by_match
 from medunifier_cli.tasks.results import Metric, write_result, write_samples
 from medunifier_cli.tasks.splits import Asked, patients
 
