@@ -89,7 +89,7 @@ def score(
     if any((fake, real, copies, heldout, classifier, inception, images)):
         if not fake or len(runs) > 1:
             raise click.UsageError("images are judged with --fake and one run at most")
-        from medunifier_cli.tasks.image_judging import Wanted, judge_images
+        from medunifier_cli.evaluate.synthesis.judge import Wanted, judge_images
 
         judge_images(
             Wanted(

@@ -12,10 +12,10 @@ from scipy.stats import betabinom
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from medunifier_cli.errors import DataError, MissingWeightsError
+from medunifier_cli.evaluate.synthesis.image_sets import FolderImages
+from medunifier_cli.evaluate.synthesis.inception import fid_and_kid, load_inception
 from medunifier_cli.scores.image import frechet_distance, frechet_interval, precision_recall
 from medunifier_cli.scores.privacy import correlation, nearest, nearness
-from medunifier_cli.tasks.image_sets import FolderImages
-from medunifier_cli.tasks.inception import fid_and_kid, load_inception
 
 
 def draw(n: int, width: int, seed: int, shift: float = 0.0) -> np.ndarray:

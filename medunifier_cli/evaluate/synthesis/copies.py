@@ -19,10 +19,8 @@ from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.errors import MuError
-from medunifier_cli.page.closest_pairs import Pair, write_pairs
-from medunifier_cli.scores.privacy import ALARM, QUANTILE, Nearness, correlation, nearest, nearness
-from medunifier_cli.tasks.image_scores import Scorer
-from medunifier_cli.tasks.image_sets import (
+from medunifier_cli.evaluate.synthesis.frechet import Scorer
+from medunifier_cli.evaluate.synthesis.image_sets import (
     CodedImages,
     ImageSet,
     SplitImages,
@@ -30,6 +28,8 @@ from medunifier_cli.tasks.image_sets import (
     open_images,
     query_means,
 )
+from medunifier_cli.page.closest_pairs import Pair, write_pairs
+from medunifier_cli.scores.privacy import ALARM, QUANTILE, Nearness, correlation, nearest, nearness
 from medunifier_cli.tasks.results import Metric, mean, write_result
 from medunifier_cli.tasks.splits import open_benchmark
 

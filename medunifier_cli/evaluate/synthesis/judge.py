@@ -39,8 +39,8 @@ def judge_images(wanted: Wanted) -> None:
     """
     if not (wanted.real or wanted.copies or wanted.classifier):
         raise click.UsageError("--fake needs --real, --copies or --classifier")
-    from medunifier_cli.tasks.copies import find_copies, say
-    from medunifier_cli.tasks.image_scores import open_scorer, score_images
+    from medunifier_cli.evaluate.synthesis.copies import find_copies, say
+    from medunifier_cli.evaluate.synthesis.frechet import open_scorer, score_images
 
     scorer = open_scorer(_run(wanted.run))
     if wanted.real:
@@ -54,7 +54,7 @@ def judge_images(wanted: Wanted) -> None:
         click.echo(table(verdict.metrics))
         say(verdict)
     if wanted.classifier:
-        from medunifier_cli.tasks.conformance import prompts_obeyed
+        from medunifier_cli.evaluate.synthesis.prompt_adherence import prompts_obeyed
 
         click.echo(table(prompts_obeyed(scorer, wanted.fake, wanted.classifier)))
 

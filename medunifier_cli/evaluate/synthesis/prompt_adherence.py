@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.pretrained import Trained, restore
 from medunifier_cli.errors import CheckpointError, DataError
+from medunifier_cli.evaluate.synthesis.frechet import Scorer
+from medunifier_cli.evaluate.synthesis.image_sets import FolderImages, SplitImages, batches
+from medunifier_cli.evaluate.synthesis.synthesis import reconstructions
 from medunifier_cli.model.classifier import Classifier, build_head
 from medunifier_cli.plugin_index import load_head
 from medunifier_cli.recipe.load import load_recipe, stage_of
@@ -25,11 +28,8 @@ from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run
 from medunifier_cli.run.record import Run
 from medunifier_cli.scores.classification import confusion_matrix
-from medunifier_cli.tasks.image_scores import Scorer
-from medunifier_cli.tasks.image_sets import FolderImages, SplitImages, batches
 from medunifier_cli.tasks.results import Metric, mean, write_result
 from medunifier_cli.tasks.splits import open_benchmark, patients
-from medunifier_cli.tasks.synthesis import reconstructions
 
 SEED = 0
 """Of the intervals."""

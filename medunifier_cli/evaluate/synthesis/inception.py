@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.store import file_hash
 from medunifier_cli.errors import MissingWeightsError
-from medunifier_cli.tasks.image_sets import ImageSet, batches
+from medunifier_cli.evaluate.synthesis.image_sets import ImageSet, batches
 
 FEATURES = "2048"
 SUBSET = 1000
