@@ -78,8 +78,8 @@ def score(
             click.echo(f"mu: {note}", err=True)
         return
     if outputs is not None:
+        from medunifier_cli.evaluate.tables.saved_outputs import score_outputs
         from medunifier_cli.tasks.results import table
-        from medunifier_cli.tasks.saved_outputs import score_outputs
 
         metrics, notes = score_outputs(outputs)
         click.echo(table(metrics))
@@ -102,8 +102,8 @@ def score(
 
     chosen = [Run(find_run(run)) for run in runs] or [_newest()]
     if page:
+        from medunifier_cli.evaluate.tables.tables import rows_of
         from medunifier_cli.page.run_page import write_run_page
-        from medunifier_cli.tasks.tables import rows_of
 
         for run in chosen:
             click.echo(str(write_run_page(run, rows_of([run]))))
@@ -125,8 +125,8 @@ def _newest() -> Run:
 
 
 def _table(runs: list[Run], form: str, tables: bool | None, baselines: bool) -> str:
-    from medunifier_cli.tasks.beside_paper import measured, sections, strangers
-    from medunifier_cli.tasks.tables import render, render_sections, rows_of
+    from medunifier_cli.evaluate.tables.beside_paper import measured, sections, strangers
+    from medunifier_cli.evaluate.tables.tables import render, render_sections, rows_of
 
     found = [] if tables is False else [measured(run) for run in runs]
     shown = sections(found, baselines) if found else []

@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from medunifier_cli.cli import mu
+from medunifier_cli.evaluate.tables.paper_values import TABLES
+from medunifier_cli.evaluate.tables.tables import render
 from medunifier_cli.recipe.load import dump_recipe, load_recipe
 from medunifier_cli.recipe.schema_finetune import FinetuneModel, FinetuneRecipe
-from medunifier_cli.tasks.paper_tables import TABLES
-from medunifier_cli.tasks.tables import render
 
 PAPER = Path(__file__).parents[2].parent / "shared" / "paper"
 SPELLED = re.compile(r"</?[bu]>|<u>")

@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from medunifier_cli.errors import DataError
-from medunifier_cli.tasks.saved_outputs import score_outputs
+from medunifier_cli.evaluate.tables.saved_outputs import score_outputs
 
 CLASSES = ("Edema", "Pneumonia", "Atelectasis")
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from medunifier_cli.checkpoint.lineage import base_of, made_from, recipe_of
+from medunifier_cli.evaluate.tables.paper_values import TABLES, Measure, Objectives, PaperTable
 from medunifier_cli.recipe.schema import Objectives as Weights
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.run.record import Run
-from medunifier_cli.tasks.paper_tables import TABLES, Measure, Objectives, PaperTable
 
 HEADER = ("method", "measure", "best other", "paper")
 
