@@ -8,7 +8,7 @@ import click
 
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
-from medunifier_cli.train.command import Asked, training_options
+from medunifier_cli.stages.start import Asked, training_options
 
 
 @click.command()
@@ -23,8 +23,8 @@ def finetune(recipe: str, started_from: str, **options: Any) -> None:
     """
     asked = Asked(**options)
     loaded = load_recipe(recipe, asked.overrides, FinetuneRecipe)
-    from medunifier_cli.train.finetune import run_finetuning
-    from medunifier_cli.train.finetune_task import with_pretrained
+    from medunifier_cli.stages.finetune import run_finetuning
+    from medunifier_cli.stages.finetune_task import with_pretrained
 
     asked.start(
         run_finetuning, loaded, f"{loaded.name}-{loaded.data.fraction:g}", loaded.data.workers,

@@ -8,7 +8,7 @@ import click
 
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
-from medunifier_cli.train.command import Asked, training_options
+from medunifier_cli.stages.start import Asked, training_options
 
 
 @click.command()
@@ -21,7 +21,7 @@ def fit_prior(recipe: str, started_from: str, **options: Any) -> None:
     """
     asked = Asked(**options)
     loaded = load_recipe(recipe, asked.overrides, PriorRecipe)
-    from medunifier_cli.train.prior import run_fitting, with_pretrained
+    from medunifier_cli.stages.fit_prior import run_fitting, with_pretrained
 
     asked.start(
         run_fitting, loaded, loaded.name,

@@ -8,7 +8,7 @@ import click
 
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema import PretrainRecipe
-from medunifier_cli.train.command import Asked, training_options
+from medunifier_cli.stages.start import Asked, training_options
 
 
 @click.command()
@@ -20,6 +20,6 @@ def pretrain(recipe: str, **options: Any) -> None:
     """
     asked = Asked(**options)
     loaded = load_recipe(recipe, asked.overrides, PretrainRecipe)
-    from medunifier_cli.train.pretrain import run_pretraining
+    from medunifier_cli.stages.pretrain import run_pretraining
 
     asked.start(run_pretraining, loaded, loaded.name, loaded.data.workers)

@@ -12,7 +12,7 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run, shards_folder
 from medunifier_cli.run.record import Run
-from medunifier_cli.train.finetune_task import task_of, with_pretrained
+from medunifier_cli.stages.finetune_task import task_of, with_pretrained
 from medunifier_cli.train.ready import (
     Finding,
     each,

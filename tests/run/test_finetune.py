@@ -21,8 +21,8 @@ from medunifier_cli.errors import MuError
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.run.record import Run, read_log
-from medunifier_cli.train import finetune
-from medunifier_cli.train.finetune_task import with_pretrained
+from medunifier_cli.stages import finetune
+from medunifier_cli.stages.finetune_task import with_pretrained
 from tests.run.tuned_house import QUICK, House
 
 

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from medunifier_cli.cli import mu
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
-from medunifier_cli.train import finetune
-from medunifier_cli.train.pretrain import run_pretraining
+from medunifier_cli.stages import finetune
+from medunifier_cli.stages.pretrain import run_pretraining
 
 SMALL = Path(__file__).parent / "small_phantom.yaml"
 QUICK = (

@@ -12,7 +12,7 @@ import pytest
 
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.prior.baseline import baseline, refuse_collapsed
-from medunifier_cli.prior.codes import Codes, read_codes, write_codes
+from medunifier_cli.stages.codes import Codes, read_codes, write_codes
 
 MADE_OF = {"checkpoint": "abc", "data": "def"}
 

@@ -29,7 +29,7 @@ from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.roots import shards_folder
 from medunifier_cli.run.record import Run, command_line, data_facts
-from medunifier_cli.tasks.heldout import evaluate
+from medunifier_cli.stages.heldout import evaluate
 from medunifier_cli.tasks.results import table
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.batches import first_pairs, to_device

@@ -32,11 +32,11 @@ from medunifier_cli.objectives.classify import balanced, classification_loss
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run
 from medunifier_cli.run.record import Run, command_line, data_facts, write_whole
-from medunifier_cli.tasks.features import compute_features, features_file, read_features
-from medunifier_cli.tasks.finetune import TASK, measure, probabilities, scores_of
+from medunifier_cli.stages.features import compute_features, features_file, read_features
+from medunifier_cli.stages.finetune_results import TASK, measure, probabilities, scores_of
+from medunifier_cli.stages.finetune_task import Task, task_of
 from medunifier_cli.tasks.results import Metric, read_results, table
 from medunifier_cli.train.accelerator import accelerator_of
-from medunifier_cli.train.finetune_task import Task, task_of
 from medunifier_cli.train.loop import Values, fit
 
 Source = LabelledImages | LabelledFeatures

@@ -15,7 +15,7 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import runs_root
-from medunifier_cli.train import sbatch
+from medunifier_cli.stages import sbatch
 
 AnyRecipe = TypeVar("AnyRecipe", PretrainRecipe, FinetuneRecipe, PriorRecipe)
 Verb = TypeVar("Verb", bound=Callable[..., Any])
