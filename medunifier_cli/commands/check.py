@@ -14,7 +14,7 @@ from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 
 if TYPE_CHECKING:
-    from medunifier_cli.train.ready import Finding
+    from medunifier_cli.stages.check.pretrain import Finding
 
 
 @click.command()
@@ -43,15 +43,15 @@ def check(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ha
 def _findings(recipe: Recipe, processes: int, hashes: bool) -> Iterator[Finding]:
     """What there is to look at depends on the stage."""
     if isinstance(recipe, PretrainRecipe):
-        from medunifier_cli.train.ready import look
+        from medunifier_cli.stages.check.pretrain import look
 
         return look(recipe, processes, hashes)
     if isinstance(recipe, FinetuneRecipe):
-        from medunifier_cli.train.ready_finetune import look_at_finetuning
+        from medunifier_cli.stages.check.finetune import look_at_finetuning
 
         return look_at_finetuning(recipe, processes, hashes)
     if isinstance(recipe, PriorRecipe):
-        from medunifier_cli.train.ready_prior import look_at_priors
+        from medunifier_cli.stages.check.fit_prior import look_at_priors
 
         return look_at_priors(recipe, processes, hashes)
     raise AssertionError(f"no check for the stage {recipe.stage}")

@@ -14,8 +14,15 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run, shards_folder
 from medunifier_cli.run.record import Run
+from medunifier_cli.stages.check.pretrain import (
+    Finding,
+    each,
+    look_at_batch,
+    look_at_runs,
+    look_at_split,
+    look_at_vit,
+)
 from medunifier_cli.stages.fit_prior import check_codes
-from medunifier_cli.train.ready import Finding, each, look_at_batch, look_at_runs, look_at_split, look_at_vit
 
 
 def look_at_priors(recipe: PriorRecipe, processes: int = 0, hashes: bool = False) -> Iterator[Finding]:

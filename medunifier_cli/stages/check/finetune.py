@@ -12,8 +12,7 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run, shards_folder
 from medunifier_cli.run.record import Run
-from medunifier_cli.stages.finetune_task import task_of, with_pretrained
-from medunifier_cli.train.ready import (
+from medunifier_cli.stages.check.pretrain import (
     Finding,
     each,
     look_at_batch,
@@ -22,6 +21,7 @@ from medunifier_cli.train.ready import (
     look_at_split,
     look_at_vit,
 )
+from medunifier_cli.stages.finetune_task import task_of, with_pretrained
 
 
 def look_at_finetuning(recipe: FinetuneRecipe, processes: int = 0, hashes: bool = False) -> Iterator[Finding]:
