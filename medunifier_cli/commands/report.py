@@ -91,7 +91,7 @@ def _report_split(
 ) -> None:
     from medunifier_cli.evaluate.reports.reporting import report_split
     from medunifier_cli.evaluate.reports.scoring import HEADLINE
-    from medunifier_cli.tasks.results import table
+    from medunifier_cli.evaluate.results import table
 
     done = report_split(trained, how, dataset, split, limit, out, clinical)
     shown = done.scored.metrics if clinical else [m for m in done.scored.metrics if m.name in HEADLINE]

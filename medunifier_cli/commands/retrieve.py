@@ -40,9 +40,9 @@ def retrieve(
     if out and query is None and image is None:
         raise click.UsageError("--out is for the gallery of --query or --image")
     from medunifier_cli.checkpoint.pretrained import is_pretrained, restore
+    from medunifier_cli.evaluate.benchmark import open_benchmark
+    from medunifier_cli.evaluate.results import table
     from medunifier_cli.run.record import Run
-    from medunifier_cli.tasks.results import table
-    from medunifier_cli.tasks.splits import open_benchmark
 
     folder = find_run(name) if name else newest_run(lambda path: is_pretrained(Run(path)), "retrieve")
     trained = restore(Run(folder))

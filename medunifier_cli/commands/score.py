@@ -78,8 +78,8 @@ def score(
             click.echo(f"mu: {note}", err=True)
         return
     if outputs is not None:
+        from medunifier_cli.evaluate.results import table
         from medunifier_cli.evaluate.tables.saved_outputs import score_outputs
-        from medunifier_cli.tasks.results import table
 
         metrics, notes = score_outputs(outputs)
         click.echo(table(metrics))

@@ -61,13 +61,13 @@ def synthesize(
         raise click.UsageError("--prompt, --prompts and --reconstruct exclude each other")
     from medunifier_cli.checkpoint.pretrained import is_pretrained, restore
     from medunifier_cli.checkpoint.priors import is_fitted, restore_priors
+    from medunifier_cli.evaluate.benchmark import open_benchmark
     from medunifier_cli.evaluate.synthesis.requests import read_wishes
     from medunifier_cli.evaluate.synthesis.synthesis import reconstruct
     from medunifier_cli.evaluate.synthesis.synthesis import synthesize as draw
     from medunifier_cli.plugin_index import load_dataset
     from medunifier_cli.prior.sampling import Draws
     from medunifier_cli.run.record import Run
-    from medunifier_cli.tasks.splits import open_benchmark
 
     if split:
         folder = (

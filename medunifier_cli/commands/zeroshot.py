@@ -60,8 +60,8 @@ def zeroshot(
         _save_prompts(save_prompts, name, dataset, prompts)
         return
     from medunifier_cli.checkpoint.pretrained import is_pretrained, restore
+    from medunifier_cli.evaluate.benchmark import open_benchmark
     from medunifier_cli.run.record import Run
-    from medunifier_cli.tasks.splits import open_benchmark
 
     folder = find_run(name) if name else newest_run(lambda path: is_pretrained(Run(path)), "zeroshot")
     trained = restore(Run(folder))
@@ -87,8 +87,8 @@ def _ensembles(plugin: Any, prompts: str, count: int | None, over: str, seed: in
 
 
 def _measure(trained: Trained, asked: Any, ensembles: list[Ensemble], form: str) -> None:
+    from medunifier_cli.evaluate.results import table
     from medunifier_cli.evaluate.retrieval.zeroshot import benchmark
-    from medunifier_cli.tasks.results import table
 
     results = []
     for ensemble in ensembles:
@@ -118,7 +118,7 @@ def _of_files(
     trained: Trained, files: tuple[Path, ...], classes: tuple[str, ...], ensemble: Ensemble, form: str
 ) -> str:
     from medunifier_cli.evaluate.retrieval.zeroshot import classify_files
-    from medunifier_cli.tasks.files import read_images
+    from medunifier_cli.evaluate.user_images import read_images
 
     rows = classify_files(trained, read_images(files, trained.recipe.data.image_size), classes, ensemble)
     if form == "json":

@@ -27,6 +27,7 @@ from medunifier_cli.data.labels.samples import (
 )
 from medunifier_cli.data.loader import eval_batches, train_batches
 from medunifier_cli.distributed import world
+from medunifier_cli.evaluate.results import Metric, read_results, table
 from medunifier_cli.model.classifier import Classifier, build_head
 from medunifier_cli.objectives.classify import balanced, classification_loss
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
@@ -35,7 +36,6 @@ from medunifier_cli.run.record import Run, command_line, data_facts, write_whole
 from medunifier_cli.stages.features import compute_features, features_file, read_features
 from medunifier_cli.stages.finetune_results import TASK, measure, probabilities, scores_of
 from medunifier_cli.stages.finetune_task import Task, task_of
-from medunifier_cli.tasks.results import Metric, read_results, table
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.loop import Values, fit
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.data.labels.labelled import LabelledFeatures, LabelledImages, counts
+from medunifier_cli.evaluate.results import Metric, write_result, write_samples
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.scores.bootstrap import intervals
 from medunifier_cli.scores.classification import ClassScores, classification_scores, multilabel_scores
-from medunifier_cli.tasks.results import Metric, write_result, write_samples
 
 TASK = "finetune"
 SHOWN = ("auroc", "accuracy", "macro_f1", "micro_f1")

@@ -11,6 +11,7 @@ from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.labels.labelled import Kind
 from medunifier_cli.data.shards import read_manifest
 from medunifier_cli.errors import DataError, MuError
+from medunifier_cli.evaluate.benchmark import with_classes
 from medunifier_cli.model.head_contract import HeadPlugin
 from medunifier_cli.plugin_index import load_dataset, load_head
 from medunifier_cli.recipe.load import load_recipe, stage_of
@@ -18,7 +19,6 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import shards_folder
 from medunifier_cli.run.record import Run
-from medunifier_cli.tasks.splits import with_classes
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from medunifier_cli.checkpoint.priors import build_pair
 from medunifier_cli.data.order import SampleOrder
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.errors import CheckpointError, MuError
+from medunifier_cli.evaluate.benchmark import Asked, open_benchmark
+from medunifier_cli.evaluate.results import Metric, table, write_result
 from medunifier_cli.prior.baseline import Baseline, baseline, refuse_collapsed
 from medunifier_cli.prior.pair import CodeBatch, PriorPair
 from medunifier_cli.recipe.load import load_recipe, stage_of
@@ -33,8 +35,6 @@ from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run
 from medunifier_cli.run.record import Run, command_line, data_facts
 from medunifier_cli.stages.codes import Codes, codes_hash, encode_split, read_codes, write_codes
-from medunifier_cli.tasks.results import Metric, table, write_result
-from medunifier_cli.tasks.splits import Asked, open_benchmark
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.loop import Values, fit
 

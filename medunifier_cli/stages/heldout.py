@@ -16,11 +16,11 @@ from torch import Tensor
 from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.data.loader import SplitSource, collate, eval_batches
 from medunifier_cli.distributed import draws
+from medunifier_cli.evaluate.benchmark import patients
+from medunifier_cli.evaluate.results import Metric, mean, write_result
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.model.vqvae.quantizer import perplexity
 from medunifier_cli.page.pictures import save_pairs
-from medunifier_cli.tasks.results import Metric, mean, write_result
-from medunifier_cli.tasks.splits import patients
 from medunifier_cli.terminal.progress import Progress
 from medunifier_cli.train.batches import first_pairs, to_device
 

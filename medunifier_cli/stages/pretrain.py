@@ -21,6 +21,7 @@ from medunifier_cli.data.texts.report import TextTokenizer
 from medunifier_cli.data.texts.token_table import texts_of
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.errors import MuError
+from medunifier_cli.evaluate.results import table
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.objectives.total import Objectives
@@ -30,7 +31,6 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.roots import shards_folder
 from medunifier_cli.run.record import Run, command_line, data_facts
 from medunifier_cli.stages.heldout import evaluate
-from medunifier_cli.tasks.results import table
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.batches import first_pairs, to_device
 from medunifier_cli.train.loop import Values, fit

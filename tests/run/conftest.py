@@ -18,8 +18,8 @@ from PIL import Image
 
 from medunifier_cli.checkpoint.pretrained import Trained, restore
 from medunifier_cli.cli import mu as group
+from medunifier_cli.evaluate.benchmark import Asked, open_benchmark
 from medunifier_cli.run.record import Run
-from medunifier_cli.tasks.splits import Asked, open_benchmark
 from tests.run import small_run
 
 SIZE = 32

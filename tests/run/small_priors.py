@@ -12,9 +12,9 @@ from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.pretrained import restore
 from medunifier_cli.cli import mu
 from medunifier_cli.data.loader import collate
+from medunifier_cli.evaluate.benchmark import open_benchmark
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.run.record import Run
-from medunifier_cli.tasks.splits import open_benchmark
 from tests.tiny import scatter
 
 HERE = Path(__file__).parent

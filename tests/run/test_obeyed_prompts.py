@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medunifier_cli.tasks.splits import Asked
+from medunifier_cli.evaluate.benchmark import Asked
 from tests.run.small_run import Mu, metrics, results
 
 

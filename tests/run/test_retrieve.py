@@ -19,11 +19,11 @@ from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.data.contract import PackedText
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import CheckpointError
+from medunifier_cli.evaluate.benchmark import Asked
 from medunifier_cli.evaluate.retrieval.embed import embed_split
 from medunifier_cli.evaluate.retrieval.rerank import match_scores
 from medunifier_cli.evaluate.tables.saved_outputs import score_outputs
 from medunifier_cli.model.vit import pixels
-from medunifier_cli.tasks.splits import Asked
 from tests.run.small_run import Gallery, Mu, metrics, results, samples
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medunifier_cli.tasks.splits import Asked
+from medunifier_cli.evaluate.benchmark import Asked
 from tests.miniatures.prepared import prepare
 from tests.run.small_run import Gallery, Mu, metrics, results, samples
 from tests.unit.test_rsna import write_raw

@@ -11,14 +11,14 @@ from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import DataError, MuError
+from medunifier_cli.evaluate.benchmark import open_benchmark
 from medunifier_cli.evaluate.reports.scoring import Scored, constant_report, read_rows, score_rows
 from medunifier_cli.evaluate.reports.writer import Decoding, Writer, save_rows, write_split
+from medunifier_cli.evaluate.results import span, write_result
 from medunifier_cli.evaluate.tables.tables import render
 from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.roots import shards_folder
 from medunifier_cli.run.record import write_whole
-from medunifier_cli.tasks.results import span, write_result
-from medunifier_cli.tasks.splits import open_benchmark
 
 TASK = "report"
 CONSTANT = ".constant.txt"

@@ -19,6 +19,7 @@ from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.data.texts.report import TextTokenizer, readable
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.reports.writer import whole_text
+from medunifier_cli.evaluate.results import Metric
 from medunifier_cli.scores.bootstrap import Interval, percentiles, resample_counts
 from medunifier_cli.scores.classification import ClassScores, finding_scores
 from medunifier_cli.scores.clinical import CLINICAL, clinical_scores
@@ -26,7 +27,6 @@ from medunifier_cli.scores.meteor import Corpus, MeteorScores, MeteorUnavailable
 from medunifier_cli.scores.report_text import PROTOCOLS, Protocol, prepare, sentences
 from medunifier_cli.scores.rouge import rouge_l
 from medunifier_cli.scores.text import METRICS, report_scores
-from medunifier_cli.tasks.results import Metric
 
 NAMES = {
     "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4", "meteor": "METEOR",

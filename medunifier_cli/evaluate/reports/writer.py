@@ -21,10 +21,10 @@ from medunifier_cli.data.texts.report import compose, digest, readable, sections
 from medunifier_cli.errors import CheckpointError, MuError
 from medunifier_cli.evaluate.reports.decoding import Found, Rules, beam_search, greedy, nucleus
 from medunifier_cli.evaluate.reports.text_cache import TextCache
+from medunifier_cli.evaluate.user_images import read_batches
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.prior.sampling import Draws
 from medunifier_cli.run.record import write_whole
-from medunifier_cli.tasks.files import read_batches
 from medunifier_cli.terminal.progress import Progress
 
 BATCH = 32

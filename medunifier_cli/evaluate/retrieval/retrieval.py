@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.errors import DataError
+from medunifier_cli.evaluate.benchmark import Asked, patients
+from medunifier_cli.evaluate.results import Metric, write_result, write_samples
 from medunifier_cli.evaluate.retrieval.embed import embed_split
 from medunifier_cli.evaluate.retrieval.rerank import rerank as rerank_by_match
 from medunifier_cli.scores.bootstrap import mean_intervals
 from medunifier_cli.scores.ranking import ranking_scores, retrieval
 from medunifier_cli.scores.search import Top
-from medunifier_cli.tasks.results import Metric, write_result, write_samples
-from medunifier_cli.tasks.splits import Asked, patients
 
 KS = (1, 5, 10)
 WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}

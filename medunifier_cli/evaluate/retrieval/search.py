@@ -15,6 +15,7 @@ from PIL import Image
 
 from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.errors import DataError
+from medunifier_cli.evaluate.benchmark import Asked
 from medunifier_cli.evaluate.retrieval.embed import (
     check_finite,
     embed_images,
@@ -22,11 +23,10 @@ from medunifier_cli.evaluate.retrieval.embed import (
     embed_texts,
 )
 from medunifier_cli.evaluate.retrieval.rerank import match_scores
+from medunifier_cli.evaluate.user_images import read_images
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.gallery import Shown, write_gallery
 from medunifier_cli.scores.search import similarity, top_k
-from medunifier_cli.tasks.files import read_images
-from medunifier_cli.tasks.splits import Asked
 
 PATIENT_DATA = "Images and reports are those of the split: keep this page where the data may lie."
 

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.errors import DataError
+from medunifier_cli.evaluate.benchmark import Asked, patients
+from medunifier_cli.evaluate.results import Metric, write_result, write_samples
 from medunifier_cli.evaluate.retrieval import prompts as prompt_sets
 from medunifier_cli.evaluate.retrieval.embed import (
     BATCH,
@@ -24,13 +26,11 @@ from medunifier_cli.evaluate.retrieval.embed import (
     embed_texts,
     need_itc,
 )
+from medunifier_cli.evaluate.user_images import Files
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.confusion import save_confusion
 from medunifier_cli.scores.bootstrap import intervals
 from medunifier_cli.scores.classification import classification_scores, confusion_matrix
-from medunifier_cli.tasks.files import Files
-from medunifier_cli.tasks.results import Metric, write_result, write_samples
-from medunifier_cli.tasks.splits import Asked, patients
 
 IMAGES_AT_ONCE = 512
 """Images compared with all prompts at once."""

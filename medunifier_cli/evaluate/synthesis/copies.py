@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.errors import MuError
+from medunifier_cli.evaluate.benchmark import open_benchmark
+from medunifier_cli.evaluate.results import Metric, mean, write_result
 from medunifier_cli.evaluate.synthesis.frechet import Scorer
 from medunifier_cli.evaluate.synthesis.image_sets import (
     CodedImages,
@@ -30,8 +32,6 @@ from medunifier_cli.evaluate.synthesis.image_sets import (
 )
 from medunifier_cli.page.closest_pairs import Pair, write_pairs
 from medunifier_cli.scores.privacy import ALARM, QUANTILE, Nearness, correlation, nearest, nearness
-from medunifier_cli.tasks.results import Metric, mean, write_result
-from medunifier_cli.tasks.splits import open_benchmark
 
 CANDIDATES = 10
 """Training images, nearest by features, that pixels are compared with."""

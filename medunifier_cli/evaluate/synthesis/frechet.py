@@ -14,12 +14,12 @@ from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.pretrained import Trained, restore
 from medunifier_cli.checkpoint.priors import is_fitted, restore_priors
 from medunifier_cli.errors import MissingWeightsError, MuError
+from medunifier_cli.evaluate.results import Metric, mean, write_result
 from medunifier_cli.evaluate.synthesis.image_sets import ImageSet, encoder_features, open_images
 from medunifier_cli.evaluate.synthesis.inception import fid_and_kid, load_inception
 from medunifier_cli.roots import shards_folder
 from medunifier_cli.run.record import Run
 from medunifier_cli.scores.image import frechet_distance, frechet_interval, precision_recall
-from medunifier_cli.tasks.results import Metric, mean, write_result
 
 MANIFOLD = 10_000
 """Images of a side that precision and recall look at; every pair is compared, so more would take hours."""

@@ -21,10 +21,10 @@ from medunifier_cli.data.images.bad_image import BadImage
 from medunifier_cli.data.images.image import image_from
 from medunifier_cli.data.loader import collate
 from medunifier_cli.errors import DataError
+from medunifier_cli.evaluate.benchmark import Asked, open_benchmark
 from medunifier_cli.evaluate.synthesis.sample_folder import SETTINGS, SHEET, read_samples
 from medunifier_cli.evaluate.synthesis.synthesis import to_grey
 from medunifier_cli.model.vit import pixels
-from medunifier_cli.tasks.splits import Asked, open_benchmark
 from medunifier_cli.terminal.progress import Progress
 from medunifier_cli.train.batches import to_device
 

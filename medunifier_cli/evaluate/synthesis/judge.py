@@ -9,9 +9,9 @@ import click
 
 from medunifier_cli.checkpoint.pretrained import is_pretrained
 from medunifier_cli.checkpoint.priors import is_fitted
+from medunifier_cli.evaluate.results import table
 from medunifier_cli.roots import find_run, newest_run
 from medunifier_cli.run.record import Run
-from medunifier_cli.tasks.results import table
 
 
 @dataclass(frozen=True)

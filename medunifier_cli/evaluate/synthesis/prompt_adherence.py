@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.pretrained import Trained, restore
 from medunifier_cli.errors import CheckpointError, DataError
+from medunifier_cli.evaluate.benchmark import open_benchmark, patients
+from medunifier_cli.evaluate.results import Metric, mean, write_result
 from medunifier_cli.evaluate.synthesis.frechet import Scorer
 from medunifier_cli.evaluate.synthesis.image_sets import FolderImages, SplitImages, batches
 from medunifier_cli.evaluate.synthesis.synthesis import reconstructions
@@ -28,8 +30,6 @@ from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run
 from medunifier_cli.run.record import Run
 from medunifier_cli.scores.classification import confusion_matrix
-from medunifier_cli.tasks.results import Metric, mean, write_result
-from medunifier_cli.tasks.splits import open_benchmark, patients
 
 SEED = 0
 """Of the intervals."""

@@ -21,12 +21,12 @@ from medunifier_cli.checkpoint.pretrained import Trained
 from medunifier_cli.checkpoint.priors import Fitted
 from medunifier_cli.data.loader import eval_batches
 from medunifier_cli.errors import CheckpointError, DataError
+from medunifier_cli.evaluate.benchmark import Asked
 from medunifier_cli.evaluate.synthesis.requests import Wish, text_features, wishes_hash
 from medunifier_cli.evaluate.synthesis.sample_folder import SHEET, SampleFolder
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.pictures import save_rows
 from medunifier_cli.prior.sampling import Draws, sample
-from medunifier_cli.tasks.splits import Asked
 from medunifier_cli.terminal.progress import PLAIN_EVERY, Progress
 from medunifier_cli.train.batches import first_pairs, to_device
 

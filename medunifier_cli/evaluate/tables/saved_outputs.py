@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from medunifier_cli.errors import DataError
+from medunifier_cli.evaluate.results import Metric
 from medunifier_cli.scores.bootstrap import Interval, intervals, mean_intervals
 from medunifier_cli.scores.classification import ClassScores, classification_scores, multilabel_scores
 from medunifier_cli.scores.ranking import ranking_scores
-from medunifier_cli.tasks.results import Metric
 
 KS = (1, 5, 10)
 WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}

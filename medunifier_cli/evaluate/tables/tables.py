@@ -9,9 +9,9 @@ from typing import Any
 
 from medunifier_cli.checkpoint.lineage import made_from
 from medunifier_cli.errors import CheckpointError
+from medunifier_cli.evaluate.results import read_results
 from medunifier_cli.evaluate.tables.beside_paper import Section
 from medunifier_cli.run.record import Run
-from medunifier_cli.tasks.results import read_results
 
 FORMATS = ("text", "markdown", "csv")
 
