@@ -18,11 +18,11 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
 from medunifier_cli.errors import DataError
-from medunifier_cli.scores.bleu import bleu_counts
-from medunifier_cli.scores.meteor import Corpus, MeteorUnavailableError, meteor
-from medunifier_cli.scores.report_text import PROTOCOLS, Protocol, prepare, sentences
-from medunifier_cli.scores.rouge import common_subsequence, rouge_l
-from medunifier_cli.scores.text import METRICS, report_scores
+from medunifier_cli.scores.text.bleu import bleu_counts
+from medunifier_cli.scores.text.meteor import Corpus, MeteorUnavailableError, meteor
+from medunifier_cli.scores.text.report import METRICS, report_scores
+from medunifier_cli.scores.text.rouge import common_subsequence, rouge_l
+from medunifier_cli.scores.text.words import PROTOCOLS, Protocol, prepare, sentences
 
 OPEN_I = Path(__file__).parents[3] / "shared/data/open-i/NLMCXR_reports.tgz"
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="METEOR 1.5 needs Java")

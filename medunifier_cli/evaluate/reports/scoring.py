@@ -22,11 +22,11 @@ from medunifier_cli.evaluate.reports.writer import whole_text
 from medunifier_cli.evaluate.results import Metric
 from medunifier_cli.scores.bootstrap import Interval, percentiles, resample_counts
 from medunifier_cli.scores.classification import ClassScores, finding_scores
-from medunifier_cli.scores.clinical import CLINICAL, clinical_scores
-from medunifier_cli.scores.meteor import Corpus, MeteorScores, MeteorUnavailableError, meteor
-from medunifier_cli.scores.report_text import PROTOCOLS, Protocol, prepare, sentences
-from medunifier_cli.scores.rouge import rouge_l
-from medunifier_cli.scores.text import METRICS, report_scores
+from medunifier_cli.scores.text.clinical import CLINICAL, clinical_scores
+from medunifier_cli.scores.text.meteor import Corpus, MeteorScores, MeteorUnavailableError, meteor
+from medunifier_cli.scores.text.report import METRICS, report_scores
+from medunifier_cli.scores.text.rouge import rouge_l
+from medunifier_cli.scores.text.words import PROTOCOLS, Protocol, prepare, sentences
 
 NAMES = {
     "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4", "meteor": "METEOR",

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.errors import DataError
-from medunifier_cli.scores.bleu import ngrams
+from medunifier_cli.scores.text.bleu import ngrams
 
 ORDERS = 4
 SIGMA = 6.0

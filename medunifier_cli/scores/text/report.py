@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medunifier_cli.scores.bleu import ORDERS, bleu_counts
 from medunifier_cli.scores.bootstrap import DRAWS, Interval, mean_intervals, percentiles, resample_counts
-from medunifier_cli.scores.cider import cider
-from medunifier_cli.scores.meteor import Corpus, MeteorUnavailableError, meteor
-from medunifier_cli.scores.report_text import Protocol, prepare
-from medunifier_cli.scores.rouge import rouge_l
+from medunifier_cli.scores.text.bleu import ORDERS, bleu_counts
+from medunifier_cli.scores.text.cider import cider
+from medunifier_cli.scores.text.meteor import Corpus, MeteorUnavailableError, meteor
+from medunifier_cli.scores.text.rouge import rouge_l
+from medunifier_cli.scores.text.words import Protocol, prepare
 
 METRICS = (*(f"bleu_{n}" for n in range(1, ORDERS + 1)), "meteor", "rouge_l", "cider")
 
