@@ -54,7 +54,7 @@ def test_works_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
         f"assert str(find_recipe('full')).startswith({str(tmp_path)!r})\n"
         "assert load_recipe('full').model.qformer.queries == 32\n"
         "from medunifier_cli.plugin_index import load_dataset\n"
-        "assert type(load_dataset('phantom')).__module__ == 'medunifier_plugins.phantom'\n"
+        "assert type(load_dataset('phantom')).__module__ == 'medunifier_plugins.phantom.dataset'\n"
         "from medunifier_cli.cli import mu\n"
         "mu(['--help'], prog_name='mu')\n"
     )

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from medunifier_plugins import phantom_lesions
-from medunifier_plugins.phantom import Phantom, make_record
-from medunifier_plugins.phantom_anatomy import make_anatomy
-from medunifier_plugins.phantom_case import CLASSES, EXTENTS, SEVERITIES, Case, make_case
-from medunifier_plugins.phantom_drawing import attenuation, draw
+from medunifier_plugins.phantom.anatomy import make_anatomy
+from medunifier_plugins.phantom.case import CLASSES, EXTENTS, SEVERITIES, Case, make_case
+from medunifier_plugins.phantom.dataset import Phantom, lesions, make_record
+from medunifier_plugins.phantom.drawing import attenuation, draw
 
 from medunifier_cli.data.contract import DataError, DrawnImage
 

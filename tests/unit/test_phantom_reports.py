@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from medunifier_plugins.phantom import Phantom, make_record
-from medunifier_plugins.phantom_case import CLASSES, EDEMA
+from medunifier_plugins.phantom.case import CLASSES, EDEMA
+from medunifier_plugins.phantom.dataset import Phantom, make_record
 
 from medunifier_cli.data.contract import DatasetPlugin, Record
 

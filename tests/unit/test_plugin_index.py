@@ -107,7 +107,7 @@ def test_name_taken_twice_is_said_and_the_built_in_one_is_used(
     install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install("a-copycat", GOOD.format(name="phantom"), {"phantom": "Mine"})
-    assert type(plugin_index.load_dataset("phantom")).__module__ == "medunifier_plugins.phantom"
+    assert type(plugin_index.load_dataset("phantom")).__module__ == "medunifier_plugins.phantom.dataset"
     (warning,) = capsys.readouterr().err.splitlines()
     assert "`phantom` of package a-copycat is hidden by the one of medunifier" in warning
 
