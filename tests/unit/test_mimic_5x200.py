@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from medunifier_plugins.five_by_200 import CLASS_LISTS
-from medunifier_plugins.mimic_cxr import MimicCxr
+from medunifier_plugins.mimic_cxr.dataset import MimicCxr
 
 from medunifier_cli.data.contract import DataError, Record
 from tests.miniatures.mimic import (

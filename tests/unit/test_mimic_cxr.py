@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from medunifier_plugins.mimic_cxr import MimicCxr
+from medunifier_plugins.mimic_cxr.dataset import MimicCxr
 
 from medunifier_cli.data.contract import DataError, Drop, FileImage, Plan, Record
 from tests.miniatures.mimic import (

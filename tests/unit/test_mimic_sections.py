@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from medunifier_plugins.mimic_sections import report_sections
+from medunifier_plugins.mimic_cxr.sections import report_sections
 
 TITLE = " " * 33 + "FINAL REPORT\n"
 
