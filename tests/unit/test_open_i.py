@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from medunifier_plugins.open_i import OpenI
-from medunifier_plugins.open_i_reports import read_reports
+from medunifier_plugins.open_i.dataset import OpenI
+from medunifier_plugins.open_i.reports import read_reports
 
 from medunifier_cli.data.contract import DataError, Drop, Plan, Record
 from tests.miniatures.open_i import REPORTS, write_kaggle, write_r2gen, write_xml
