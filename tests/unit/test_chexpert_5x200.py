@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from medunifier_plugins.chexpert_5x200.dataset import CheXpert5x200
 from medunifier_plugins.chexpert_5x200.prompts import PROMPT_SETS
-from medunifier_plugins.five_by_200 import CLASS_LISTS, PATHOLOGIES, strict_class
+from medunifier_plugins.raw.five_by_200 import CLASS_LISTS, PATHOLOGIES, strict_class
 from PIL import Image
 
 from medunifier_cli.data.contract import DataError, Drop, FileImage, Plan, Record, ZipImage

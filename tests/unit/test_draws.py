@@ -8,7 +8,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from medunifier_plugins.draws import PART_OPTIONS, hash_share, listed_ids, shares, stratified, train_parts
+from medunifier_plugins.raw.draws import (
+    PART_OPTIONS,
+    hash_share,
+    listed_ids,
+    shares,
+    stratified,
+    train_parts,
+)
 
 from medunifier_cli.data.contract import DataError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from medunifier_plugins.five_by_200 import draw_5x200
+from medunifier_plugins.raw.five_by_200 import draw_5x200
 
 from medunifier_cli.data.contract import DataError
 

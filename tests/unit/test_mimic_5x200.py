@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from medunifier_plugins.five_by_200 import CLASS_LISTS
 from medunifier_plugins.mimic_cxr.dataset import MimicCxr
+from medunifier_plugins.raw.five_by_200 import CLASS_LISTS
 
 from medunifier_cli.data.contract import DataError, Record
 from tests.miniatures.mimic import (

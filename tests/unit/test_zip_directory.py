@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from medunifier_plugins.zip_directory import read_member, zip_entries
+from medunifier_plugins.raw.zip_directory import read_member, zip_entries
 
 from medunifier_cli.data.contract import DataError
 
