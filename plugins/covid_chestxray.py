@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 
 from medunifier_cli.data.contract import DataError, DatasetPlugin, Drop, FileImage, Option, Plan, Record
 
-from .draws import hash_share
-from .tables import Table, find_table
-from .tree import need_folder
+from .raw.draws import hash_share
+from .raw.tables import Table, find_table
+from .raw.tree import need_folder
 
 FRONTAL = ("PA", "AP", "AP Supine", "AP semi erect", "AP erect")
 """COVID-Net's list of frontal views."""

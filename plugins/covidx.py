@@ -14,9 +14,9 @@ import numpy as np
 
 from medunifier_cli.data.contract import DataError, DatasetPlugin, Drop, FileImage, Option, Plan, Record
 
-from .chexpert_prompts import observed
-from .draws import PART_OPTIONS, shuffled, train_parts
-from .tree import IMAGE_SUFFIXES, folders, need_folder
+from .chexpert_5x200.prompts import observed
+from .raw.draws import PART_OPTIONS, shuffled, train_parts
+from .raw.tree import IMAGE_SUFFIXES, folders, need_folder
 
 CLASSES = ("COVID-19", "normal", "pneumonia")
 LABEL_FILES = {"train": "train_COVIDx9A.txt", "test": "test_COVIDx9A.txt"}

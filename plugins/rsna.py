@@ -19,11 +19,11 @@ from medunifier_cli.data.contract import (
     Subset,
 )
 
-from .chexpert_prompts import combinations, observed
-from .dicom_header import view_position
-from .draws import PART_OPTIONS, listed_ids, shuffled, train_parts
-from .tables import Table, find_table
-from .tree import archives, folders, image_paths, need_folder
+from .chexpert_5x200.prompts import combinations, observed
+from .raw.dicom_header import view_position
+from .raw.draws import PART_OPTIONS, listed_ids, shuffled, train_parts
+from .raw.tables import Table, find_table
+from .raw.tree import archives, folders, image_paths, need_folder
 
 CLASSES = ("Pneumonia", "Normal")
 

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 
 from medunifier_cli.data.contract import DataError, DatasetPlugin, Drop, FileImage, Option, Plan, Record
 
-from .chexpert_prompts import observed
-from .dicom_header import view_position
-from .draws import PART_OPTIONS, shuffled, stratified, train_parts
-from .tables import Table, find_table
-from .tree import archives, folders, image_paths, need_folder
+from .chexpert_5x200.prompts import observed
+from .raw.dicom_header import view_position
+from .raw.draws import PART_OPTIONS, shuffled, stratified, train_parts
+from .raw.tables import Table, find_table
+from .raw.tree import archives, folders, image_paths, need_folder
 
 CLASSES = ("Pneumothorax", "No Pneumothorax")
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from medunifier_cli.data.contract import DataError, DatasetPlugin, Drop, Option, Plan, Record, Subset
 
-from .chexpert_images import ImageFinder, find_images_and_tables, image_tail
-from .chexpert_prompts import PROMPT_SETS
-from .draws import listed_ids
-from .five_by_200 import CLASS_LISTS, PATHOLOGIES, draw_5x200, strict_class
-from .tables import Table, label_value
-from .tree import need_folder
+from ..raw.draws import listed_ids
+from ..raw.five_by_200 import CLASS_LISTS, PATHOLOGIES, draw_5x200, strict_class
+from ..raw.tables import Table, label_value
+from ..raw.tree import need_folder
+from .images import ImageFinder, find_images_and_tables, image_tail
+from .prompts import PROMPT_SETS
 
 HELD_OUT = "5x200"
 LABELS = ("No Finding", *PATHOLOGIES)

@@ -17,9 +17,9 @@ import numpy as np
 
 from medunifier_cli.data.contract import DataError, FileImage, ZipImage
 
-from .tables import Table, find_table
-from .tree import folders, is_leftover
-from .zip_directory import zip_entries
+from ..raw.tables import Table, find_table
+from ..raw.tree import folders, is_leftover
+from ..raw.zip_directory import zip_entries
 
 __all__ = ["ImageFinder", "find_images_and_tables", "image_tail"]
 

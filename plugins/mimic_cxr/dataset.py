@@ -27,15 +27,15 @@ from medunifier_cli.data.contract import (
     Subset,
 )
 
-from .chexpert_prompts import PROMPT_SETS
-from .dicom_header import view_position
-from .draws import listed_ids
-from .five_by_200 import CLASS_LISTS, PATHOLOGIES, draw_5x200, strict_class
-from .mimic_release import Release, find_release, release_folders
-from .mimic_reports import Reports, find_reports
-from .mimic_sections import WITHOUT_FINDINGS, report_sections
-from .mimic_tables import LABELS, SPLITS, Images, StudyLabels, read_images, read_labels
-from .tree import need_folder
+from ..chexpert_5x200.prompts import PROMPT_SETS
+from ..raw.dicom_header import view_position
+from ..raw.draws import listed_ids
+from ..raw.five_by_200 import CLASS_LISTS, PATHOLOGIES, draw_5x200, strict_class
+from ..raw.tree import need_folder
+from .release import Release, find_release, release_folders
+from .reports import Reports, find_reports
+from .sections import WITHOUT_FINDINGS, report_sections
+from .tables import LABELS, SPLITS, Images, StudyLabels, read_images, read_labels
 
 FRONTAL = ("PA", "AP")
 LATERAL = ("LATERAL", "LL", "RL")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from medunifier_cli.data.contract import DataError
 
-from .tree import folders
+from ..raw.tree import folders
 
 __all__ = ["FEW", "Release", "find_release", "release_folders"]
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from medunifier_cli.data.contract import DataError
 
-from .mimic_release import FEW
-from .zip_directory import read_member, zip_entries
+from ..raw.zip_directory import read_member, zip_entries
+from .release import FEW
 
 __all__ = ["ReportFolder", "ReportZip", "Reports", "find_reports"]
 

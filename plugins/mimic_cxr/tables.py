@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medunifier_cli.data.contract import DataError
 
-from .tables import Table, find_table, integer, label_value
+from ..raw.tables import Table, find_table, integer, label_value
 
 __all__ = ["LABELS", "Images", "StudyLabels", "read_images", "read_labels"]
 

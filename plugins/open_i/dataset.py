@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 from medunifier_cli.data.contract import DataError, DatasetPlugin, Drop, FileImage, Option, Plan, Record
 
-from .dicom_header import view_position
-from .draws import hash_share
-from .open_i_reports import Report, image_id, projections, read_reports
-from .tree import archives, folders, image_paths, need_folder
+from ..raw.dicom_header import view_position
+from ..raw.draws import hash_share
+from ..raw.tree import archives, folders, image_paths, need_folder
+from .reports import Report, image_id, projections, read_reports
 
 FRONTAL = ("PA", "AP")
 IMAGE_FOLDER = re.compile(r"\d+|CXR\d+_.*")

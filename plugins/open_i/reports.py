@@ -18,8 +18,8 @@ from typing import IO, Any
 
 from medunifier_cli.data.contract import DataError
 
-from .tables import Table, find_table
-from .tree import is_leftover
+from ..raw.tables import Table, find_table
+from ..raw.tree import is_leftover
 
 __all__ = ["Report", "image_id", "projections", "read_reports"]
 

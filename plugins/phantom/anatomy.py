@@ -14,8 +14,8 @@ from functools import cached_property
 
 import numpy as np
 
-from .phantom_canvas import Points, smooth_closed, smooth_open
-from .phantom_case import (
+from .canvas import Points, smooth_closed, smooth_open
+from .case import (
     ANATOMY_STREAM,
     ATELECTASIS,
     CARDIOMEGALY,

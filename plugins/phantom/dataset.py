@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 
 from medunifier_cli.data.contract import DataError, DatasetPlugin, DrawnImage, Option, Plan, Record
 
-from . import phantom_reading
-from .phantom_anatomy import make_anatomy
-from .phantom_case import CLASSES, SPLITS, make_case
-from .phantom_drawing import PhantomImage
-from .phantom_prompts import OTHER_PROMPTS, report_prompts
-from .phantom_reports import write_report
+from . import reading
+from .anatomy import make_anatomy
+from .case import CLASSES, SPLITS, make_case
+from .drawing import PhantomImage
+from .prompts import OTHER_PROMPTS, report_prompts
+from .reports import write_report
 
 NO_FINDING = "No Finding"
 
@@ -61,7 +61,7 @@ class Phantom(DatasetPlugin):
 
     def findings_in(self, text: str) -> frozenset[str]:
         """Classes that a phantom-style report asserts, negations understood."""
-        return phantom_reading.findings_in(text)
+        return reading.findings_in(text)
 
 
 def _records(counts: Mapping[str, int], seed: int) -> Iterator[Record]:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from . import phantom_lesions
-from .phantom_anatomy import LUNGS, SIGN, Anatomy, make_anatomy
-from .phantom_canvas import Array, Canvas, Points
-from .phantom_case import (
+from . import lesions
+from .anatomy import LUNGS, SIGN, Anatomy, make_anatomy
+from .canvas import Array, Canvas, Points
+from .case import (
     EXPOSURE_STREAM,
     VESSEL_STREAM,
     Case,
@@ -66,14 +66,14 @@ def attenuation(case: Case, size: int) -> Array:
     lungs = canvas.soften(sheet, 0.005)
     depth = 0.45 + 0.55 * canvas.soften(sheet, 0.045)  # less air along the ray towards the edges
     heart = canvas.soften(canvas.fill([chest.heart(), *_great_vessels(chest)]), 0.008)
-    air = lungs * (1 - _HEART * heart) * (1 - phantom_lesions.opacity(case, chest, canvas))
+    air = lungs * (1 - _HEART * heart) * (1 - lesions.opacity(case, chest, canvas))
 
     total = _soft_tissue(chest, canvas)
     total -= _AIR * depth * air
     total += 0.05 * heart
     total += _bones(chest, canvas, air)
     total -= 0.14 * canvas.soften(canvas.stroke(_airways(chest)), 0.006)
-    gain = phantom_lesions.vessel_gain(case)
+    gain = lesions.vessel_gain(case)
     total += 0.14 * gain * _vessels(case, chest, canvas, gain) * (0.25 + 0.75 * air) * lungs
     if chest.bubble:
         total -= 0.22 * canvas.soften(canvas.fill([_bubble(chest)]), 0.008)

@@ -10,9 +10,9 @@ import math
 
 import numpy as np
 
-from .phantom_anatomy import SIGN, Anatomy, sides_of
-from .phantom_canvas import Array, Canvas
-from .phantom_case import (
+from .anatomy import SIGN, Anatomy, sides_of
+from .canvas import Array, Canvas
+from .case import (
     ATELECTASIS,
     CLASSES,
     EDEMA,

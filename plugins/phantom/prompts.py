@@ -8,7 +8,7 @@ from itertools import count, product
 
 import numpy as np
 
-from .phantom_case import (
+from .case import (
     ATELECTASIS,
     CARDIOMEGALY,
     CLASSES,
@@ -21,7 +21,7 @@ from .phantom_case import (
     Finding,
     Side,
 )
-from .phantom_reports import impression
+from .reports import impression
 
 _PER_CLASS = 12
 _SIDES: tuple[Side, ...] = ("right", "left", "bilateral")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from .phantom_case import ATELECTASIS, CARDIOMEGALY, EDEMA, EFFUSION, PNEUMONIA
+from .case import ATELECTASIS, CARDIOMEGALY, EDEMA, EFFUSION, PNEUMONIA
 
 _TERMS = {
     ATELECTASIS: re.compile(r"\b(atelecta\w+|collapsed?)\b"),

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .phantom_case import (
+from .case import (
     ATELECTASIS,
     CARDIOMEGALY,
     CLASSES,

@@ -23,7 +23,7 @@ from medunifier_cli.cli import mu
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.split_source import SplitSource
 from medunifier_cli.errors import CheckpointError, DataError
-from medunifier_cli.evaluate.reports import writer
+from medunifier_cli.evaluate.reports import writer as report_writer
 from medunifier_cli.evaluate.reports.decoding import Found
 from medunifier_cli.evaluate.reports.scoring import constant_report, score_rows
 from medunifier_cli.evaluate.reports.writer import Decoding, Writer
@@ -147,11 +147,11 @@ def test_files_give_the_texts_of_the_split(
     assert "1 of 5 files left out" in done.stderr
     for key in keys[:3]:
         assert found[f"{key}.png"]["report"] == said[key]["hypothesis"]
-    monkeypatch.setattr(captioning, "BATCH", 2)
+    monkeypatch.setattr(report_writer, "BATCH", 2)
     again = call(root, "report", "--run", "r", "--sample", "greedy", "--json", folder)
     assert sorted(again.stdout.splitlines()) == sorted(done.stdout.splitlines())
     assert "1 of 5 files left out" in again.stderr
-    monkeypatch.setattr(captioning, "BATCH", 1)
+    monkeypatch.setattr(report_writer, "BATCH", 1)
     assert call(root, "report", "--run", "r", folder / "cut.png", folder / "cut.png").exit_code == 1
     plain = call(root, "report", "--run", "r", "--sample", "greedy", folder / f"{keys[0]}.png")
     assert " ".join(said[keys[0]]["hypothesis"].split()) in " ".join(plain.stdout.split())
@@ -164,7 +164,7 @@ def test_files_give_the_texts_of_the_split(
 def test_sections_come_apart(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "FINDINGS: The heart is normal. No effusion. IMPRESSION: No acute disease."
     tokens = trained.tokenizer.encode(text, 60)[1:-1]
-    monkeypatch.setattr(captioning, "greedy", lambda *_: [Found(tokens, ended=True)])
+    monkeypatch.setattr(report_writer, "greedy", lambda *_: [Found(tokens, ended=True)])
     writer = Writer(trained, Decoding(how="greedy"), ("findings", "impression"))
     report = writer.write(blank(trained), ["a"])[0]
     assert report.sections["impression"] == "No acute disease."
@@ -207,7 +207,7 @@ def test_the_floor_is_a_typical_training_report(root: Path, trained: Trained) ->
         trained.recipe.text, plugin,
     )  # fmt: skip
     constant = constant_report(train, trained.tokenizer)
-    texts = [captioning.whole_text(train, i) for i in range(len(train))]
+    texts = [report_writer.whole_text(train, i) for i in range(len(train))]
     assert constant == constant_report(train, trained.tokenizer)
 
     def common(a: str, b: str) -> float:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from medunifier_plugins.phantom import lesions
 from medunifier_plugins.phantom.anatomy import make_anatomy
 from medunifier_plugins.phantom.case import CLASSES, EXTENTS, SEVERITIES, Case, make_case
-from medunifier_plugins.phantom.dataset import Phantom, lesions, make_record
+from medunifier_plugins.phantom.dataset import Phantom, make_record
 from medunifier_plugins.phantom.drawing import attenuation, draw
 
 from medunifier_cli.data.contract import DataError, DrawnImage
@@ -44,7 +45,7 @@ def _change(case: Case) -> np.ndarray:
 def _lesions_alone(case: Case) -> np.ndarray:
     """What the findings add to the lungs of this very chest, raised domes and large hearts aside."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phantom_lesions, "opacity", lambda case, chest, canvas: np.zeros_like(canvas.x))
+        patch.setattr(lesions, "opacity", lambda case, chest, canvas: np.zeros_like(canvas.x))
         clear = draw(case, 64).astype(float)
     return draw(case, 64) - clear
 
