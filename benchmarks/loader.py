@@ -34,7 +34,7 @@ from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.report import TextTokenizer
 from medunifier_cli.prepare.prepare import Job, prepare
 from medunifier_cli.prepare.progress import PrepareProgress
-from medunifier_cli.recipe.schema import Data, Text
+from medunifier_cli.recipe.schema import DataConfig, TextConfig
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "covid-chestxray" / "images"
 BATCH = 64
@@ -81,7 +81,9 @@ def shards(folder: Path, n: int, size: int) -> SplitSource:
     plugin = Stand(n)
     prepare(Job(plugin, folder, folder, {}, size=size, workers=2), PrepareProgress())
     tokenizer = TextTokenizer.train([" ".join(WORDS)], 200)
-    return SplitSource(Shards.open(folder, "train"), tokenizer, Data(image_size=size), Text(), plugin)
+    return SplitSource(
+        Shards.open(folder, "train"), tokenizer, DataConfig(image_size=size), TextConfig(), plugin
+    )
 
 
 def decode_rate(bodies: list[bytes]) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from medunifier_cli.run.record import Run
 
 
 @dataclass(frozen=True)
-class Trained:
+class PretrainedRun:
     """A pre-trained model as a run left it."""
 
     run: Run
@@ -68,7 +68,7 @@ def starting_run(wanted: str, verb: str) -> str:
     return found.name if found.parent == runs_root() else str(found.resolve())
 
 
-def restore(run: Run, device: torch.device | None = None) -> Trained:
+def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
     """The newest whole checkpoint of a pre-training run.
 
     Raises:
@@ -99,4 +99,6 @@ def restore(run: Run, device: torch.device | None = None) -> Trained:
             f"{run.folder}: its checkpoint does not fit its recipe; was it made by another version?"
         )
     identity = store.identity(run.checkpoints, checkpoint.step)
-    return Trained(run, recipe, tokenizer, model.place(device).eval(), device, checkpoint.step, identity)
+    return PretrainedRun(
+        run, recipe, tokenizer, model.place(device).eval(), device, checkpoint.step, identity
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.pretrained import Trained, restore
+from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.errors import CheckpointError, MuError, RecipeError
 from medunifier_cli.prior.pair import PriorPair
 from medunifier_cli.recipe.load import load_recipe, stage_of
@@ -25,7 +25,7 @@ class Fitted:
     recipe: PriorRecipe
     pair: PriorPair
     """In evaluation mode, on the model's device."""
-    trained: Trained
+    trained: PretrainedRun
     """The pre-trained model whose codes they were fitted on."""
     step: int
     identity: str
@@ -52,7 +52,7 @@ def fitted_on(run: Run) -> Path | None:
         return None
 
 
-def build_pair(recipe: PriorRecipe, trained: Trained) -> PriorPair:
+def build_pair(recipe: PriorRecipe, trained: PretrainedRun) -> PriorPair:
     """Fresh priors in the shapes that recipe and model ask for."""
     generator, priors = trained.recipe.model.generator, recipe.prior
     codes = generator.codebook_size

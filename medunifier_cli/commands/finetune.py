@@ -8,7 +8,7 @@ import click
 
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
-from medunifier_cli.stages.start import Asked, training_options
+from medunifier_cli.stages.start import StartOptions, training_options
 
 
 @click.command()
@@ -21,7 +21,7 @@ def finetune(recipe: str, started_from: str, **options: Any) -> None:
     recipe and the fraction. The best epoch by the validation split is kept, and measured once on the
     held-out split.
     """
-    asked = Asked(**options)
+    asked = StartOptions(**options)
     loaded = load_recipe(recipe, asked.overrides, FinetuneRecipe)
     from medunifier_cli.stages.finetune import run_finetuning
     from medunifier_cli.stages.finetune_task import with_pretrained

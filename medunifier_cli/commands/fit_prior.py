@@ -8,7 +8,7 @@ import click
 
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
-from medunifier_cli.stages.start import Asked, training_options
+from medunifier_cli.stages.start import StartOptions, training_options
 
 
 @click.command()
@@ -19,7 +19,7 @@ def fit_prior(recipe: str, started_from: str, **options: Any) -> None:
 
     RECIPE is a YAML file or the name of a shipped one, such as `prior` or `prior-demo`.
     """
-    asked = Asked(**options)
+    asked = StartOptions(**options)
     loaded = load_recipe(recipe, asked.overrides, PriorRecipe)
     from medunifier_cli.stages.fit_prior import run_fitting, with_pretrained
 

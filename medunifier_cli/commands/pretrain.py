@@ -8,7 +8,7 @@ import click
 
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema import PretrainRecipe
-from medunifier_cli.stages.start import Asked, training_options
+from medunifier_cli.stages.start import StartOptions, training_options
 
 
 @click.command()
@@ -18,7 +18,7 @@ def pretrain(recipe: str, **options: Any) -> None:
 
     RECIPE is a YAML file or the name of a shipped one, such as `full` or `demo`.
     """
-    asked = Asked(**options)
+    asked = StartOptions(**options)
     loaded = load_recipe(recipe, asked.overrides, PretrainRecipe)
     from medunifier_cli.stages.pretrain import run_pretraining
 

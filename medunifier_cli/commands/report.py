@@ -11,7 +11,7 @@ import click
 from medunifier_cli.roots import find_run, newest_run
 
 if TYPE_CHECKING:
-    from medunifier_cli.checkpoint.pretrained import Trained
+    from medunifier_cli.checkpoint.pretrained import PretrainedRun
     from medunifier_cli.evaluate.reports.writer import Decoding
 
 
@@ -87,7 +87,13 @@ def report(
 
 
 def _report_split(
-    trained: Trained, how: Decoding, dataset: str, split: str, limit: int, out: Path | None, clinical: bool
+    trained: PretrainedRun,
+    how: Decoding,
+    dataset: str,
+    split: str,
+    limit: int,
+    out: Path | None,
+    clinical: bool,
 ) -> None:
     from medunifier_cli.evaluate.reports.reporting import report_split
     from medunifier_cli.evaluate.reports.scoring import HEADLINE
@@ -101,7 +107,7 @@ def _report_split(
     click.echo(f"mu: {done.scored.n:,} reports in {done.reports}; all scores: `mu score --reports`", err=True)
 
 
-def _report_files(trained: Trained, how: Decoding, paths: list[Path], as_json: bool) -> None:
+def _report_files(trained: PretrainedRun, how: Decoding, paths: list[Path], as_json: bool) -> None:
     from medunifier_cli.evaluate.reports.reporting import trained_sections
     from medunifier_cli.evaluate.reports.writer import Writer, write_files
 

@@ -62,7 +62,7 @@ def synthesize(
     from medunifier_cli.checkpoint.pretrained import is_pretrained, restore
     from medunifier_cli.checkpoint.priors import is_fitted, restore_priors
     from medunifier_cli.evaluate.benchmark import open_benchmark
-    from medunifier_cli.evaluate.synthesis.requests import read_wishes
+    from medunifier_cli.evaluate.synthesis.requests import read_requests
     from medunifier_cli.evaluate.synthesis.synthesis import reconstruct
     from medunifier_cli.evaluate.synthesis.synthesis import synthesize as draw
     from medunifier_cli.plugin_index import load_dataset
@@ -78,7 +78,7 @@ def synthesize(
     else:
         fitted = restore_priors(Run(_priors(name)))
         plugin = load_dataset(fitted.trained.recipe.data.dataset)
-        wishes = read_wishes(prompt, prompts, plugin)
+        wishes = read_requests(prompt, prompts, plugin)
         draws = Draws(seed, temperature, top_k, top_p, guidance)
         made = draw(fitted, out, n or len(wishes) or UNASKED, wishes, draws, batch or 0)
     click.echo(f"{out}: {len(made.done):,} images, samples.jsonl, samples.csv, contact.png", err=True)

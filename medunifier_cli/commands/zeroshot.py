@@ -13,7 +13,7 @@ import click
 from medunifier_cli.roots import find_run, newest_run
 
 if TYPE_CHECKING:
-    from medunifier_cli.checkpoint.pretrained import Trained
+    from medunifier_cli.checkpoint.pretrained import PretrainedRun
     from medunifier_cli.evaluate.retrieval.zeroshot import Ensemble
 
 
@@ -86,7 +86,7 @@ def _ensembles(plugin: Any, prompts: str, count: int | None, over: str, seed: in
     return [Ensemble(texts, name, drawn, over, seed) for name, texts in chosen_sets(plugin, prompts).items()]
 
 
-def _measure(trained: Trained, asked: Any, ensembles: list[Ensemble], form: str) -> None:
+def _measure(trained: PretrainedRun, asked: Any, ensembles: list[Ensemble], form: str) -> None:
     from medunifier_cli.evaluate.results import table
     from medunifier_cli.evaluate.retrieval.zeroshot import benchmark
 
@@ -115,7 +115,7 @@ def _measure(trained: Trained, asked: Any, ensembles: list[Ensemble], form: str)
 
 
 def _of_files(
-    trained: Trained, files: tuple[Path, ...], classes: tuple[str, ...], ensemble: Ensemble, form: str
+    trained: PretrainedRun, files: tuple[Path, ...], classes: tuple[str, ...], ensemble: Ensemble, form: str
 ) -> str:
     from medunifier_cli.evaluate.retrieval.zeroshot import classify_files
     from medunifier_cli.evaluate.user_images import read_images

@@ -21,7 +21,7 @@ from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.report import TextTokenizer, compose
 from medunifier_cli.data.texts.token_table import text_table
 from medunifier_cli.errors import DataError
-from medunifier_cli.recipe.schema import Data, Text
+from medunifier_cli.recipe.schema import DataConfig, TextConfig
 
 
 class SplitSource:
@@ -48,8 +48,8 @@ class SplitSource:
         self,
         shards: Shards,
         tokenizer: TextTokenizer,
-        data: Data,
-        text: Text,
+        data: DataConfig,
+        text: TextConfig,
         plugin: DatasetPlugin,
         *,
         need_text: bool = True,

@@ -12,7 +12,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from medunifier_cli.checkpoint.pretrained import Trained
+from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.data.subset import open_keys, open_part, parts_of, read_keys
@@ -22,7 +22,7 @@ from medunifier_cli.roots import shards_folder
 
 
 @dataclass(frozen=True)
-class Asked:
+class Benchmark:
     """A split, or part of one, as a task wants it."""
 
     plugin: DatasetPlugin
@@ -34,9 +34,9 @@ class Asked:
 
 
 def open_benchmark(
-    trained: Trained, dataset: str = "", split: str = "", need_text: bool = True, *,
+    trained: PretrainedRun, dataset: str = "", split: str = "", need_text: bool = True, *,
     ids: Path | None = None, prefer_benchmark: bool = False,
-) -> Asked:  # fmt: skip
+) -> Benchmark:  # fmt: skip
     """Open a split or drawn subset with the run's tokenizer and image size.
 
     Args:
@@ -65,7 +65,7 @@ def open_benchmark(
         shards = open_part(folder, split)
     data = dataclasses.replace(own, dataset=plugin.name, sections=own.sections if same else ())
     source = SplitSource(shards, trained.tokenizer, data, trained.recipe.text, plugin, need_text=need_text)
-    return Asked(with_classes(plugin, shards.classes), source, split, folder)
+    return Benchmark(with_classes(plugin, shards.classes), source, split, folder)
 
 
 def patients(source: SplitSource, numbers: NDArray[np.int64]) -> NDArray[np.uint64] | None:
@@ -84,7 +84,7 @@ def with_classes(plugin: DatasetPlugin, classes: tuple[str, ...]) -> DatasetPlug
 
 
 def _default_split(
-    trained: Trained, plugin: DatasetPlugin, folder: Path, heldout: str, prefer_benchmark: bool
+    trained: PretrainedRun, plugin: DatasetPlugin, folder: Path, heldout: str, prefer_benchmark: bool
 ) -> str:
     benchmark = plugin.benchmark_split
     there = [name for names in parts_of(folder) for name in names] if folder.is_dir() else []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medunifier_cli.checkpoint.pretrained import Trained
+from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.run.record import Run, data_facts, versions, write_whole
 from medunifier_cli.scores.bootstrap import mean_intervals
 
@@ -48,7 +48,7 @@ def mean(
 
 
 def write_result(
-    trained: Trained, task: str, dataset: str, split: str, shards: Path, *,
+    trained: PretrainedRun, task: str, dataset: str, split: str, shards: Path, *,
     protocol: str, n: int, seed: int, metrics: Sequence[Metric],
     more: Mapping[str, Any] | None = None,
 ) -> Path:  # fmt: skip

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from medunifier_cli.data.contract import PackedText
 from medunifier_cli.model.masks import Layout, causal_rows, collect, spread
-from medunifier_cli.recipe.schema import QFormer as QFormerRecipe
+from medunifier_cli.recipe.schema import QFormerConfig
 
 LAYER_NORM_EPS = 1e-12  # BERT's
 
@@ -140,7 +140,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One transformer block: shared self-attention, cross-attention for queries, a feed-forward for each."""
 
-    def __init__(self, recipe: QFormerRecipe, image_width: int, looks_at_image: bool) -> None:
+    def __init__(self, recipe: QFormerConfig, image_width: int, looks_at_image: bool) -> None:
         super().__init__()
         width, dropout = recipe.width, recipe.dropout
         self.attention = SelfAttention(width, recipe.heads, dropout)
@@ -212,7 +212,7 @@ class QFormer(nn.Module):
         max_tokens: longest text.
     """
 
-    def __init__(self, recipe: QFormerRecipe, image_width: int, vocabulary: int, max_tokens: int) -> None:
+    def __init__(self, recipe: QFormerConfig, image_width: int, vocabulary: int, max_tokens: int) -> None:
         super().__init__()
         self.dropout = recipe.dropout
         self.query_tokens = nn.Parameter(torch.empty(recipe.queries, recipe.width))

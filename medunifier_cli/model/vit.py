@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from medunifier_cli.errors import MissingWeightsError, MuError
-from medunifier_cli.recipe.schema import Vit as VitRecipe
+from medunifier_cli.recipe.schema import VitConfig
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Radford et al. 2021, their published preprocessing
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -26,7 +26,7 @@ def pixels(image_B1HW: Tensor) -> Tensor:
     return (image_B1HW.float() / 255.0).expand(-1, 3, -1, -1)
 
 
-def timm_arguments(recipe: VitRecipe, image_size: int) -> dict[str, Any]:
+def timm_arguments(recipe: VitConfig, image_size: int) -> dict[str, Any]:
     """What `timm.create_model` is asked for, weights aside."""
     wanted = {
         "patch_size": recipe.patch_size,
@@ -68,7 +68,7 @@ class ImageEncoder(nn.Module):
         MissingWeightsError: weights that are not on this machine.
     """
 
-    def __init__(self, recipe: VitRecipe, image_size: int, load: bool = True) -> None:
+    def __init__(self, recipe: VitConfig, image_size: int, load: bool = True) -> None:
         super().__init__()
         self.recipe = recipe
         self.vit = _create(recipe, image_size, load)
@@ -116,7 +116,7 @@ class ImageEncoder(nn.Module):
         return dtype
 
 
-def _create(recipe: VitRecipe, image_size: int, load: bool) -> Any:
+def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
     import timm
 
     arguments = timm_arguments(recipe, image_size)

@@ -29,7 +29,7 @@ Positive = Annotated[float, Bounds(0, above=True)]
 
 
 @dataclass(frozen=True)
-class Data:
+class DataConfig:
     """Which shards, and how a sample becomes a picture and a text."""
 
     dataset: str = "mimic-cxr"
@@ -55,7 +55,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Text:
+class TextConfig:
     """Tokenizer and text length (paper, appendix 2)."""
 
     tokenizer: str = "train"
@@ -71,7 +71,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Vit:
+class VitConfig:
     """Image encoder (paper, section 3.2)."""
 
     name: str = "eva_giant_patch14_clip_224"
@@ -95,7 +95,7 @@ class Vit:
 
 
 @dataclass(frozen=True)
-class QFormer:
+class QFormerConfig:
     """Image-text encoder with learnable queries (paper, sections 3.2 and 3.3)."""
 
     weights: str = "random"
@@ -119,7 +119,7 @@ class QFormer:
 
 
 @dataclass(frozen=True)
-class Generator:
+class GeneratorConfig:
     """Text-grounded image generation (paper, section 3.4)."""
 
     codebook_size: Annotated[int, Bounds(2)] = 512
@@ -153,7 +153,7 @@ class Generator:
 
 
 @dataclass(frozen=True)
-class Objectives:
+class ObjectivesConfig:
     """Weights of equation (24). An objective of weight 0 is neither built nor computed."""
 
     itc: NonNegative = 1.0
@@ -179,7 +179,7 @@ class Objectives:
 
 
 @dataclass(frozen=True)
-class Optim:
+class OptimConfig:
     """AdamW, warm-up and cosine (paper, appendix 2)."""
 
     peak_lr: Positive = 1e-4
@@ -201,7 +201,7 @@ class Optim:
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainConfig:
     """How long, how wide, how often."""
 
     seed: CountOrZero = 0
@@ -235,12 +235,12 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelConfig:
     """The model's parts."""
 
-    vit: Vit = field(default_factory=Vit)
-    qformer: QFormer = field(default_factory=QFormer)
-    generator: Generator = field(default_factory=Generator)
+    vit: VitConfig = field(default_factory=VitConfig)
+    qformer: QFormerConfig = field(default_factory=QFormerConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
 
 
 @dataclass(frozen=True)
@@ -251,12 +251,12 @@ class PretrainRecipe:
     """What this recipe is for."""
     name: str = ""
     """Name of the run, when the command line gives none; empty for the recipe's file name."""
-    data: Data = field(default_factory=Data)
-    text: Text = field(default_factory=Text)
-    model: Model = field(default_factory=Model)
-    objectives: Objectives = field(default_factory=Objectives)
-    optim: Optim = field(default_factory=Optim)
-    train: Train = field(default_factory=Train)
+    data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """What the fields must agree on: (dotted key, what is wrong, naming every other key looked at)."""

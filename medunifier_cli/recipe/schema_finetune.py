@@ -11,15 +11,15 @@ from medunifier_cli.recipe.schema import (
     Count,
     CountOrZero,
     NonNegative,
-    Optim,
+    OptimConfig,
     Positive,
     Share,
-    Train,
+    TrainConfig,
 )
 
 
 @dataclass(frozen=True)
-class FinetuneData:
+class FinetuneDataConfig:
     """Which shards, and how much of them. Texts are not needed and not read."""
 
     dataset: str = "rsna"
@@ -42,7 +42,7 @@ class FinetuneData:
 
 
 @dataclass(frozen=True)
-class FinetuneModel:
+class FinetuneModelConfig:
     """The pre-trained model, and the head on its uni-modal queries."""
 
     pretrained: str = ""
@@ -61,7 +61,7 @@ class FinetuneModel:
 
 
 @dataclass(frozen=True)
-class FinetuneOptim:
+class FinetuneOptimConfig:
     """AdamW with two learning rates, warm-up and cosine."""
 
     model_lr: NonNegative = 3e-6
@@ -79,16 +79,16 @@ class FinetuneOptim:
     clip_norm: NonNegative = 1.0
     """Largest gradient norm; 0 for no clipping."""
 
-    def for_loop(self) -> Optim:
+    def for_loop(self) -> OptimConfig:
         """As `loop.fit` takes it: the head's rate, which `scale` turns into the model's."""
-        return Optim(
+        return OptimConfig(
             peak_lr=self.head_lr, warmup_lr=0.0, final_lr=0.0, warmup=self.warmup, beta1=self.beta1,
             beta2=self.beta2, weight_decay=self.weight_decay, clip_norm=self.clip_norm,
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class FinetuneTrain:
+class FinetuneTrainConfig:
     """How long, how wide, how often."""
 
     seed: CountOrZero = 0
@@ -118,10 +118,10 @@ class FinetuneTrain:
     tensorboard: bool = True
     """Write TensorBoard files through Accelerate's trackers."""
 
-    def for_loop(self, samples: int) -> Train:
+    def for_loop(self, samples: int) -> TrainConfig:
         """As `loop.fit` takes it, in steps."""
         epoch = -(-samples // self.global_batch)
-        return Train(
+        return TrainConfig(
             seed=self.seed, epochs=float(self.epochs), steps=self.steps or self.epochs * epoch,
             global_batch=self.global_batch, micro_batch=self.micro_batch, precision=self.precision,
             processes=self.processes, threads=self.threads, log_every=self.log_every,
@@ -139,10 +139,10 @@ class FinetuneRecipe:
     name: str = ""
     """Name of the run, when the command line gives none; empty for the recipe's file name. The fraction is
     added to it."""
-    data: FinetuneData = field(default_factory=FinetuneData)
-    model: FinetuneModel = field(default_factory=FinetuneModel)
-    optim: FinetuneOptim = field(default_factory=FinetuneOptim)
-    train: FinetuneTrain = field(default_factory=FinetuneTrain)
+    data: FinetuneDataConfig = field(default_factory=FinetuneDataConfig)
+    model: FinetuneModelConfig = field(default_factory=FinetuneModelConfig)
+    optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
+    train: FinetuneTrainConfig = field(default_factory=FinetuneTrainConfig)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """What the fields must agree on: (dotted key, what is wrong, naming every other key looked at)."""

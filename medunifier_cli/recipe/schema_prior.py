@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from medunifier_cli.prior.config import PixelSnailConfig
-from medunifier_cli.recipe.schema import Bounds, Count, CountOrZero, Optim, Share, Train
+from medunifier_cli.recipe.schema import Bounds, Count, CountOrZero, OptimConfig, Share, TrainConfig
 
 
 @dataclass(frozen=True)
-class PriorData:
+class PriorDataConfig:
     """Which samples become codes. Data set, texts and image size are the pre-training run's."""
 
     train: str = ""
@@ -49,7 +49,7 @@ class Snail:
 
 
 @dataclass(frozen=True)
-class Priors:
+class PriorConfig:
     """The two priors of a pre-training run."""
 
     pretrained: str = ""
@@ -75,10 +75,10 @@ class PriorRecipe:
     """What this recipe is for."""
     name: str = ""
     """Name of the run, when the command line gives none; empty for the recipe's file name."""
-    data: PriorData = field(default_factory=PriorData)
-    prior: Priors = field(default_factory=Priors)
-    optim: Optim = field(default_factory=Optim)
-    train: Train = field(default_factory=Train)
+    data: PriorDataConfig = field(default_factory=PriorDataConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
     inception: str = ""
     """File of torch-fidelity's Inception weights, for FID by `mu score --real`; empty for torch's cache."""
 

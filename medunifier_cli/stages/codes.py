@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medunifier_cli.checkpoint.pretrained import Trained
+from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.contract import PackedText
 from medunifier_cli.data.loader import SplitSource, eval_batches
 from medunifier_cli.data.texts.report import compose
@@ -50,7 +50,7 @@ class Codes:
         return len(self.key_n)
 
 
-def encode_split(trained: Trained, source: SplitSource, sections: bool) -> Codes:
+def encode_split(trained: PretrainedRun, source: SplitSource, sections: bool) -> Codes:
     """Every sample once and in order; all ranks share the work and get the whole result.
 
     Args:
@@ -90,7 +90,7 @@ def _ranks(rows: Tensor) -> Tensor:
 
 
 def _section_features(
-    trained: Trained, source: SplitSource, places: list[int], whole_BD: Tensor
+    trained: PretrainedRun, source: SplitSource, places: list[int], whole_BD: Tensor
 ) -> list[Tensor]:
     """[B, D] for each section of the recipe's text; a row without it keeps the whole text's."""
     settings, found = trained.recipe.text, []

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medunifier_cli.checkpoint.pretrained import Trained
+from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.labels.labelled import LabelledImages
 from medunifier_cli.data.loader import eval_batches
 from medunifier_cli.model.classifier import Classifier
@@ -23,7 +23,7 @@ BATCH = 64
 """Samples per forward pass."""
 
 
-def features_file(trained: Trained, images: LabelledImages, dataset: str) -> Path:
+def features_file(trained: PretrainedRun, images: LabelledImages, dataset: str) -> Path:
     """Where the queries of these images lie; the name holds a hash of everything they depend on."""
     digest = hashlib.sha256(
         f"{trained.identity} {images.shards.fingerprint} {images.image_size}\n".encode()
@@ -33,7 +33,7 @@ def features_file(trained: Trained, images: LabelledImages, dataset: str) -> Pat
 
 
 def compute_features(
-    trained: Trained, classifier: Classifier, images: LabelledImages, path: Path, workers: int
+    trained: PretrainedRun, classifier: Classifier, images: LabelledImages, path: Path, workers: int
 ) -> None:
     """Write the queries of all images to `path`, unless they are there; whole or not at all."""
     if _is_whole(path, len(images)):

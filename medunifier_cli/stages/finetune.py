@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.pretrained import Trained, restore
+from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.data.labels.labelled import Labelled, LabelledFeatures, LabelledImages, counts
 from medunifier_cli.data.labels.samples import (
     Part,
@@ -51,7 +51,7 @@ class Finetuning:
     """The stage: what `loop.fit` asks for, for a head on the queries."""
 
     def __init__(
-        self, recipe: FinetuneRecipe, task: Task, trained: Trained, sources: Mapping[str, Source],
+        self, recipe: FinetuneRecipe, task: Task, trained: PretrainedRun, sources: Mapping[str, Source],
         samples_hash: str, device: torch.device,
     ) -> None:  # fmt: skip
         self.recipe, self.task, self.sources, self.device = recipe, task, sources, device
@@ -208,7 +208,7 @@ def _finetune(
 
 
 def _features(
-    trained: Trained, recipe: FinetuneRecipe, images: Mapping[str, LabelledImages]
+    trained: PretrainedRun, recipe: FinetuneRecipe, images: Mapping[str, LabelledImages]
 ) -> dict[str, LabelledFeatures]:
     """The queries of all samples, computed by the main rank unless they are cached."""
     made = {}
@@ -223,7 +223,7 @@ def _features(
 
 
 def _finish(
-    recipe: FinetuneRecipe, run: Run, stage: Finetuning, trained: Trained, samples: Mapping[str, Any]
+    recipe: FinetuneRecipe, run: Run, stage: Finetuning, trained: PretrainedRun, samples: Mapping[str, Any]
 ) -> None:
     """Keep the best epoch's weights under `best/`, and measure them on the held-out split, once."""
     best = run.folder / "best"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medunifier_cli.checkpoint.pretrained import Trained
+from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.labels.labelled import LabelledFeatures, LabelledImages, counts
 from medunifier_cli.evaluate.results import Metric, write_result, write_samples
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
@@ -44,7 +44,7 @@ def scores_of(target: NDArray[Any], scores_nC: NDArray[np.float64], classes: tup
 
 
 def measure(
-    tuned: Trained, recipe: FinetuneRecipe, source: LabelledImages | LabelledFeatures,
+    tuned: PretrainedRun, recipe: FinetuneRecipe, source: LabelledImages | LabelledFeatures,
     logits_nC: NDArray[np.float32], classes: tuple[str, ...], origin: Mapping[str, Any],
 ) -> list[Metric]:  # fmt: skip
     """Score the held-out split; writes `results/finetune-<dataset>-<split>.json`, the samples beside it.

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.pretrained import Trained, restore, starting_run
+from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore, starting_run
 from medunifier_cli.checkpoint.priors import build_pair
 from medunifier_cli.data.order import SampleOrder
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.errors import CheckpointError, MuError
-from medunifier_cli.evaluate.benchmark import Asked, open_benchmark
+from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
 from medunifier_cli.evaluate.results import Metric, table, write_result
 from medunifier_cli.prior.baseline import Baseline, baseline, refuse_collapsed
 from medunifier_cli.prior.pair import CodeBatch, PriorPair
@@ -46,7 +46,12 @@ class PriorFitting:
     """The stage: what `loop.fit` asks for, for both priors at once."""
 
     def __init__(
-        self, recipe: PriorRecipe, trained: Trained, train: Codes, valid: Codes | None, device: torch.device
+        self,
+        recipe: PriorRecipe,
+        trained: PretrainedRun,
+        train: Codes,
+        valid: Codes | None,
+        device: torch.device,
     ) -> None:
         self.recipe, self.train_codes, self.valid_codes, self.device = recipe, train, valid, device
         torch.manual_seed(recipe.train.seed)
@@ -186,8 +191,8 @@ def run_fitting(recipe: PriorRecipe, folder: Path) -> None:
 
 
 def _fit(
-    recipe: PriorRecipe, run: Run, accelerator: Accelerator, trained: Trained, train: Asked,
-    valid: Asked | None,
+    recipe: PriorRecipe, run: Run, accelerator: Accelerator, trained: PretrainedRun, train: Benchmark,
+    valid: Benchmark | None,
 ) -> None:  # fmt: skip
     if world.is_main():
         run.begin(recipe, {train.plugin.name: data_facts(train.shards)}, command_line())
@@ -220,7 +225,9 @@ def _fit(
     world.barrier()
 
 
-def _codes(recipe: PriorRecipe, run: Run, trained: Trained, splits: list[Asked]) -> dict[str, Codes]:
+def _codes(
+    recipe: PriorRecipe, run: Run, trained: PretrainedRun, splits: list[Benchmark]
+) -> dict[str, Codes]:
     """The run's `codes.h5`, made where it is not there yet."""
     path = run.folder / CODES
     made_of = {
@@ -242,7 +249,12 @@ def _codes(recipe: PriorRecipe, run: Run, trained: Trained, splits: list[Asked])
 
 
 def _measure(
-    stage: PriorFitting, run: Run, trained: Trained, valid: Asked, codes: Codes, floors: dict[str, Baseline]
+    stage: PriorFitting,
+    run: Run,
+    trained: PretrainedRun,
+    valid: Benchmark,
+    codes: Codes,
+    floors: dict[str, Baseline],
 ) -> None:
     """The last weights on the held-out split: results file, and a table on stdout."""
     checkpoint = store.newest(run.checkpoints, only=("model",))

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medunifier_cli.checkpoint.pretrained import Trained
+from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.loader import SplitSource, collate, eval_batches
 from medunifier_cli.distributed import draws
 from medunifier_cli.evaluate.benchmark import patients
@@ -30,7 +30,7 @@ SHOWN = 16
 
 
 def evaluate(
-    trained: Trained, train: SplitSource, heldout: SplitSource, split: str, shards: Path
+    trained: PretrainedRun, train: SplitSource, heldout: SplitSource, split: str, shards: Path
 ) -> list[Metric]:
     """Measure and write `results/pretraining-<dataset>-<split>.json`.
 
@@ -72,7 +72,9 @@ def mean_image(source: SplitSource) -> Tensor:
     return torch.from_numpy(total / len(source) / 255.0).float()[None, None]
 
 
-def _reconstruction(trained: Trained, train: SplitSource, heldout: SplitSource, split: str) -> list[Metric]:
+def _reconstruction(
+    trained: PretrainedRun, train: SplitSource, heldout: SplitSource, split: str
+) -> list[Metric]:
     average = mean_image(train).to(trained.device)
     quality: list[Tensor] = []
     floor: list[Tensor] = []
@@ -103,7 +105,7 @@ def _reconstruction(trained: Trained, train: SplitSource, heldout: SplitSource, 
     ]
 
 
-def _matching(trained: Trained, heldout: SplitSource) -> Metric:
+def _matching(trained: PretrainedRun, heldout: SplitSource) -> Metric:
     """ITM accuracy over every image with its own text and with another one."""
     partner_n = other_texts(heldout, trained.recipe.train.seed)
     hits: list[Tensor] = []

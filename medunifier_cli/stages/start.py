@@ -39,7 +39,7 @@ def training_options(verb: Verb) -> Verb:
 
 
 @dataclass(frozen=True)
-class Asked:
+class StartOptions:
     """The values of `training_options`."""
 
     overrides: tuple[str, ...]

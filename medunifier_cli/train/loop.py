@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from medunifier_cli.checkpoint import store
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.errors import CheckpointError, MuError, Stopped
-from medunifier_cli.recipe.schema import Optim, Train
+from medunifier_cli.recipe.schema import OptimConfig, TrainConfig
 from medunifier_cli.run.record import Log, Run
 from medunifier_cli.terminal.progress import Progress
 from medunifier_cli.train.optim import (
@@ -64,7 +64,7 @@ class Stage(Protocol):
         """More for the checkpoint, as JSON: sources and hashes of what it does not hold."""
 
 
-def fit(stage: Stage, run: Run, accelerator: Accelerator, train: Train, optim: Optim) -> int:
+def fit(stage: Stage, run: Run, accelerator: Accelerator, train: TrainConfig, optim: OptimConfig) -> int:
     """Train `stage` to its last step, from the newest checkpoint of `run` where there is one.
 
     Returns:

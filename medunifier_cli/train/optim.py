@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from medunifier_cli.recipe.schema import Optim
+from medunifier_cli.recipe.schema import OptimConfig
 
 NO_DECAY = ("word.weight", "position.weight", "query_tokens", "code_KC", "temperature")
 """Embeddings and the temperature; anything one-dimensional (biases, norms) goes with them."""
 
 
-def learning_rate(recipe: Optim, step: int, steps: int) -> float:
+def learning_rate(recipe: OptimConfig, step: int, steps: int) -> float:
     """Rate of optimiser step `step` of `steps`: linear warm-up, then half a cosine down to `final_lr`."""
     warm = round(recipe.warmup * steps)
     if step < warm:
@@ -24,7 +24,7 @@ def learning_rate(recipe: Optim, step: int, steps: int) -> float:
 
 
 def adamw(
-    module: nn.Module, recipe: Optim, scale: Callable[[str], float] = lambda name: 1.0
+    module: nn.Module, recipe: OptimConfig, scale: Callable[[str], float] = lambda name: 1.0
 ) -> torch.optim.AdamW:
     """AdamW over what is trained in `module`, in groups: with and without decay, for each learning rate.
 

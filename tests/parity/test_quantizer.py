@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from medunifier_cli.model.norm import GlobalBatchNorm
 from medunifier_cli.model.vqvae.quantizer import EMA_EPS, Quantiser, perplexity
-from medunifier_cli.recipe.schema import Generator
+from medunifier_cli.recipe.schema import GeneratorConfig
 
 
 def two_codes(**changes: object) -> Quantiser:
     """Codes (0, 0) and (4, 2)."""
-    quantiser = Quantiser(replace(Generator(codebook_size=2, code_width=2), **changes))  # type: ignore[arg-type]
+    quantiser = Quantiser(replace(GeneratorConfig(codebook_size=2, code_width=2), **changes))  # type: ignore[arg-type]
     with torch.no_grad():
         quantiser.code_KC.copy_(torch.tensor([[0.0, 0.0], [4.0, 2.0]]))
         if quantiser.recipe.codebook == "ema":
@@ -100,7 +100,7 @@ def test_running_means_settle_on_the_means_of_their_vectors() -> None:
 def test_evaluation_changes_nothing(codebook: str) -> None:
     quantiser = two_codes(codebook=codebook, revive_dead_codes=True).eval()
     before = {name: tensor.clone() for name, tensor in quantiser.state_dict().items()}
-    quantiser(three_vectors(), torch.Generator().manual_seed(0))
+    quantiser(three_vectors(), torch.GeneratorConfig().manual_seed(0))
     for name, tensor in quantiser.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
@@ -108,9 +108,9 @@ def test_evaluation_changes_nothing(codebook: str) -> None:
 @pytest.mark.parametrize("codebook", ["loss", "ema"])
 def test_dead_codes_move_onto_vectors_of_the_batch(codebook: str) -> None:
     """Decay 1 holds the running means still, so that nothing but the revival moves a code."""
-    recipe = Generator(codebook_size=8, code_width=2, revive_dead_codes=True, ema_decay=1.0)
+    recipe = GeneratorConfig(codebook_size=8, code_width=2, revive_dead_codes=True, ema_decay=1.0)
     quantiser = Quantiser(replace(recipe, codebook=codebook)).train()  # type: ignore[arg-type]
-    generator, first = torch.Generator().manual_seed(0), torch.randn(4, 2, 3, 3) + 5
+    generator, first = torch.GeneratorConfig().manual_seed(0), torch.randn(4, 2, 3, 3) + 5
     quantiser(first, generator)
     assert bool((distance(quantiser.code_KC, first) < 1e-4).all())  # all codes start from the first batch
     # later only those move that are hardly ever chosen
@@ -178,6 +178,6 @@ def test_global_batch_norm_on_one_rank_is_pytorchs(shape: tuple[int, ...]) -> No
 
 
 def test_uniform_start_of_the_codebook() -> None:
-    codes = Quantiser(Generator(codebook_size=64, code_width=32)).code_KC.detach()
+    codes = Quantiser(GeneratorConfig(codebook_size=64, code_width=32)).code_KC.detach()
     assert float(codes.abs().max()) <= 1 / 64
     assert float(codes.std()) == pytest.approx(1 / 64 / math.sqrt(3), rel=0.1)

@@ -12,7 +12,7 @@ from medunifier_cli.errors import MuError
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.model.vqvae.generator import ImageGenerator, Sizes
 from medunifier_cli.recipe.load import load_recipe
-from medunifier_cli.recipe.schema import Generator
+from medunifier_cli.recipe.schema import GeneratorConfig
 from tests.tiny import VOCABULARY, draw_batch, tiny_model, tiny_recipe
 
 WORDS = 30522 + 1  # CXR-BERT's vocabulary and [DEC]
@@ -98,7 +98,7 @@ def test_parts_of_an_objective_that_is_off_are_not_built(off: tuple[str, ...], m
     assert {name.split(".")[0] for name, _ in left.named_parameters()} == everything - missing
 
 
-NARROW = Generator(codebook_size=8, code_width=4, base_width=32, residual_width=4, residual_layers=1)
+NARROW = GeneratorConfig(codebook_size=8, code_width=4, base_width=32, residual_width=4, residual_layers=1)
 
 
 @pytest.mark.parametrize(

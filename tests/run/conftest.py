@@ -16,9 +16,9 @@ import webdataset
 from click.testing import CliRunner
 from PIL import Image
 
-from medunifier_cli.checkpoint.pretrained import Trained, restore
+from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.cli import mu as group
-from medunifier_cli.evaluate.benchmark import Asked, open_benchmark
+from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
 from medunifier_cli.run.record import Run
 from tests.run import small_run
 
@@ -156,10 +156,10 @@ def verb(home: Path, monkeypatch: pytest.MonkeyPatch) -> small_run.Mu:
 
 
 @pytest.fixture
-def trained(home: Path) -> Trained:
+def trained(home: Path) -> PretrainedRun:
     return restore(Run(home / "runs" / "small"))
 
 
 @pytest.fixture
-def asked(verb: small_run.Mu, trained: Trained) -> Asked:
+def asked(verb: small_run.Mu, trained: PretrainedRun) -> Benchmark:
     return open_benchmark(trained, split="test", need_text=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medunifier_cli.evaluate.benchmark import Asked
+from medunifier_cli.evaluate.benchmark import Benchmark
 from tests.run.small_run import Mu, metrics, results
 
 
@@ -24,7 +24,7 @@ def probe(home: Path, verb: Mu) -> Path:
     return folder / "results"
 
 
-def save(folder: Path, asked: Asked, numbers: list[int], classes: list[str]) -> Path:
+def save(folder: Path, asked: Benchmark, numbers: list[int], classes: list[str]) -> Path:
     """A folder as `mu synthesize --prompts` leaves it, of images of a split."""
     folder.mkdir()
     with (folder / "samples.jsonl").open("w") as file:
@@ -37,7 +37,7 @@ def save(folder: Path, asked: Asked, numbers: list[int], classes: list[str]) -> 
 
 
 def test_accuracy_is_that_of_the_classifiers_own_saved_scores(
-    home: Path, verb: Mu, probe: Path, asked: Asked, tmp_path: Path
+    home: Path, verb: Mu, probe: Path, asked: Benchmark, tmp_path: Path
 ) -> None:
     lines = (probe / "finetune-phantom-test.samples.jsonl").read_text().splitlines()
     saved = [json.loads(line) for line in lines]
@@ -78,7 +78,7 @@ def test_accuracy_is_that_of_the_classifiers_own_saved_scores(
     ],
 )
 def test_what_cannot_be_judged_is_said_in_one_line(
-    verb: Mu, probe: Path, asked: Asked, tmp_path: Path, named: str, classifier: str, said: str
+    verb: Mu, probe: Path, asked: Benchmark, tmp_path: Path, named: str, classifier: str, said: str
 ) -> None:
     fake = save(tmp_path / "fake", asked, [0, 1], [named, named])
     done = verb("score", "small", "--fake", fake, "--classifier", classifier)
@@ -86,7 +86,9 @@ def test_what_cannot_be_judged_is_said_in_one_line(
     assert said in done.stderr.splitlines()[-1]
 
 
-def test_a_list_of_another_program_is_refused(verb: Mu, probe: Path, asked: Asked, tmp_path: Path) -> None:
+def test_a_list_of_another_program_is_refused(
+    verb: Mu, probe: Path, asked: Benchmark, tmp_path: Path
+) -> None:
     fake = save(tmp_path / "fake", asked, [0], ["Edema"])
     (fake / "samples.jsonl").write_text('{"file": "000000.png"}\n')
     done = verb("score", "small", "--fake", fake, "--classifier", "probe")

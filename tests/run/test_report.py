@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from huggingface_hub import constants
 from PIL import Image
 
-from medunifier_cli.checkpoint.pretrained import Trained, restore
+from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.cli import mu
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.split_source import SplitSource
@@ -62,7 +62,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(root: Path) -> Trained:
+def trained(root: Path) -> PretrainedRun:
     return restore(Run(root / "runs" / "r"))
 
 
@@ -161,7 +161,7 @@ def test_files_give_the_texts_of_the_split(
     assert not alone.stdout
 
 
-def test_sections_come_apart(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sections_come_apart(trained: PretrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "FINDINGS: The heart is normal. No effusion. IMPRESSION: No acute disease."
     tokens = trained.tokenizer.encode(text, 60)[1:-1]
     monkeypatch.setattr(report_writer, "greedy", lambda *_: [Found(tokens, ended=True)])
@@ -172,14 +172,14 @@ def test_sections_come_apart(trained: Trained, monkeypatch: pytest.MonkeyPatch) 
     assert "FINDINGS" not in report.text.upper()
 
 
-def blank(trained: Trained) -> Any:
+def blank(trained: PretrainedRun) -> Any:
     import torch
 
     size = trained.recipe.data.image_size
     return torch.zeros(1, 1, size, size, dtype=torch.uint8)
 
 
-def test_mistakes_are_said_in_one_line(root: Path, trained: Trained, tmp_path: Path) -> None:
+def test_mistakes_are_said_in_one_line(root: Path, trained: PretrainedRun, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, code, words in (
         (("--max-tokens", 200), 1, "trained on at most 93 tokens"),
@@ -200,7 +200,7 @@ def test_mistakes_are_said_in_one_line(root: Path, trained: Trained, tmp_path: P
         Writer(other, Decoding(), ("findings",))
 
 
-def test_the_floor_is_a_typical_training_report(root: Path, trained: Trained) -> None:
+def test_the_floor_is_a_typical_training_report(root: Path, trained: PretrainedRun) -> None:
     plugin = load_dataset("phantom")
     train = SplitSource(
         Shards.open(root / "data/shards/phantom", "train"), trained.tokenizer, trained.recipe.data,
@@ -220,7 +220,7 @@ def test_the_floor_is_a_typical_training_report(root: Path, trained: Trained) ->
     assert likeness(constant) > np.median([likeness(text) for text in texts])
 
 
-def test_texts_with_and_without_marks_are_cached_apart(root: Path, trained: Trained) -> None:
+def test_texts_with_and_without_marks_are_cached_apart(root: Path, trained: PretrainedRun) -> None:
     shards, plugin = Shards.open(root / "data/shards/phantom", "valid"), load_dataset("phantom")
 
     def first(marks: bool) -> list[int]:

@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from medunifier_cli.checkpoint.pretrained import Trained
+from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.contract import PackedText
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import CheckpointError
-from medunifier_cli.evaluate.benchmark import Asked
+from medunifier_cli.evaluate.benchmark import Benchmark
 from medunifier_cli.evaluate.retrieval.embed import embed_split
 from medunifier_cli.evaluate.retrieval.rerank import match_scores
 from medunifier_cli.evaluate.tables.saved_outputs import score_outputs
@@ -48,7 +48,7 @@ def test_numbers_follow_from_the_saved_rankings(home: Path, verb: Mu) -> None:
         assert metric.value == pytest.approx(found[metric.name]["value"]), metric.name
 
 
-def odds(trained: Trained, asked: Asked, image: int, text: int) -> float:
+def odds(trained: PretrainedRun, asked: Benchmark, image: int, text: int) -> float:
     """Log-odds of a match of one pair, read alone."""
     ids = torch.tensor(list(asked.source.sample(text).token_ids))
     with torch.no_grad():
@@ -59,7 +59,7 @@ def odds(trained: Trained, asked: Asked, image: int, text: int) -> float:
     return float(logits[0, 1] - logits[0, 0])
 
 
-def test_matching_takes_pairs_in_any_order(trained: Trained, asked: Asked) -> None:
+def test_matching_takes_pairs_in_any_order(trained: PretrainedRun, asked: Benchmark) -> None:
     random = np.random.default_rng(0)
     image = np.concatenate([np.full(20, 5), random.integers(0, 40, 40)])  # more texts of one than of others
     text = np.concatenate([random.permutation(40)[:20], random.integers(0, 40, 40)])
@@ -71,7 +71,7 @@ def test_matching_takes_pairs_in_any_order(trained: Trained, asked: Asked) -> No
 
 
 def test_reranked_order_is_that_of_pairs_read_one_at_a_time(
-    home: Path, verb: Mu, trained: Trained, asked: Asked
+    home: Path, verb: Mu, trained: PretrainedRun, asked: Benchmark
 ) -> None:
     done = verb("retrieve", "--split", "test", "--rerank", 7)
     assert done.exit_code == 0
@@ -146,7 +146,7 @@ def test_an_empty_query_is_no_benchmark(home: Path, verb: Mu) -> None:
 
 
 def test_a_text_search_leaves_a_gallery_that_works_from_its_folder(
-    home: Path, verb: Mu, trained: Trained, asked: Asked, tmp_path: Path
+    home: Path, verb: Mu, trained: PretrainedRun, asked: Benchmark, tmp_path: Path
 ) -> None:
     query = "large left effusion <b>& more"
     done = verb("retrieve", "--split", "test", "--query", query, "--top", "5", "--out", tmp_path / "page")
@@ -186,7 +186,7 @@ def test_a_text_search_leaves_a_gallery_that_works_from_its_folder(
 
 
 def test_an_image_search_finds_reports_by_similarity_and_then_by_match(
-    home: Path, verb: Mu, trained: Trained, asked: Asked, tmp_path: Path
+    home: Path, verb: Mu, trained: PretrainedRun, asked: Benchmark, tmp_path: Path
 ) -> None:
     shards = Shards.open(asked.shards, "test")
     (tmp_path / "film.png").write_bytes(shards.image(3))
@@ -208,8 +208,8 @@ def test_an_image_search_finds_reports_by_similarity_and_then_by_match(
     assert match == sorted(match, reverse=True)
 
 
-def test_a_diverged_checkpoint_or_one_without_the_objective(trained: Trained, asked: Asked) -> None:
-    def without(name: str) -> Trained:
+def test_a_diverged_checkpoint_or_one_without_the_objective(trained: PretrainedRun, asked: Benchmark) -> None:
+    def without(name: str) -> PretrainedRun:
         changed = dataclasses.replace(trained.recipe.objectives, **{name: 0.0})
         return dataclasses.replace(trained, recipe=dataclasses.replace(trained.recipe, objectives=changed))
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medunifier_cli.evaluate.benchmark import Asked
+from medunifier_cli.evaluate.benchmark import Benchmark
 from tests.miniatures.prepared import prepare
 from tests.run.small_run import Gallery, Mu, metrics, results, samples
 from tests.unit.test_rsna import write_raw
 
 
 def test_files_get_the_probabilities_of_the_split_and_bad_ones_are_counted(
-    home: Path, verb: Mu, asked: Asked, tmp_path: Path
+    home: Path, verb: Mu, asked: Benchmark, tmp_path: Path
 ) -> None:
     assert verb("zeroshot", "--split", "test").exit_code == 0
     rows = samples(home, "zeroshot-phantom-test")[:5]
@@ -84,7 +84,7 @@ def test_prompts_saved_and_edited_are_used(home: Path, verb: Mu, tmp_path: Path)
 
 
 def test_one_class_or_none_and_a_class_without_images(
-    home: Path, verb: Mu, asked: Asked, tmp_path: Path
+    home: Path, verb: Mu, asked: Benchmark, tmp_path: Path
 ) -> None:
     keys: dict[int, list[str]] = {}
     for i, label in enumerate(asked.source.labels.tolist()):

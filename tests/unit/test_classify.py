@@ -14,8 +14,8 @@ from medunifier_cli.model.classifier import Classifier, build_head
 from medunifier_cli.model.head_contract import HeadPlugin
 from medunifier_cli.objectives.classify import balanced, classification_loss
 from medunifier_cli.plugin_index import load_head
-from medunifier_cli.recipe.schema import Optim
-from medunifier_cli.recipe.schema_finetune import FinetuneOptim
+from medunifier_cli.recipe.schema import OptimConfig
+from medunifier_cli.recipe.schema_finetune import FinetuneOptimConfig
 from medunifier_cli.train.optim import adamw, set_rate
 from tests.tiny import draw_batch, tiny_model
 
@@ -72,7 +72,7 @@ def test_frozen_model_trains_the_head_alone_and_stays_in_evaluation_mode() -> No
 
 
 def test_pretrained_and_new_layers_have_the_papers_rates_through_the_whole_schedule() -> None:
-    recipe = FinetuneOptim()
+    recipe = FinetuneOptimConfig()
     module = nn.ModuleDict({"model": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
     ratio = recipe.model_lr / recipe.head_lr
     optimizer = adamw(module, recipe.for_loop(), lambda name: 1.0 if name.startswith("head.") else ratio)
@@ -92,7 +92,7 @@ def test_pretrained_and_new_layers_have_the_papers_rates_through_the_whole_sched
 
 
 def test_one_rate_as_before_where_no_scale_is_given() -> None:
-    optimizer = adamw(nn.Linear(2, 2), Optim(peak_lr=1e-2))
+    optimizer = adamw(nn.Linear(2, 2), OptimConfig(peak_lr=1e-2))
     set_rate(optimizer, 1e-2)
     assert {group["lr"] for group in optimizer.param_groups} == {1e-2}
 

@@ -16,15 +16,15 @@ from medunifier_cli.data.order import SampleOrder
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.report import TextTokenizer
 from medunifier_cli.errors import DataError, MuError
-from medunifier_cli.recipe.schema import Data, Text
+from medunifier_cli.recipe.schema import DataConfig, TextConfig
 from tests.hand_made import WORDS, HandMade, png, sample, write_shard, write_split
 
 TOKENIZER = TextTokenizer.train([" ".join(WORDS) + " case 0123456789 ."], 200)
-TEXT = Text(max_tokens=12)
+TEXT = TextConfig(max_tokens=12)
 
 
 def open_source(folder: Path, split: str = "train", need_text: bool = True, **data: object) -> SplitSource:
-    recipe = Data(image_size=16, **data)  # type: ignore[arg-type]
+    recipe = DataConfig(image_size=16, **data)  # type: ignore[arg-type]
     return SplitSource(Shards.open(folder, split), TOKENIZER, recipe, TEXT, HandMade(), need_text=need_text)
 
 

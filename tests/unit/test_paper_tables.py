@@ -17,7 +17,7 @@ from medunifier_cli.cli import mu
 from medunifier_cli.evaluate.tables.paper_values import TABLES
 from medunifier_cli.evaluate.tables.tables import render
 from medunifier_cli.recipe.load import dump_recipe, load_recipe
-from medunifier_cli.recipe.schema_finetune import FinetuneModel, FinetuneRecipe
+from medunifier_cli.recipe.schema_finetune import FinetuneModelConfig, FinetuneRecipe
 
 PAPER = Path(__file__).parents[2].parent / "shared" / "paper"
 SPELLED = re.compile(r"</?[bu]>|<u>")
@@ -85,7 +85,7 @@ def runs(own_roots: Path) -> Path:
         root, "pair", dump_recipe(load_recipe("itc-itm")),
         {"retrieval mimic-cxr 5x200": {"image to text, map@1": 0.5555}},
     )  # fmt: skip
-    tuned = FinetuneRecipe(model=FinetuneModel(pretrained="whole"))
+    tuned = FinetuneRecipe(model=FinetuneModelConfig(pretrained="whole"))
     for fraction, value in ((0.01, 0.801), (1.0, 0.902)):
         write_run(
             root, f"tuned-{fraction:g}", dump_recipe(tuned),
@@ -185,10 +185,10 @@ def test_what_cannot_stand_beside_the_paper_is_said(runs: Path, score: Callable[
     recipe = dump_recipe(load_recipe("full", ["objectives.itm=0"]))
     write_run(runs, "odd", recipe, {"retrieval mimic-cxr 5x200": {"image to text, map@1": 0.5}})
     assert "objectives (ITC 1, ITM 0, ITG 1, TIG 1) are those of no row" in score("odd", "--tables").stderr
-    lone = dump_recipe(FinetuneRecipe(model=FinetuneModel(pretrained="gone")))
+    lone = dump_recipe(FinetuneRecipe(model=FinetuneModelConfig(pretrained="gone")))
     write_run(runs, "lone", lone, {"finetune rsna test": {"auroc": 0.9, "fraction": 1.0}})
     assert "lone was made from is gone" in score("lone", "--tables").stderr
-    again = dump_recipe(FinetuneRecipe(model=FinetuneModel(pretrained="whole")))
+    again = dump_recipe(FinetuneRecipe(model=FinetuneModelConfig(pretrained="whole")))
     newer = write_run(runs, "newer", again, {"finetune rsna test": {"auroc": 0.95, "fraction": 1.0}})
     for path in (newer / "results").iterdir():
         os.utime(path, (4e9, 4e9))

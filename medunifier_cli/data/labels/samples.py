@@ -20,7 +20,7 @@ from medunifier_cli.data.labels.fraction import Chosen, choose
 from medunifier_cli.data.labels.labelled import Kind, LabelledImages
 from medunifier_cli.data.subset import open_part
 from medunifier_cli.errors import CheckpointError, DataError
-from medunifier_cli.recipe.schema_finetune import FinetuneData
+from medunifier_cli.recipe.schema_finetune import FinetuneDataConfig
 
 ROLES = ("train", "valid", "test")
 
@@ -38,7 +38,7 @@ class Part:
 
 
 def plan_samples(
-    recipe: FinetuneData, folder: Path, plugin: DatasetPlugin, kind: Kind, image_size: int
+    recipe: FinetuneDataConfig, folder: Path, plugin: DatasetPlugin, kind: Kind, image_size: int
 ) -> list[Part]:
     """Which samples of which split; looks at labels and at no image.
 

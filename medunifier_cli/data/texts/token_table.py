@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.report import TextTokenizer, compose, digest
-from medunifier_cli.recipe.schema import Data, Text
+from medunifier_cli.recipe.schema import DataConfig, TextConfig
 
 CACHE = ".cache"
 """Folder beside the shards; it may be deleted at any time."""
@@ -42,7 +42,7 @@ class TextTable:
     """[n], see `text.digest`."""
 
 
-def texts_of(shards: Shards, sections: Sequence[str], data: Data, text: Text) -> Iterator[str]:
+def texts_of(shards: Shards, sections: Sequence[str], data: DataConfig, text: TextConfig) -> Iterator[str]:
     """Composed text of every sample, in order; empty where the requirement fails."""
     for i in range(len(shards)):
         raw = shards.meta(i).get("sections") or {}
@@ -50,7 +50,7 @@ def texts_of(shards: Shards, sections: Sequence[str], data: Data, text: Text) ->
 
 
 def text_table(
-    shards: Shards, sections: Sequence[str], data: Data, text: Text, tokenizer: TextTokenizer
+    shards: Shards, sections: Sequence[str], data: DataConfig, text: TextConfig, tokenizer: TextTokenizer
 ) -> TextTable:
     """The table of a split, from the cache beside the shards or made now.
 

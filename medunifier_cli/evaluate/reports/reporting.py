@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from medunifier_cli.checkpoint.pretrained import Trained
+from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import DataError, MuError
@@ -41,7 +41,7 @@ class Done:
 
 
 def report_split(
-    trained: Trained, decoding: Decoding, dataset: str = "", split: str = "", limit: int = 0,
+    trained: PretrainedRun, decoding: Decoding, dataset: str = "", split: str = "", limit: int = 0,
     out: Path | None = None, clinical: bool = False,
 ) -> Done:  # fmt: skip
     """Write `results/reports-<dataset>-<split>.jsonl` and `results/report-<dataset>-<split>.json`.
@@ -129,13 +129,13 @@ def render_scores(scored: Scored, form: str) -> str:
     return "\n\n".join(render(rows, form, words=1) for rows in tables)
 
 
-def trained_sections(trained: Trained) -> tuple[str, ...]:
+def trained_sections(trained: PretrainedRun) -> tuple[str, ...]:
     """The sections of the texts a run was trained on."""
     data = trained.recipe.data
     return tuple(data.sections or load_dataset(data.dataset).text_sections)
 
 
-def _constant(trained: Trained) -> tuple[str, str]:
+def _constant(trained: PretrainedRun) -> tuple[str, str]:
     """The floor's report from the run's own training split; or none, and why."""
     data = trained.recipe.data
     folder = Path(data.shards) if data.shards else shards_folder(data.dataset)
@@ -153,7 +153,7 @@ def _number(value: float | None, absent: str) -> str:
     return absent if value is None else f"{value:.3f}"
 
 
-def _landing(trained: Trained, out: Path | None) -> Trained:
+def _landing(trained: PretrainedRun, out: Path | None) -> PretrainedRun:
     """The run, with results that go to another folder where one is named."""
     if out is None:
         return trained

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from medunifier_cli.checkpoint.pretrained import Trained
+from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.loader import SplitSource, eval_batches
 from medunifier_cli.data.texts.report import compose, digest, readable, sections_of
 from medunifier_cli.errors import CheckpointError, MuError
@@ -92,7 +92,7 @@ class Writer:
         MuError: a length the run was not trained on, or another value out of range.
     """
 
-    def __init__(self, trained: Trained, decoding: Decoding, sections: Sequence[str]) -> None:
+    def __init__(self, trained: PretrainedRun, decoding: Decoding, sections: Sequence[str]) -> None:
         if not trained.recipe.objectives.itg:
             raise CheckpointError(f"{trained.run.folder}: trained without ITG, it cannot write reports")
         self.trained, self.decoding, self.sections = trained, decoding, tuple(sections)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medunifier_cli.checkpoint.pretrained import Trained
+from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.contract import PackedText
 from medunifier_cli.data.loader import SplitSource, eval_batches
 from medunifier_cli.errors import CheckpointError, DataError
@@ -41,7 +41,9 @@ class Embeddings:
     keys: list[str]
 
 
-def embed_split(trained: Trained, source: SplitSource, dataset: str, split: str, shards: Path) -> Embeddings:
+def embed_split(
+    trained: PretrainedRun, source: SplitSource, dataset: str, split: str, shards: Path
+) -> Embeddings:
     """Features of every sample, from the cache where it was made by this checkpoint and these data.
 
     Args:
@@ -64,7 +66,7 @@ def embed_split(trained: Trained, source: SplitSource, dataset: str, split: str,
     return found
 
 
-def need_itc(trained: Trained) -> None:
+def need_itc(trained: PretrainedRun) -> None:
     """Refuse a run that has no joint space.
 
     Raises:
@@ -76,7 +78,7 @@ def need_itc(trained: Trained) -> None:
         )
 
 
-def embed_texts(trained: Trained, texts: list[str]) -> NDArray[np.float32]:
+def embed_texts(trained: PretrainedRun, texts: list[str]) -> NDArray[np.float32]:
     """Texts -> [n, E].
 
     Raises:
@@ -102,7 +104,7 @@ def embed_texts(trained: Trained, texts: list[str]) -> NDArray[np.float32]:
     return np.concatenate(found)
 
 
-def embed_images(trained: Trained, image_BCHW: Tensor) -> NDArray[np.float32]:
+def embed_images(trained: PretrainedRun, image_BCHW: Tensor) -> NDArray[np.float32]:
     """Pixels in [0, 1] -> [B, Q, E]."""
     with torch.no_grad():
         memory = trained.model.qformer.read_image(trained.model.look(image_BCHW))
@@ -110,7 +112,7 @@ def embed_images(trained: Trained, image_BCHW: Tensor) -> NDArray[np.float32]:
     return image
 
 
-def check_finite(trained: Trained, *features: NDArray[np.float32]) -> None:
+def check_finite(trained: PretrainedRun, *features: NDArray[np.float32]) -> None:
     """Refuse NaN and infinite features.
 
     Raises:
@@ -123,7 +125,7 @@ def check_finite(trained: Trained, *features: NDArray[np.float32]) -> None:
         )
 
 
-def _embed(trained: Trained, source: SplitSource) -> Embeddings:
+def _embed(trained: PretrainedRun, source: SplitSource) -> Embeddings:
     from medunifier_cli.model.vit import pixels
 
     images, texts, labels, lengths, keys = [], [], [], [], []

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medunifier_cli.checkpoint.pretrained import Trained
+from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.contract import PackedText
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.model.vit import pixels
@@ -30,7 +30,11 @@ TURNS = 8
 
 
 def match_scores(
-    trained: Trained, images: Images, texts: Texts, image_P: NDArray[np.int64], text_P: NDArray[np.int64]
+    trained: PretrainedRun,
+    images: Images,
+    texts: Texts,
+    image_P: NDArray[np.int64],
+    text_P: NDArray[np.int64],
 ) -> NDArray[np.float32]:
     """Log-odds of a match (logit of the match less that of no match, equation 14) of each pair, [P].
 
@@ -65,7 +69,7 @@ def match_scores(
 
 
 def rerank(
-    trained: Trained, images: Images, texts: Texts, to_text: Top, to_image: Top, k: int
+    trained: PretrainedRun, images: Images, texts: Texts, to_text: Top, to_image: Top, k: int
 ) -> tuple[Top, Top]:
     """Order the best `k` of both rankings by match; what lies behind keeps its order.
 

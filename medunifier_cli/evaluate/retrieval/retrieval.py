@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medunifier_cli.checkpoint.pretrained import Trained
+from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import DataError
-from medunifier_cli.evaluate.benchmark import Asked, patients
+from medunifier_cli.evaluate.benchmark import Benchmark, patients
 from medunifier_cli.evaluate.results import Metric, write_result, write_samples
 from medunifier_cli.evaluate.retrieval.embed import embed_split
 from medunifier_cli.evaluate.retrieval.rerank import rerank as rerank_by_match
@@ -45,7 +45,7 @@ class _Set:
     ks: tuple[int, ...]
 
 
-def benchmark(trained: Trained, asked: Asked, rerank: int = 0) -> dict[str, list[Metric]]:
+def benchmark(trained: PretrainedRun, asked: Benchmark, rerank: int = 0) -> dict[str, list[Metric]]:
     """Both directions; writes `results/retrieval-<dataset>-<split>.json`, and per-sample rankings beside it.
 
     Args:
@@ -98,7 +98,7 @@ def benchmark(trained: Trained, asked: Asked, rerank: int = 0) -> dict[str, list
 
 
 def _write(
-    trained: Trained, asked: Asked, of: _Set, task: str, protocol: str, top: Mapping[str, Top],
+    trained: PretrainedRun, asked: Benchmark, of: _Set, task: str, protocol: str, top: Mapping[str, Top],
     left_out: Mapping[str, int],
 ) -> list[Metric]:  # fmt: skip
     per_query = {

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medunifier_cli.checkpoint.pretrained import Trained
+from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import DataError
-from medunifier_cli.evaluate.benchmark import Asked
+from medunifier_cli.evaluate.benchmark import Benchmark
 from medunifier_cli.evaluate.retrieval.embed import (
     check_finite,
     embed_images,
@@ -32,7 +32,7 @@ PATIENT_DATA = "Images and reports are those of the split: keep this page where 
 
 
 def search_by_text(
-    trained: Trained, asked: Asked, text: str, top: int, rerank: int = 0, out: Path | None = None
+    trained: PretrainedRun, asked: Benchmark, text: str, top: int, rerank: int = 0, out: Path | None = None
 ) -> Path:
     """The images of a split that fit a text best, as a gallery.
 
@@ -65,7 +65,7 @@ def search_by_text(
 
 
 def search_by_image(
-    trained: Trained, asked: Asked, path: Path, top: int, rerank: int = 0, out: Path | None = None
+    trained: PretrainedRun, asked: Benchmark, path: Path, top: int, rerank: int = 0, out: Path | None = None
 ) -> Path:
     """The reports of a split that fit an image file best, each with its own image, as a gallery.
 
@@ -120,7 +120,7 @@ def _by_match(hits: list[_Hit], logodds_k: NDArray[np.float32]) -> list[_Hit]:
     return [*sorted(judged, key=lambda hit: -(hit.match or 0.0)), *hits[k:]]
 
 
-def _about(trained: Trained, asked: Asked, candidates: int, rerank: int) -> dict[str, str]:
+def _about(trained: PretrainedRun, asked: Benchmark, candidates: int, rerank: int) -> dict[str, str]:
     by = "cosine, largest over queries"
     return {
         "searched": f"{asked.plugin.name}/{asked.split}, {candidates:,} candidates",
@@ -132,13 +132,15 @@ def _about(trained: Trained, asked: Asked, candidates: int, rerank: int) -> dict
     }
 
 
-def _folder(trained: Trained, asked: Asked, kind: str, query: bytes) -> Path:
+def _folder(trained: PretrainedRun, asked: Benchmark, kind: str, query: bytes) -> Path:
     """Named by a hash: a query may quote a report, and a path ends up in logs."""
     name = hashlib.sha256(query).hexdigest()[:10]
     return trained.run.folder / "page" / f"search-{kind}-{asked.plugin.name}-{asked.split}-{name}"
 
 
-def _write(asked: Asked, folder: Path, about: dict[str, str], hits: list[_Hit], query: Shown | None) -> Path:
+def _write(
+    asked: Benchmark, folder: Path, about: dict[str, str], hits: list[_Hit], query: Shown | None
+) -> Path:
     shown = []
     for hit in hits:
         row = int(asked.source.rows[hit.number])

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medunifier_cli.checkpoint.pretrained import Trained
+from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import DataError
-from medunifier_cli.evaluate.benchmark import Asked, patients
+from medunifier_cli.evaluate.benchmark import Benchmark, patients
 from medunifier_cli.evaluate.results import Metric, write_result, write_samples
 from medunifier_cli.evaluate.retrieval import prompts as prompt_sets
 from medunifier_cli.evaluate.retrieval.embed import (
@@ -71,7 +71,7 @@ class Outcome:
 
 
 def class_scores(
-    trained: Trained, image_nQE: NDArray[np.float32], prompts: prompt_sets.Prompts, ensemble: str
+    trained: PretrainedRun, image_nQE: NDArray[np.float32], prompts: prompt_sets.Prompts, ensemble: str
 ) -> NDArray[np.float32]:
     """Cosine similarity of each image to each class, [n, C] in [-1, 1].
 
@@ -100,7 +100,7 @@ def probabilities(scores_nC: NDArray[np.float32], temperature: float = 1.0) -> N
     return out
 
 
-def benchmark(trained: Trained, asked: Asked, ensemble: Ensemble) -> Outcome:
+def benchmark(trained: PretrainedRun, asked: Benchmark, ensemble: Ensemble) -> Outcome:
     """Classify a split's samples that have exactly one class.
 
     Writes `results/zeroshot...json` and, beside it, the probabilities and a picture of the confusion matrix.
@@ -179,7 +179,7 @@ def protocol(ensemble: Ensemble) -> str:
 
 
 def classify_files(
-    trained: Trained, files: Files, classes: tuple[str, ...], ensemble: Ensemble
+    trained: PretrainedRun, files: Files, classes: tuple[str, ...], ensemble: Ensemble
 ) -> list[dict[str, Any]]:
     """Class probabilities of a person's own images.
 

@@ -17,7 +17,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from medunifier_cli.checkpoint.pretrained import Trained
+from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import MuError
 from medunifier_cli.evaluate.benchmark import open_benchmark
 from medunifier_cli.evaluate.results import Metric, mean, write_result
@@ -104,7 +104,7 @@ def find_copies(scorer: Scorer, fake: str, real: str = "", heldout: str = "") ->
 
 
 def _compare(
-    trained: Trained, train: ImageSet, fakes: ImageSet, unseen: SplitImages, count: int
+    trained: PretrainedRun, train: ImageSet, fakes: ImageSet, unseen: SplitImages, count: int
 ) -> tuple[dict[str, Closest], dict[str, Closest]]:
     """Judged and held-out images beside the training images, for each way of looking."""
     plain = _closest(trained, train, fakes, len(fakes))
@@ -138,7 +138,7 @@ def _training_images(scorer: Scorer, real: str) -> ImageSet:
     return SplitImages(asked, trained.recipe.data.train)
 
 
-def _closest(trained: Trained, train: ImageSet, images: ImageSet, n: int) -> Closest:
+def _closest(trained: PretrainedRun, train: ImageSet, images: ImageSet, n: int) -> Closest:
     """Nearest training image of images 0 to n - 1."""
     numbers, distances, features = [], [], []
     train_tD = encoder_features(trained, train)

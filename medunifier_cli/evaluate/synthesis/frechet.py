@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.pretrained import Trained, restore
+from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.checkpoint.priors import is_fitted, restore_priors
 from medunifier_cli.errors import MissingWeightsError, MuError
 from medunifier_cli.evaluate.results import Metric, mean, write_result
@@ -33,13 +33,13 @@ class Scorer:
 
     run: Run
     """Where results go: the priors' run where one was named, else the pre-training run."""
-    trained: Trained
+    trained: PretrainedRun
     limit: int
     """Training samples the priors saw, 0 for all."""
     inception: str = ""
     """Inception's weights by the priors' recipe, see `load_inception`."""
 
-    def judge(self) -> Trained:
+    def judge(self) -> PretrainedRun:
         """As `write_result` takes it: results carry the hash of the run they lie in."""
         step = store.steps(self.run.checkpoints)[-1]
         identity = store.identity(self.run.checkpoints, step)

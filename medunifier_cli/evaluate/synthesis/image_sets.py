@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medunifier_cli.checkpoint.pretrained import Trained
+from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.contract import FileImage
 from medunifier_cli.data.images.bad_image import BadImage
 from medunifier_cli.data.images.image import image_from
 from medunifier_cli.data.loader import collate
 from medunifier_cli.errors import DataError
-from medunifier_cli.evaluate.benchmark import Asked, open_benchmark
+from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
 from medunifier_cli.evaluate.synthesis.sample_folder import SETTINGS, SHEET, read_samples
 from medunifier_cli.evaluate.synthesis.synthesis import to_grey
 from medunifier_cli.model.vit import pixels
@@ -58,7 +58,7 @@ class ImageSet(Protocol):
 class SplitImages:
     """A split of shards, samples without text included."""
 
-    def __init__(self, asked: Asked, train: str) -> None:
+    def __init__(self, asked: Benchmark, train: str) -> None:
         self.asked = asked
         self.name = f"{asked.plugin.name}/{asked.split}"
         self.kind = "train" if asked.split == train else "validation"
@@ -88,7 +88,7 @@ class SplitImages:
 class CodedImages(SplitImages):
     """A split's images through the model's codes: as smooth as synthetic ones, which come out of them too."""
 
-    def __init__(self, trained: Trained, split: SplitImages) -> None:
+    def __init__(self, trained: PretrainedRun, split: SplitImages) -> None:
         super().__init__(split.asked, trained.recipe.data.train)
         self.trained = trained
         self.name = f"{self.name}, reconstructed"
@@ -148,7 +148,7 @@ class FolderImages:
         return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
 
-def open_images(trained: Trained, folder_or_split: str) -> ImageSet:
+def open_images(trained: PretrainedRun, folder_or_split: str) -> ImageSet:
     """A folder where there is one of that name, else a split of the run's data set.
 
     Raises:
@@ -173,7 +173,7 @@ def batches(images: ImageSet) -> Iterator[NDArray[np.uint8]]:
             progress.move(stop)
 
 
-def encoder_features(trained: Trained, images: ImageSet) -> NDArray[np.float32]:
+def encoder_features(trained: PretrainedRun, images: ImageSet) -> NDArray[np.float32]:
     """f_q of each image averaged over queries, [n, D]; kept in the run's cache."""
     digest = hashlib.sha256(f"{trained.identity} {images.fingerprint()}".encode()).hexdigest()[:16]
     path = trained.run.folder / "cache" / f"pooled-{digest}.npy"
@@ -191,7 +191,7 @@ def encoder_features(trained: Trained, images: ImageSet) -> NDArray[np.float32]:
     return found
 
 
-def query_means(trained: Trained, grey_BSS: NDArray[np.uint8]) -> NDArray[np.float32]:
+def query_means(trained: PretrainedRun, grey_BSS: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Grey levels -> [B, D]."""
     image = torch.from_numpy(grey_BSS)[:, None].to(trained.device)
     with torch.no_grad():

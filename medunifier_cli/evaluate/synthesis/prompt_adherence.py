@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.pretrained import Trained, restore
+from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.benchmark import open_benchmark, patients
 from medunifier_cli.evaluate.results import Metric, mean, write_result
@@ -88,7 +88,7 @@ def prompts_obeyed(scorer: Scorer, fake: str, classifier: str) -> list[Metric]:
     return metrics
 
 
-def restore_classifier(run: Run) -> tuple[Trained, Classifier, tuple[str, ...]]:
+def restore_classifier(run: Run) -> tuple[PretrainedRun, Classifier, tuple[str, ...]]:
     """The best epoch of a run of `mu finetune`.
 
     Returns:
@@ -112,14 +112,16 @@ def restore_classifier(run: Run) -> tuple[Trained, Classifier, tuple[str, ...]]:
     missing, unexpected = network.load_state_dict(dict(best.tensors["model"]), strict=False)
     if unexpected or any(name.startswith("head.") for name in missing):
         raise CheckpointError(f"{run.folder}: its weights do not fit {trained.run.folder}")
-    tuned = Trained(
+    tuned = PretrainedRun(
         run, trained.recipe, trained.tokenizer, trained.model, trained.device, best.step,
         store.identity(run.folder / "best", best.step),
     )  # fmt: skip
     return tuned, network.to(trained.device).eval(), classes
 
 
-def _classify(tuned: Trained, network: Classifier, images: Iterable[NDArray[np.uint8]]) -> NDArray[np.int64]:
+def _classify(
+    tuned: PretrainedRun, network: Classifier, images: Iterable[NDArray[np.uint8]]
+) -> NDArray[np.int64]:
     """Likeliest class of each image of batches [B, S, S]."""
     found = []
     for grey in images:
@@ -141,7 +143,7 @@ class _OnReal:
     patients: NDArray[Any] | None
 
 
-def _on_real(tuned: Trained, network: Classifier, generator: Trained) -> _OnReal:
+def _on_real(tuned: PretrainedRun, network: Classifier, generator: PretrainedRun) -> _OnReal:
     recipe = load_recipe(tuned.run.recipe, (), FinetuneRecipe)
     split = recipe.data.test or recipe.data.valid
     asked = open_benchmark(tuned, recipe.data.dataset, split, need_text=False)

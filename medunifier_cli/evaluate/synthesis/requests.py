@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medunifier_cli.checkpoint.pretrained import Trained
+from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.contract import DatasetPlugin, PackedText
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.retrieval.prompts import prompts_of, read_prompts
@@ -24,7 +24,7 @@ SPECIAL = 2
 
 
 @dataclass(frozen=True)
-class Wish:
+class ImageRequest:
     """One prompt."""
 
     prompt: str
@@ -34,7 +34,7 @@ class Wish:
     """Class it asks for; empty where it asks for none in particular."""
 
 
-def read_wishes(prompt: str, prompts: str, plugin: DatasetPlugin) -> list[Wish]:
+def read_requests(prompt: str, prompts: str, plugin: DatasetPlugin) -> list[ImageRequest]:
     """What `--prompt TEXT` or `--prompts FILE|SET` ask for, in the order they are taken in turn.
 
     Args:
@@ -46,7 +46,7 @@ def read_wishes(prompt: str, prompts: str, plugin: DatasetPlugin) -> list[Wish]:
         DataError: a file that cannot be read or holds no prompt, or no such set.
     """
     if prompt:
-        return [Wish(prompt, "--prompt")]
+        return [ImageRequest(prompt, "--prompt")]
     if not prompts:
         return []
     path = Path(prompts)
@@ -55,7 +55,7 @@ def read_wishes(prompt: str, prompts: str, plugin: DatasetPlugin) -> list[Wish]:
         by_class = read_prompts(path, plugin.classes) if kind else prompts_of(plugin, prompts)
         rounds = zip_longest(*([(name, text) for text in texts] for name, texts in by_class.items()))
         return [
-            Wish(text, f"{prompts}, class {name}", name)
+            ImageRequest(text, f"{prompts}, class {name}", name)
             for turn in rounds
             for name, text in filter(None, turn)
         ]
@@ -66,11 +66,13 @@ def read_wishes(prompt: str, prompts: str, plugin: DatasetPlugin) -> list[Wish]:
                 if "prompt" not in (rows.fieldnames or ()):
                     raise DataError(f"{path}: a table of prompts needs a column `prompt`")
                 found = [
-                    Wish(row["prompt"].strip(), f"{path}:{rows.line_num}", row.get("class") or "")
+                    ImageRequest(row["prompt"].strip(), f"{path}:{rows.line_num}", row.get("class") or "")
                     for row in rows
                 ]
             else:
-                found = [Wish(line.strip(), f"{path}:{number}") for number, line in enumerate(file, 1)]
+                found = [
+                    ImageRequest(line.strip(), f"{path}:{number}") for number, line in enumerate(file, 1)
+                ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         why = error.strerror if isinstance(error, OSError) else "not a UTF-8 text file"
         raise DataError(f"{path}: cannot be read ({why})") from error
@@ -80,7 +82,7 @@ def read_wishes(prompt: str, prompts: str, plugin: DatasetPlugin) -> list[Wish]:
     return found
 
 
-def text_features(trained: Trained, wishes: Sequence[Wish]) -> NDArray[np.float32]:
+def text_features(trained: PretrainedRun, wishes: Sequence[ImageRequest]) -> NDArray[np.float32]:
     """f_t_cls of each prompt [n, D], each read alone, so that no other prompt can change its last bits.
 
     Raises:
@@ -105,7 +107,7 @@ def text_features(trained: Trained, wishes: Sequence[Wish]) -> NDArray[np.float3
     return np.stack([known[wish.prompt] for wish in wishes])
 
 
-def wishes_hash(wishes: Sequence[Wish]) -> str:
+def requests_hash(wishes: Sequence[ImageRequest]) -> str:
     """Short hash of prompts and classes, as a folder of samples carries it."""
     listed = [[wish.prompt, wish.name] for wish in wishes]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]

@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medunifier_cli.checkpoint.pretrained import Trained
+from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.checkpoint.priors import Fitted
 from medunifier_cli.data.loader import eval_batches
 from medunifier_cli.errors import CheckpointError, DataError
-from medunifier_cli.evaluate.benchmark import Asked
-from medunifier_cli.evaluate.synthesis.requests import Wish, text_features, wishes_hash
+from medunifier_cli.evaluate.benchmark import Benchmark
+from medunifier_cli.evaluate.synthesis.requests import ImageRequest, requests_hash, text_features
 from medunifier_cli.evaluate.synthesis.sample_folder import SHEET, SampleFolder
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.pictures import save_rows
@@ -37,7 +37,7 @@ RECONSTRUCT_BATCH = 64
 
 
 def synthesize(
-    fitted: Fitted, out: Path, n: int, wishes: Sequence[Wish], draws: Draws, batch: int = 0
+    fitted: Fitted, out: Path, n: int, wishes: Sequence[ImageRequest], draws: Draws, batch: int = 0
 ) -> SampleFolder:
     """Fill `out` with samples 0 to n - 1; those that are there already stay.
 
@@ -60,7 +60,7 @@ def synthesize(
         raise DataError(f"guidance {draws.guidance:g} needs a prompt")
     feature_WD = torch.from_numpy(text_features(fitted.trained, wishes)) if wishes else None
     settings = {
-        "priors": fitted.identity, "pretrained": fitted.trained.identity, "prompts": wishes_hash(wishes),
+        "priors": fitted.identity, "pretrained": fitted.trained.identity, "prompts": requests_hash(wishes),
         **asdict(draws),
     }  # fmt: skip
     folder = SampleFolder(out, settings)
@@ -84,7 +84,7 @@ def synthesize(
 
 
 def _draw(
-    fitted: Fitted, folder: SampleFolder, numbers: range, wishes: Sequence[Wish],
+    fitted: Fitted, folder: SampleFolder, numbers: range, wishes: Sequence[ImageRequest],
     feature_WD: Tensor | None, draws: Draws,
 ) -> None:  # fmt: skip
     generator = fitted.trained.model.generator
@@ -95,7 +95,7 @@ def _draw(
     for row, number in enumerate(numbers):
         if number in folder.done:
             continue
-        wish = wishes[number % len(wishes)] if wishes else Wish("", "")
+        wish = wishes[number % len(wishes)] if wishes else ImageRequest("", "")
         line = {
             "prompt": wish.prompt, "class": wish.name, "codes": codes_hash(top[row], bottom[row]),
             **asdict(draws),
@@ -103,7 +103,7 @@ def _draw(
         folder.add(number, f"{number:06d}.png", decode(fitted.trained, top[row], bottom[row]), line)
 
 
-def reconstructions(trained: Trained, asked: Asked) -> Iterator[NDArray[np.uint8]]:
+def reconstructions(trained: PretrainedRun, asked: Benchmark) -> Iterator[NDArray[np.uint8]]:
     """Every image of a split through its codes, in batches [B, S, S]."""
     with torch.no_grad():
         for batch, mask_B in eval_batches(
@@ -113,7 +113,7 @@ def reconstructions(trained: Trained, asked: Asked) -> Iterator[NDArray[np.uint8
             yield to_grey(trained.model.reconstruct(batch).image_BCHW)
 
 
-def decode(trained: Trained, top_TT: Tensor, bottom_GG: Tensor) -> NDArray[np.uint8]:
+def decode(trained: PretrainedRun, top_TT: Tensor, bottom_GG: Tensor) -> NDArray[np.uint8]:
     """Codes of one image -> grey levels [S, S]. One at a time: a batch could change how a sum is rounded."""
     with torch.no_grad():
         image = trained.model.generator.from_codes(
@@ -138,7 +138,7 @@ def codes_hash(top_TT: Tensor, bottom_GG: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def reconstruct(trained: Trained, asked: Asked, out: Path, n: int = 0) -> SampleFolder:
+def reconstruct(trained: PretrainedRun, asked: Benchmark, out: Path, n: int = 0) -> SampleFolder:
     """Images of a split through their codes (figure 3, middle row); originals above in the contact sheet.
 
     Args:

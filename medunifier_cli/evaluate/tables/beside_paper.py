@@ -16,8 +16,7 @@ from typing import Any
 
 from medunifier_cli.checkpoint.lineage import base_of, made_from, recipe_of
 from medunifier_cli.evaluate.tables.paper_values import TABLES, Measure, Objectives, PaperTable
-from medunifier_cli.recipe.schema import Objectives as Weights
-from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.recipe.schema import ObjectivesConfig, PretrainRecipe
 from medunifier_cli.run.record import Run
 
 HEADER = ("method", "measure", "best other", "paper")
@@ -39,7 +38,7 @@ class Measured:
     """What one run brings."""
 
     name: str
-    weights: Weights | None
+    weights: ObjectivesConfig | None
     """Of its recipe, or of the run it was made from; None where that is not known."""
     results: list[tuple[Path, dict[str, Any]]]
     """Newest first."""
@@ -98,7 +97,7 @@ def _section(table: PaperTable, runs: Sequence[Measured], baselines: bool) -> Se
     return Section(f"Table {table.number}: {table.title}", rows, filled)
 
 
-def _fits(row: Objectives | None, weights: Weights | None) -> bool:
+def _fits(row: Objectives | None, weights: ObjectivesConfig | None) -> bool:
     if row is None or weights is None or not weights.itc:
         return False
     same = bool(weights.itm) == row.itm and bool(weights.itg) == row.itg

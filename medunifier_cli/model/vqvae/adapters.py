@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medunifier_cli.model.norm import GlobalBatchNorm
-from medunifier_cli.recipe.schema import Generator as GeneratorRecipe
+from medunifier_cli.recipe.schema import GeneratorConfig
 
 
 def sinusoid_2d(channels: int, height: int, width: int) -> Tensor:
@@ -62,7 +62,7 @@ class Nonlinear(nn.Module):
     only. `feature_norm` and `position_scale` of the recipe let content prevail within a short run.
     """
 
-    def __init__(self, width: int, recipe: GeneratorRecipe, height: int, columns: int) -> None:
+    def __init__(self, width: int, recipe: GeneratorConfig, height: int, columns: int) -> None:
         super().__init__()
         self.shape = (height, columns)
         self.linear = nn.Linear(width, recipe.code_width)
@@ -89,7 +89,7 @@ class TopAdapter(nn.Module):
     The queries fill a map of `queries / T` rows; a transposed convolution stretches it to T rows.
     """
 
-    def __init__(self, queries: int, width: int, recipe: GeneratorRecipe, top: int) -> None:
+    def __init__(self, queries: int, width: int, recipe: GeneratorConfig, top: int) -> None:
         super().__init__()
         channels, rows = recipe.code_width, queries // top
         stretch = top // rows
@@ -108,7 +108,7 @@ class TopAdapter(nn.Module):
 class BottomAdapter(nn.Module):
     """Z_bottom, equation (20): patch features joined with the text's [CLS] -> [B, C, G, G]."""
 
-    def __init__(self, width: int, recipe: GeneratorRecipe, grid: int) -> None:
+    def __init__(self, width: int, recipe: GeneratorConfig, grid: int) -> None:
         super().__init__()
         self.nonlinear = Nonlinear(width, recipe, grid, grid)
         self.residual = ResidualBlock(recipe.code_width, recipe.residual_width, recipe.residual_layers)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from medunifier_cli.model.norm import GlobalBatchNorm
-from medunifier_cli.recipe.schema import Generator as GeneratorRecipe
+from medunifier_cli.recipe.schema import GeneratorConfig
 
 PUBLISHED_WIDTHS = (
     4608,
@@ -55,7 +55,7 @@ def deconvolution(channels: int, out: int, norm: str) -> nn.Sequential:
 class Decoder(nn.Module):
     """z_q_top and z_q_bottom -> image."""
 
-    def __init__(self, recipe: GeneratorRecipe, image_size: int, patch_size: int) -> None:
+    def __init__(self, recipe: GeneratorConfig, image_size: int, patch_size: int) -> None:
         super().__init__()
         grid, blocks = image_size // patch_size, blocks_for(patch_size)
         base = image_size >> blocks

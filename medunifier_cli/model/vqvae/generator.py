@@ -14,7 +14,7 @@ from medunifier_cli.errors import MuError
 from medunifier_cli.model.vqvae.adapters import BottomAdapter, TopAdapter
 from medunifier_cli.model.vqvae.decoder import Decoder, blocks_for, deconvolution
 from medunifier_cli.model.vqvae.quantizer import Quantised, Quantiser
-from medunifier_cli.recipe.schema import Generator as GeneratorRecipe
+from medunifier_cli.recipe.schema import GeneratorConfig
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Sizes:
 class ImageGenerator(nn.Module):
     """Z_top, Z_bottom, both quantisers and D."""
 
-    def __init__(self, recipe: GeneratorRecipe, sizes: Sizes) -> None:
+    def __init__(self, recipe: GeneratorConfig, sizes: Sizes) -> None:
         super().__init__()
         sizes.check(recipe.base_width)
         grid = sizes.image_size // sizes.patch_size

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from medunifier_cli.distributed import world
 from medunifier_cli.model.precision import at_least_fp32
-from medunifier_cli.recipe.schema import Generator as GeneratorRecipe
+from medunifier_cli.recipe.schema import GeneratorConfig
 
 EMA_EPS = 1e-5  # Laplace smoothing of the cluster sizes, as in VQ-VAE-2
 
@@ -46,7 +46,7 @@ class Quantiser(nn.Module):
     started: Tensor
     sum_KC: Tensor
 
-    def __init__(self, recipe: GeneratorRecipe) -> None:
+    def __init__(self, recipe: GeneratorConfig) -> None:
         super().__init__()
         self.recipe = recipe
         size, width = recipe.codebook_size, recipe.code_width

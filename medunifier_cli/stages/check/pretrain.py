@@ -14,8 +14,8 @@ from medunifier_cli.data.shards import Shards, read_manifest
 from medunifier_cli.data.texts.report import TextTokenizer
 from medunifier_cli.errors import DataError, MissingWeightsError, MuError
 from medunifier_cli.plugin_index import load_dataset
-from medunifier_cli.recipe.schema import PretrainRecipe, Train
-from medunifier_cli.recipe.schema_finetune import FinetuneTrain
+from medunifier_cli.recipe.schema import PretrainRecipe, TrainConfig
+from medunifier_cli.recipe.schema_finetune import FinetuneTrainConfig
 from medunifier_cli.roots import runs_root, shards_folder
 
 HASH_BLOCK = 1 << 20
@@ -209,7 +209,9 @@ def _batch(recipe: PretrainRecipe, processes: int) -> str:
     return f"{said}; ITC and ITM contrast among {unit}"
 
 
-def look_at_batch(settings: Train | FinetuneTrain, processes: int, things: str) -> tuple[str, int]:
+def look_at_batch(
+    settings: TrainConfig | FinetuneTrainConfig, processes: int, things: str
+) -> tuple[str, int]:
     """How a global batch is divided: in words, and how many `things` all ranks take in one pass.
 
     Args:
