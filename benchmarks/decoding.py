@@ -63,12 +63,12 @@ def whole_text(model: MedUnifier, memory: ImageMemory, said_RT: Tensor) -> Tenso
     """Logits [R, K] after texts of equal length, read from their first token on."""
     rows, length = said_RT.shape
     text = PackedText(said_RT.flatten(), torch.full((rows,), length))
-    return model.word_logits(model.qformer.write_text(memory, text).view(rows, length, -1)[:, -1])
+    return model.word_logits(model.qformer.decode_text(memory, text).view(rows, length, -1)[:, -1])
 
 
 def _rows(memory: ImageMemory, row_R: Tensor) -> ImageMemory:
     own = [(keys[row_R], values[row_R]) for keys, values in memory.own]
-    return ImageMemory(memory.query_BQD[row_R], memory.cross, own)
+    return ImageMemory(memory.feature_BVD[row_R], memory.query_BQD[row_R], memory.cross, own)
 
 
 def seconds_of_cached(model: MedUnifier, memory: ImageMemory, beams: int) -> float:
@@ -112,7 +112,7 @@ def main() -> None:
     lengths = [round(part * (i + 0.5) + 0.5) for i in range(args.lengths)]
     with torch.inference_mode():
         features = torch.randn(args.images, 257, model.vit.width)
-        memory = model.qformer.read_image(features)
+        memory = model.qformer.encode_image(features)
         short = Rules(FIRST, END, CHECKED, CHECKED - 1, never=(FIRST,))
         fast = beam_search(TextCache(model, memory, CHECKED).step, args.images, short, args.beams, CPU)
         slow = beam_search(Recomputed(model, memory).step, args.images, short, args.beams, CPU)

@@ -36,7 +36,7 @@ from medunifier_cli.data.contract import Batch, PackedText  # noqa: E402
 from medunifier_cli.data.texts.report import TextTokenizer  # noqa: E402
 from medunifier_cli.distributed import draws  # noqa: E402
 from medunifier_cli.model.medunifier import MedUnifier  # noqa: E402
-from medunifier_cli.objectives.total import Objectives  # noqa: E402
+from medunifier_cli.objectives.pretraining import PretrainingLoss  # noqa: E402
 from medunifier_cli.recipe.load import load_recipe  # noqa: E402
 from tests.reference.plain_encoder import plain_weights  # noqa: E402
 from tests.reference.plain_objectives import PaddedTexts, PlainObjectives  # noqa: E402
@@ -99,14 +99,14 @@ def make_batch(size: int) -> tuple[Batch, str]:
     return batch, f"{source}: {lengths}, mean {np.mean(lengths):.1f} (of all {np.mean(every):.1f})"
 
 
-def build(batch: Batch, *overrides: str) -> Objectives:
+def build(batch: Batch, *overrides: str) -> PretrainingLoss:
     """full.yaml with a given image encoder, random weights and no dropout."""
     recipe = load_recipe("full", [*NO_VIT, *SAME_NUMBERS, *overrides])
     torch.manual_seed(0)
     model = MedUnifier(recipe, VOCABULARY)
     tokens, width = model.vit.tokens, model.vit.width
     model.vit = Given(torch.randn(len(batch.keys), tokens, width))
-    return Objectives(model, DEC).train()
+    return PretrainingLoss(model, DEC).train()
 
 
 class Sides:

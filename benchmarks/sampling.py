@@ -30,9 +30,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from medunifier_cli.prior.config import PixelSnailConfig
 from medunifier_cli.prior.pixelsnail import PixelSnail
 from medunifier_cli.prior.sampling import sample
+from medunifier_cli.prior.shape import PriorShape
 from tests.reference.slow_sampling import slow_sample
 
 THREADS, SIZES = 2, {"top": (8, 8), "bottom": (16, 16)}
@@ -109,7 +109,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
-    config = PixelSnailConfig()
+    config = PriorShape()
     priors = {
         "top": PixelSnail(config).eval(),
         "bottom": PixelSnail(replace(config, attention=False, top_codes=512)).eval(),

@@ -18,8 +18,8 @@ import torch
 from objectives import build, flops, interleave, make_batch, peak_mib
 
 from medunifier_cli.model.vit import pixels
+from medunifier_cli.objectives.pretraining import PretrainingLoss
 from medunifier_cli.objectives.tig import tig_loss
-from medunifier_cli.objectives.total import Objectives
 
 ALONE = ("objectives.itc=0.0", "objectives.itm=0.0", "objectives.itg=0.0")
 
@@ -34,12 +34,9 @@ class Parts:
         self.image = pixels(self.batch.image_B1HW)
         model = self.alone.model
         with torch.no_grad():
-            features = model.look(self.image)
-            query, text = (
-                model.qformer.read_image(features).query_BQD,
-                model.qformer.read_text(self.batch.text),
-            )
-        self.given = [x.clone().requires_grad_() for x in (query, features[:, 1:], text)]
+            memory = model.encode_image(self.image)
+            text = model.encode_text(self.batch.text)
+        self.given = [x.clone().requires_grad_() for x in (memory.query_BQD, memory.patch_BVD, text)]
 
     def texts(self) -> None:
         """ITC + ITM + ITG."""
@@ -58,7 +55,7 @@ class Parts:
         beta = model.recipe.model.generator.beta
         tig_loss(self.image, model.generator(*self.given), beta).loss.backward()
 
-    def _whole(self, objectives: Objectives) -> None:
+    def _whole(self, objectives: PretrainingLoss) -> None:
         objectives.zero_grad(set_to_none=True)
         objectives(self.batch)[0]["total"].backward()
 

@@ -16,7 +16,7 @@ from medunifier_cli.run.record import Run
 def recipe_of(run: Run) -> Any:
     """The recipe of a run, of whatever stage; None where it has none that can be read."""
     try:
-        return load_any(run.recipe) if run.recipe.exists() else None
+        return load_any(run.recipe, saved=True) if run.recipe.exists() else None
     except RecipeError:
         return None
 

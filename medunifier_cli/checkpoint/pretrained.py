@@ -10,7 +10,8 @@ from medunifier_cli.checkpoint import store
 from medunifier_cli.data.texts.report import TextTokenizer
 from medunifier_cli.errors import CheckpointError, RecipeError
 from medunifier_cli.model.medunifier import MedUnifier
-from medunifier_cli.recipe.load import load_recipe, stage_of
+from medunifier_cli.objectives.pretraining import build_model
+from medunifier_cli.recipe.load import load_saved, stage_of
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.roots import find_run, newest_run, runs_root
 from medunifier_cli.run.record import Run
@@ -78,7 +79,7 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not run.recipe.exists():
         raise CheckpointError(f"{run.folder}: not a run, it has no recipe.yaml")
-    recipe = load_recipe(run.recipe, (), PretrainRecipe)
+    recipe = load_saved(run.recipe, PretrainRecipe)
     checkpoint = store.newest(run.checkpoints, only=("model",))
     if checkpoint is None:
         raise CheckpointError(
@@ -86,7 +87,8 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
         )
     tokenizer = TextTokenizer.load(str(run.tokenizer))
     torch.manual_seed(recipe.train.seed)  # a frozen image encoder with random weights is made from this seed
-    model = MedUnifier(recipe, tokenizer.size)
+    # weights that training changes are in the checkpoint; only a frozen image encoder's are read again
+    model = build_model(recipe, tokenizer.size, load=recipe.model.vit.frozen)
     frozen = dict(model.vit.frozen_tensors())
     if frozen and store.tensors_hash(frozen) != checkpoint.facts["stage"].get("frozen_hash"):
         raise CheckpointError(
@@ -100,5 +102,5 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
         )
     identity = store.identity(run.checkpoints, checkpoint.step)
     return PretrainedRun(
-        run, recipe, tokenizer, model.place(device).eval(), device, checkpoint.step, identity
+        run, recipe, tokenizer, model.to_device(device).eval(), device, checkpoint.step, identity
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,8 +12,9 @@ from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.errors import CheckpointError, MuError, RecipeError
 from medunifier_cli.prior.pair import PriorPair
-from medunifier_cli.recipe.load import load_recipe, stage_of
-from medunifier_cli.recipe.schema_prior import PriorRecipe, snail_config
+from medunifier_cli.prior.shape import PriorShape
+from medunifier_cli.recipe.load import load_saved, stage_of
+from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run
 from medunifier_cli.run.record import Run
 
@@ -47,7 +49,7 @@ def is_fitted(run: Run) -> bool:
 def fitted_on(run: Run) -> Path | None:
     """Folder of the pre-training run whose codes the priors know; None where it is gone."""
     try:
-        return find_run(load_recipe(run.recipe, (), PriorRecipe).prior.pretrained).resolve()
+        return find_run(load_saved(run.recipe, PriorRecipe).prior.pretrained).resolve()
     except MuError:
         return None
 
@@ -58,9 +60,9 @@ def build_pair(recipe: PriorRecipe, trained: PretrainedRun) -> PriorPair:
     codes = generator.codebook_size
     text = trained.recipe.model.qformer.width if priors.condition == "text" else 0
     vectors = generator.code_width if priors.codebook_vectors else 0
+    model: dict[str, Any] = {"codes": codes, "text_width": text, "codebook_width": vectors}
     pair = PriorPair(
-        snail_config(priors.top, codes=codes, text_width=text, codebook_width=vectors),
-        snail_config(priors.bottom, codes=codes, text_width=text, codebook_width=vectors, top_codes=codes),
+        PriorShape(**vars(priors.top), **model), PriorShape(**vars(priors.bottom), **model, top_codes=codes)
     )
     if vectors:
         top, bottom = trained.model.generator.quantise_top, trained.model.generator.quantise_bottom
@@ -77,7 +79,7 @@ def restore_priors(run: Run, device: torch.device | None = None) -> Fitted:
     """
     if not run.recipe.exists() or stage_of(run.recipe) != PriorRecipe.stage:
         raise CheckpointError(f"{run.folder}: not a run of `mu fit-prior`, which makes the priors")
-    recipe = load_recipe(run.recipe, (), PriorRecipe)
+    recipe = load_saved(run.recipe, PriorRecipe)
     checkpoint = store.newest(run.checkpoints, only=("model",))
     if checkpoint is None:
         raise CheckpointError(f"{run.folder}: no whole checkpoint; run `mu fit-prior` again")

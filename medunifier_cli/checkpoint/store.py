@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medunifier_cli.errors import CheckpointError
+from medunifier_cli.files import sha256, sync
 
 NAME = re.compile(r"step-(\d{8})")
 DONE, FACTS = "DONE", "checkpoint.json"
@@ -61,7 +61,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         if final.exists():  # damaged, or it would have been resumed from
             _remove(final)
         temporary.rename(final)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         before = steps(folder)
@@ -99,7 +99,7 @@ def load(path: Path, only: tuple[str, ...] = ()) -> Checkpoint:
             stem = name.removesuffix(".safetensors")
             if only and stem not in only:
                 continue
-            if file_hash(path / name) != expected["sha256"]:
+            if sha256(path / name) != expected["sha256"]:
                 raise CheckpointError(f"{path / name}: not the bytes that were written")
             tensors[stem] = load_file(path / name)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -122,18 +122,8 @@ def identity(folder: Path, step: int) -> str:
     return (folder / f"step-{step:08d}" / DONE).read_text().strip()[:16]
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _digest(file)
-        )
-
-
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors: how frozen weights are known again."""
+    """SHA-256 over names, types, shapes and bytes of tensors; used to verify frozen weights."""
     import torch
 
     digest = hashlib.sha256()
@@ -144,34 +134,19 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
     files = {}
     for stem, tensors in checkpoint.tensors.items():
         path = folder / f"{stem}.safetensors"
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-        _sync(path)
-        files[path.name] = {"sha256": file_hash(path), "bytes": path.stat().st_size}
+        sync(path)
+        files[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
     index = {"step": checkpoint.step, "facts": checkpoint.facts, "files": files}
     text = json.dumps(index, indent=1, sort_keys=True).encode()
     for name, content in ((FACTS, text), (DONE, hashlib.sha256(text).hexdigest().encode())):
         (folder / name).write_bytes(content)
-        _sync(folder / name)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(folder / name)
+    sync(folder)
 
 
 def _remove(path: Path) -> None:

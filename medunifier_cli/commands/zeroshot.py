@@ -150,11 +150,12 @@ def _save_prompts(path: Path, name: str, dataset: str, prompts: str) -> None:
 
     if not dataset:
         from medunifier_cli.checkpoint.pretrained import is_pretrained
-        from medunifier_cli.recipe.load import load_recipe
+        from medunifier_cli.recipe.load import load_saved
+        from medunifier_cli.recipe.schema import PretrainRecipe
         from medunifier_cli.run.record import Run
 
         folder = find_run(name) if name else newest_run(lambda path: is_pretrained(Run(path)), "zeroshot")
-        dataset = load_recipe(Run(folder).recipe).data.dataset
+        dataset = load_saved(Run(folder).recipe, PretrainRecipe).data.dataset
     plugin = load_dataset(dataset)
     if path.exists():
         raise DataError(f"{path}: is there already; name another file, or remove it")

@@ -32,7 +32,7 @@ class Placed(Protocol):
     """A batch that knows its places; `contract.Batch` is one."""
 
     @property
-    def place_B(self) -> Tensor: ...  # noqa: N802 - a shape suffix
+    def place_B(self) -> Tensor: ...
 
 
 P = TypeVar("P", bound=Placed)

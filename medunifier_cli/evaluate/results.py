@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
-from medunifier_cli.run.record import Run, data_facts, versions, write_whole
+from medunifier_cli.files import write_text
+from medunifier_cli.run.provenance import data_facts, versions
+from medunifier_cli.run.record import Run
 from medunifier_cli.scores.bootstrap import mean_intervals
 
 
@@ -76,7 +78,7 @@ def write_result(
     }
     trained.run.results.mkdir(parents=True, exist_ok=True)
     path = trained.run.results / f"{task}-{dataset}-{split}.json"
-    write_whole(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
     return path
 
 
@@ -88,7 +90,7 @@ def write_samples(run: Run, task: str, dataset: str, split: str, rows: Iterable[
     """
     run.results.mkdir(parents=True, exist_ok=True)
     path = run.results / f"{task}-{dataset}-{split}.samples.jsonl"
-    write_whole(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
     return path
 
 

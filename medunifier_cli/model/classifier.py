@@ -43,7 +43,7 @@ class Classifier(nn.Module):
 
     def queries(self, image_B1HW: Tensor) -> Tensor:
         """uint8 grey levels -> f_q [B, Q, D] of the uni-modal pass."""
-        return self.model.qformer.read_image(self.model.look(pixels(image_B1HW))).query_BQD
+        return self.model.encode_image(pixels(image_B1HW)).query_BQD
 
     def forward(self, given: Tensor) -> Tensor:
         """uint8 images [B, 1, H, W], or queries [B, Q, D] where the model is frozen -> logits [B, C]."""

@@ -1,6 +1,7 @@
-"""The whole model, composition only. Legend of shapes: `qformer.py`, `generator.py`.
+"""The whole model: both encoders, and the heads of the paper's four objectives.
 
-Parts of an objective whose weight is 0 are not built.
+Composition only; shapes are explained in `qformer.py` and `vqvae/generator.py`. The head of an objective
+whose weight is 0 is not built.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medunifier_cli.data.contract import Batch
+from medunifier_cli.data.contract import Batch, PackedText
 from medunifier_cli.model.norm import GlobalBatchNorm
 from medunifier_cli.model.precision import at_least_fp32
-from medunifier_cli.model.qformer import LAYER_NORM_EPS, QFormer, initialise
+from medunifier_cli.model.qformer import LAYER_NORM_EPS, ImageMemory, QFormer, initialise
 from medunifier_cli.model.vit import ImageEncoder, pixels
 from medunifier_cli.model.vqvae.generator import Generated, ImageGenerator, Sizes
 from medunifier_cli.recipe.schema import PretrainRecipe
@@ -56,7 +57,8 @@ class MedUnifier(nn.Module):
     Args:
         recipe: everything but the vocabulary.
         vocabulary: token ids of the tokenizer, [DEC] included.
-        load: False leaves out the pretrained weights the recipe names.
+        load: False leaves out the image encoder's pretrained weights. Those of a BERT are never read here: a
+            new run loads them once (`checkpoint.convert.load_bert`), after that they are in its checkpoints.
     """
 
     def __init__(self, recipe: PretrainRecipe, vocabulary: int, load: bool = True) -> None:
@@ -86,36 +88,45 @@ class MedUnifier(nn.Module):
                 recipe.model.qformer.queries,
             )
             self.generator = ImageGenerator(recipe.model.generator, sizes)
-        if load and recipe.model.qformer.weights != "random":
-            from medunifier_cli.checkpoint.convert import load_bert
 
-            load_bert(self, recipe.model.qformer.weights)
-
-    def place(self, device: torch.device) -> MedUnifier:
+    def to_device(self, device: torch.device) -> MedUnifier:
         """Move to a device; on a GPU a frozen image encoder runs in bf16."""
         if self.recipe.model.vit.frozen and device.type == "cuda":
             self.vit.vit.to(torch.bfloat16)
         return self.to(device)
 
-    def look(self, image_BCHW: Tensor) -> Tensor:
-        """Pixels in [0, 1] -> f_v [B, 1 + V, D_v] after the trainable norm."""
-        features: Tensor = self.vision_norm(self.vit(image_BCHW))
-        return features
+    def encode_image(self, image_BCHW: Tensor) -> ImageMemory:
+        """Uni-modal pass over images, pixels in [0, 1] -> f_v and f_q, and what the other passes reuse."""
+        return self.qformer.encode_image(self.vision_norm(self.vit(image_BCHW)))
+
+    def encode_text(self, text: PackedText) -> Tensor:
+        """Uni-modal pass over texts -> f_t_cls [B, D]."""
+        return self.qformer.encode_text(text)
+
+    def match(self, memory: ImageMemory, image_M: Tensor, text: PackedText) -> Tensor:
+        """Bi-directional pass over M pairs, equation (14): fp32 logits [M, 2] of no match and match.
+
+        Args:
+            memory: of B images.
+            image_M: int64 on the CPU, the image that goes with text m.
+            text: M texts.
+        """
+        logits_MQ2 = self.match_head(self.qformer.fuse(memory, image_M, text))
+        return at_least_fp32(logits_MQ2).mean(dim=1)
+
+    def decode_text(self, memory: ImageMemory, text: PackedText) -> Tensor:
+        """Multi-modal causal pass, text b after image b -> logits [N, vocabulary] of each next token."""
+        return self.word_logits(self.qformer.decode_text(memory, text))
+
+    def word_logits(self, text_ND: Tensor) -> Tensor:
+        """Equation (16): [N, D] -> [N, vocabulary]."""
+        logits: Tensor = self.word_head(text_ND, self.qformer.word.weight)
+        return logits
 
     def reconstruct(self, batch: Batch) -> Generated:
         """The images of a batch through their codes, with the codes."""
-        features = self.look(pixels(batch.image_B1HW))
-        memory = self.qformer.read_image(features)
-        text_cls = self.qformer.read_text(batch.text)
-        made: Generated = self.generator(memory.query_BQD, features[:, 1:], text_cls)
-        return made
-
-    def match(self, query_MQD: Tensor) -> Tensor:
-        """Equation (14): two logits per query, averaged over queries, fp32 [M, 2]."""
-        logits: Tensor = at_least_fp32(self.match_head(query_MQD)).mean(dim=1)
-        return logits
-
-    def word_logits(self, text_ND: Tensor) -> Tensor:
-        """[N, D] -> [N, vocabulary]."""
-        logits: Tensor = self.word_head(text_ND, self.qformer.word.weight)
-        return logits
+        memory = self.encode_image(pixels(batch.image_B1HW))
+        generated: Generated = self.generator(
+            memory.query_BQD, memory.patch_BVD, self.encode_text(batch.text)
+        )
+        return generated

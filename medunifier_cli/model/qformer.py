@@ -2,7 +2,7 @@
 
 Q queries, L text tokens, V image tokens (class token and patches), H heads, D width; N packed text tokens.
 
-What an image costs is computed once, in `read_image`, and kept in an `ImageMemory`: every layer's keys and
+What an image costs is computed once, in `encode_image`, and kept in an `ImageMemory`: every layer's keys and
 values of cross-attention serve ITC, ITM and ITG; the queries' own keys and values serve ITG, since in the
 multi-modal causal mask queries never look at text and so are the queries of the uni-modal pass.
 Layers are BERT's (post-norm); `tests/parity` holds them against transformers' BertModel and BLIP-2 Q-Former.
@@ -31,12 +31,19 @@ KeyValue = tuple[Tensor, Tensor]
 class ImageMemory:
     """What all passes over the same B images share."""
 
+    feature_BVD: Tensor
+    """f_v, class token first, after the trainable norm."""
     query_BQD: Tensor
     """f_q of the uni-modal pass."""
     cross: Sequence[KeyValue | None]
     """Per layer: keys and values of the image tokens, None in a layer without cross-attention."""
     own: Sequence[KeyValue]
     """Per layer: the queries' keys and values of self-attention."""
+
+    @property
+    def patch_BVD(self) -> Tensor:
+        """f_local: f_v without the class token."""
+        return self.feature_BVD[:, 1:]
 
 
 @dataclass(frozen=True)
@@ -239,7 +246,7 @@ class QFormer(nn.Module):
         embedded = self.norm(self.word(text.ids_N) + self.position(layout.position_N))
         return F.dropout(embedded, self.dropout, self.training)
 
-    def read_image(self, image_BVD: Tensor) -> ImageMemory:
+    def encode_image(self, image_BVD: Tensor) -> ImageMemory:
         """Queries look at the image, uni-modal mask. [B, V, D_v] -> memory with f_q [B, Q, D]."""
         query = self._embed_queries(image_BVD.shape[0])
         cross: list[KeyValue | None] = []
@@ -248,9 +255,9 @@ class QFormer(nn.Module):
             cross.append(block.cross.keys_values(image_BVD) if block.cross is not None else None)
             query, keys_values = block.queries_only(query, cross[-1])
             own.append(keys_values)
-        return ImageMemory(query, cross, own)
+        return ImageMemory(image_BVD, query, cross, own)
 
-    def read_text(self, text: PackedText) -> Tensor:
+    def encode_text(self, text: PackedText) -> Tensor:
         """Text alone, uni-modal mask -> f_t_cls [B, D], of the first tokens: nobody reads the others."""
         layout = Layout.of(text.lengths_B, text.ids_N.device)
         text_ND = self._embed_text(text, layout)
@@ -258,7 +265,7 @@ class QFormer(nn.Module):
             text_ND = block.text_only(text_ND, layout, cls_only=layer == len(self.blocks))
         return text_ND
 
-    def read_pairs(self, memory: ImageMemory, image_M: Tensor, text: PackedText) -> Tensor:
+    def fuse(self, memory: ImageMemory, image_M: Tensor, text: PackedText) -> Tensor:
         """M pairs, bi-directional mask -> f_q [M, Q, D].
 
         Args:
@@ -274,7 +281,7 @@ class QFormer(nn.Module):
             rows = block.pairs(rows, layout, cross, plan, queries_only=layer == len(self.blocks))
         return rows.view(pairs, self.queries, -1)
 
-    def write_text(self, memory: ImageMemory, text: PackedText) -> Tensor:
+    def decode_text(self, memory: ImageMemory, text: PackedText) -> Tensor:
         """Text b after the queries of image b, multi-modal causal mask -> packed f_t [N, D]."""
         layout = Layout.of(text.lengths_B, text.ids_N.device)
         text_ND = self._embed_text(text, layout)

@@ -1,22 +1,21 @@
 """Image-text contrast (paper, equations 8 to 12).
 
-B local pairs, G = ranks * B pairs of the global batch, Q queries, E joint space.
+B local pairs, G = ranks * B pairs of the global batch.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medunifier_cli.objectives import Objective
+from medunifier_cli.objectives.objective import EncodedBatch, LossAndMonitors, Objective
 
-
-def image_text_similarity(g_q_BQE: Tensor, g_t_GE: Tensor) -> Tensor:
-    """max over queries of the cosine of each image with each text: [B, G] in [-1, 1]."""
-    images, queries, width = g_q_BQE.shape
-    every = g_q_BQE.reshape(-1, width) @ g_t_GE.T
-    return every.view(images, queries, -1).amax(dim=1)
+TEMPERATURE_RANGE = (0.01, 0.5)
+"""The learnable temperature is clamped to this: near 0 the softmax is one-hot and its gradient vanishes."""
 
 
 def itc_loss(
@@ -25,7 +24,7 @@ def itc_loss(
     own_B: Tensor,
     temperature: Tensor,
     smoothing: float = 0.0,
-) -> Objective:
+) -> LossAndMonitors:
     """Bi-directional contrastive loss, mean over the local pairs.
 
     Args:
@@ -39,4 +38,29 @@ def itc_loss(
     text_loss = F.cross_entropy(text_to_image_BG / temperature, own_B, label_smoothing=smoothing)
     with torch.no_grad():
         right = (image_to_text_BG.argmax(1) == own_B).float() + (text_to_image_BG.argmax(1) == own_B).float()
-    return Objective(0.5 * (image_loss + text_loss), {"itc_accuracy": right.mean() / 2})
+    return LossAndMonitors(0.5 * (image_loss + text_loss), {"itc_accuracy": right.mean() / 2})
+
+
+class ImageTextContrast(Objective):
+    """Features of all ranks are gathered with gradient, so every pair contrasts with the global batch."""
+
+    name = "itc"
+    title = "ITC loss"
+    monitors: ClassVar[Mapping[str, str]] = {
+        "itc_accuracy": "ITC accuracy in the batch",
+        "temperature": "ITC temperature",
+    }
+    reads_text_cls = True
+    reaches_every_weight = True
+
+    def compute(self, encoded: EncodedBatch) -> LossAndMonitors:
+        """Mean over the local pairs."""
+        model = encoded.model
+        with torch.no_grad():  # before it is used: the last optimiser step may have left the range
+            model.temperature.clamp_(*TEMPERATURE_RANGE)
+        similarity = encoded.similarity
+        loss, monitors = itc_loss(
+            similarity.image_to_text_BG, similarity.text_to_image_BG, similarity.own_B,
+            model.temperature, model.recipe.objectives.itc_smoothing,
+        )  # fmt: skip
+        return LossAndMonitors(loss, {**monitors, "temperature": model.temperature.detach()})

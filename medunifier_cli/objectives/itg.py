@@ -1,36 +1,44 @@
-"""Image-grounded text generation (paper, equations 15 to 17): causal language modelling after the queries."""
+"""Image-grounded text generation (paper, equations 15 to 17): causal language modelling after the queries.
+
+B texts, N tokens, P = N - B predicted tokens, K vocabulary.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from medunifier_cli.data.contract import PackedText
+from medunifier_cli.distributed import world
 from medunifier_cli.model.precision import at_least_fp32
-from medunifier_cli.objectives import Objective
+from medunifier_cli.objectives.objective import EncodedBatch, LossAndMonitors, Objective
 
 
-def said_and_next(text: PackedText, dec_id: int) -> tuple[PackedText, Tensor]:
-    """What the decoder reads, [DEC] w_1 ... w_n, and what it is to say after each of them, w_1 ... w_n [SEP].
+def decoder_inputs_and_targets(text: PackedText, dec_id: int) -> tuple[PackedText, Tensor]:
+    """Teacher forcing: inputs [DEC] w_1 ... w_n, and after each of them its target, w_1 ... w_n [SEP].
 
     Returns:
         Texts one token shorter, P = N - B tokens in all, and int64 targets [P]. Nothing else is a target.
     """
+    # lengths are on the CPU: the positions are worked out there, so that a GPU need not wait
     end_B = text.lengths_B.cumsum(0)
     first_N = torch.zeros(len(text.ids_N), dtype=torch.bool)
     last_N = first_N.clone()
     first_N[end_B - text.lengths_B] = True
     last_N[end_B - 1] = True
     device = text.ids_N.device
-    first_B, read_P, next_P = (
-        chosen_N.nonzero()[:, 0].to(device, non_blocking=True) for chosen_N in (first_N, ~last_N, ~first_N)
+    first_B, input_P, target_P = (
+        mask_N.nonzero()[:, 0].to(device, non_blocking=True) for mask_N in (first_N, ~last_N, ~first_N)
     )
     ids_N = text.ids_N.index_fill(0, first_B, dec_id)
-    return PackedText(ids_N[read_P], text.lengths_B - 1), text.ids_N[next_P]
+    return PackedText(ids_N[input_P], text.lengths_B - 1), text.ids_N[target_P]
 
 
-def itg_loss(logits_PK: Tensor, target_P: Tensor) -> Objective:
+def itg_loss(logits_PK: Tensor, target_P: Tensor) -> LossAndMonitors:
     """Equation (15): sum over the P predicted tokens, to be divided by their global number.
 
     The paper divides by N * L_t; texts differ in length here and padding is no target, so the mean is over
@@ -38,4 +46,25 @@ def itg_loss(logits_PK: Tensor, target_P: Tensor) -> Objective:
     """
     loss = F.cross_entropy(at_least_fp32(logits_PK), target_P, reduction="sum")
     right = (logits_PK.argmax(dim=1) == target_P).float().sum()
-    return Objective(loss, {"itg_right": right.detach()})
+    return LossAndMonitors(loss, {"itg_right": right.detach()})
+
+
+class ImageGroundedTextGeneration(Objective):
+    """The text decoder reads the queries' keys and values of the uni-modal pass: exact, since in the
+    multi-modal causal mask queries never attend to text."""
+
+    name = "itg"
+    title = "ITG loss"
+    monitors: ClassVar[Mapping[str, str]] = {"itg_accuracy": "ITG accuracy, next token"}
+    # f_q itself is never read: the last layer's feed-forward network of the queries gets no gradient
+    reaches_every_weight = False
+
+    def compute(self, encoded: EncodedBatch) -> LossAndMonitors:
+        """Mean over the predicted tokens of all ranks."""
+        inputs, target_P = decoder_inputs_and_targets(encoded.batch.text, encoded.dec_id)
+        loss, counts = itg_loss(encoded.model.decode_text(encoded.memory, inputs), target_P)
+        tokens = float(len(target_P))
+        return LossAndMonitors(
+            world.share_of_mean(loss, tokens),
+            {"itg_accuracy": world.share_of_mean(counts["itg_right"], tokens)},
+        )

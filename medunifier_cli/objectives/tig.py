@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,10 +12,10 @@ from medunifier_cli.distributed import world
 from medunifier_cli.model.precision import at_least_fp32
 from medunifier_cli.model.vqvae.generator import Generated
 from medunifier_cli.model.vqvae.quantizer import perplexity
-from medunifier_cli.objectives import Objective
+from medunifier_cli.objectives.objective import EncodedBatch, LossAndMonitors, Objective
 
 
-def tig_loss(image_BCHW: Tensor, made: Generated, beta: float) -> Objective:
+def tig_loss(image_BCHW: Tensor, generated: Generated, beta: float) -> LossAndMonitors:
     """Reconstruction + codebook terms + beta * commitment terms, means over the local batch.
 
     The paper writes squared norms; like van den Oord et al. 2017 the means over elements are meant, which
@@ -20,14 +23,15 @@ def tig_loss(image_BCHW: Tensor, made: Generated, beta: float) -> Objective:
 
     Args:
         image_BCHW: pixels in [0, 1].
-        made: reconstruction and both quantised maps.
+        generated: reconstruction and both quantised maps.
         beta: beta_1 = beta_2 of the paper.
     """
-    reconstruction = F.mse_loss(at_least_fp32(made.image_BCHW), image_BCHW)
-    codebook = made.top.codebook_loss + made.bottom.codebook_loss
-    commitment = made.top.commitment_loss + made.bottom.commitment_loss
-    top_K, bottom_K = world.all_sum(made.top.count_K), world.all_sum(made.bottom.count_K)
-    return Objective(
+    reconstruction = F.mse_loss(at_least_fp32(generated.image_BCHW), image_BCHW)
+    codebook = generated.top.codebook_loss + generated.bottom.codebook_loss
+    commitment = generated.top.commitment_loss + generated.bottom.commitment_loss
+    # perplexity is no mean over ranks: the codes of all ranks are counted first
+    top_K, bottom_K = world.all_sum(generated.top.count_K), world.all_sum(generated.bottom.count_K)
+    return LossAndMonitors(
         reconstruction + codebook + beta * commitment,
         {
             "reconstruction": reconstruction.detach(),
@@ -37,3 +41,22 @@ def tig_loss(image_BCHW: Tensor, made: Generated, beta: float) -> Objective:
             "perplexity_bottom": perplexity(bottom_K),
         },
     )
+
+
+class TextGroundedImageGeneration(Objective):
+    """Two-level vector quantisation of the image, grounded in f_q and f_t_cls, and its reconstruction."""
+
+    name = "tig"
+    title = "TIG loss"
+    monitors: ClassVar[Mapping[str, str]] = {
+        "perplexity_top": "Perplexity of the top codebook",
+        "perplexity_bottom": "Perplexity of the bottom codebook",
+    }
+    reads_text_cls = True
+    reaches_every_weight = True
+
+    def compute(self, encoded: EncodedBatch) -> LossAndMonitors:
+        """Mean over the local images."""
+        model, memory = encoded.model, encoded.memory
+        generated = model.generator(memory.query_BQD, memory.patch_BVD, encoded.text_cls_BD, encoded.revival)
+        return tig_loss(encoded.image_BCHW, generated, model.recipe.model.generator.beta)

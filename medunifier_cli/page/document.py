@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from medunifier_cli.run.record import write_whole
+from medunifier_cli.files import write_text
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fcfcfb; --ink: #1b2026; --soft: #59626d; --line: #d6dade;
@@ -77,5 +77,5 @@ def save_page(folder: Path, title: str, body: str) -> Path:
     """Write `index.html` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
-    write_whole(path, page(title, body))
+    write_text(path, page(title, body))
     return path

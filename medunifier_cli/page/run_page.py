@@ -8,9 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from medunifier_cli.files import read_lines
 from medunifier_cli.page.document import facts, grid, save_page
 from medunifier_cli.page.plot import Curve, plot
-from medunifier_cli.run.record import Run, read_log
+from medunifier_cli.run.record import Run
 
 SHOWN = {
     "total": "Loss, all objectives", "loss": "Loss", "itc": "ITC loss", "itm": "ITM loss", "itg": "ITG loss",
@@ -38,7 +39,7 @@ def write_run_page(run: Run, rows: list[list[str]]) -> Path:
     parts = [facts(_about(run))]
     if len(rows) > 1:
         parts += ["<h2>Results</h2>", grid(rows, words=3)]
-    curves = _curves(read_log(run.log))
+    curves = _curves(read_lines(run.log))
     if curves:
         parts += ["<h2>Training</h2>", '<div class="plots">', *curves, "</div>"]
     for title, paths in _pictures(run).items():

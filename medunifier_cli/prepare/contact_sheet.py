@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from medunifier_cli.data.shards import Shards
-from medunifier_cli.prepare.write import whole_file
+from medunifier_cli.files import atomic_write
 
 COLUMNS, ROWS = 6, 4
 TILE = 200
@@ -50,7 +50,7 @@ def write_sheet(shards: Shards, text_sections: Sequence[str], path: Path) -> Non
         for line, ink in [*((line, INK) for line in _lines(text, font)), (_labels(meta), FAINT)]:
             draw.text((left, top), _fit(line, font), fill=ink, font=font)
             top += LINE_HEIGHT
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         sheet.save(file, "PNG", compress_level=1, compress_type=3)  # run lengths, as the shards
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from medunifier_cli.data.contract import DatasetPlugin, Plan
 from medunifier_cli.data.shards import MANIFEST, Shards, fill_index, index_dtype
 from medunifier_cli.errors import DataError
+from medunifier_cli.files import TEMPORARY, atomic_write, write_json
 from medunifier_cli.prepare.contact_sheet import write_sheet
 from medunifier_cli.prepare.manifest import (
     VERSION,
@@ -31,14 +32,7 @@ from medunifier_cli.prepare.manifest import (
     subset_entries,
 )
 from medunifier_cli.prepare.walk import Walk
-from medunifier_cli.prepare.write import (
-    RECEIPTS,
-    TEMPORARY,
-    Receipt,
-    load_receipt,
-    whole_file,
-    write_json,
-)
+from medunifier_cli.prepare.write import RECEIPTS, Receipt, load_receipt
 
 REJECTS = "rejects.jsonl"
 INDEX = ".index.npy"
@@ -172,7 +166,7 @@ def _write_index(
     dtype = index_dtype(max(shard.key_bytes for shard in full), len(labels))
     path = folder / f"{split}{INDEX}"
     hasher = hashlib.sha256()
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         for block in _npy_blocks(folder, full, dtype, labels):
             hasher.update(block)
             file.write(block)
@@ -207,7 +201,7 @@ def _write_rejects(folder: Path, receipts: Sequence[Receipt]) -> dict[str, Any]:
     """`rejects.jsonl`: rows left out by the plugin, then images that could not be used; no report text."""
     path = folder / REJECTS
     lines, hasher = 0, hashlib.sha256()
-    with whole_file(path) as file, open(folder / RECEIPTS / DROPS, "rb") as drops:
+    with atomic_write(path) as file, open(folder / RECEIPTS / DROPS, "rb") as drops:
         for line in drops:
             hasher.update(line)
             file.write(line)

@@ -20,20 +20,13 @@ from medunifier_cli.data.contract import DatasetPlugin, DrawnImage, Drop, Plan, 
 from medunifier_cli.data.images.image import bytes_of, head_of, is_dicom, opened
 from medunifier_cli.data.shards import MANIFEST
 from medunifier_cli.errors import DataError
+from medunifier_cli.files import TEMPORARY, explained, write_json
 from medunifier_cli.prepare.join import DROPS, Expected, join, summaries
 from medunifier_cli.prepare.manifest import made_with, tally
 from medunifier_cli.prepare.progress import PrepareProgress
 from medunifier_cli.prepare.render import TASK, Reject, render_all
 from medunifier_cli.prepare.walk import Chunk, Walk
-from medunifier_cli.prepare.write import (
-    RECEIPTS,
-    TEMPORARY,
-    Receipt,
-    ShardWriter,
-    explained,
-    load_receipt,
-    write_json,
-)
+from medunifier_cli.prepare.write import RECEIPTS, Receipt, ShardWriter, load_receipt
 
 SETTINGS = "settings.json"
 PROBED = 32
@@ -235,7 +228,7 @@ def _check_settings(job: Job) -> None:
             raise DataError(
                 f"{job.out}: holds {foreign[0].name}, not made by `mu prepare`; give another --out"
             )
-        write_json(path, mine, f".{job.part[0]}of{job.part[1]}")
+        write_json(path, mine)
         return
     try:
         begun = json.loads(path.read_bytes())

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from medunifier_cli.data.shard_scan import Row
-from medunifier_cli.errors import DataError
+from medunifier_cli.files import TEMPORARY, atomic_write, explained, sync
 from medunifier_cli.prepare.render import Reject, Rendered
 from medunifier_cli.prepare.walk import Chunk
 
 RECEIPTS = ".progress"
 """Folder in the shards' folder with one small file per finished shard; a restart goes on from them."""
-TEMPORARY = ".tmp"
 RECORD = 10240
 """A tar ends on a multiple of so many bytes."""
 
@@ -53,7 +50,7 @@ def receipt_path(folder: Path, name: str) -> Path:
 
 def save_receipt(folder: Path, receipt: Receipt) -> None:
     """Write a receipt, whole or not at all."""
-    with whole_file(receipt_path(folder, receipt.name)) as file:
+    with atomic_write(receipt_path(folder, receipt.name)) as file:
         file.write(json.dumps(asdict(receipt), ensure_ascii=False).encode())
 
 
@@ -127,7 +124,7 @@ class ShardWriter:
                 os.replace(self._path, self.folder / receipt.file)
             else:
                 self._path.unlink()
-            sync_folder(self.folder)
+            sync(self.folder)
             save_receipt(self.folder, receipt)
         return receipt
 
@@ -154,57 +151,3 @@ class ShardWriter:
             self._file.write(data)
         self._hash.update(data)
         self._size += len(data)
-
-
-@contextlib.contextmanager
-def whole_file(path: Path, tag: str = "") -> Iterator[IO[bytes]]:
-    """A file that gets its name only when all of it is on the disk.
-
-    Args:
-        tag: tells temporary names apart where several calls may write the same file at once.
-
-    Raises:
-        DataError: the disk is full or cannot be written to.
-    """
-    temporary = path.with_name(path.name + tag + TEMPORARY)
-    with explained(temporary):
-        try:
-            with open(temporary, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync_folder(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-@contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn a failed write into one line."""
-    try:
-        yield
-    except OSError as error:
-        name = path.name.removesuffix(TEMPORARY)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DataError(
-                f"{path.parent / name}: no space left for it ({os.strerror(error.errno)}); nothing "
-                "half-written is left, finished shards stay: make room and run the same command again"
-            ) from error
-        raise DataError(f"{path.parent / name}: cannot be written ({error.strerror})") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_json(path: Path, value: Mapping[str, Any], tag: str = "") -> None:
-    """Write a JSON object for people and machines, whole or not at all."""
-    with whole_file(path, tag) as file:
-        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")

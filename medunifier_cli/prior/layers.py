@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medunifier_cli.prior.config import PixelSnailConfig
+from medunifier_cli.prior.shape import PriorShape
 
 OCTAVES = 4
 BACKGROUND = 4 * OCTAVES
@@ -51,7 +51,7 @@ class GatedResidual(nn.Module):
 
     def __init__(
         self,
-        config: PixelSnailConfig,
+        config: PriorShape,
         width: int,
         *,
         kind: str = "point",
@@ -107,7 +107,7 @@ class CausalAttention(nn.Module):
     two. A learned start precedes the first position, which has no past to attend to.
     """
 
-    def __init__(self, config: PixelSnailConfig) -> None:
+    def __init__(self, config: PriorShape) -> None:
         super().__init__()
         channels = config.channels
         self.heads, self.width = config.heads, channels // 2

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medunifier_cli.prior.config import PixelSnailConfig
 from medunifier_cli.prior.pixelsnail import PixelSnail
+from medunifier_cli.prior.shape import PriorShape
 
 Values = dict[str, Tensor]
 
@@ -37,7 +37,7 @@ class CodeBatch:
 class PriorPair(nn.Module):
     """Top and bottom prior."""
 
-    def __init__(self, top: PixelSnailConfig, bottom: PixelSnailConfig) -> None:
+    def __init__(self, top: PriorShape, bottom: PriorShape) -> None:
         super().__init__()
         self.top = PixelSnail(top)
         self.bottom = PixelSnail(bottom)

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medunifier_cli.errors import MuError
-from medunifier_cli.prior.config import PixelSnailConfig
 from medunifier_cli.prior.layers import (
     BACKGROUND,
     CausalAttention,
@@ -25,12 +24,13 @@ from medunifier_cli.prior.layers import (
     GatedResidual,
     background,
 )
+from medunifier_cli.prior.shape import PriorShape
 
 
 class Block(nn.Module):
     """Gated residual layers with causal windows, then attention where the configuration asks for it."""
 
-    def __init__(self, config: PixelSnailConfig) -> None:
+    def __init__(self, config: PriorShape) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             GatedResidual(config, config.channels, kind="causal", top=bool(config.top_codes))
@@ -54,7 +54,7 @@ class Block(nn.Module):
 class TopStack(nn.Module):
     """Reads the whole top map once; what it gives enters every causal layer of the bottom prior."""
 
-    def __init__(self, config: PixelSnailConfig) -> None:
+    def __init__(self, config: PriorShape) -> None:
         super().__init__()
         self.embedding = CodeEmbedding(config.top_codes, config.channels, config.codebook_width)
         self.background = nn.Conv2d(BACKGROUND, config.channels, 1, bias=False)
@@ -77,7 +77,7 @@ class TopStack(nn.Module):
 class PixelSnail(nn.Module):
     """One prior: p(codes | top codes, text), a factor for each position in raster order."""
 
-    def __init__(self, config: PixelSnailConfig) -> None:
+    def __init__(self, config: PriorShape) -> None:
         """Raises MuError if the configuration does not fit together."""
         super().__init__()
         for name, problem in config.problems():

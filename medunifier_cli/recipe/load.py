@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -97,8 +95,21 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = (), schema:
     Raises:
         RecipeError: every problem found, one per line.
     """
-    path = find_recipe(path_or_name)
-    settings = _merge([*_chain(path, schema), read_overrides(tuple(overrides), schema)])
+    return _load(find_recipe(path_or_name), tuple(overrides), schema, saved=False)
+
+
+def load_saved(path: Path, schema: type[R]) -> R:
+    """The recipe that a run keeps in its folder, also one that an earlier version wrote.
+
+    Raises:
+        RecipeError: every problem found, one per line.
+    """
+    recipe: R = _load(find_recipe(path), (), schema, saved=True)
+    return recipe
+
+
+def _load(path: Path, overrides: tuple[str, ...], schema: Any, saved: bool) -> Any:
+    settings = _merge([*_chain(path, schema, saved), read_overrides(overrides, schema)])
     _check_stage(settings, schema, _shown(path))
     recipe = build(schema, settings)
     settings.problems.extend(_disagreements(recipe, settings, _shown(path)))
@@ -124,21 +135,22 @@ def stage_of(path_or_name: str | Path) -> str:
     return stage
 
 
-def load_any(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """A recipe of whatever stage it says it is for; raises as `load_recipe`."""
-    recipe: Recipe = load_recipe(path_or_name, overrides, SCHEMAS[stage_of(path_or_name)])
+def load_any(path_or_name: str | Path, overrides: Iterable[str] = (), saved: bool = False) -> Recipe:
+    """A recipe of whatever stage it says it is for; raises as `load_recipe`.
+
+    Args:
+        path_or_name: a YAML file, or the bare name of a shipped recipe.
+        overrides: see `load_recipe`.
+        saved: the recipe is one that a run keeps, see `load_saved`.
+    """
+    path = find_recipe(path_or_name)
+    recipe: Recipe = _load(path, tuple(overrides), SCHEMAS[stage_of(path)], saved)
     return recipe
 
 
 def dump_recipe(recipe: Any) -> str:
     """The whole recipe as YAML, defaults included; `load_recipe` of it gives an equal recipe."""
     return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True)
-
-
-def recipe_digest(recipe: Any) -> str:
-    """SHA-256 of all values of a recipe, 64 hex digits; independent of how its file was written."""
-    text = json.dumps(_plain(dataclasses.asdict(recipe)), sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:
@@ -158,14 +170,14 @@ def _shown(path: Path) -> str:
         return str(path)
 
 
-def _chain(path: Path, schema: type) -> list[Settings]:
+def _chain(path: Path, schema: type, saved: bool = False) -> list[Settings]:
     """Settings of the recipe and of what it is based on, the deepest base first."""
     chain: list[Settings] = []
     seen: list[Path] = []
     while True:
         seen.append(path.resolve())
         try:
-            settings, base = read_text(_read(path), _shown(path), schema)
+            settings, base = read_text(_read(path), _shown(path), schema, saved)
         except YamlError as problem:
             raise RecipeError(str(problem)) from problem
         chain.insert(0, settings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ Count = Annotated[int, Bounds(1)]
 CountOrZero = Annotated[int, Bounds(0)]
 NonNegative = Annotated[float, Bounds(0)]
 Positive = Annotated[float, Bounds(0, above=True)]
+Weight = Annotated[float, Bounds(0), "weight of an objective"]
+"""Weight of an objective, which has the field's name."""
 
 
 @dataclass(frozen=True)
@@ -156,13 +158,13 @@ class GeneratorConfig:
 class ObjectivesConfig:
     """Weights of equation (24). An objective of weight 0 is neither built nor computed."""
 
-    itc: NonNegative = 1.0
+    itc: Weight = 1.0
     """Image-text contrast."""
-    itm: NonNegative = 1.0
+    itm: Weight = 1.0
     """Image-text matching; needs `itc`, whose similarities choose the negatives."""
-    itg: NonNegative = 1.0
+    itg: Weight = 1.0
     """Image-grounded text generation."""
-    tig: NonNegative = 1.0
+    tig: Weight = 1.0
     """Text-grounded image generation."""
     embed_width: Count = 256
     """E, the space of ITC."""
@@ -177,17 +179,18 @@ class ObjectivesConfig:
     itm_exclude_same_text: bool = True
     """Pairs whose texts are equal word for word are never negatives."""
 
+    def weights(self) -> dict[str, float]:
+        """Weight of each objective that is on, by name."""
+        names = [
+            name for name, kind in get_type_hints(type(self), include_extras=True).items() if kind is Weight
+        ]
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
+
 
 @dataclass(frozen=True)
-class OptimConfig:
-    """AdamW, warm-up and cosine (paper, appendix 2)."""
+class AdamWConfig:
+    """What AdamW and its warm-up are told in every stage (paper, appendix 2)."""
 
-    peak_lr: Positive = 1e-4
-    """Learning rate after warm-up."""
-    warmup_lr: NonNegative = 1e-5
-    """Learning rate of the first step."""
-    final_lr: NonNegative = 0.0
-    """Learning rate the cosine ends at."""
     warmup: Share = 0.05
     """Share of all steps."""
     beta1: Share = 0.9
@@ -201,21 +204,33 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How long, how wide, how often."""
+class OptimConfig(AdamWConfig):
+    """AdamW, warm-up and cosine (paper, appendix 2)."""
+
+    peak_lr: Positive = 1e-4
+    """Learning rate after warm-up."""
+    warmup_lr: NonNegative = 1e-5
+    """Learning rate of the first step."""
+    final_lr: NonNegative = 0.0
+    """Learning rate the cosine ends at."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """What the training loop is told in every stage: how long, how wide, how often."""
 
     seed: CountOrZero = 0
-    """Seed of everything drawn."""
+    """Seed of every random draw."""
     epochs: Positive = 30.0
-    """Passes over the train split; `steps` wins where it is set."""
+    """Passes over the train split; `steps` takes precedence where it is set."""
     steps: CountOrZero = 0
     """Optimiser steps; 0 to count epochs."""
     global_batch: Count = 256
-    """Pairs per optimiser step, over all ranks and micro-batches."""
-    micro_batch: CountOrZero = 64
-    """Pairs per rank and pass; 0 for all of a rank's share. ITC and ITM contrast within one pass."""
+    """Samples per optimiser step, over all ranks and micro-batches."""
+    micro_batch: CountOrZero = 0
+    """Samples per rank and pass; 0 for all of a rank's share."""
     precision: Literal["no", "bf16", "fp16"] = "bf16"
-    """Mixed precision; losses are fp32 always."""
+    """Mixed precision; losses are always fp32."""
     processes: CountOrZero = 0
     """Processes to start; 0 for one per GPU, or one."""
     threads: CountOrZero = 0
@@ -224,14 +239,30 @@ class TrainConfig:
     """Steps between lines of `log.jsonl`."""
     valid_every: CountOrZero = 1000
     """Steps between validations; 0 only at the end."""
-    valid_batches: CountOrZero = 50
-    """Batches per validation; 0 for the whole split."""
     checkpoint_every: Count = 1000
     """Steps between checkpoints."""
     keep: Count = 2
     """Checkpoints kept."""
     tensorboard: bool = True
     """Write TensorBoard files through Accelerate's trackers."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What the fields must agree on: (dotted key of the recipe, what is wrong)."""
+        if self.micro_batch and self.global_batch % self.micro_batch:
+            yield (
+                "train.global_batch",
+                f"{self.global_batch} is not a multiple of train.micro_batch {self.micro_batch}",
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig(LoopConfig):
+    """How long, how wide, how often."""
+
+    micro_batch: CountOrZero = 64
+    """Pairs per rank and pass; 0 for all of a rank's share. ITC and ITM contrast within one pass."""
+    valid_batches: CountOrZero = 50
+    """Batches per validation; 0 for the whole split."""
 
 
 @dataclass(frozen=True)
@@ -272,11 +303,7 @@ class PretrainRecipe:
             yield "objectives.itc", "off, as are objectives.itg and objectives.tig; nothing would be trained"
         if self.optim.warmup_lr > self.optim.peak_lr:
             yield "optim.warmup_lr", f"{self.optim.warmup_lr:g} is above optim.peak_lr {self.optim.peak_lr:g}"
-        if train.micro_batch and train.global_batch % train.micro_batch:
-            yield (
-                "train.global_batch",
-                (f"{train.global_batch} is not a multiple of train.micro_batch {train.micro_batch}"),
-            )
+        yield from train.problems()
         if objectives.itm and 1 in (train.global_batch, train.micro_batch):
             key = "train.micro_batch" if train.micro_batch == 1 else "train.global_batch"
             yield key, "1 leaves objectives.itm without negatives"

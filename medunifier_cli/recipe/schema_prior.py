@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from medunifier_cli.prior.config import PixelSnailConfig
 from medunifier_cli.recipe.schema import Bounds, Count, CountOrZero, OptimConfig, Share, TrainConfig
 
 
@@ -22,30 +21,45 @@ class PriorDataConfig:
     """Use only the first so many samples of the train split; 0 for all."""
 
 
+WIDTH_STEP = 16
+"""Every width is a multiple of it, so that no product leaves a rest to the vector instructions; see
+`prior/cache.py`."""
+
+
 @dataclass(frozen=True)
-class Snail:
-    """Shape of one PixelSNAIL. The paper gives none; these are VQ-VAE-2's at a width that fits 8x8 maps."""
+class PixelSnailConfig:
+    """One PixelSNAIL. The paper gives no sizes; these are VQ-VAE-2's at a width that fits 8x8 maps."""
 
     channels: Count = 256
-    """Width of the residual stream, a multiple of 16."""
+    """C, width of the residual stream, a multiple of 16."""
     blocks: Count = 4
     """Blocks, each closed by a causal attention where `attention` is on."""
     layers: Count = 4
     """Gated residual layers of a block."""
     kernel: Count = 3
-    """Odd width of a layer's causal window."""
+    """Odd width of a layer's causal window: that many columns, (kernel + 1) / 2 rows."""
     stem_kernel: Count = 5
-    """Odd width of the first window."""
+    """Odd width of the first window, which does not see its own position."""
     attention: bool = True
     """Close each block with attention over all earlier positions."""
     heads: Count = 8
-    """Attention heads; they share half of the channels."""
+    """Attention heads; they share A = C / 2 channels."""
     dropout: Annotated[float, Bounds(0, 0.9)] = 0.1
-    """Inside each residual layer."""
+    """Inside each residual layer, in training."""
     concat_elu: bool = False
-    """Activation elu([x, -x]) of the original code instead of elu(x)."""
+    """Activation elu([x, -x]) of the original code instead of elu(x); doubles a layer's input."""
     top_layers: CountOrZero = 4
     """Bottom prior only: residual layers of the stack that reads the top map."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What the fields must agree on: (field, what is wrong)."""
+        for name in ("kernel", "stem_kernel"):
+            if getattr(self, name) < 3 or getattr(self, name) % 2 == 0:
+                yield name, f"{getattr(self, name)} is not an odd number from 3 on"
+        if self.channels < WIDTH_STEP or self.channels % WIDTH_STEP:
+            yield "channels", f"{self.channels} is not a multiple of {WIDTH_STEP}"
+        if self.attention and (self.channels // 2) % self.heads:
+            yield "heads", f"{self.heads} heads do not divide half of {self.channels} channels"
 
 
 @dataclass(frozen=True)
@@ -63,8 +77,8 @@ class PriorConfig:
     """Show each section of a text alone too, so that short prompts are no surprise."""
     codebook_vectors: bool = False
     """Read codes as the quantiser's own vectors behind a linear map, instead of learned embeddings."""
-    top: Snail = field(default_factory=Snail)
-    bottom: Snail = field(default_factory=lambda: Snail(attention=False))
+    top: PixelSnailConfig = field(default_factory=PixelSnailConfig)
+    bottom: PixelSnailConfig = field(default_factory=lambda: PixelSnailConfig(attention=False))
 
 
 @dataclass(frozen=True)
@@ -84,26 +98,9 @@ class PriorRecipe:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """What the fields must agree on: (dotted key, what is wrong, naming every other key looked at)."""
-        train = self.train
-        if train.micro_batch and train.global_batch % train.micro_batch:
-            yield (
-                "train.global_batch",
-                f"{train.global_batch} is not a multiple of train.micro_batch {train.micro_batch}",
-            )
+        yield from self.train.problems()
         if self.optim.warmup_lr > self.optim.peak_lr:
             yield "optim.warmup_lr", f"{self.optim.warmup_lr:g} is above optim.peak_lr {self.optim.peak_lr:g}"
         for level, snail in (("top", self.prior.top), ("bottom", self.prior.bottom)):
-            for key, what in snail_config(snail, codes=1).problems():
+            for key, what in snail.problems():
                 yield f"prior.{level}.{key}", what
-
-
-def snail_config(
-    snail: Snail, *, codes: int, text_width: int = 0, top_codes: int = 0, codebook_width: int = 0
-) -> PixelSnailConfig:
-    """A recipe's shape with what follows from the pre-trained model."""
-    return PixelSnailConfig(
-        codes=codes, channels=snail.channels, blocks=snail.blocks, layers=snail.layers, kernel=snail.kernel,
-        stem_kernel=snail.stem_kernel, attention=snail.attention, heads=snail.heads, dropout=snail.dropout,
-        concat_elu=snail.concat_elu, text_width=text_width, top_codes=top_codes,
-        top_layers=snail.top_layers, codebook_width=codebook_width,
-    )  # fmt: skip

@@ -17,6 +17,8 @@ LIKE = 0.6
 """Share of letters in common from which a key is offered as the one meant."""
 VERY_LIKE = 0.75
 """The same, for a key of another section."""
+RENAMED = {"train.validate_every": "train.valid_every"}
+"""Keys of earlier versions -> their names now. A run's own recipe is still read under them."""
 MISSPELT = 0.85
 """From here on a key of the same section is meant, even if another section has one of exactly this name."""
 
@@ -75,19 +77,20 @@ def nearest_key(key: str, schema: type) -> str | None:
     return ranked[0] if likeness >= (LIKE if near else VERY_LIKE) else None
 
 
-def read_text(text: str, shown: str, schema: type) -> tuple[Settings, Setting | None]:
+def read_text(text: str, shown: str, schema: type, saved: bool = False) -> tuple[Settings, Setting | None]:
     """Settings of one recipe text, and what its top-level `base` says.
 
     Args:
         text: YAML.
         shown: the file's name as messages give it.
         schema: dataclass of the recipe.
+        saved: the recipe of a run, in which keys of earlier versions count.
 
     Raises:
         YamlError: no YAML, or not a mapping.
     """
     settings = Settings({}, [], set())
-    reader = _Reader(shown, schema, settings)
+    reader = _Reader(shown, schema, settings, saved)
     loader = yaml.SafeLoader(text)
     try:
         root = loader.get_single_node()
@@ -124,6 +127,10 @@ def read_overrides(overrides: tuple[str, ...], schema: type) -> Settings:
 
 
 def _unknown(key: str, where: str, schema: type, settings: Settings) -> None:
+    if key in RENAMED:
+        settings.suspects.add(RENAMED[key])
+        settings.problems.append(f"{where}: {key} is now called {RENAMED[key]}")
+        return
     near = nearest_key(key, schema)
     if near is not None:
         settings.suspects.add(near)
@@ -146,8 +153,8 @@ def _yaml_line(error: yaml.YAMLError, shown: str) -> str:
 class _Reader:
     """Walks the nodes of one text along the schema."""
 
-    def __init__(self, shown: str, schema: type, settings: Settings) -> None:
-        self.shown, self.schema, self.settings = shown, schema, settings
+    def __init__(self, shown: str, schema: type, settings: Settings, saved: bool) -> None:
+        self.shown, self.schema, self.settings, self.saved = shown, schema, settings, saved
         self.base: Setting | None = None
 
     def section(self, loader: yaml.SafeLoader, node: yaml.MappingNode, schema: type, prefix: str) -> None:
@@ -163,6 +170,8 @@ class _Reader:
             seen[name] = line
             if name == "base" and not prefix and "base" not in types:
                 self.base = self._leaf(loader, value_node, where, key)
+            elif name not in types and self.saved and key in RENAMED:
+                self._set(RENAMED[key], self._leaf(loader, value_node, where, key))
             elif name not in types:
                 _unknown(key, where, self.schema, self.settings)
             elif not (isinstance(types[name], type) and dataclasses.is_dataclass(types[name])):

@@ -59,21 +59,20 @@ def encode_split(trained: PretrainedRun, source: SplitSource, sections: bool) ->
     """
     parts: list[list[NDArray[Any]]] = []
     batches = eval_batches(source, batch_size=BATCH, rank=world.rank(), world=world.size(), workers=0)
-    with Progress(0, len(source), "sample") as progress, torch.no_grad():
+    with Progress(len(source), "sample", hidden=not world.is_main()) as progress, torch.no_grad():
         for batch, mask_B in batches:
             places = batch.place_B.tolist()
             batch = to_device(batch, trained.device)
-            features = trained.model.look(pixels(batch.image_B1HW))
-            memory = trained.model.qformer.read_image(features)
-            text_BD = trained.model.qformer.read_text(batch.text)
-            top, bottom = trained.model.generator.encode(memory.query_BQD, features[:, 1:], text_BD)
+            memory = trained.model.encode_image(pixels(batch.image_B1HW))
+            text_BD = trained.model.encode_text(batch.text)
+            top, bottom = trained.model.generator.encode(memory.query_BQD, memory.patch_BVD, text_BD)
             views = [text_BD.float()]
             if sections:
                 views += _section_features(trained, source, places, text_BD)
             columns = (top.code_BHW, bottom.code_BHW, torch.stack(views, 1), batch.label_B, batch.place_B)
             real = _ranks(mask_B.to(trained.device)).bool().cpu()
             parts.append([_ranks(column.to(trained.device)).cpu()[real].numpy() for column in columns])
-            progress.move(sum(len(part[-1]) for part in parts))
+            progress.advance(sum(len(part[-1]) for part in parts))
     top_n, bottom_n, text_n, label_n, place_n = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
@@ -108,7 +107,7 @@ def _section_features(
                 torch.tensor([token for text in ids for token in text], device=trained.device),
                 torch.tensor([len(text) for text in ids]),
             )
-            feature_BD[rows] = trained.model.qformer.read_text(packed).float()
+            feature_BD[rows] = trained.model.encode_text(packed).float()
         found.append(feature_BD)
     return found
 

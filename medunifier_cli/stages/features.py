@@ -41,7 +41,7 @@ def compute_features(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".writing")
     classifier.eval()
-    with h5py.File(temporary, "w") as file, torch.no_grad(), Progress(0, len(images), "image") as progress:
+    with h5py.File(temporary, "w") as file, torch.no_grad(), Progress(len(images), "image") as progress:
         done = 0
         for batch, mask_B in eval_batches(images, batch_size=BATCH, rank=0, world=1, workers=workers):
             query = classifier.queries(batch.to(trained.device).input)[mask_B.to(trained.device)]
@@ -50,7 +50,7 @@ def compute_features(
                 file.create_dataset("queries", (len(images), *rows.shape[1:]), "f4")
             file["queries"][done : done + len(rows)] = rows
             done += len(rows)
-            progress.move(done)
+            progress.advance(done)
         file.attrs["n"] = done
     temporary.replace(path)
 

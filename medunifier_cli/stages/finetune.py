@@ -28,11 +28,13 @@ from medunifier_cli.data.labels.samples import (
 from medunifier_cli.data.loader import eval_batches, train_batches
 from medunifier_cli.distributed import world
 from medunifier_cli.evaluate.results import Metric, read_results, table
+from medunifier_cli.files import sha256, write_text
 from medunifier_cli.model.classifier import Classifier, build_head
 from medunifier_cli.objectives.classify import balanced, classification_loss
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run
-from medunifier_cli.run.record import Run, command_line, data_facts, write_whole
+from medunifier_cli.run.provenance import command_line, data_facts
+from medunifier_cli.run.record import Run
 from medunifier_cli.stages.features import compute_features, features_file, read_features
 from medunifier_cli.stages.finetune_results import TASK, measure, probabilities, scores_of
 from medunifier_cli.stages.finetune_task import Task, task_of
@@ -67,8 +69,13 @@ class Finetuning:
         if recipe.model.balance:
             counted = counts(sources["train"].target, len(classes))
             self.weight_2C = balanced(counted, task.kind == "one").to(device)
+        self.samples = "images"
+        self.shown: tuple[str, ...] = ("total", "accuracy", "auroc")
         self.best_value, self.best_step = -1.0, 0
         self.best: dict[str, Tensor] = {}
+
+    def start(self) -> None:
+        """The pre-trained model and the new head are all there is."""
 
     def batches(self, first_step: int) -> Iterator[list[Labelled]]:
         """Micro-batches of each step, on the device."""
@@ -111,7 +118,7 @@ class Finetuning:
                 parts.append(world.gather(logits.float()).cpu())
         return np.asarray(torch.cat(parts)[: len(source)].numpy(), np.float32)
 
-    def trained(self) -> dict[str, Tensor]:
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
         """Weights that fine-tuning changes; those of the best epoch so far, and how good it was."""
         best = {BEST + name: tensor for name, tensor in self.best.items()}
         return {
@@ -120,7 +127,7 @@ class Finetuning:
             "best": torch.tensor([self.best_value, self.best_step], dtype=torch.float64),
         }
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Raises RuntimeError when names or shapes differ, KeyError without a best epoch."""
         value, step = tensors["best"].tolist()
         self.best_value, self.best_step = value, int(step)
@@ -163,7 +170,7 @@ def run_finetuning(recipe: FinetuneRecipe, folder: Path) -> None:
     started_from = Run(find_run(recipe.model.pretrained))
     size = task.image_size(started_from)
     parts = plan_samples(recipe.data, task.shards, task.plugin, task.kind, size)  # before a folder is made
-    accelerator = accelerator_of(recipe, folder)
+    accelerator = accelerator_of(recipe.train, folder)
     if world.is_main():
         with run.locked():
             _finetune(recipe, run, task, started_from, parts, accelerator)
@@ -179,9 +186,7 @@ def _finetune(
     if world.is_main():
         run.begin(recipe, {recipe.data.dataset: data_facts(task.shards)}, command_line())
         if not path.exists():
-            write_whole(
-                path, json.dumps(choose_samples(parts, plugin.classes, recipe.data.workers), indent=1)
-            )
+            write_text(path, json.dumps(choose_samples(parts, plugin.classes, recipe.data.workers), indent=1))
     world.barrier()
     samples = read_samples(path)
     trained = restore(started_from, accelerator.device)
@@ -189,7 +194,7 @@ def _finetune(
     sources: Mapping[str, Source] = images
     if recipe.model.freeze:
         sources = _features(trained, recipe, images)
-    stage = Finetuning(recipe, task, trained, sources, store.file_hash(path), accelerator.device)
+    stage = Finetuning(recipe, task, trained, sources, sha256(path), accelerator.device)
     if world.is_main():
         train = samples["train"]
         click.echo(

@@ -14,7 +14,7 @@ from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.evaluate.benchmark import with_classes
 from medunifier_cli.model.head_contract import HeadPlugin
 from medunifier_cli.plugin_index import load_dataset, load_head
-from medunifier_cli.recipe.load import load_recipe, stage_of
+from medunifier_cli.recipe.load import load_saved, stage_of
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import shards_folder
@@ -40,7 +40,7 @@ class Task:
             CheckpointError: it is no pre-training run, or has no checkpoint.
         """
         check_pretrained(started_from)
-        return load_recipe(started_from.recipe, (), PretrainRecipe).data.image_size
+        return load_saved(started_from.recipe, PretrainRecipe).data.image_size
 
 
 def task_of(recipe: FinetuneRecipe) -> Task:
@@ -84,6 +84,6 @@ def with_pretrained(recipe: FinetuneRecipe, given: str = "", folder: Path | None
     wanted = given or recipe.model.pretrained
     before = folder / "recipe.yaml" if folder is not None else None
     if not wanted and before is not None and before.exists() and stage_of(before) == FinetuneRecipe.stage:
-        wanted = load_recipe(before, (), FinetuneRecipe).model.pretrained
+        wanted = load_saved(before, FinetuneRecipe).model.pretrained
     name = starting_run(wanted, "finetune")
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, pretrained=name))

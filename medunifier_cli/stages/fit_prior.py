@@ -29,11 +29,12 @@ from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
 from medunifier_cli.evaluate.results import Metric, table, write_result
 from medunifier_cli.prior.baseline import Baseline, baseline, refuse_collapsed
 from medunifier_cli.prior.pair import CodeBatch, PriorPair
-from medunifier_cli.recipe.load import load_recipe, stage_of
+from medunifier_cli.recipe.load import load_saved, stage_of
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run
-from medunifier_cli.run.record import Run, command_line, data_facts
+from medunifier_cli.run.provenance import command_line, data_facts
+from medunifier_cli.run.record import Run
 from medunifier_cli.stages.codes import Codes, codes_hash, encode_split, read_codes, write_codes
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.loop import Values, fit
@@ -57,6 +58,8 @@ class PriorFitting:
         torch.manual_seed(recipe.train.seed)
         self.module: nn.Module = build_pair(recipe, trained).to(device)
         self.pair = self.module
+        self.samples = "maps"
+        self.shown: tuple[str, ...] = ("total", *LEVELS)
         self.pretrained, self.codes = trained.identity, codes_hash(train)
         settings = recipe.train
         self.steps = settings.steps or math.ceil(settings.epochs * len(train) / settings.global_batch)
@@ -66,6 +69,9 @@ class PriorFitting:
                 f"train.global_batch: {settings.global_batch} is not a multiple of {self.micro} maps x "
                 f"{world.size()} ranks; change it or train.micro_batch"
             )
+
+    def start(self) -> None:
+        """A new run starts from random weights."""
 
     def scale(self, name: str) -> float:
         """One learning rate for all."""
@@ -133,11 +139,11 @@ class PriorFitting:
         numbers["total"] = numbers["top"] + numbers["bottom"]
         return numbers
 
-    def trained(self) -> dict[str, Tensor]:
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
         """All weights and buffers."""
         return dict(self.pair.state_dict())
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Raises RuntimeError when names or shapes differ."""
         self.pair.load_state_dict(dict(tensors))
 
@@ -155,7 +161,7 @@ def with_pretrained(recipe: PriorRecipe, given: str, folder: Path) -> PriorRecip
     """
     wanted, before = given or recipe.prior.pretrained, Run(folder).recipe
     if not wanted and before.exists() and stage_of(before) == PriorRecipe.stage:
-        wanted = load_recipe(before, (), PriorRecipe).prior.pretrained
+        wanted = load_saved(before, PriorRecipe).prior.pretrained
     name = starting_run(wanted, "fit-prior")
     return dataclasses.replace(recipe, prior=dataclasses.replace(recipe.prior, pretrained=name))
 
@@ -174,7 +180,7 @@ def run_fitting(recipe: PriorRecipe, folder: Path) -> None:
         MuError: anything the user must mend.
     """
     run = Run(folder)
-    accelerator = accelerator_of(recipe, folder)
+    accelerator = accelerator_of(recipe.train, folder)
     trained = restore(Run(find_run(recipe.prior.pretrained)), accelerator.device)
     check_codes(trained.recipe, trained.run.folder)
     own = trained.recipe.data
@@ -259,7 +265,7 @@ def _measure(
     """The last weights on the held-out split: results file, and a table on stdout."""
     checkpoint = store.newest(run.checkpoints, only=("model",))
     assert checkpoint is not None
-    stage.restore(checkpoint.tensors["model"])
+    stage.load_tensors(checkpoint.tensors["model"])
     stage.pair.eval()
     stage.recipe = dataclasses.replace(
         stage.recipe, train=dataclasses.replace(stage.recipe.train, valid_batches=0)

@@ -79,7 +79,7 @@ def _reconstruction(
     quality: list[Tensor] = []
     floor: list[Tensor] = []
     counts: list[Tensor] = []
-    with torch.no_grad(), Progress(0, len(heldout), "image") as progress:
+    with torch.no_grad(), Progress(len(heldout), "image") as progress:
         for number, (batch, mask_B) in enumerate(
             eval_batches(heldout, batch_size=BATCH, rank=0, world=1, workers=0)
         ):
@@ -89,7 +89,7 @@ def _reconstruction(
             quality.append(psnr(image, made.image_BCHW.float()).cpu())
             floor.append(psnr(image, average.expand_as(image)).cpu())
             counts.append(torch.stack([made.top.count_K, made.bottom.count_K]).cpu())
-            progress.move(sum(map(len, quality)))
+            progress.advance(sum(map(len, quality)))
             if number == 0:
                 path = trained.run.samples / f"reconstructions-{split}.png"
                 save_pairs(image[:SHOWN], made.image_BCHW[:SHOWN], path)
@@ -118,9 +118,8 @@ def _matching(trained: PretrainedRun, heldout: SplitSource) -> Metric:
         image_M = torch.tensor([*range(len(own)), *(i - start for i in asking)])
         matched_M = torch.arange(len(numbers)) < len(own)
         with torch.no_grad():
-            features = trained.model.look(pixels(batch.image_B1HW[: len(own)]))
-            memory = trained.model.qformer.read_image(features)
-            logits = trained.model.match(trained.model.qformer.read_pairs(memory, image_M, batch.text))
+            memory = trained.model.encode_image(pixels(batch.image_B1HW[: len(own)]))
+            logits = trained.model.match(memory, image_M, batch.text)
         hits.append((logits.argmax(dim=1) == 1).cpu() == matched_M)
         pairs += [*own, *asking]
     whose = patients(heldout, np.array(pairs))

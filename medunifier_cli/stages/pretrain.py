@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
+from medunifier_cli.checkpoint.convert import load_bert
 from medunifier_cli.checkpoint.pretrained import restore
 from medunifier_cli.data.contract import Batch
 from medunifier_cli.data.loader import SplitSource, eval_batches, train_batches
@@ -24,12 +25,18 @@ from medunifier_cli.errors import MuError
 from medunifier_cli.evaluate.results import table
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.model.vit import pixels
-from medunifier_cli.objectives.total import Objectives
+from medunifier_cli.objectives.pretraining import (
+    PretrainingLoss,
+    active_objectives,
+    build_model,
+    leaves_weights_unused,
+)
 from medunifier_cli.page.pictures import save_pairs
 from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.roots import shards_folder
-from medunifier_cli.run.record import Run, command_line, data_facts
+from medunifier_cli.run.provenance import command_line, data_facts
+from medunifier_cli.run.record import Run
 from medunifier_cli.stages.heldout import evaluate
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.batches import first_pairs, to_device
@@ -49,10 +56,12 @@ class Pretraining:
         self.recipe, self.run, self.train_split, self.valid_split = recipe, run, train, valid
         self.device = device
         torch.manual_seed(recipe.train.seed)
-        model = MedUnifier(recipe, tokenizer.size)
+        model = build_model(recipe, tokenizer.size)
         self.frozen_hash = store.tensors_hash(dict(model.vit.frozen_tensors()))
-        self.module: nn.Module = Objectives(model.place(device), tokenizer.dec_id)
+        self.module: nn.Module = PretrainingLoss(model.to_device(device), tokenizer.dec_id)
         self.objectives = self.module
+        self.samples = "pairs"
+        self.shown: tuple[str, ...] = ("total", *(objective.name for objective in active_objectives(recipe)))
         settings = recipe.train
         self.steps = settings.steps or math.ceil(settings.epochs * len(train) / settings.global_batch)
         self.micro = settings.micro_batch or settings.global_batch // world.size()
@@ -65,8 +74,13 @@ class Pretraining:
     @property
     def model(self) -> MedUnifier:
         """The model inside the objectives, whatever they are wrapped in."""
-        assert isinstance(self.objectives, Objectives)
+        assert isinstance(self.objectives, PretrainingLoss)
         return self.objectives.model
+
+    def start(self) -> None:
+        """Load the BERT that the image-text encoder starts from; a resumed run has it in its checkpoint."""
+        if self.recipe.model.qformer.weights != "random":
+            load_bert(self.model, self.recipe.model.qformer.weights)
 
     def scale(self, name: str) -> float:
         """Factor on the learning rate of a parameter."""
@@ -120,16 +134,16 @@ class Pretraining:
             pixels(few.image_B1HW), made.image_BCHW, self.run.samples / f"reconstructions-step-{step:08d}.png"
         )
 
-    def trained(self) -> dict[str, Tensor]:
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
         """All weights and buffers but those of a frozen image encoder."""
         state = self.model.state_dict()
         frozen = {f"vit.vit.{name}" for name, _ in self.model.vit.frozen_tensors()}
         return {name: tensor for name, tensor in state.items() if name not in frozen}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Raises RuntimeError when names or shapes differ."""
         result = self.model.load_state_dict(dict(tensors), strict=False)
-        missing = [name for name in result.missing_keys if name in self.trained()]
+        missing = [name for name in result.missing_keys if name in self.checkpoint_tensors()]
         if missing or result.unexpected_keys:
             raise RuntimeError(f"missing {missing[:3]}, unexpected {result.unexpected_keys[:3]}")
 
@@ -182,7 +196,7 @@ def run_pretraining(recipe: PretrainRecipe, folder: Path) -> None:
     run = Run(folder)
     for split in filter(None, (recipe.data.train, recipe.data.valid, recipe.data.test)):
         Shards.open(split_folder(recipe), split)  # before a run folder is made for nothing
-    accelerator = accelerator_of(recipe, folder)
+    accelerator = accelerator_of(recipe.train, folder, leaves_weights_unused(recipe))
     if world.is_main():
         with run.locked():
             _pretrain(recipe, run, accelerator)

@@ -1,71 +1,87 @@
-"""What a person sees of a long job: a tqdm bar on a terminal, plain lines otherwise, both on stderr."""
+"""Progress of long work on stderr: a tqdm bar on a terminal, a plain line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from tqdm import tqdm
 
-from medunifier_cli.distributed import world
-
-SHOWN = ("total", "itc", "itm", "itg", "tig", "loss", "accuracy", "auroc")
-"""Numbers shown, in this order; all others are in `log.jsonl`."""
 PLAIN_EVERY = 10.0
-"""Seconds between plain lines."""
+"""Seconds between plain lines, as a log file of SLURM gets them."""
 
 
 class Progress:
-    """Progress over steps, on the main rank only.
+    """Progress over a known or unknown number of units.
 
     Args:
-        first: steps done before.
-        total: steps in all.
-        unit: what is counted.
-        per_unit: pairs in one of them, for the rate.
-        hidden: show nothing, since results on the same terminal tell how far it is.
+        total: units in all; None where nobody knows.
+        unit: what is counted, in the singular.
+        first: units finished before, by an earlier call.
+        rate_unit: what the rate counts, in the plural; by default the unit.
+        per_unit: how many of `rate_unit` one unit holds.
+        hidden: show nothing: on ranks other than the main one, or where results on the same terminal tell.
     """
 
     def __init__(
-        self, first: int, total: int, unit: str = "step", per_unit: int = 1, hidden: bool = False
-    ) -> None:
-        self.first, self.total, self.unit, self.per_unit = first, total, unit, per_unit
+        self, total: int | None, unit: str, *, first: int = 0, rate_unit: str = "", per_unit: int = 1,
+        hidden: bool = False,
+    ) -> None:  # fmt: skip
+        self.total, self.unit, self.per_unit, self.hidden = total, unit, per_unit, hidden
+        self.rate_unit = rate_unit or f"{unit}s"
+        self.first = self.done = first
+        self.not_worked = first
+        self.note = ""
         self.bar: Any = None
-        self.started = self.spoke = time.monotonic()
-        self.silent = hidden or not world.is_main()
+        self.started = self.printed = time.monotonic()
 
     def __enter__(self) -> Progress:
-        if not self.silent and sys.stderr.isatty():
+        self.started = self.printed = time.monotonic()
+        if not self.hidden and sys.stderr.isatty():
             self.bar = tqdm(
-                total=self.total, initial=self.first, unit=self.unit, dynamic_ncols=True, file=sys.stderr
+                total=self.total, initial=self.done, unit=self.unit, dynamic_ncols=True, file=sys.stderr
             )
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
+            self.bar = None
 
-    def move(self, done: int) -> None:
-        """`done` steps lie behind."""
+    def advance(self, done: int, note: str = "") -> None:
+        """`done` units in all are finished.
+
+        Args:
+            note: latest numbers, shown from now on; empty keeps the last ones.
+        """
+        self.done, self.note = done, note or self.note
         if self.bar is not None:
+            self.bar.set_postfix_str(self.note, refresh=False)
             self.bar.update(done - self.bar.n)
+        elif not self.hidden:
+            # the first unit too, so that a log says at once that work has begun, and how fast
+            due = time.monotonic() - self.printed >= PLAIN_EVERY
+            if due or done in (self.first + 1, self.total):
+                self.say(self.line())
 
-    def show(self, done: int, numbers: Mapping[str, float], event: str = "train") -> None:
-        """Tell the latest numbers."""
-        if self.silent:
+    def skip(self, units: int) -> None:
+        """`units` more need no work: they count as done and not towards the rate."""
+        self.not_worked += units
+        self.advance(self.done + units)
+
+    def line(self) -> str:
+        """Where it is, the latest numbers and the rate."""
+        self.printed = time.monotonic()
+        of = f"/{self.total:,}" if self.total is not None else ""
+        rate = (self.done - self.not_worked) * self.per_unit / max(self.printed - self.started, 1e-9)
+        parts = [f"{self.unit} {self.done:,}{of}", self.note, f"{rate:.3g} {self.rate_unit}/s"]
+        return "  ".join(part for part in parts if part)
+
+    def say(self, line: str) -> None:
+        """One line on stderr, above the bar where there is one."""
+        if self.hidden:
             return
-        text = "  ".join(f"{name} {numbers[name]:.3f}" for name in SHOWN if name in numbers)
-        if self.bar is not None and event == "train":
-            self.bar.set_postfix_str(text)
-            return
-        now = time.monotonic()
-        if event == "train" and now - self.spoke < PLAIN_EVERY and done not in (1, self.total):
-            return
-        self.spoke = now
-        rate = (done - self.first) * self.per_unit / max(now - self.started, 1e-9)
-        line = f"{self.unit} {done:,}/{self.total:,}  {event}  {text}  {rate:.0f} pairs/s"
         if self.bar is not None:
             self.bar.write(line, file=sys.stderr)
         else:

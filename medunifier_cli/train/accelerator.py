@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
+from medunifier_cli.recipe.schema import LoopConfig
 
-def accelerator_of(recipe: Any, folder: Path) -> Accelerator:
-    """Device, precision, ranks and trackers of a run."""
-    settings = recipe.train
+
+def accelerator_of(settings: LoopConfig, folder: Path, leaves_weights_unused: bool = False) -> Accelerator:
+    """Device, precision, ranks and trackers of a run.
+
+    Args:
+        settings: the recipe's section `train`.
+        folder: of the run, for TensorBoard.
+        leaves_weights_unused: some trained weights may get no gradient in a step, so DistributedDataParallel
+            has to look for them; a walk over the graph in each step, which is why it is not always on.
+    """
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    objectives = getattr(recipe, "objectives", None)
-    # ITG alone leaves the queries' last layer without gradient; every other mix reaches all weights
-    partial = objectives is not None and not (objectives.itc or objectives.tig)
     cpu = not torch.cuda.is_available()
     accelerator = Accelerator(
         mixed_precision=settings.precision,
@@ -25,7 +29,9 @@ def accelerator_of(recipe: Any, folder: Path) -> Accelerator:
         log_with="tensorboard" if settings.tensorboard else None,
         project_dir=str(folder),
         kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=partial)
+            DistributedDataParallelKwargs(
+                broadcast_buffers=False, find_unused_parameters=leaves_weights_unused
+            )
         ],
     )
     if settings.tensorboard:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from medunifier_cli.checkpoint import store
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.errors import CheckpointError, MuError, Stopped
-from medunifier_cli.recipe.schema import OptimConfig, TrainConfig
-from medunifier_cli.run.record import Log, Run
+from medunifier_cli.recipe.schema import LoopConfig, OptimConfig
+from medunifier_cli.run.log import Log
+from medunifier_cli.run.record import Run
 from medunifier_cli.terminal.progress import Progress
 from medunifier_cli.train.optim import (
     adamw,
@@ -41,6 +42,13 @@ class Stage(Protocol):
     """Called as `module(batch, ...)` by `step`; may come back wrapped for several ranks."""
     steps: int
     """Optimiser steps of the whole run."""
+    samples: str
+    """What a batch holds, in the plural: the unit of the rate."""
+    shown: tuple[str, ...]
+    """Losses and monitors of the progress line, in order; all others are in `log.jsonl` alone."""
+
+    def start(self) -> None:
+        """Load what a new run starts from. Not called where a checkpoint is resumed."""
 
     def scale(self, name: str) -> float:
         """Factor on the learning rate of a parameter of `module`."""
@@ -54,17 +62,17 @@ class Stage(Protocol):
     def validate(self, step: int) -> Mapping[str, float]:
         """Numbers on the validation split, the same on every rank; empty where there is none."""
 
-    def trained(self) -> dict[str, Tensor]:
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
         """Weights and buffers that a checkpoint must hold."""
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Undo `trained`."""
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load the tensors that `checkpoint_tensors` returned."""
 
     def facts(self) -> dict[str, Any]:
         """More for the checkpoint, as JSON: sources and hashes of what it does not hold."""
 
 
-def fit(stage: Stage, run: Run, accelerator: Accelerator, train: TrainConfig, optim: OptimConfig) -> int:
+def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, optim: OptimConfig) -> int:
     """Train `stage` to its last step, from the newest checkpoint of `run` where there is one.
 
     Returns:
@@ -80,10 +88,17 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: TrainConfig, op
         return 0
     module, optimizer = accelerator.prepare(stage.module, optimizer)
     log = Log(run.log, first) if world.is_main() else None
-    with stop_on_signals() as stop, Progress(first, stage.steps, per_unit=train.global_batch) as progress:
+    progress = Progress(
+        stage.steps, "step", first=first, rate_unit=stage.samples, per_unit=train.global_batch,
+        hidden=not world.is_main(),
+    )  # fmt: skip
+    note = ""
+    with stop_on_signals() as stop, progress:
         for step, micro_batches in enumerate(stage.batches(first), first):
             started = time.monotonic()
             set_rate(optimizer, learning_rate(optim, step, stage.steps))
+            # seeded anew in each step, so that dropout needs no generator state of the steps before: a
+            # resumed run draws what the uninterrupted one drew, and each rank its own
             torch.manual_seed(draws.step_seed(train.seed, draws.DROPOUT, step, world.rank()))
             values = _optimise(stage, module, accelerator, optimizer, micro_batches, step, optim.clip_norm)
             done = step + 1
@@ -94,17 +109,20 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: TrainConfig, op
                 if log is not None:
                     log.write("train", done, {**numbers, "seconds": round(time.monotonic() - started, 4)})
                 accelerator.log({f"train/{name}": value for name, value in numbers.items()}, step=done)
-                progress.show(done, numbers)
-            progress.move(done)
+                note = _line("train", numbers, stage.shown)
+            progress.advance(done, note)
+            # validation comes before the checkpoint, which holds what it may change: the best epoch so far
             if last or (train.valid_every and done % train.valid_every == 0):
                 _validate(stage, accelerator, log, progress, done)
+            # all ranks are asked: a signal reaches one of them first, and a rank that left the loop alone
+            # would leave the others waiting in a collective
             stopping = world.any_rank(bool(stop), accelerator.device) and not last
             if last or stopping or done % train.checkpoint_every == 0:
                 _save(stage, run, accelerator, optimizer, done, train.keep)
             if stopping:
                 raise Stopped(
                     f"stopped by {stop.signal or 'a signal'} after step {done:,} of {stage.steps:,}; "
-                    "the checkpoint is saved, the same command goes on from it"
+                    "the checkpoint is saved, the same command resumes from it"
                 )
     return stage.steps - first
 
@@ -150,6 +168,11 @@ def _numbers(values: Values, run: Run, done: int) -> dict[str, float]:
     return numbers
 
 
+def _line(event: str, numbers: Mapping[str, float], shown: Sequence[str]) -> str:
+    """The numbers a person watches."""
+    return "  ".join([event, *(f"{name} {numbers[name]:.3f}" for name in shown if name in numbers)])
+
+
 def _validate(stage: Stage, accelerator: Accelerator, log: Log | None, progress: Progress, done: int) -> None:
     stage.module.eval()
     with torch.no_grad():
@@ -158,23 +181,24 @@ def _validate(stage: Stage, accelerator: Accelerator, log: Log | None, progress:
         if log is not None:
             log.write("valid", done, numbers)
         accelerator.log({f"valid/{name}": value for name, value in numbers.items()}, step=done)
-        progress.show(done, numbers, "valid")
+        progress.say(f"step {done:,}/{stage.steps:,}  {_line('valid', numbers, stage.shown)}")
 
 
 def _resume(stage: Stage, run: Run, accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> int:
     """Load the newest whole checkpoint; returns the steps it has behind it."""
     checkpoint = store.newest(run.checkpoints)
     if checkpoint is None:
+        stage.start()
         return 0
-    theirs, ours = checkpoint.facts["stage"], stage.facts()
-    for name in sorted(ours.keys() & theirs.keys()):
-        if ours[name] != theirs[name]:
+    before, now = checkpoint.facts["stage"], stage.facts()
+    for name in sorted(now.keys() & before.keys()):
+        if now[name] != before[name]:
             raise CheckpointError(
                 f"{run.folder}: {name} is not what this run was trained with; "
                 "give the run another name with --run"
             )
     try:
-        stage.restore(checkpoint.tensors["model"])
+        stage.load_tensors(checkpoint.tensors["model"])
         load_state_tensors(stage.module, optimizer, checkpoint.tensors["optimizer"])
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{run.folder}: its checkpoint does not fit this recipe's model") from error
@@ -192,7 +216,11 @@ def _save(stage: Stage, run: Run, accelerator: Accelerator, optimizer: Any, done
     failure: CheckpointError | None = None
     if world.is_main():
         plain = getattr(optimizer, "optimizer", optimizer)
-        tensors = {"model": stage.trained(), "optimizer": state_tensors(stage.module, plain), "rng": rng}
+        tensors = {
+            "model": stage.checkpoint_tensors(),
+            "optimizer": state_tensors(stage.module, plain),
+            "rng": rng,
+        }
         facts: dict[str, Any] = {"stage": stage.facts(), "ranks": world.size(), "steps": stage.steps}
         if accelerator.scaler is not None:
             facts["scaler"] = accelerator.scaler.state_dict()

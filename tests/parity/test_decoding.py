@@ -239,8 +239,8 @@ def test_cached_logits_are_those_of_the_whole_text_at_once(every: int) -> None:
     texts = torch.tensor([[DEC, *row] for row in words(5, 11)])
     features = torch.randn(5, 17, 48, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
-        memory = model.qformer.read_image(features)
-        whole = model.word_logits(model.qformer.write_text(memory, pack(texts.tolist()))).view(5, 12, -1)
+        memory = model.qformer.encode_image(features)
+        whole = model.decode_text(memory, pack(texts.tolist())).view(5, 12, -1)
         cache = TextCache(model, memory, longest=12)
         for place in range(12):
             logits = cache.step(texts[:, place], torch.arange(5))
@@ -265,7 +265,7 @@ def recomputed(model: Any, memory: Any) -> Step:
         own = [(k[parent_R], v[parent_R]) for k, v in old.own]
         state["memory"] = type(old)(old.query_BQD[parent_R], old.cross, own)
         state["said"] = torch.cat([state["said"][parent_R], token_R[:, None]], dim=1)
-        text = model.qformer.write_text(state["memory"], pack(state["said"].tolist()))
+        text = model.qformer.decode_text(state["memory"], pack(state["said"].tolist()))
         logits: Tensor = model.word_logits(text.view(*state["said"].shape, -1)[:, -1])
         return logits
 
@@ -286,7 +286,7 @@ def test_texts_with_the_cache_are_those_without(how: str) -> None:
     with torch.inference_mode():
         model.word_head.bias[SEP] += 2.5
         features = torch.randn(7, 17, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-        memory = model.qformer.read_image(features)
+        memory = model.qformer.encode_image(features)
         rules = Rules(first=DEC, end=SEP, longest=11, never=(DEC, 0))
         fast = SEARCHES[how](TextCache(model, memory, 12).step, rules)
         slow = SEARCHES[how](recomputed(model, memory), rules)

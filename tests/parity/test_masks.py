@@ -44,16 +44,16 @@ def moved(before: Tensor, after: Tensor) -> Tensor:
     return (before != after).flatten(1).any(dim=1)
 
 
-def read_text(qformer: QFormer, text: PackedText, image_BVD: Tensor) -> Tensor:
-    return qformer.read_text(text)
+def encode_text(qformer: QFormer, text: PackedText, image_BVD: Tensor) -> Tensor:
+    return qformer.encode_text(text)
 
 
-def write_text(qformer: QFormer, text: PackedText, image_BVD: Tensor) -> Tensor:
-    return qformer.write_text(qformer.read_image(image_BVD), text)
+def decode_text(qformer: QFormer, text: PackedText, image_BVD: Tensor) -> Tensor:
+    return qformer.decode_text(qformer.encode_image(image_BVD), text)
 
 
-def read_pairs(qformer: QFormer, text: PackedText, image_BVD: Tensor) -> Tensor:
-    return qformer.read_pairs(qformer.read_image(image_BVD), PAIRED, text)
+def fuse(qformer: QFormer, text: PackedText, image_BVD: Tensor) -> Tensor:
+    return qformer.fuse(qformer.encode_image(image_BVD), PAIRED, text)
 
 
 Pass = Callable[[QFormer, PackedText, Tensor], Tensor]
@@ -61,68 +61,68 @@ Pass = Callable[[QFormer, PackedText, Tensor], Tensor]
 
 @pytest.mark.parametrize("text", range(4))
 def test_a_later_word_moves_no_earlier_one(qformer: QFormer, text: int) -> None:
-    before = write_text(qformer, pack(TEXTS), image())
+    before = decode_text(qformer, pack(TEXTS), image())
     for position in range(1, LENGTHS[text]):
-        after = write_text(qformer, with_word(text, position), image())
+        after = decode_text(qformer, with_word(text, position), image())
         expected = torch.zeros(sum(LENGTHS), dtype=torch.bool)
         expected[START[text] + position : START[text] + LENGTHS[text]] = True
         assert moved(before, after).tolist() == expected.tolist()
 
 
 def test_writing_sees_its_own_image_only(qformer: QFormer) -> None:
-    after = write_text(qformer, pack(TEXTS), image(changed=2))
+    after = decode_text(qformer, pack(TEXTS), image(changed=2))
     owner = torch.repeat_interleave(torch.arange(4), torch.tensor(LENGTHS))
-    assert moved(write_text(qformer, pack(TEXTS), image()), after).tolist() == (owner == 2).tolist()
+    assert moved(decode_text(qformer, pack(TEXTS), image()), after).tolist() == (owner == 2).tolist()
 
 
 @pytest.mark.parametrize("text", range(4))
 def test_reading_text_sees_all_of_that_text_and_no_image(qformer: QFormer, text: int) -> None:
-    before = read_text(qformer, pack(TEXTS), image())
+    before = encode_text(qformer, pack(TEXTS), image())
     for position in range(LENGTHS[text]):
-        after = read_text(qformer, with_word(text, position), image())
+        after = encode_text(qformer, with_word(text, position), image())
         assert moved(before, after).tolist() == [row == text for row in range(4)]
 
 
 def test_uni_modal_queries_see_their_image_and_no_text(qformer: QFormer) -> None:
     """`read_image` takes no text; that it equals a full pass under the uni-modal mask, for any text, is
     held in test_qformer."""
-    before, after = qformer.read_image(image()), qformer.read_image(image(changed=1))
+    before, after = qformer.encode_image(image()), qformer.encode_image(image(changed=1))
     assert moved(before.query_BQD, after.query_BQD).tolist() == [False, True, False, False]
 
 
 def test_pairs_see_their_text_and_their_image(qformer: QFormer) -> None:
-    before = read_pairs(qformer, pack(TEXTS), image())
+    before = fuse(qformer, pack(TEXTS), image())
     for text in range(4):
         for position in range(LENGTHS[text]):
-            after = read_pairs(qformer, with_word(text, position), image())
+            after = fuse(qformer, with_word(text, position), image())
             assert moved(before, after).tolist() == [row == text for row in range(4)]
     for number in range(4):
-        after = read_pairs(qformer, pack(TEXTS), image(changed=number))
+        after = fuse(qformer, pack(TEXTS), image(changed=number))
         assert moved(before, after).tolist() == (number == PAIRED).tolist()
     # all queries of a pair, not just some
-    after = read_pairs(qformer, with_word(2, 1), image())
+    after = fuse(qformer, with_word(2, 1), image())
     assert bool((before[2] != after[2]).any(dim=1).all())
 
 
-@pytest.mark.parametrize("run", [read_text, write_text, read_pairs])
+@pytest.mark.parametrize("run", [encode_text, decode_text, fuse])
 def test_neighbours_in_the_batch_do_not_leak(qformer: QFormer, run: Pass) -> None:
     """A text alone gives what it gives between longer and shorter ones."""
     together = run(qformer, pack(TEXTS), image())
     for row in range(4):
-        own_image = image()[PAIRED[row] if run is read_pairs else row][None]
-        if run is read_pairs:
-            memory = qformer.read_image(own_image)
-            alone = qformer.read_pairs(memory, torch.tensor([0]), pack([TEXTS[row]]))
+        own_image = image()[PAIRED[row] if run is fuse else row][None]
+        if run is fuse:
+            memory = qformer.encode_image(own_image)
+            alone = qformer.fuse(memory, torch.tensor([0]), pack([TEXTS[row]]))
         else:
             alone = run(qformer, pack([TEXTS[row]]), own_image)
-        rows = slice(START[row], START[row] + LENGTHS[row]) if run is write_text else slice(row, row + 1)
+        rows = slice(START[row], START[row] + LENGTHS[row]) if run is decode_text else slice(row, row + 1)
         found = together[rows]
         torch.testing.assert_close(found, alone, atol=1e-10, rtol=1e-10)
 
 
 def test_dec_instead_of_cls_moves_every_word(qformer: QFormer) -> None:
-    before = write_text(qformer, pack(TEXTS), image())
-    after = write_text(qformer, pack([[DEC, *text[1:]] for text in TEXTS]), image())
+    before = decode_text(qformer, pack(TEXTS), image())
+    after = decode_text(qformer, pack([[DEC, *text[1:]] for text in TEXTS]), image())
     assert bool(moved(before, after).all())
 
 

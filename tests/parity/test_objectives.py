@@ -10,10 +10,11 @@ from torch import Tensor
 
 from medunifier_cli.distributed import draws
 from medunifier_cli.model.vit import pixels
-from medunifier_cli.objectives.itc import image_text_similarity, itc_loss
-from medunifier_cli.objectives.itg import itg_loss, said_and_next
-from medunifier_cli.objectives.itm import itm_loss, negative_weights
-from medunifier_cli.objectives.total import TEMPERATURE_RANGE, Objectives, take_texts
+from medunifier_cli.objectives.itc import TEMPERATURE_RANGE, itc_loss
+from medunifier_cli.objectives.itg import decoder_inputs_and_targets, itg_loss
+from medunifier_cli.objectives.itm import itm_loss, negative_weights, take_texts
+from medunifier_cli.objectives.pretraining import PretrainingLoss
+from medunifier_cli.objectives.similarity import image_text_similarity
 from tests.reference.plain_encoder import plain_weights
 from tests.reference.plain_generator import generate, plain_tig
 from tests.reference.plain_objectives import (
@@ -85,7 +86,7 @@ def test_itg_equals_equation_15_over_real_tokens() -> None:
     texts = draw_texts(3, seed=2)
     lengths, text = [len(t) for t in texts], pack(texts)
     grid = rand(3, max(lengths), VOCABULARY).requires_grad_()
-    said, next_P = said_and_next(text, DEC)
+    said, next_P = decoder_inputs_and_targets(text, DEC)
     read = torch.arange(max(lengths)) < said.lengths_B[:, None]
     ours = itg_loss(grid[read], next_P).loss / len(next_P)
     plain = loop_itg(grid, pad(texts, max(lengths)), lengths)
@@ -93,7 +94,7 @@ def test_itg_equals_equation_15_over_real_tokens() -> None:
 
 
 def test_what_the_decoder_reads_and_says() -> None:
-    said, next_P = said_and_next(pack([[CLS, 7, 8, SEP], [CLS, SEP], [CLS, 9, SEP]]), DEC)
+    said, next_P = decoder_inputs_and_targets(pack([[CLS, 7, 8, SEP], [CLS, SEP], [CLS, 9, SEP]]), DEC)
     assert said.ids_N.tolist() == [DEC, 7, 8, DEC, DEC, 9]
     assert said.lengths_B.tolist() == [3, 1, 2]
     assert next_P.tolist() == [7, 8, SEP, SEP, 9, SEP]
@@ -104,7 +105,7 @@ def test_what_the_decoder_reads_and_says() -> None:
 def test_a_step_equals_the_plain_objectives(every: int, equal: tuple[tuple[int, int], ...]) -> None:
     """Losses by loops over the plain encoder's passes; negatives drawn there by the same random numbers."""
     model = tiny_model("objectives.tig=0.0", f"model.qformer.cross_attention_every={every}")
-    objectives, batch = Objectives(model, DEC), draw_batch(6, equal=equal)
+    objectives, batch = PretrainingLoss(model, DEC), draw_batch(6, equal=equal)
     losses, _ = objectives(batch)
 
     plain = PlainObjectives(plain_weights(dict(model.named_parameters())), 4, DEC)
@@ -148,13 +149,13 @@ def test_a_step_equals_the_plain_objectives(every: int, equal: tuple[tuple[int, 
 def test_tig_equals_equations_18_to_23() -> None:
     model = tiny_model("objectives.itm=0.0", "objectives.itg=0.0")
     batch = draw_batch(3)
-    losses, monitors = Objectives(model, DEC)(batch)
+    losses, monitors = PretrainingLoss(model, DEC)(batch)
     image = pixels(batch.image_B1HW)
-    features = model.look(image)
-    f_q = model.qformer.read_image(features).query_BQD
-    text_cls = model.qformer.read_text(batch.text)
+    memory = model.encode_image(image)
+    f_q = memory.query_BQD
+    text_cls = model.encode_text(batch.text)
     weights = dict(model.generator.named_parameters())
-    made = generate(weights, f_q, features[:, 1:], text_cls, 32)
+    made = generate(weights, f_q, memory.patch_BVD, text_cls, 32)
     loss = plain_tig(image, made, 0.5)
     inputs = [
         p for n, p in model.named_parameters() if p.requires_grad and "head" not in n and n != "temperature"
@@ -186,14 +187,14 @@ def test_an_objective_that_is_off_is_neither_built_nor_computed(off: str, parts:
     names = {name.split(".")[0] for name, _ in model.named_parameters()}
     assert not names & parts
     assert {"word_head", "generator", "match_head"} - parts <= names
-    losses, monitors = Objectives(model, DEC)(draw_batch(4))
+    losses, monitors = PretrainingLoss(model, DEC)(draw_batch(4))
     assert set(losses) == {"itc", "itm", "itg", "tig", "total"} - {off}
     assert not any(name.startswith(off) for name in monitors)
 
 
 def test_weights_of_equation_24() -> None:
     model = tiny_model("objectives.itc=0.5", "objectives.itg=2.0", "objectives.tig=1.2", dtype=torch.float32)
-    losses, _ = Objectives(model, DEC)(draw_batch(4))
+    losses, _ = PretrainingLoss(model, DEC)(draw_batch(4))
     by_hand = 0.5 * losses["itc"] + losses["itm"] + 2 * losses["itg"] + 1.2 * losses["tig"]
     torch.testing.assert_close(losses["total"], by_hand)
 
@@ -202,7 +203,7 @@ def test_weights_of_equation_24() -> None:
 def test_temperature_stays_in_its_range(value: float, end: float) -> None:
     model = tiny_model("objectives.tig=0.0", dtype=torch.float32)
     torch.nn.init.constant_(model.temperature, value)
-    Objectives(model, DEC)(draw_batch(4))
+    PretrainingLoss(model, DEC)(draw_batch(4))
     assert model.temperature.item() == pytest.approx(end)
 
 
@@ -286,9 +287,9 @@ def test_the_largest_number_still_draws_a_column_with_weight() -> None:
 def test_a_batch_of_one_text_has_no_negatives_and_itm_is_of_positives_alone() -> None:
     model = tiny_model("objectives.tig=0.0", dtype=torch.float32)
     batch = draw_batch(4, equal=[(0, 1), (0, 2), (0, 3)])
-    losses, monitors = Objectives(model, DEC)(batch)
-    memory = model.qformer.read_image(model.look(pixels(batch.image_B1HW)))
-    logits = model.match(model.qformer.read_pairs(memory, torch.arange(4), batch.text))
+    losses, monitors = PretrainingLoss(model, DEC)(batch)
+    memory = model.encode_image(pixels(batch.image_B1HW))
+    logits = model.match(memory, torch.arange(4), batch.text)
     torch.testing.assert_close(losses["itm"], -torch.log_softmax(logits, dim=1)[:, 1].mean())
     assert float(monitors["itm_accuracy"]) == pytest.approx(
         float((logits[:, 1] > logits[:, 0]).float().mean())

@@ -69,7 +69,7 @@ def test_queries_over_an_image_equal_blip2(both: tuple[Blip2ForImageTextRetrieva
     theirs, ours = both
     queries = theirs.query_tokens.expand(5, -1, -1)
     expected = theirs.qformer(query_embeds=queries, encoder_hidden_states=features()).last_hidden_state
-    torch.testing.assert_close(ours.qformer.read_image(features()).query_BQD, expected, **NEAR)
+    torch.testing.assert_close(ours.qformer.encode_image(features()).query_BQD, expected, **NEAR)
 
 
 def test_pairs_equal_blip2(both: tuple[Blip2ForImageTextRetrieval, MedUnifier]) -> None:
@@ -84,8 +84,8 @@ def test_pairs_equal_blip2(both: tuple[Blip2ForImageTextRetrieval, MedUnifier]) 
         attention_mask=torch.cat([torch.ones(5, 4), REAL.float()], dim=1),
         encoder_hidden_states=features(3)[image_of],
     ).last_hidden_state[:, :4]
-    memory = ours.qformer.read_image(features(3))
-    torch.testing.assert_close(ours.qformer.read_pairs(memory, image_of, pack(TEXTS)), expected, **NEAR)
+    memory = ours.qformer.encode_image(features(3))
+    torch.testing.assert_close(ours.qformer.fuse(memory, image_of, pack(TEXTS)), expected, **NEAR)
 
 
 def test_text_and_contrast_heads_equal_blip2(both: tuple[Blip2ForImageTextRetrieval, MedUnifier]) -> None:
@@ -93,7 +93,7 @@ def test_text_and_contrast_heads_equal_blip2(both: tuple[Blip2ForImageTextRetrie
     embedded = theirs.embeddings(input_ids=pad(TEXTS, LONGEST))
     states = theirs.qformer(query_embeds=embedded, query_length=0, attention_mask=REAL.long())
     states = states.last_hidden_state
-    text_cls = ours.qformer.read_text(pack(TEXTS))
+    text_cls = ours.qformer.encode_text(pack(TEXTS))
     torch.testing.assert_close(text_cls, states[:, 0], **NEAR)
     expected = torch.nn.functional.normalize(theirs.text_projection(states[:, 0]), dim=-1)
     torch.testing.assert_close(ours.text_head(text_cls), expected, **NEAR)
@@ -118,7 +118,7 @@ def test_text_pass_and_word_head_equal_bert(tmp_path: Path) -> None:
     left = load_bert(ours, str(tmp_path))
     theirs, ours = theirs.double(), ours.double()
     out = theirs(input_ids=pad(TEXTS, LONGEST), attention_mask=REAL.long(), output_hidden_states=True)
-    torch.testing.assert_close(ours.qformer.read_text(pack(TEXTS)), out.hidden_states[-1][:, 0], **FOLDED)
+    torch.testing.assert_close(ours.qformer.encode_text(pack(TEXTS)), out.hidden_states[-1][:, 0], **FOLDED)
     logits = ours.word_logits(out.hidden_states[-1][REAL])
     torch.testing.assert_close(logits[:, :-1], out.logits[REAL], **FOLDED)
     # what BERT does not have stays: the word [DEC], the queries, cross-attention; and is named
@@ -143,15 +143,15 @@ def test_all_passes_equal_the_plain_encoder(every: int) -> None:
     model = tiny_model(f"model.qformer.cross_attention_every={every}")
     qformer, plain = model.qformer, PlainEncoder(plain_weights(dict(model.named_parameters())), 4)
     image, grid = features(), pad(TEXTS, 12)
-    memory = qformer.read_image(image)
+    memory = qformer.encode_image(image)
 
     f_q, f_t = plain(image, grid, LENGTHS, UNI_MODAL)
     torch.testing.assert_close(memory.query_BQD, f_q, **NEAR)
-    torch.testing.assert_close(qformer.read_text(pack(TEXTS)), f_t[:, 0], **NEAR)
+    torch.testing.assert_close(qformer.encode_text(pack(TEXTS)), f_t[:, 0], **NEAR)
 
     image_of = torch.tensor([4, 0, 0, 1, 0])
     f_q, _ = plain(image[image_of], grid, LENGTHS, BI_DIRECTIONAL)
-    torch.testing.assert_close(qformer.read_pairs(memory, image_of, pack(TEXTS)), f_q, **NEAR)
+    torch.testing.assert_close(qformer.fuse(memory, image_of, pack(TEXTS)), f_q, **NEAR)
 
     _, f_t = plain(image, grid, LENGTHS, CAUSAL)
-    torch.testing.assert_close(qformer.write_text(memory, pack(TEXTS)), f_t[:, :LONGEST][REAL], **NEAR)
+    torch.testing.assert_close(qformer.decode_text(memory, pack(TEXTS)), f_t[:, :LONGEST][REAL], **NEAR)

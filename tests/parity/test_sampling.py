@@ -14,10 +14,10 @@ from torch import Tensor
 
 from medunifier_cli.errors import MuError
 from medunifier_cli.prior.cache import CachedPrior
-from medunifier_cli.prior.config import PixelSnailConfig
 from medunifier_cli.prior.pixelsnail import PixelSnail
 from medunifier_cli.prior.prepared import product_weights
 from medunifier_cli.prior.sampling import Draws, draw_codes, sample, uniforms
+from medunifier_cli.prior.shape import PriorShape
 from tests.reference.slow_sampling import full_logits, slow_code, slow_sample
 
 TOP, TEXT = 11, 10
@@ -36,7 +36,7 @@ def tiny(**changes: Any) -> PixelSnail:
         "top_layers": 1,
         "dropout": 0.5,
     }
-    prior = PixelSnail(PixelSnailConfig(**{**config, **changes})).eval()
+    prior = PixelSnail(PriorShape(**{**config, **changes})).eval()
     for parameter in prior.parameters():
         parameter.data.normal_(0, 0.9 / math.sqrt(parameter[0].numel()) if parameter.dim() > 1 else 0.3)
     return prior

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from medunifier_cli.distributed import draws, world
-from medunifier_cli.objectives.total import Objectives
+from medunifier_cli.objectives.pretraining import PretrainingLoss
 from tests.tiny import DEC, draw_batch, part_of, tiny_model
 
 PAIRS, STEPS = 6, 2
@@ -37,7 +37,7 @@ VARIANTS = {
 def run(variant: str) -> dict[str, torch.Tensor]:
     """Two steps without an optimiser: losses, monitors, gradients and buffers, averaged over ranks."""
     model = tiny_model(*VARIANTS[variant])
-    objectives: torch.nn.Module = Objectives(model, DEC)
+    objectives: torch.nn.Module = PretrainingLoss(model, DEC)
     if world.size() > 1:
         objectives = DistributedDataParallel(
             objectives, broadcast_buffers=False, find_unused_parameters=variant == "no contrast"

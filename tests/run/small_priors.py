@@ -64,10 +64,9 @@ def make_codes_differ(root: Path) -> None:
         quantiser.started.fill_(False)
     batch = collate([source.sample(i) for i in range(60)], range(60))
     with torch.no_grad():
-        features = trained.model.look(pixels(batch.image_B1HW))
-        query = trained.model.qformer.read_image(features).query_BQD
-        text = trained.model.qformer.read_text(batch.text)
-        generator(query, features[:, 1:], text, torch.Generator().manual_seed(0))
+        memory = trained.model.encode_image(pixels(batch.image_B1HW))
+        text = trained.model.encode_text(batch.text)
+        generator(memory.query_BQD, memory.patch_BVD, text, torch.Generator().manual_seed(0))
     last = store.newest(run.checkpoints)
     assert last is not None
     model = {**last.tensors["model"], **trained.model.state_dict()}

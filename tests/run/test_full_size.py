@@ -23,7 +23,7 @@ from medunifier_cli.recipe.load import load_recipe
 recipe = load_recipe("full", ["model.vit.weights=random", "model.qformer.weights=random"])
 started = time.monotonic()
 torch.manual_seed(0)
-objectives = Objectives(MedUnifier(recipe, 30523), dec_id=30522).train()
+objectives = PretrainingLoss(MedUnifier(recipe, 30523), dec_id=30522).train()
 built = time.monotonic()
 lengths = torch.tensor([recipe.text.max_tokens, 40])
 ids = torch.randint(5, 30000, (int(lengths.sum()),))

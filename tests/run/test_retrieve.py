@@ -53,9 +53,9 @@ def odds(trained: PretrainedRun, asked: Benchmark, image: int, text: int) -> flo
     ids = torch.tensor(list(asked.source.sample(text).token_ids))
     with torch.no_grad():
         seen = pixels(torch.from_numpy(asked.source.sample(image).image_HW)[None, None])
-        memory = trained.model.qformer.read_image(trained.model.look(seen))
+        memory = trained.model.encode_image(seen)
         packed = PackedText(ids, torch.tensor([len(ids)]))
-        logits = trained.model.match(trained.model.qformer.read_pairs(memory, torch.tensor([0]), packed))
+        logits = trained.model.match(memory, torch.tensor([0]), packed)
     return float(logits[0, 1] - logits[0, 0])
 
 
@@ -171,7 +171,7 @@ def test_a_text_search_leaves_a_gallery_that_works_from_its_folder(
     with torch.no_grad():
         ids = torch.tensor(trained.tokenizer.encode(query, 95))
         packed = PackedText(ids, torch.tensor([len(ids)]))
-        g_t = trained.model.text_head(trained.model.qformer.read_text(packed))[0].numpy()
+        g_t = trained.model.text_head(trained.model.encode_text(packed))[0].numpy()
     found = embed_split(trained, asked.source, "phantom", "test", asked.shards)
     cosine = {
         key: max(float(q @ g_t) for q in g_q) for key, g_q in zip(found.keys, found.image_nQE, strict=True)

@@ -16,7 +16,7 @@ from medunifier_cli.stages.pretrain import run_pretraining
 
 SMALL = Path(__file__).parent / "small_phantom.yaml"
 QUICK = (
-    "train.steps=14", "train.global_batch=8", "train.validate_every=5", "train.checkpoint_every=4",
+    "train.steps=14", "train.global_batch=8", "train.valid_every=5", "train.checkpoint_every=4",
     "train.log_every=1", "train.threads=1", "train.tensorboard=false", "data.workers=0", "model.head=linear",
     "optim.model_lr=1e-3", "optim.head_lr=1e-2",
 )  # fmt: skip

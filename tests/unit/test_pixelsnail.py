@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medunifier_cli.errors import MuError
-from medunifier_cli.prior.config import PixelSnailConfig
 from medunifier_cli.prior.layers import CausalAttention, CausalConv, background
 from medunifier_cli.prior.pixelsnail import PixelSnail
+from medunifier_cli.prior.shape import PriorShape
 
 CODES, TOP, TEXT = 6, 5, 12
 
@@ -21,7 +21,7 @@ CODES, TOP, TEXT = 6, 5, 12
 def tiny(**changes: Any) -> PixelSnail:
     torch.manual_seed(11)
     config = {"codes": CODES, "channels": 32, "blocks": 1, "layers": 2, "heads": 2, "top_layers": 1}
-    return PixelSnail(PixelSnailConfig(**{**config, **changes})).eval()
+    return PixelSnail(PriorShape(**{**config, **changes})).eval()
 
 
 def influence(prior: PixelSnail, size: tuple[int, int], **given: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def test_causal_window_is_a_masked_convolution(kernel: int, strict: bool) -> Non
 
 def test_attention_is_a_weighted_mean_over_the_past() -> None:
     torch.manual_seed(0)
-    attention = CausalAttention(PixelSnailConfig(channels=32, heads=2)).eval()
+    attention = CausalAttention(PriorShape(channels=32, heads=2)).eval()
     x, code, place = torch.randn(1, 32, 3, 4), torch.randn(1, 32, 3, 4), background((3, 4), torch.zeros(()))
     mixed: list[Tensor] = []
     attention.out_block.register_forward_pre_hook(

@@ -16,9 +16,9 @@ from medunifier_cli.evaluate.reports.scoring import Scored, constant_report, rea
 from medunifier_cli.evaluate.reports.writer import Decoding, Writer, save_rows, write_split
 from medunifier_cli.evaluate.results import span, write_result
 from medunifier_cli.evaluate.tables.tables import render
+from medunifier_cli.files import write_text
 from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.roots import shards_folder
-from medunifier_cli.run.record import write_whole
 
 TASK = "report"
 CONSTANT = ".constant.txt"
@@ -64,7 +64,7 @@ def report_split(
     save_rows(rows, path)
     constant, missing = _constant(trained)
     if constant:
-        write_whole(path.with_name(path.stem + CONSTANT), constant + "\n")
+        write_text(path.with_name(path.stem + CONSTANT), constant + "\n")
     scored = score_rows(rows, asked.plugin, constant, clinical)
     if cut:
         scored.notes.append(f"{cut:,} of {len(rows):,} reports were cut at the longest length")

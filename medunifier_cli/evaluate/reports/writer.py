@@ -22,9 +22,9 @@ from medunifier_cli.errors import CheckpointError, MuError
 from medunifier_cli.evaluate.reports.decoding import Found, Rules, beam_search, greedy, nucleus
 from medunifier_cli.evaluate.reports.text_cache import TextCache
 from medunifier_cli.evaluate.user_images import read_batches
+from medunifier_cli.files import write_text
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.prior.sampling import Draws
-from medunifier_cli.run.record import write_whole
 from medunifier_cli.terminal.progress import Progress
 
 BATCH = 32
@@ -121,7 +121,7 @@ class Writer:
             keys: B names; with the seed, they decide what is drawn.
         """
         model, how = self.trained.model, self.decoding
-        memory = model.qformer.read_image(model.look(pixels(image_B1HW.to(self.trained.device))))
+        memory = model.encode_image(pixels(image_B1HW.to(self.trained.device)))
         cache = TextCache(model, memory, self.rules.longest)
         device, count = self.trained.device, len(keys)
         if how.how == "greedy":
@@ -158,14 +158,14 @@ def write_split(
     rows: list[dict[str, Any]] = []
     cut = 0
     batches = eval_batches(source, batch_size=BATCH, rank=0, world=1, workers=0, batches=-(-total // BATCH))
-    with Progress(0, total, "report") as progress:
+    with Progress(total, "report") as progress:
         for batch, _ in batches:
             count = min(BATCH, total - len(rows))
             reports = writer.write(batch.image_B1HW[:count], batch.keys[:count])
             for place, key, report in zip(batch.place_B.tolist(), batch.keys, reports, strict=False):
                 rows.append({"key": key, "dataset": dataset} | _beside(source, place, report))
                 cut += not report.ended
-            progress.move(len(rows))
+            progress.advance(len(rows))
     return rows, cut
 
 
@@ -175,7 +175,7 @@ def write_files(writer: Writer, paths: Sequence[Path]) -> Iterator[tuple[Path, R
     Raises:
         DataError: none can be read.
     """
-    with Progress(0, len(paths), "file", hidden=sys.stdout.isatty()) as progress:
+    with Progress(len(paths), "file", hidden=sys.stdout.isatty()) as progress:
         done = 0
         for files in read_batches(paths, writer.trained.recipe.data.image_size, BATCH):
             if files.paths:
@@ -183,7 +183,7 @@ def write_files(writer: Writer, paths: Sequence[Path]) -> Iterator[tuple[Path, R
                 yield from zip(files.paths, reports, strict=True)
             yield from files.skipped.items()
             done += len(files.paths) + len(files.skipped)
-            progress.move(done)
+            progress.advance(done)
 
 
 def files_under(paths: Sequence[Path]) -> list[Path]:
@@ -216,7 +216,7 @@ def whole_text(source: SplitSource, place: int) -> str:
 def save_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """One JSON line a report."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _beside(source: SplitSource, place: int, report: Report) -> dict[str, Any]:

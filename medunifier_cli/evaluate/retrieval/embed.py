@@ -18,7 +18,7 @@ from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.contract import PackedText
 from medunifier_cli.data.loader import SplitSource, eval_batches
 from medunifier_cli.errors import CheckpointError, DataError
-from medunifier_cli.run.record import data_facts
+from medunifier_cli.run.provenance import data_facts
 from medunifier_cli.terminal.progress import Progress
 from medunifier_cli.train.batches import to_device
 
@@ -99,7 +99,7 @@ def embed_texts(trained: PretrainedRun, texts: list[str]) -> NDArray[np.float32]
         ids_N = torch.tensor([token for row in some for token in row], device=trained.device)
         packed = PackedText(ids_N, torch.tensor([len(row) for row in some]))
         with torch.no_grad():
-            text_cls = trained.model.qformer.read_text(packed)
+            text_cls = trained.model.encode_text(packed)
             found.append(trained.model.text_head(text_cls).cpu().numpy())
     return np.concatenate(found)
 
@@ -107,7 +107,7 @@ def embed_texts(trained: PretrainedRun, texts: list[str]) -> NDArray[np.float32]
 def embed_images(trained: PretrainedRun, image_BCHW: Tensor) -> NDArray[np.float32]:
     """Pixels in [0, 1] -> [B, Q, E]."""
     with torch.no_grad():
-        memory = trained.model.qformer.read_image(trained.model.look(image_BCHW))
+        memory = trained.model.encode_image(image_BCHW)
         image: NDArray[np.float32] = trained.model.image_head(memory.query_BQD).cpu().numpy()
     return image
 
@@ -131,16 +131,16 @@ def _embed(trained: PretrainedRun, source: SplitSource) -> Embeddings:
     images, texts, labels, lengths, keys = [], [], [], [], []
     model = trained.model
     batches = eval_batches(source, batch_size=BATCH, rank=0, world=1, workers=0)
-    with Progress(0, len(source), "sample") as progress, torch.no_grad():
+    with Progress(len(source), "sample") as progress, torch.no_grad():
         for batch, mask_B in batches:
             batch = to_device(batch, trained.device)
             images.append(embed_images(trained, pixels(batch.image_B1HW))[mask_B.numpy()])
-            text_cls = model.qformer.read_text(batch.text)
+            text_cls = model.encode_text(batch.text)
             texts.append(model.text_head(text_cls).cpu().numpy()[mask_B.numpy()])
             labels.append(batch.label_B.cpu().numpy()[mask_B.numpy()])
             lengths.append(batch.text.lengths_B.numpy()[mask_B.numpy()])
             keys += [key for key, real in zip(batch.keys, mask_B.tolist(), strict=True) if real]
-            progress.move(len(keys))
+            progress.advance(len(keys))
     return Embeddings(
         np.concatenate(images), np.concatenate(texts), np.concatenate(labels),
         np.concatenate(lengths) > SPECIAL, keys,

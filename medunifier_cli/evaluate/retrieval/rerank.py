@@ -50,21 +50,20 @@ def match_scores(
     image, text = image_P[order], text_P[order]
     distinct, first, count = np.unique(image, return_index=True, return_counts=True)
     out = np.empty(len(order), np.float32)
-    with torch.no_grad(), Progress(0, len(order), "pair") as progress:
+    with torch.no_grad(), Progress(len(order), "pair") as progress:
         for start in range(0, len(distinct), IMAGES_AT_ONCE):
             some = distinct[start : start + IMAGES_AT_ONCE]
             low, high = first[start], first[start + len(some) - 1] + count[start + len(some) - 1]
             seen = pixels(images(some).to(trained.device))
-            memory = trained.model.qformer.read_image(trained.model.look(seen))
+            memory = trained.model.encode_image(seen)
             slot = np.searchsorted(some, image[low:high])
             turn = np.arange(low, high) - first[start + slot]
             for turns in range(0, int(turn.max()) + 1, TURNS):
                 chosen = np.flatnonzero((turn >= turns) & (turn < turns + TURNS))
                 packed = _pack([texts(int(number)) for number in text[low + chosen]], trained.device)
-                query_MQD = trained.model.qformer.read_pairs(memory, torch.from_numpy(slot[chosen]), packed)
-                logits_M2 = trained.model.match(query_MQD)
+                logits_M2 = trained.model.match(memory, torch.from_numpy(slot[chosen]), packed)
                 out[order[low + chosen]] = (logits_M2[:, 1] - logits_M2[:, 0]).cpu().numpy()
-            progress.move(int(high))
+            progress.advance(int(high))
     return out
 
 

@@ -166,11 +166,11 @@ def open_images(trained: PretrainedRun, folder_or_split: str) -> ImageSet:
 
 def batches(images: ImageSet) -> Iterator[NDArray[np.uint8]]:
     """All images in order, [B, S, S]."""
-    with Progress(0, len(images), "image") as progress:
+    with Progress(len(images), "image") as progress:
         for start in range(0, len(images), BATCH):
             stop = min(start + BATCH, len(images))
             yield images.pick(range(start, stop))
-            progress.move(stop)
+            progress.advance(stop)
 
 
 def encoder_features(trained: PretrainedRun, images: ImageSet) -> NDArray[np.float32]:
@@ -195,6 +195,6 @@ def query_means(trained: PretrainedRun, grey_BSS: NDArray[np.uint8]) -> NDArray[
     """Grey levels -> [B, D]."""
     image = torch.from_numpy(grey_BSS)[:, None].to(trained.device)
     with torch.no_grad():
-        query_BQD = trained.model.qformer.read_image(trained.model.look(pixels(image))).query_BQD
+        query_BQD = trained.model.encode_image(pixels(image)).query_BQD
     found: NDArray[np.float32] = query_BQD.float().mean(dim=1).cpu().numpy()
     return found

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medunifier_cli.checkpoint.store import file_hash
 from medunifier_cli.errors import MissingWeightsError
 from medunifier_cli.evaluate.synthesis.image_sets import ImageSet, batches
+from medunifier_cli.files import sha256
 
 FEATURES = "2048"
 SUBSET = 1000
@@ -73,7 +73,7 @@ def load_inception(weights: str, device: torch.device) -> Inception:
         raise MissingWeightsError(
             f"{path}: not the Inception weights of torch-fidelity, or damaged"
         ) from error
-    return Inception(network.to(device), path, file_hash(path), device)
+    return Inception(network.to(device), path, sha256(path), device)
 
 
 def fid_and_kid(

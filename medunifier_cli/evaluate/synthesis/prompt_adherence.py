@@ -25,7 +25,7 @@ from medunifier_cli.evaluate.synthesis.image_sets import FolderImages, SplitImag
 from medunifier_cli.evaluate.synthesis.synthesis import reconstructions
 from medunifier_cli.model.classifier import Classifier, build_head
 from medunifier_cli.plugin_index import load_head
-from medunifier_cli.recipe.load import load_recipe, stage_of
+from medunifier_cli.recipe.load import load_saved, stage_of
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run
 from medunifier_cli.run.record import Run
@@ -99,7 +99,7 @@ def restore_classifier(run: Run) -> tuple[PretrainedRun, Classifier, tuple[str, 
     """
     if not run.recipe.exists() or stage_of(run.recipe) != FinetuneRecipe.stage:
         raise CheckpointError(f"{run.folder}: not a run of `mu finetune`, which makes classifiers")
-    recipe = load_recipe(run.recipe, (), FinetuneRecipe)
+    recipe = load_saved(run.recipe, FinetuneRecipe)
     best = store.newest(run.folder / "best")
     if best is None:
         raise CheckpointError(f"{run.folder}: not finished; run `mu finetune` again")
@@ -144,7 +144,7 @@ class _OnReal:
 
 
 def _on_real(tuned: PretrainedRun, network: Classifier, generator: PretrainedRun) -> _OnReal:
-    recipe = load_recipe(tuned.run.recipe, (), FinetuneRecipe)
+    recipe = load_saved(tuned.run.recipe, FinetuneRecipe)
     split = recipe.data.test or recipe.data.valid
     asked = open_benchmark(tuned, recipe.data.dataset, split, need_text=False)
     one = asked.source.labels >= 0

@@ -103,7 +103,7 @@ def text_features(trained: PretrainedRun, wishes: Sequence[ImageRequest]) -> NDA
             raise DataError(f"{wish.where}: an empty prompt")
         with torch.no_grad():
             packed = PackedText(torch.tensor(ids, device=trained.device), torch.tensor([len(ids)]))
-            known[wish.prompt] = trained.model.qformer.read_text(packed)[0].float().cpu().numpy()
+            known[wish.prompt] = trained.model.encode_text(packed)[0].float().cpu().numpy()
     return np.stack([known[wish.prompt] for wish in wishes])
 
 

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medunifier_cli.errors import DataError
+from medunifier_cli.files import read_lines, write_text
 from medunifier_cli.page.pictures import save_rows
-from medunifier_cli.run.record import read_lines, write_whole
 
 SETTINGS, LINES, TABLE, SHEET = "settings.json", "samples.jsonl", "samples.csv", "contact.png"
 SHEET_COLUMNS, SHEET_ROWS = 10, 10
@@ -57,7 +57,7 @@ class SampleFolder:
                     f"{folder}: holds other files ({sorted(there)[0]}, ...); name an empty or new folder"
                 )
             else:
-                write_whole(folder / SETTINGS, json.dumps(settings, indent=1, sort_keys=True) + "\n")
+                write_text(folder / SETTINGS, json.dumps(settings, indent=1, sort_keys=True) + "\n")
             lines = [line for line in read_samples(folder) if (folder / line["image"]).is_file()]
             self.done = {line["sample"]: line for line in lines}
             self._rewrite()
@@ -95,7 +95,7 @@ class SampleFolder:
         writer.writerow(["prompt", "img_savename"])
         lines = [self.done[sample] for sample in sorted(self.done)]
         writer.writerows([line.get("prompt", ""), line["image"]] for line in lines)
-        write_whole(self.folder / TABLE, table.getvalue())
+        write_text(self.folder / TABLE, table.getvalue())
         shown = [_read(self.folder / line["image"]) for line in lines[: SHEET_COLUMNS * SHEET_ROWS]]
         rows = [shown[start : start + SHEET_COLUMNS] for start in range(0, len(shown), SHEET_COLUMNS)]
         save_rows(rows, self.folder / SHEET)
@@ -103,7 +103,7 @@ class SampleFolder:
     def _rewrite(self) -> None:
         lines = (self.done[sample] for sample in sorted(self.done))
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
-        write_whole(self.folder / LINES, text)
+        write_text(self.folder / LINES, text)
 
 
 def read_samples(folder: Path) -> list[dict[str, Any]]:

@@ -6,12 +6,10 @@ Letters: B images, T top edge, G bottom edge, D text width.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,7 +25,7 @@ from medunifier_cli.evaluate.synthesis.sample_folder import SHEET, SampleFolder
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.pictures import save_rows
 from medunifier_cli.prior.sampling import Draws, sample
-from medunifier_cli.terminal.progress import PLAIN_EVERY, Progress
+from medunifier_cli.terminal.progress import Progress
 from medunifier_cli.train.batches import first_pairs, to_device
 
 SHOWN_PAIRS = 12
@@ -68,17 +66,13 @@ def synthesize(
         raise DataError(f"{out}: holds {len(folder.done):,} images already; ask for as many or more")
     batch = batch or DEFAULT_BATCH.get(fitted.trained.device.type, 64)
     missing = [number for number in range(n) if number not in folder.done]
-    spoke = time.monotonic()
-    with Progress(n - len(missing), n, "image") as progress:
+    with Progress(n, "image", first=n - len(missing)) as progress:
         for start in range(0, n, batch):
             wanted = [number for number in missing if start <= number < start + batch]
             if wanted:
                 numbers = range(wanted[0], wanted[-1] + 1)
                 _draw(fitted, folder, numbers, wishes, feature_WD, draws)
-                progress.move(len(folder.done))
-                if progress.bar is None and time.monotonic() - spoke > PLAIN_EVERY:
-                    spoke = time.monotonic()
-                    click.echo(f"mu: {len(folder.done):,} of {n:,} images drawn", err=True)
+                progress.advance(len(folder.done))
     folder.finish()
     return folder
 
@@ -153,7 +147,7 @@ def reconstruct(trained: PretrainedRun, asked: Benchmark, out: Path, n: int = 0)
         asked.source, batch_size=RECONSTRUCT_BATCH, rank=0, world=1, workers=0,
         batches=-(-n // RECONSTRUCT_BATCH),
     )  # fmt: skip
-    with Progress(0, n, "image") as progress, torch.no_grad():
+    with Progress(n, "image") as progress, torch.no_grad():
         for batch, mask_B in batches:
             count = min(int(mask_B.sum()), n - int(batch.place_B[0]))
             batch = first_pairs(to_device(batch, trained.device), count)
@@ -163,7 +157,7 @@ def reconstruct(trained: PretrainedRun, asked: Benchmark, out: Path, n: int = 0)
             for place, key, image in zip(batch.place_B.tolist(), batch.keys, made, strict=True):
                 if place not in folder.done:
                     folder.add(place, f"{place:06d}.png", image, {"key": key})
-            progress.move(min(n, int(batch.place_B[-1]) + 1))
+            progress.advance(min(n, int(batch.place_B[-1]) + 1))
     folder.finish()
     rows = [[pair[side] / 255.0 for pair in shown] for side in (0, 1)]
     save_rows(rows, out / SHEET)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medunifier_cli.data.labels.samples import plan_samples
 from medunifier_cli.plugin_index import load_dataset, load_head
-from medunifier_cli.recipe.load import load_recipe
+from medunifier_cli.recipe.load import load_saved
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run, shards_folder
@@ -56,7 +56,7 @@ def look_at_finetuning(recipe: FinetuneRecipe, processes: int = 0, hashes: bool 
 
 def _pretrained(recipe: FinetuneRecipe, found: list[PretrainRecipe]) -> str:
     run = Run(find_run(with_pretrained(recipe).model.pretrained))
-    found.append(load_recipe(run.recipe, (), PretrainRecipe))
+    found.append(load_saved(run.recipe, PretrainRecipe))
     return f"{run.folder}, trained on {found[0].data.dataset}"
 
 

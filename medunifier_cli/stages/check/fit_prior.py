@@ -9,7 +9,7 @@ import torch
 
 from medunifier_cli.checkpoint.pretrained import starting_run
 from medunifier_cli.evaluate.synthesis.inception import load_inception
-from medunifier_cli.recipe.load import load_recipe
+from medunifier_cli.recipe.load import load_saved
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run, shards_folder
@@ -50,7 +50,7 @@ def look_at_priors(recipe: PriorRecipe, processes: int = 0, hashes: bool = False
 
 def _pretrained(recipe: PriorRecipe, found: list[PretrainRecipe]) -> str:
     run = Run(find_run(starting_run(recipe.prior.pretrained, "fit-prior")))
-    theirs = load_recipe(run.recipe, (), PretrainRecipe)
+    theirs = load_saved(run.recipe, PretrainRecipe)
     check_codes(theirs, run.folder)
     found.append(theirs)
     return f"{run.folder}, trained on {theirs.data.dataset}"

@@ -195,10 +195,10 @@ def _model(recipe: PretrainRecipe) -> str:
     """Built without memory: sizes that do not fit each other show here."""
     import torch
 
-    from medunifier_cli.model.medunifier import MedUnifier
+    from medunifier_cli.objectives.pretraining import build_model
 
     with torch.device("meta"):
-        model = MedUnifier(recipe, recipe.text.vocabulary + 1, load=False)
+        model = build_model(recipe, recipe.text.vocabulary + 1, load=False)
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return f"{total / 1e6:,.1f} M parameters, {trained / 1e6:,.1f} M of them trained"

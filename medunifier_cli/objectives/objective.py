@@ -1,0 +1,88 @@
+"""What a pre-training objective is: a loss on one shared encoding of the batch.
+
+An objective is one file of this folder, one weight in `recipe.schema.ObjectivesConfig` and one entry in
+`pretraining.OBJECTIVES`. Its name is the weight's key, and the loss appears under it in the log, the progress
+line, the page and the tables.
+
+Letters: B local pairs, G global pairs (rank after rank), V image tokens, Q queries, D width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from medunifier_cli.data.contract import Batch
+from medunifier_cli.model.medunifier import MedUnifier
+from medunifier_cli.model.qformer import ImageMemory
+from medunifier_cli.objectives.similarity import Similarity, global_similarity
+
+
+class LossAndMonitors(NamedTuple):
+    """A scalar loss with gradient, and scalars without that are worth watching."""
+
+    loss: Tensor
+    monitors: Mapping[str, Tensor]
+
+
+@dataclass
+class EncodedBatch:
+    """What all objectives of one step share, so that it is computed once."""
+
+    model: MedUnifier
+    batch: Batch
+    image_BCHW: Tensor
+    """Pixels in [0, 1]."""
+    memory: ImageMemory
+    """Of the uni-modal pass over the images."""
+    text_cls: Tensor | None
+    """f_t_cls [B, D] of the uni-modal text pass; None where no objective asked for it."""
+    dec_id: int
+    """Token id of [DEC], which starts a generated text."""
+    revival: torch.Generator | None
+    """Chooses where dead codes go, with the same state on all ranks; None leaves them."""
+
+    @property
+    def text_cls_BD(self) -> Tensor:
+        """f_t_cls. Raises ValueError where no objective with `reads_text_cls` is on."""
+        if self.text_cls is None:
+            raise ValueError("no objective that is on sets `reads_text_cls`")
+        return self.text_cls
+
+    @cached_property
+    def similarity(self) -> Similarity:
+        """ITC similarity of the global batch: ITC contrasts it, ITM draws its hard negatives by it."""
+        return global_similarity(self.model, self.memory.query_BQD, self.text_cls_BD)
+
+
+class Objective(ABC):
+    """One term of equation (24)."""
+
+    name: ClassVar[str]
+    """Key of its weight in the recipe's section `objectives`, and name of its loss."""
+    title: ClassVar[str]
+    """For people: heading of its curve on the page."""
+    monitors: ClassVar[Mapping[str, str]] = {}
+    """Its monitors that get a curve on the page, by name: the heading."""
+    reads_text_cls: ClassVar[bool] = False
+    """True where `compute` reads `EncodedBatch.text_cls_BD`."""
+    reaches_every_weight: ClassVar[bool] = False
+    """True where its gradient alone reaches every trained weight of both encoders. Unless one active
+    objective says so, DistributedDataParallel has to look for unused parameters in each step."""
+
+    def extend(self, model: MedUnifier) -> None:
+        """Add heads of its own to the model: they are trained, saved and restored with it.
+
+        The model itself holds the heads of the paper's four objectives, hence nothing here by default.
+        """
+        return None
+
+    @abstractmethod
+    def compute(self, encoded: EncodedBatch) -> LossAndMonitors:
+        """Loss and monitors of this rank's pairs; their averages over ranks are those of the global batch."""

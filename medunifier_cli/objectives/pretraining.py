@@ -1,0 +1,96 @@
+"""All objectives of one batch, weighted and summed (paper, section 3.5, equation 24).
+
+B local pairs, G global pairs (rank after rank). Averaging this module's losses, and so its gradients, over
+ranks gives what one process computes on the whole batch: ITC and ITM see the pairs of all ranks, and sums
+over tokens or rows are divided by their global counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from medunifier_cli.data.contract import Batch
+from medunifier_cli.model.medunifier import MedUnifier
+from medunifier_cli.model.vit import pixels
+from medunifier_cli.objectives.itc import ImageTextContrast
+from medunifier_cli.objectives.itg import ImageGroundedTextGeneration
+from medunifier_cli.objectives.itm import ImageTextMatching
+from medunifier_cli.objectives.objective import EncodedBatch, Objective
+from medunifier_cli.objectives.tig import TextGroundedImageGeneration
+from medunifier_cli.recipe.schema import PretrainRecipe
+
+OBJECTIVES: list[Objective] = [
+    ImageTextContrast(),
+    ImageTextMatching(),
+    ImageGroundedTextGeneration(),
+    TextGroundedImageGeneration(),
+]
+"""Every objective there is, in the order they are computed. The order is part of a run's numbers: dropout
+draws from one stream, so another order is another run."""
+
+
+def active_objectives(recipe: PretrainRecipe) -> list[Objective]:
+    """The objectives whose weight in the recipe is above 0."""
+    weights = recipe.objectives.weights()
+    return [objective for objective in OBJECTIVES if objective.name in weights]
+
+
+def leaves_weights_unused(recipe: PretrainRecipe) -> bool:
+    """Whether some trained weights may get no gradient, as DistributedDataParallel has to know."""
+    return not any(objective.reaches_every_weight for objective in active_objectives(recipe))
+
+
+def build_model(recipe: PretrainRecipe, vocabulary: int, load: bool = True) -> MedUnifier:
+    """The model with the heads of every active objective.
+
+    Args:
+        recipe: of the run.
+        vocabulary: token ids of the tokenizer, [DEC] included.
+        load: False leaves out the image encoder's pretrained weights.
+    """
+    model = MedUnifier(recipe, vocabulary, load)
+    for objective in active_objectives(recipe):
+        objective.extend(model)
+    return model
+
+
+class PretrainingLoss(nn.Module):
+    """(batch) -> losses and monitors by name; `total` is the weighted sum that is trained.
+
+    Args:
+        model: with the heads of every objective whose weight is above 0, see `build_model`.
+        dec_id: token id of [DEC].
+        objectives: by default those that the model's recipe gives a weight.
+    """
+
+    def __init__(self, model: MedUnifier, dec_id: int, objectives: Sequence[Objective] | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.dec_id = dec_id
+        self.objectives = active_objectives(model.recipe) if objectives is None else list(objectives)
+
+    def forward(
+        self, batch: Batch, revival: torch.Generator | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses with gradient, monitors without; both scalars.
+
+        Args:
+            batch: on the model's device (`text.lengths_B` and `place_B` on the CPU).
+            revival: where dead codes go, the same generator state on all ranks; None leaves them.
+        """
+        model, weights = self.model, self.model.recipe.objectives.weights()
+        image_BCHW = pixels(batch.image_B1HW)
+        memory = model.encode_image(image_BCHW)
+        # here and not where it is first read: dropout draws in this order whichever objectives are on
+        text_cls = model.encode_text(batch.text) if any(o.reads_text_cls for o in self.objectives) else None
+        encoded = EncodedBatch(model, batch, image_BCHW, memory, text_cls, self.dec_id, revival)
+        losses: dict[str, Tensor] = {}
+        monitors: dict[str, Tensor] = {}
+        for objective in self.objectives:
+            losses[objective.name], seen = objective.compute(encoded)
+            monitors |= seen
+        losses["total"] = sum((weights[name] * loss for name, loss in losses.items()), torch.zeros(()))
+        return losses, monitors

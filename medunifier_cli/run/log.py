@@ -1,0 +1,28 @@
+"""`log.jsonl`: the numbers of a run, one line per event."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from medunifier_cli.files import read_lines, write_text
+
+
+class Log:
+    """`log.jsonl`: one line per event, cut back to the checkpoint that a run goes on from.
+
+    Args:
+        path: the file.
+        step: steps done; lines of later steps, and a torn last line, are removed.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        kept = [line for line in read_lines(path) if line["step"] <= step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, event: str, step: int, values: Mapping[str, float]) -> None:
+        """Append one line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"event": event, "step": step, **values}) + "\n")

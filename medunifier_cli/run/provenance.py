@@ -1,0 +1,61 @@
+"""What made a run: versions, the commit of the source tree, the command line and the data."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from medunifier_cli.files import sha256
+
+PACKAGES = (
+    "medunifier",
+    "torch",
+    "torchvision",
+    "transformers",
+    "timm",
+    "accelerate",
+    "safetensors",
+    "numpy",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that make the numbers."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the source tree this runs from, and whether it was changed; nothing outside a clone."""
+    source = Path(__file__).resolve().parent
+    try:
+        commit = _git(source, "rev-parse", "HEAD")
+        return {"git_commit": commit, "git_changed": bool(_git(source, "status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10
+    )
+    return done.stdout.strip()
+
+
+def command_line() -> list[str]:
+    """The command as the user typed it."""
+    return ["mu", *sys.argv[1:]]
+
+
+def data_facts(folder: Path) -> dict[str, Any]:
+    """Hash of the manifest, which hashes every shard."""
+    manifest = folder / "manifest.json"
+    return {"shards": str(folder), "manifest": sha256(manifest) if manifest.exists() else "none"}
