@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 from medunifier_cli import __version__
-from medunifier_cli.errors import MuError
+from medunifier_cli.errors import explain
 
 COMMANDS = Path(__file__).parent / "commands"
 
@@ -26,9 +26,6 @@ VERBS = (
     "score", "check",
 )  # fmt: skip
 """In the order of `mu --help`; one whose file does not exist is not listed."""
-
-INTERRUPTED = 130
-"""128 + SIGINT, as a shell reports it."""
 
 DEBUG_KEY = "medunifier_cli.debug"
 
@@ -106,33 +103,6 @@ class Verbs(click.Group):
             for line in lines:
                 click.echo(f"mu: {line}", err=True)
             ctx.exit(code)
-
-
-def explain(error: BaseException) -> tuple[list[str], int]:
-    """What the user reads of an error, and the exit code.
-
-    The message of an error that nobody foresaw is left out: it may quote a report, which is patient data.
-    """
-    if isinstance(error, MuError):
-        return str(error).splitlines() or [type(error).__name__], error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return ["interrupted"], INTERRUPTED
-    if isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename is not None else ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return [f"no space left on the disk{where}; free some and run the same command again"], 1
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return [f"no permission{where}; choose another folder or change its rights"], 1
-    name = type(error).__name__
-    return [f"unexpected {name} in {_place(error)}; run again with --debug to see the traceback"], 1
-
-
-def _place(error: BaseException) -> str:
-    """File and line of the innermost frame, in our own code where there is one."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(Path(__file__).parent)]
-    ours = [frame for frame in ours if frame.filename != __file__] or ours or list(frames)
-    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "an unknown place"
 
 
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:

@@ -55,6 +55,15 @@ def check_pretrained(run: Run) -> None:
         raise CheckpointError(f"{run.folder}: no checkpoint yet; run `mu pretrain` again, it goes on")
 
 
+def pretrained_run(name: str, verb: str) -> Run:
+    """The pre-training run that `verb` uses: `name`, by name or folder, or the newest.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    return Run(find_run(name) if name else newest_run(lambda path: is_pretrained(Run(path)), verb))
+
+
 def starting_run(wanted: str, verb: str) -> str:
     """The pre-training run that `verb` starts from: `wanted`, by name or folder, or the newest.
 
@@ -64,9 +73,9 @@ def starting_run(wanted: str, verb: str) -> str:
     Raises:
         CheckpointError: there is none, or it is no pre-training run with a checkpoint.
     """
-    found = find_run(wanted) if wanted else newest_run(lambda path: is_pretrained(Run(path)), verb)
-    check_pretrained(Run(found))
-    return found.name if found.parent == runs_root() else str(found.resolve())
+    run = pretrained_run(wanted, verb)
+    check_pretrained(run)
+    return run.folder.name if run.folder.parent == runs_root() else str(run.folder.resolve())
 
 
 def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:

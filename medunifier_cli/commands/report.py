@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from medunifier_cli.roots import find_run, newest_run
-
 if TYPE_CHECKING:
     from medunifier_cli.checkpoint.pretrained import PretrainedRun
     from medunifier_cli.evaluate.reports.writer import Decoding
@@ -67,9 +65,8 @@ def report(
     FILES are PNG, JPEG or DICOM, or folders of them: the reports go to standard output. Without FILES the
     run's held-out split is reported on and scored.
     """
-    from medunifier_cli.checkpoint.pretrained import is_pretrained, restore
+    from medunifier_cli.checkpoint.pretrained import pretrained_run, restore
     from medunifier_cli.evaluate.reports.writer import Decoding, files_under
-    from medunifier_cli.run.record import Run
 
     for_split = {"--data": dataset, "--split": split, "--limit": limit, "--out": out, "--clinical": clinical}
     wrong = [flag for flag, value in for_split.items() if value]
@@ -78,8 +75,7 @@ def report(
     if as_json and not files:
         raise click.UsageError("--json is for files; the reports of a split are JSON lines anyway")
     paths = files_under(files)
-    folder = find_run(name) if name else newest_run(lambda path: is_pretrained(Run(path)), "report")
-    trained, how = restore(Run(folder)), Decoding(**decoding)  # type: ignore[arg-type]
+    trained, how = restore(pretrained_run(name, "report")), Decoding(**decoding)  # type: ignore[arg-type]
     if files:
         _report_files(trained, how, paths, as_json)
     else:

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-from medunifier_cli.roots import find_run, newest_run
-
 
 @click.command()
 @click.option("--run", "name", default="", help="Run to use; by default the newest pre-trained one.")
@@ -39,13 +37,11 @@ def retrieve(
         raise click.UsageError("search by --query or by --image, not by both")
     if out and query is None and image is None:
         raise click.UsageError("--out is for the gallery of --query or --image")
-    from medunifier_cli.checkpoint.pretrained import is_pretrained, restore
+    from medunifier_cli.checkpoint.pretrained import pretrained_run, restore
     from medunifier_cli.evaluate.benchmark import open_benchmark
     from medunifier_cli.evaluate.results import table
-    from medunifier_cli.run.record import Run
 
-    folder = find_run(name) if name else newest_run(lambda path: is_pretrained(Run(path)), "retrieve")
-    trained = restore(Run(folder))
+    trained = restore(pretrained_run(name, "retrieve"))
     asked = open_benchmark(trained, dataset, split, need_text=False, ids=ids, prefer_benchmark=True)
     if query is not None or image is not None:
         from medunifier_cli.evaluate.retrieval.search import search_by_image, search_by_text

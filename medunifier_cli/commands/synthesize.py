@@ -65,8 +65,8 @@ def synthesize(
     from medunifier_cli.evaluate.synthesis.requests import read_requests
     from medunifier_cli.evaluate.synthesis.synthesis import reconstruct
     from medunifier_cli.evaluate.synthesis.synthesis import synthesize as draw
+    from medunifier_cli.model.sampling import Draws
     from medunifier_cli.plugin_index import load_dataset
-    from medunifier_cli.prior.sampling import Draws
     from medunifier_cli.run.record import Run
 
     if split:

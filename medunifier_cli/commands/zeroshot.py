@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from medunifier_cli.roots import find_run, newest_run
-
 if TYPE_CHECKING:
     from medunifier_cli.checkpoint.pretrained import PretrainedRun
     from medunifier_cli.evaluate.retrieval.zeroshot import Ensemble
@@ -59,12 +57,10 @@ def zeroshot(
     if save_prompts:
         _save_prompts(save_prompts, name, dataset, prompts)
         return
-    from medunifier_cli.checkpoint.pretrained import is_pretrained, restore
+    from medunifier_cli.checkpoint.pretrained import pretrained_run, restore
     from medunifier_cli.evaluate.benchmark import open_benchmark
-    from medunifier_cli.run.record import Run
 
-    folder = find_run(name) if name else newest_run(lambda path: is_pretrained(Run(path)), "zeroshot")
-    trained = restore(Run(folder))
+    trained = restore(pretrained_run(name, "zeroshot"))
     if files:
         from medunifier_cli.plugin_index import load_dataset
 
@@ -149,13 +145,11 @@ def _save_prompts(path: Path, name: str, dataset: str, prompts: str) -> None:
     from medunifier_cli.plugin_index import load_dataset
 
     if not dataset:
-        from medunifier_cli.checkpoint.pretrained import is_pretrained
+        from medunifier_cli.checkpoint.pretrained import pretrained_run
         from medunifier_cli.recipe.load import load_saved
         from medunifier_cli.recipe.schema import PretrainRecipe
-        from medunifier_cli.run.record import Run
 
-        folder = find_run(name) if name else newest_run(lambda path: is_pretrained(Run(path)), "zeroshot")
-        dataset = load_saved(Run(folder).recipe, PretrainRecipe).data.dataset
+        dataset = load_saved(pretrained_run(name, "zeroshot").recipe, PretrainRecipe).data.dataset
     plugin = load_dataset(dataset)
     if path.exists():
         raise DataError(f"{path}: is there already; name another file, or remove it")

@@ -6,6 +6,7 @@ pixels. The core decodes, resizes, writes, counts and hashes.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -227,6 +228,14 @@ class DatasetPlugin(ABC):
         """Index into `classes` of a sample with exactly one positive class, else None."""
         positive = [i for i, name in enumerate(self.classes) if labels.get(name) == 1]
         return positive[0] if len(positive) == 1 else None
+
+    def with_classes(self, classes: tuple[str, ...]) -> DatasetPlugin:
+        """This plugin under the classes that shards were prepared with, which an option may have changed."""
+        if not classes or classes == self.classes:
+            return self
+        plugin = copy.copy(self)
+        setattr(plugin, "classes", classes)  # noqa: B010 - a class variable, on this copy alone
+        return plugin
 
     def findings_in(self, text: str) -> frozenset[str] | None:
         """Classes that a report of this data set asserts, negations understood; None where it cannot say.

@@ -6,7 +6,6 @@ no scan. Shards from elsewhere, without a manifest, are scanned once.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -188,9 +187,7 @@ class Shards:
 
         Under the classes the split was prepared with; the plugin is asked once per distinct row of labels.
         """
-        if self.classes and self.classes != plugin.classes:
-            plugin = copy.copy(plugin)
-            setattr(plugin, "classes", self.classes)  # noqa: B010 - a class variable, on this copy alone
+        plugin = plugin.with_classes(self.classes)
         columns = self.index["labels"].copy()
         if not columns.size:
             return np.full(len(columns), -1, np.int64)

@@ -94,8 +94,8 @@ class _Rank:
         self.work, self.argv = work, argv
 
     def __call__(self, *arguments: Any) -> None:
-        from medunifier_cli.cli import explain
         from medunifier_cli.distributed import world
+        from medunifier_cli.errors import explain
 
         sys.argv = self.argv  # the provenance names the command
         main = os.environ.get("RANK") == "0"

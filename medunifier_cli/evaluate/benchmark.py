@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import re
 from dataclasses import dataclass
@@ -65,22 +64,13 @@ def open_benchmark(
         shards = open_part(folder, split)
     data = dataclasses.replace(own, dataset=plugin.name, sections=own.sections if same else ())
     source = SplitSource(shards, trained.tokenizer, data, trained.recipe.text, plugin, need_text=need_text)
-    return Benchmark(with_classes(plugin, shards.classes), source, split, folder)
+    return Benchmark(plugin.with_classes(shards.classes), source, split, folder)
 
 
 def patients(source: SplitSource, numbers: NDArray[np.int64]) -> NDArray[np.uint64] | None:
     """Whose images some samples are, for intervals; None where the shards do not tell patients apart."""
     found: NDArray[np.uint64] = source.shards.index["subject"][source.rows[numbers]]
     return found if len(np.unique(found)) > 1 else None
-
-
-def with_classes(plugin: DatasetPlugin, classes: tuple[str, ...]) -> DatasetPlugin:
-    """The plugin under the classes that shards were prepared with (an option may have changed them)."""
-    if not classes or classes == plugin.classes:
-        return plugin
-    plugin = copy.copy(plugin)
-    setattr(plugin, "classes", classes)  # noqa: B010 - a class variable, on this copy alone
-    return plugin
 
 
 def _default_split(

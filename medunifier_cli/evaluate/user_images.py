@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from medunifier_cli.data.contract import FileImage
-from medunifier_cli.data.images.bad_image import BadImage
 from medunifier_cli.data.images.image import image_from
+from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.errors import DataError
 
 

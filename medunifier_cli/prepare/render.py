@@ -12,8 +12,8 @@ from typing import TypeVar
 from PIL import Image
 
 from medunifier_cli.data.contract import Record
-from medunifier_cli.data.images.bad_image import BadImage
 from medunifier_cli.data.images.image import GreyImage, bytes_of, image_from
+from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.errors import DataError
 from medunifier_cli.prepare.pool import ordered_map
 from medunifier_cli.prepare.walk import plain

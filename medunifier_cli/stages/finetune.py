@@ -19,6 +19,7 @@ from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.data.labels.labelled import Labelled, LabelledFeatures, LabelledImages, counts
 from medunifier_cli.data.labels.samples import (
+    SAMPLES,
     Part,
     choose_samples,
     open_samples,
@@ -44,7 +45,6 @@ from medunifier_cli.train.loop import Values, fit
 Source = LabelledImages | LabelledFeatures
 
 EVAL_BATCH = 64
-SAMPLES = "samples.json"
 BEST = "best."
 """Before the names of the best epoch's weights in a checkpoint."""
 

@@ -11,7 +11,6 @@ from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.labels.labelled import Kind
 from medunifier_cli.data.shards import read_manifest
 from medunifier_cli.errors import DataError, MuError
-from medunifier_cli.evaluate.benchmark import with_classes
 from medunifier_cli.model.head_contract import HeadPlugin
 from medunifier_cli.plugin_index import load_dataset, load_head
 from medunifier_cli.recipe.load import load_saved, stage_of
@@ -55,7 +54,7 @@ def task_of(recipe: FinetuneRecipe) -> Task:
     folder = Path(recipe.data.shards) if recipe.data.shards else shards_folder(recipe.data.dataset)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of shards; run `mu prepare {plugin.name}`")
-    plugin = with_classes(plugin, tuple((read_manifest(folder) or {}).get("classes", ())))
+    plugin = plugin.with_classes(tuple((read_manifest(folder) or {}).get("classes", ())))
     if len(plugin.classes) < 2:
         named = ", ".join(plugin.classes) or "none"
         raise DataError(

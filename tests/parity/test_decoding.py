@@ -23,7 +23,7 @@ from medunifier_cli.evaluate.reports.decoding import (
     nucleus,
 )
 from medunifier_cli.evaluate.reports.text_cache import TextCache
-from medunifier_cli.prior.sampling import Draws
+from medunifier_cli.model.sampling import Draws
 from tests.tiny import DEC, SEP, VOCABULARY, pack, scatter, tiny_model
 
 CPU = torch.device("cpu")
@@ -263,7 +263,7 @@ def recomputed(model: Any, memory: Any) -> Step:
     def step(token_R: Tensor, parent_R: Tensor) -> Tensor:
         old = state["memory"]
         own = [(k[parent_R], v[parent_R]) for k, v in old.own]
-        state["memory"] = type(old)(old.query_BQD[parent_R], old.cross, own)
+        state["memory"] = type(old)(old.feature_BVD, old.query_BQD[parent_R], old.cross, own)
         state["said"] = torch.cat([state["said"][parent_R], token_R[:, None]], dim=1)
         text = model.qformer.decode_text(state["memory"], pack(state["said"].tolist()))
         logits: Tensor = model.word_logits(text.view(*state["said"].shape, -1)[:, -1])

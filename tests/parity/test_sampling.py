@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from medunifier_cli.errors import MuError
+from medunifier_cli.model.sampling import Draws, draw_codes, uniforms
 from medunifier_cli.prior.cache import CachedPrior
 from medunifier_cli.prior.pixelsnail import PixelSnail
 from medunifier_cli.prior.prepared import product_weights
-from medunifier_cli.prior.sampling import Draws, draw_codes, sample, uniforms
+from medunifier_cli.prior.sampling import sample
 from medunifier_cli.prior.shape import PriorShape
 from tests.reference.slow_sampling import full_logits, slow_code, slow_sample
 

@@ -12,9 +12,9 @@ from pydicom.pixels import apply_modality_lut, apply_windowing
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLosslessSV1, RLELossless
 
 from medunifier_cli.data.contract import DicomTone, FileImage
-from medunifier_cli.data.images.bad_image import BadImage
 from medunifier_cli.data.images.dicom import DicomPixels, dicom_pixels, equalise, missing_decoder
 from medunifier_cli.data.images.image import image_from
+from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.errors import DataError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "dicom"

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from medunifier_cli.data.contract import DrawnImage, FileImage, ZipImage
-from medunifier_cli.data.images.bad_image import BadImage
 from medunifier_cli.data.images.image import GreyImage, image_from
+from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.errors import DataError
 
 RAMP = np.add.outer(np.arange(90), np.arange(120)).astype(np.uint8)

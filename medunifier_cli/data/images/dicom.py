@@ -16,8 +16,7 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply
 from pydicom.pixels.utils import pixel_array
 
 from medunifier_cli.data.contract import DicomTone
-from medunifier_cli.data.images.bad_image import BadImage
-from medunifier_cli.data.images.image import stretch
+from medunifier_cli.data.images.levels import BadImage, rescale_intensity
 from medunifier_cli.errors import DataError
 
 INSTALL = "`pip install 'medunifier[dicom]'`"
@@ -150,10 +149,10 @@ def _grey(
     if int(dataset.BitsStored) <= 8 and values.min() >= 0 and values.max() <= 255:
         return _uint8(values * (255 / (2 ** int(dataset.BitsStored) - 1)))
     if padding is None:
-        return stretch(values)
+        return rescale_intensity(values)
     kept = values.copy()
     kept[padding] = np.median(values[~padding])
-    return stretch(kept)
+    return rescale_intensity(kept)
 
 
 def _window(stored: NDArray[Any], dataset: pydicom.Dataset) -> NDArray[np.uint8] | None:

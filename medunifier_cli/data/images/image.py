@@ -15,23 +15,20 @@ import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from medunifier_cli.data.contract import DicomTone, DrawnImage, FileImage, ImageSource, ZipImage
-from medunifier_cli.data.images.bad_image import BadImage
+from medunifier_cli.data.images.levels import BadImage, rescale_intensity
 from medunifier_cli.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 """What Pillow may try; leaves out those that start other programs (EPS)."""
 LARGEST = 2 * 89_478_485
 """Pixels; twice Pillow's own limit, where it speaks of a decompression bomb."""
-STRETCH = (0.5, 99.5)
-"""Percentiles that become black and white where levels have more than 8 bits and no window. The bits a file
-declares say little about those it uses: 12-bit data in a 16-bit PNG would be nearly black."""
 TAIL = 1 << 16
 GZIP = b"\x1f\x8b"
 UNREADABLE = (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -124,20 +121,7 @@ def is_dicom(head: bytes) -> bool:
     return head[:2] in (b"\x02\x00", b"\x08\x00") and (implicit or head[4:6].isalpha())
 
 
-def stretch(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Levels of more than 8 bits -> uint8, between the percentiles `STRETCH`."""
-    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values.reshape(-1)
-    if not finite.size:
-        raise BadImage("undecodable", "no finite value")
-    low, high = np.percentile(finite[:: max(1, finite.size >> 20)], STRETCH)
-    if high <= low:  # nearly all pixels alike: whatever there is lies outside the percentiles
-        low, high = float(finite.min()), max(float(finite.max()), float(finite.min()) + 1)
-    scaled = (np.nan_to_num(values.astype(np.float32), nan=low) - low) * (255 / (high - low))
-    levels: NDArray[np.uint8] = np.rint(scaled.clip(0, 255)).astype(np.uint8)
-    return levels
-
-
-def squash(grey: Image.Image, size: int) -> NDArray[np.uint8]:
+def resize_to_square(grey: Image.Image, size: int) -> NDArray[np.uint8]:
     """Mode L of any size -> uint8 [size, size], bilinear with antialiasing (torchvision's on a PIL image)."""
     if grey.size != (size, size):
         grey = grey.resize((size, size), Image.Resampling.BILINEAR)
@@ -160,7 +144,11 @@ def _decode(file: IO[bytes], size: int, tone: DicomTone) -> GreyImage:
         found = dicom_pixels(file, tone)
         height, width = found.pixels.shape
         return GreyImage(
-            squash(Image.fromarray(found.pixels), size), height, width, found.bit_depth, found.inverted
+            resize_to_square(Image.fromarray(found.pixels), size),
+            height,
+            width,
+            found.bit_depth,
+            found.inverted,
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of bombs (LARGEST is the limit) and of odd EXIF
@@ -203,13 +191,13 @@ def _decode_picture(file: IO[bytes], size: int) -> GreyImage:
     depth = DEEP.get(mode, 1 if mode == "1" else 8)
     if mode == "I" and kind == "PNG":
         depth = 16
-    return GreyImage(squash(grey, size), height, width, depth, False)
+    return GreyImage(resize_to_square(grey, size), height, width, depth, False)
 
 
 def _grey(image: Image.Image) -> Image.Image:
     """Any mode -> L; what is transparent is shown before black, the background of a radiograph."""
     if image.mode in DEEP:
-        return Image.fromarray(stretch(np.array(image)))
+        return Image.fromarray(rescale_intensity(np.array(image)))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         colour = image.convert("RGBA")
         black = Image.new("RGBA", colour.size, (0, 0, 0, 255))

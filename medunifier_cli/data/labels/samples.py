@@ -22,6 +22,8 @@ from medunifier_cli.data.subset import open_part
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.recipe.schema_finetune import FinetuneDataConfig
 
+SAMPLES = "samples.json"
+"""Name of the file in the run folder."""
 ROLES = ("train", "valid", "test")
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from medunifier_cli.errors import MuError
-from medunifier_cli.prior.sampling import Draws, draw_codes, uniforms
+from medunifier_cli.model.sampling import Draws, draw_codes, uniforms
 
 Step = Callable[[Tensor, Tensor], Tensor]
 """step(token_R, parent_R) -> logits [R, K], int64 in.

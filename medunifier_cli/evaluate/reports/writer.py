@@ -23,8 +23,8 @@ from medunifier_cli.evaluate.reports.decoding import Found, Rules, beam_search, 
 from medunifier_cli.evaluate.reports.text_cache import TextCache
 from medunifier_cli.evaluate.user_images import read_batches
 from medunifier_cli.files import write_text
+from medunifier_cli.model.sampling import Draws
 from medunifier_cli.model.vit import pixels
-from medunifier_cli.prior.sampling import Draws
 from medunifier_cli.terminal.progress import Progress
 
 BATCH = 32

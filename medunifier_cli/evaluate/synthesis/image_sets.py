@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.contract import FileImage
-from medunifier_cli.data.images.bad_image import BadImage
 from medunifier_cli.data.images.image import image_from
+from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.data.loader import collate
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark

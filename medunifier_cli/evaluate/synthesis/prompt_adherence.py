@@ -15,17 +15,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
-from medunifier_cli.errors import CheckpointError, DataError
+from medunifier_cli.checkpoint.classifier import restore_classifier
+from medunifier_cli.checkpoint.pretrained import PretrainedRun
+from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import open_benchmark, patients
 from medunifier_cli.evaluate.results import Metric, mean, write_result
 from medunifier_cli.evaluate.synthesis.frechet import Scorer
 from medunifier_cli.evaluate.synthesis.image_sets import FolderImages, SplitImages, batches
 from medunifier_cli.evaluate.synthesis.synthesis import reconstructions
-from medunifier_cli.model.classifier import Classifier, build_head
-from medunifier_cli.plugin_index import load_head
-from medunifier_cli.recipe.load import load_saved, stage_of
+from medunifier_cli.model.classifier import Classifier
+from medunifier_cli.recipe.load import load_saved
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run
 from medunifier_cli.run.record import Run
@@ -86,37 +85,6 @@ def prompts_obeyed(scorer: Scorer, fake: str, classifier: str) -> list[Metric]:
         },
     )  # fmt: skip
     return metrics
-
-
-def restore_classifier(run: Run) -> tuple[PretrainedRun, Classifier, tuple[str, ...]]:
-    """The best epoch of a run of `mu finetune`.
-
-    Returns:
-        The run with its step and hash, the network in evaluation mode, and its classes.
-
-    Raises:
-        CheckpointError: not such a run, or not finished.
-    """
-    if not run.recipe.exists() or stage_of(run.recipe) != FinetuneRecipe.stage:
-        raise CheckpointError(f"{run.folder}: not a run of `mu finetune`, which makes classifiers")
-    recipe = load_saved(run.recipe, FinetuneRecipe)
-    best = store.newest(run.folder / "best")
-    if best is None:
-        raise CheckpointError(f"{run.folder}: not finished; run `mu finetune` again")
-    trained = restore(Run(find_run(recipe.model.pretrained)))
-    asked = open_benchmark(trained, recipe.data.dataset, recipe.data.train, need_text=False)
-    shape = trained.recipe.model.qformer
-    classes = asked.plugin.classes
-    head = build_head(load_head(recipe.model.head), shape.queries, shape.width, len(classes), 0)
-    network = Classifier(trained.model, head, recipe.model.freeze)
-    missing, unexpected = network.load_state_dict(dict(best.tensors["model"]), strict=False)
-    if unexpected or any(name.startswith("head.") for name in missing):
-        raise CheckpointError(f"{run.folder}: its weights do not fit {trained.run.folder}")
-    tuned = PretrainedRun(
-        run, trained.recipe, trained.tokenizer, trained.model, trained.device, best.step,
-        store.identity(run.folder / "best", best.step),
-    )  # fmt: skip
-    return tuned, network.to(trained.device).eval(), classes
 
 
 def _classify(

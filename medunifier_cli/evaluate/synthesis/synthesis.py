@@ -22,9 +22,10 @@ from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.benchmark import Benchmark
 from medunifier_cli.evaluate.synthesis.requests import ImageRequest, requests_hash, text_features
 from medunifier_cli.evaluate.synthesis.sample_folder import SHEET, SampleFolder
+from medunifier_cli.model.sampling import Draws
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.pictures import save_rows
-from medunifier_cli.prior.sampling import Draws, sample
+from medunifier_cli.prior.sampling import sample
 from medunifier_cli.terminal.progress import Progress
 from medunifier_cli.train.batches import first_pairs, to_device
 

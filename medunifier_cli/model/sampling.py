@@ -1,0 +1,79 @@
+"""Sampling a token or a code from logits: temperature, top-k, top-p, and draws that no batch size changes.
+
+R rows, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medunifier_cli.errors import MuError
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How a code is drawn from logits."""
+
+    seed: int
+    temperature: float = 1.0
+    """Divides the logits; 0 always takes the likeliest code."""
+    top_k: int = 0
+    """Keep the k likeliest codes, and those as likely as the last of them; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the likeliest codes that together reach this share; 1 keeps all."""
+    guidance: float = 1.0
+    """Classifier-free guidance g: logits without text + g * (with - without); 1 is plain conditioning."""
+
+    def check(self) -> None:
+        """Raises MuError for a value out of range."""
+        for name, good, needed in (
+            ("seed", 0 <= self.seed < 2**64, "from 0 to 2^64 - 1"),
+            ("temperature", 0 <= self.temperature < np.inf, "a number from 0 on"),
+            ("top-k", self.top_k >= 0, "0 (off) or a number of codes"),
+            ("top-p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("guidance", 0 <= self.guidance < np.inf, "a number from 0 on"),
+        ):
+            if not good:
+                raise MuError(f"{name} must be {needed}, not {getattr(self, name.replace('-', '_'))}")
+
+
+def uniforms(seed: int, level: int, samples: range, positions: int) -> np.ndarray:  # type: ignore[type-arg]
+    """Numbers in (0, 1], float64 [samples, positions]: a function of (seed, level, sample, position) alone.
+
+    Philox (Salmon et al. 2011) keyed by the seed; level (0 top, 1 bottom) and sample stand in its counter.
+    """
+    drawn = np.empty((len(samples), positions))
+    for row, number in zip(drawn, samples, strict=True):
+        raw = np.random.Philox(key=seed, counter=[0, 0, number, int(level)]).random_raw(positions)
+        row[:] = 1.0 - (raw >> np.uint64(11)) * 2.0**-53
+    return drawn
+
+
+def draw_codes(logits_RK: Tensor, target_R: Tensor, draws: Draws) -> Tensor:
+    """Inverse of the cumulative distribution at `target_R` in (0, 1].
+
+    Args:
+        logits_RK: float64, finite.
+
+    Returns:
+        int64 [R]; a code without probability is never drawn.
+    """
+    if draws.temperature == 0:
+        return logits_RK.argmax(-1)
+    scaled = (logits_RK - logits_RK.amax(-1, keepdim=True)) / draws.temperature
+    if 0 < draws.top_k < scaled.shape[-1]:
+        last = scaled.topk(draws.top_k).values[:, -1:]
+        scaled = scaled.masked_fill(scaled < last, -torch.inf)
+    if draws.top_p < 1:
+        ordered = scaled.sort(-1, descending=True).values
+        share = ordered.softmax(-1)
+        kept = share.cumsum(-1) - share < draws.top_p
+        last = ordered.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)
+        scaled = scaled.masked_fill(scaled < last, -torch.inf)
+    cumulative = scaled.softmax(-1).cumsum(-1)
+    # Scaled by the sum as rounded, so that the target never lies beyond the last code.
+    return (cumulative < target_R[:, None] * cumulative[:, -1:]).sum(-1)
