@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from medunifier_cli.cli import help_line
+from tests.folders import ROOT
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "CONTRIBUTING.md"
 FOLDERS = ("medunifier_cli", "plugins", "recipes", "experiments", "benchmarks")
 BEGIN = "<!-- file map: written by `make docs` from the first words of each file -->"

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.folders import ROOT
 from tests.parity.two_ranks import VARIANTS
 from tests.tiny import tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
 TIME_LIMIT_S = 300
 
 

@@ -23,8 +23,9 @@ from medunifier_cli.scores.text.meteor import Corpus, MeteorUnavailableError, me
 from medunifier_cli.scores.text.report import METRICS, report_scores
 from medunifier_cli.scores.text.rouge import common_subsequence, rouge_l
 from medunifier_cli.scores.text.words import PROTOCOLS, Protocol, prepare, sentences
+from tests.folders import SHARED
 
-OPEN_I = Path(__file__).parents[3] / "shared/data/open-i/NLMCXR_reports.tgz"
+OPEN_I = SHARED / "data/open-i/NLMCXR_reports.tgz"
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="METEOR 1.5 needs Java")
 
 

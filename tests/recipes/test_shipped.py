@@ -20,8 +20,9 @@ from medunifier_cli.recipe.load import (
     stage_of,
 )
 from medunifier_cli.recipe.schema import PretrainRecipe
+from tests.folders import ROOT
 
-FOLDER = Path(__file__).parents[2] / "recipes"
+FOLDER = ROOT / "recipes"
 BERT_VOCABULARY = 30522
 
 

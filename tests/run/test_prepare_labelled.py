@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.miniatures.chexpert import write_batches, write_tree, zip_batches
 from tests.miniatures.pictures import leave_rubbish
 from tests.miniatures.prepared import prepare, refusal
-from tests.unit import test_chexpert_5x200, test_covidx, test_rsna, test_siim
+from tests.unit.plugins import test_chexpert_5x200, test_covidx, test_rsna, test_siim
 
 PAPER = ("Atelectasis", "Cardiomegaly", "Pneumonia", "Edema", "Pleural Effusion")
 

@@ -15,7 +15,7 @@ from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import DataError
 from medunifier_cli.prepare.prepare import Job, prepare
 from medunifier_cli.prepare.progress import PrepareProgress
-from tests.unit.test_dicom import RAMP12, body, make
+from tests.unit.data.images.test_dicom import RAMP12, body, make
 
 
 def bars(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -14,7 +14,7 @@ from PIL import Image
 from medunifier_cli.evaluate.benchmark import Benchmark
 from tests.miniatures.prepared import prepare
 from tests.run.small_run import Gallery, Mu, metrics, results, samples
-from tests.unit.test_rsna import write_raw
+from tests.unit.plugins.test_rsna import write_raw
 
 
 def test_files_get_the_probabilities_of_the_split_and_bad_ones_are_counted(

@@ -18,8 +18,9 @@ from medunifier_cli.evaluate.tables.paper_values import TABLES
 from medunifier_cli.evaluate.tables.tables import render
 from medunifier_cli.recipe.load import dump_recipe, load_recipe
 from medunifier_cli.recipe.schema_finetune import FinetuneModelConfig, FinetuneRecipe
+from tests.folders import SHARED
 
-PAPER = Path(__file__).parents[2].parent / "shared" / "paper"
+PAPER = SHARED / "paper"
 SPELLED = re.compile(r"</?[bu]>|<u>")
 
 

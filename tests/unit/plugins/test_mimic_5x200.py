@@ -16,7 +16,7 @@ from tests.miniatures.mimic import (
     write_jpg_release,
     write_reports_zip,
 )
-from tests.unit.test_mimic_cxr import BOTH, items, plan
+from tests.unit.plugins.test_mimic_cxr import BOTH, items, plan
 
 PAPER = CLASS_LISTS["paper"]
 

@@ -134,7 +134,7 @@ def test_dec_is_added_once(tmp_path: Path) -> None:
 SCRIPT = """
 import sys
 from medunifier_cli.data.texts.report import TextTokenizer
-from tests.unit.test_text import TEXTS
+from tests.unit.data.texts.test_text import TEXTS
 texts = TEXTS[::-1] if sys.argv[1] == "reversed" else TEXTS
 print(TextTokenizer.train(texts, 140).fingerprint)
 many = [chr(0x4E00 + i) + chr(0xAC00 + i) for i in range(1500)]  # more characters than the alphabet may hold

@@ -11,9 +11,10 @@ from medunifier_plugins.covid_chestxray import CovidChestXray
 from medunifier_cli.commands.prepare import plugin_options
 from medunifier_cli.data.contract import Drop, Record
 from medunifier_cli.errors import DataError
+from tests.folders import SHARED
 from tests.hand_made import COVID_HEADER, write_covid_csv
 
-REAL = Path(__file__).parents[2].parent / "shared" / "data" / "covid-chestxray"
+REAL = SHARED / "data" / "covid-chestxray"
 
 
 def walk(raw: Path, *options: str) -> tuple[list[Record], Mapping[str, int]]:

@@ -17,11 +17,12 @@ from medunifier_plugins.raw.five_by_200 import CLASS_LISTS, PATHOLOGIES, strict_
 from PIL import Image
 
 from medunifier_cli.data.contract import DataError, Drop, FileImage, Plan, Record, ZipImage
+from tests.folders import SHARED
 from tests.miniatures.chexpert import BATCHES, HEADER, Row, write_batches, write_tree, zip_batches
 from tests.miniatures.pictures import leave_rubbish
 
 PAPER = CLASS_LISTS["paper"]
-HEAD = Path(__file__).parents[2].parent / "shared/data/labels/chexpert-v1.0-small-train.head.csv"
+HEAD = SHARED / "data/labels/chexpert-v1.0-small-train.head.csv"
 
 
 def rows() -> list[Row]:

@@ -14,7 +14,7 @@ from medunifier_cli.data.subset import open_keys, open_part, parts_of, read_keys
 from medunifier_cli.errors import DataError
 from tests.hand_made import write_split
 from tests.miniatures.prepared import Prepared, prepare
-from tests.unit.test_rsna import write_raw
+from tests.unit.plugins.test_rsna import write_raw
 
 
 @pytest.fixture(scope="module")

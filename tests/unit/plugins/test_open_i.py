@@ -13,10 +13,11 @@ from medunifier_plugins.open_i.dataset import OpenI
 from medunifier_plugins.open_i.reports import read_reports
 
 from medunifier_cli.data.contract import DataError, Drop, Plan, Record
+from tests.folders import SHARED
 from tests.miniatures.open_i import REPORTS, write_kaggle, write_r2gen, write_xml
 from tests.miniatures.pictures import leave_rubbish
 
-REAL = Path(__file__).parents[2].parent / "shared/data/open-i"
+REAL = SHARED / "data/open-i"
 
 
 def plan(raw: Path, **options: Any) -> Plan:

@@ -12,9 +12,10 @@ from medunifier_plugins.rsna import Rsna, gloria_split
 from sklearn.model_selection import train_test_split
 
 from medunifier_cli.data.contract import DataError, Drop, Plan, Record
+from tests.folders import SHARED
 from tests.miniatures.pictures import leave_rubbish, write_dicom, write_picture
 
-LABELS = Path(__file__).parents[2].parent / "shared/data/labels/rsna-stage_2_train_labels.csv"
+LABELS = SHARED / "data/labels/rsna-stage_2_train_labels.csv"
 CLASSES = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
 
 

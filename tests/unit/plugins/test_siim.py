@@ -11,9 +11,10 @@ import pytest
 from medunifier_plugins.siim import Siim
 
 from medunifier_cli.data.contract import DataError, Drop, Plan, Record
+from tests.folders import SHARED
 from tests.miniatures.pictures import leave_rubbish, write_dicom, write_picture
 
-HEAD = Path(__file__).parents[2].parent / "shared/data/labels/siim-train-rle.head.csv"
+HEAD = SHARED / "data/labels/siim-train-rle.head.csv"
 
 
 def image_id(number: int) -> str:

@@ -16,8 +16,9 @@ from medunifier_cli.data.images.dicom import DicomPixels, dicom_pixels, equalise
 from medunifier_cli.data.images.image import image_from
 from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.errors import DataError
+from tests.folders import SHARED
 
-REAL = Path(__file__).parents[2].parent / "shared" / "data" / "dicom"
+REAL = SHARED / "data" / "dicom"
 RAMP12 = np.linspace(0, 4095, 48 * 64).reshape(48, 64).astype(np.uint16)
 
 
