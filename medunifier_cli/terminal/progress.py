@@ -21,14 +21,16 @@ class Progress:
         first: units finished before, by an earlier call.
         rate_unit: what the rate counts, in the plural; by default the unit.
         per_unit: how many of `rate_unit` one unit holds.
+        edges: off a terminal also print the first unit and the last, so that a log tells at once that work
+            has begun and how fast; else work of less than ten seconds prints nothing.
         hidden: show nothing: on ranks other than the main one, or where results on the same terminal tell.
     """
 
     def __init__(
         self, total: int | None, unit: str, *, first: int = 0, rate_unit: str = "", per_unit: int = 1,
-        hidden: bool = False,
+        edges: bool = False, hidden: bool = False,
     ) -> None:  # fmt: skip
-        self.total, self.unit, self.per_unit, self.hidden = total, unit, per_unit, hidden
+        self.total, self.unit, self.per_unit, self.edges, self.hidden = total, unit, per_unit, edges, hidden
         self.rate_unit = rate_unit or f"{unit}s"
         self.first = self.done = first
         self.not_worked = first
@@ -60,9 +62,8 @@ class Progress:
             self.bar.set_postfix_str(self.note, refresh=False)
             self.bar.update(done - self.bar.n)
         elif not self.hidden:
-            # the first unit too, so that a log says at once that work has begun, and how fast
             due = time.monotonic() - self.printed >= PLAIN_EVERY
-            if due or done in (self.first + 1, self.total):
+            if due or (self.edges and done in (self.first + 1, self.total)):
                 self.say(self.line())
 
     def skip(self, units: int) -> None:

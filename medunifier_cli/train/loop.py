@@ -89,7 +89,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     module, optimizer = accelerator.prepare(stage.module, optimizer)
     log = Log(run.log, first) if world.is_main() else None
     progress = Progress(
-        stage.steps, "step", first=first, rate_unit=stage.samples, per_unit=train.global_batch,
+        stage.steps, "step", first=first, rate_unit=stage.samples, per_unit=train.global_batch, edges=True,
         hidden=not world.is_main(),
     )  # fmt: skip
     note = ""

@@ -78,7 +78,7 @@ def test_itm_equals_equations_13_and_14() -> None:
     logits, matched = rand(6, 3, 2).requires_grad_(), [1, 1, 0, 0, 0, 0]
     ours = itm_loss(logits.mean(dim=1), torch.tensor(matched)).loss / 6
     same_with_gradients(ours, loop_itm(logits, matched), [logits], **CLOSE)
-    with pytest.raises(ValueError, match="6 rows of logits, 5 answers"):
+    with pytest.raises(ValueError, match="6 rows of logits, 5 targets"):
         itm_loss(logits.mean(dim=1), torch.tensor(matched[:5]))
 
 
@@ -113,7 +113,7 @@ def test_a_step_equals_the_plain_objectives(every: int, equal: tuple[tuple[int, 
     text = PaddedTexts(pad(texts, 12), [len(t) for t in texts], batch.digest_B.tolist())
     image = plain.look(model.vit(pixels(batch.image_B1HW)))
     uniform = [
-        draws.uniform(objectives.seed, purpose, batch.place_B.tolist()).tolist()
+        draws.uniform(model.recipe.train.seed, purpose, batch.place_B.tolist()).tolist()
         for purpose in (draws.NEGATIVE_TEXT, draws.NEGATIVE_IMAGE)
     ]
     g_q, g_t = plain.embeddings(image, text)

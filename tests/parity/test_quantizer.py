@@ -100,7 +100,7 @@ def test_running_means_settle_on_the_means_of_their_vectors() -> None:
 def test_evaluation_changes_nothing(codebook: str) -> None:
     quantiser = two_codes(codebook=codebook, revive_dead_codes=True).eval()
     before = {name: tensor.clone() for name, tensor in quantiser.state_dict().items()}
-    quantiser(three_vectors(), torch.GeneratorConfig().manual_seed(0))
+    quantiser(three_vectors(), torch.Generator().manual_seed(0))
     for name, tensor in quantiser.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
@@ -110,7 +110,7 @@ def test_dead_codes_move_onto_vectors_of_the_batch(codebook: str) -> None:
     """Decay 1 holds the running means still, so that nothing but the revival moves a code."""
     recipe = GeneratorConfig(codebook_size=8, code_width=2, revive_dead_codes=True, ema_decay=1.0)
     quantiser = Quantiser(replace(recipe, codebook=codebook)).train()  # type: ignore[arg-type]
-    generator, first = torch.GeneratorConfig().manual_seed(0), torch.randn(4, 2, 3, 3) + 5
+    generator, first = torch.Generator().manual_seed(0), torch.randn(4, 2, 3, 3) + 5
     quantiser(first, generator)
     assert bool((distance(quantiser.code_KC, first) < 1e-4).all())  # all codes start from the first batch
     # later only those move that are hardly ever chosen

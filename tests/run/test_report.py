@@ -29,8 +29,8 @@ from medunifier_cli.evaluate.reports.scoring import constant_report, score_rows
 from medunifier_cli.evaluate.reports.writer import Decoding, Writer
 from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.run.record import Run
+from medunifier_cli.scores.text import meteor
 from medunifier_cli.scores.text.clinical import CLINICAL, POLICY, clinical_scores
-from medunifier_cli.scores.text.report import meteor
 
 RECIPE = Path(__file__).parent / "small_phantom.yaml"
 

@@ -40,11 +40,11 @@ def problems(text: str, overrides: tuple[str, ...] = ()) -> list[str]:
 @pytest.mark.usefixtures("here")
 class TestMistakes:
     def test_three_at_once_each_with_line_and_nearest_key(self) -> None:
-        text = "objectives:\n  itg_weigth: 2\noptim:\n  peak_lr: fast\n  warmup: 5\n"
+        text = "objectives:\n  itg_weigth: 2\noptim:\n  warmup: 5\n  peak_lr: fast\n"
         assert problems(text) == [
             "mine.yaml:2: objectives.itg_weigth is not a recipe key; did you mean objectives.itg?",
-            "mine.yaml:4: optim.peak_lr: expected a number, not 'fast'",
-            "mine.yaml:5: optim.warmup: '5' is out of range; it must be at least 0 and at most 1",
+            "mine.yaml:4: optim.warmup: '5' is out of range; it must be at least 0 and at most 1",
+            "mine.yaml:5: optim.peak_lr: expected a number, not 'fast'",
         ]
 
     @pytest.mark.parametrize(
