@@ -6,4 +6,4 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-"""Real radiographs, reports and label tables, never part of the project; a test that needs them skips without."""
+"""Real radiographs, reports and label tables, never part of the project; tests that need them skip."""

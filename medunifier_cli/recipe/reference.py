@@ -34,7 +34,15 @@ def reference() -> str:
 
 @cache
 def field_docs(schema: type) -> dict[str, str]:
-    """Field name -> the string under it."""
+    """Field name -> the string under it, of the class itself or of the base it inherits the field from."""
+    docs: dict[str, str] = {}
+    for base in reversed(schema.__mro__):
+        if dataclasses.is_dataclass(base):
+            docs |= _own_docs(base)
+    return docs
+
+
+def _own_docs(schema: type) -> dict[str, str]:
     tree = ast.parse(Path(inspect.getfile(schema)).read_text(encoding="utf-8"))
     body = next(
         node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == schema.__name__
