@@ -7,18 +7,18 @@ import io
 import zipfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from medunifier_plugins.chexpert_5x200.dataset import CheXpert5x200
-from medunifier_plugins.chexpert_5x200.prompts import PROMPT_SETS
-from medunifier_plugins.raw.five_by_200 import CLASS_LISTS, PATHOLOGIES, strict_class
+from medunifier_plugins.raw.five_by_200 import CLASS_LISTS, PATHOLOGIES, exclusive_class
+from medunifier_plugins.raw.five_by_200_prompts import PROMPT_SETS
 from PIL import Image
 
-from medunifier_cli.data.contract import DataError, Drop, FileImage, Plan, Record, ZipImage
+from medunifier_cli.data.contract import DataError, Drop, FileImage, Record, ZipImage
 from tests.miniatures.chexpert import BATCHES, HEADER, Row, write_batches, write_tree, zip_batches
 from tests.miniatures.pictures import leave_rubbish
+from tests.miniatures.planner import Planner
 
 PAPER = CLASS_LISTS["paper"]
 HEAD = Path(__file__).parents[2].parent / "shared/data/labels/chexpert-v1.0-small-train.head.csv"
@@ -39,14 +39,8 @@ def rows() -> list[Row]:
     return found
 
 
-def plan(raw: Path, **options: Any) -> Plan:
-    values = {name: option.default for name, option in CheXpert5x200.options.items()}
-    assert set(options) <= set(values)
-    return CheXpert5x200().plan(raw, {**values, **options})
-
-
-def records(raw: Path, **options: Any) -> list[Record]:
-    return [item for item in plan(raw, **options).records if isinstance(item, Record)]
+CHEXPERT = Planner(CheXpert5x200())
+plan, records = CHEXPERT.plan, CHEXPERT.records
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +164,7 @@ def test_real_rows_of_train_csv_qualify_as_a_plain_reading_says() -> None:
         table = list(csv.DictReader(file))
     codes = [[-2 if line[name] == "" else int(float(line[name])) for name in PATHOLOGIES] for line in table]
     for classes in CLASS_LISTS.values():
-        found = strict_class(np.array(codes, dtype=np.int8), classes)
+        found = exclusive_class(np.array(codes, dtype=np.int8), classes)
         assert (found >= 0).sum() > 5
         for line, place in zip(table, found, strict=True):
             marked = [name for name in HEADER[6:] if line[name] not in ("", "0.0")]

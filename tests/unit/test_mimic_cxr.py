@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from medunifier_plugins.mimic_cxr.dataset import MimicCxr
 
-from medunifier_cli.data.contract import DataError, Drop, FileImage, Plan, Record
+from medunifier_cli.data.contract import DataError, Drop, FileImage, Record
 from tests.miniatures.mimic import (
     DICOM_ROOT,
     JPG_ROOT,
@@ -26,6 +26,7 @@ from tests.miniatures.mimic import (
     write_tables,
 )
 from tests.miniatures.pictures import leave_rubbish
+from tests.miniatures.planner import Planner
 
 BOTH = report_text("The lungs are clear.", "Normal.")
 STUDIES = [
@@ -43,19 +44,16 @@ STUDIES = [
 NO_DRAW = {"per_class": 0}
 
 
-def plan(raw: Path, **options: Any) -> Plan:
-    values = {name: option.default for name, option in MimicCxr.options.items()}
-    assert set(options) <= set(values)
-    return MimicCxr().plan(raw, {**values, **options})
+MIMIC = Planner(MimicCxr())
+plan = MIMIC.plan
 
 
 def items(raw: Path, **options: Any) -> tuple[dict[str, Record], dict[str, str]]:
     """(records by key, reason of each drop by the file name's stem)."""
-    found = list(plan(raw, **options).records)
-    records = {item.key: item for item in found if isinstance(item, Record)}
-    drops = {Path(item.source).name.split(".")[0]: item.reason for item in found if isinstance(item, Drop)}
-    assert len(records) + len(drops) == len(found)
-    return records, drops
+    records, drops = MIMIC.items(raw, **options)
+    reasons = {Path(drop.source).name.split(".")[0]: drop.reason for drop in drops}
+    assert len(reasons) == len(drops)
+    return {record.key: record for record in records}, reasons
 
 
 @pytest.fixture
@@ -164,7 +162,7 @@ def test_without_metadata_the_view_comes_from_the_dicom_header(tmp_path: Path, s
     write_dicom_release(tmp_path, STUDIES, suffix=suffix)
     write_tables(tmp_path, STUDIES, metadata=False)
     found = plan(tmp_path, **NO_DRAW)
-    assert "views are read from DICOM headers" in found.warnings[0]
+    assert "view positions are read from the DICOM headers" in found.warnings[0]
     records, drops = items(tmp_path, **NO_DRAW)
     assert {records[key].view for key in records} == {"PA", "AP"}
     assert len(records) == 5
@@ -216,7 +214,7 @@ def test_damaged_tables_are_named(raw: Path) -> None:
         plan(raw, **NO_DRAW)
     split.write_bytes(gzip.compress(text.replace("subject_id", "patient").encode()))
     with pytest.raises(
-        DataError, match="no column subject_id; there are: dicom_id, study_id, patient, split"
+        DataError, match="no column subject_id; its columns: dicom_id, study_id, patient, split"
     ):
         plan(raw, **NO_DRAW)
     split.write_bytes(gzip.compress((text + text.split("\n")[1] + "\n").encode()))
