@@ -164,7 +164,7 @@ def refuse_other_versions(search: Sequence[Path]) -> None:
     """
     names = {path.name for folder in search for path in folder.glob("*.txt")}
     folder = search[0]
-    if any((place / "val").is_dir() for place in search) or "val.txt" in names:
+    if any((path / "val").is_dir() for path in search) or "val.txt" in names:
         raise DataError(
             f"{folder}: this is COVIDx CXR-4 (it has val/ or val.txt): 85,000 images labelled only "
             f"positive or negative. {LABELS_NEEDED}, and version 5 or 6 of the Kaggle data set"

@@ -29,7 +29,7 @@ CLASS_LISTS = {
     "paper": ("Atelectasis", "Cardiomegaly", "Pneumonia", "Edema", "Pleural Effusion"),
     "gloria": ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"),
 }
-"""MedUnifier's own five classes, and those of GLoRIA and most later work."""
+"""The five classes of the MedUnifier paper, and those of GLoRIA and most later work."""
 
 
 def exclusive_class(labels_N13: NDArray[np.int8], classes: Sequence[str]) -> NDArray[np.int8]:

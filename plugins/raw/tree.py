@@ -81,7 +81,7 @@ def image_paths(
     for folder, below, names in os.walk(raw, followlinks=True):
         if os.path.islink(folder):
             target = os.path.realpath(folder)
-            if target in followed:  # a link to one of its own parents would be followed for ever
+            if target in followed:  # a link to one of its own parents would be followed without end
                 below.clear()
                 continue
             followed.add(target)

@@ -1,4 +1,4 @@
-"""CheXpert: the 5x200 draw against a plain reading of its rule, in every layout."""
+"""CheXpert: the sampled 5x200 set against a direct check of its rule, in every layout."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return raw
 
 
-def test_drawn_images_have_their_class_and_no_other_finding(small: Path) -> None:
+def test_sampled_images_have_their_class_and_no_other_finding(small: Path) -> None:
     found = records(small, per_class=4)
     assert {record.split for record in found} == {"5x200"}
     assert Counter(CheXpert5x200().class_of(record.labels) for record in found) == dict.fromkeys(range(5), 4)
@@ -108,7 +108,7 @@ def test_the_rest_of_train_without_the_patients_of_the_set(small: Path) -> None:
     assert by_image["train"] == 36 * 3 + 1 - 20
 
 
-def test_an_image_that_is_not_there_is_passed_over_by_the_draw(small: Path, tmp_path: Path) -> None:
+def test_a_missing_image_is_not_sampled(small: Path, tmp_path: Path) -> None:
     lost = records(small, per_class=4)[0]
     write_tree(
         tmp_path, [row for row in rows() if row.tail.replace("/", "_").removesuffix(".jpg") != lost.key]
@@ -122,7 +122,7 @@ def test_an_image_that_is_not_there_is_passed_over_by_the_draw(small: Path, tmp_
     assert [item.reason for item in everything if isinstance(item, Drop)].count("missing") == 1
 
 
-def test_a_published_list_replaces_the_draw(small: Path, tmp_path: Path) -> None:
+def test_a_published_list_replaces_the_sample(small: Path, tmp_path: Path) -> None:
     listed = tmp_path / "chexpert_5x200.csv"
     chosen = [row for row in rows() if row.part == "train"][:9:2]
     listed.write_text(

@@ -133,7 +133,7 @@ def test_the_real_label_table_is_read_whole(tmp_path: Path) -> None:
     assert Counter(item.reason for item in items if isinstance(item, Drop)) == {"missing": 24_015}
     assert len(found.subsets["zeroshot"].keys) == 800
     assert found.expected == {"train": 18_678, "valid": 4_003, "test": 4_003}
-    # The drawn lists name only images that are there.
+    # The sampled subsets contain only images that exist.
     listed = {key for subset in found.subsets.values() for key in subset.keys}
     assert listed <= {record.key for record in kept}
 
