@@ -1,13 +1,24 @@
-"""Plan a miniature download with a data set plugin: what the tests of all data sets do first."""
+"""Make a miniature download and plan it with a data set plugin: what the tests of all data sets do first."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from medunifier_cli.data.contract import DatasetPlugin, Drop, Plan, Record
+from tests.miniatures.pictures import leave_rubbish
+
+
+def miniature(factory: pytest.TempPathFactory, write: Callable[[Path], None]) -> Path:
+    """A new folder that `write` fills, with the leftovers that real downloads have."""
+    raw = factory.mktemp("raw")
+    write(raw)
+    leave_rubbish(raw)
+    return raw
 
 
 @dataclass(frozen=True)

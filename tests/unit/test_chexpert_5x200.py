@@ -17,8 +17,7 @@ from PIL import Image
 
 from medunifier_cli.data.contract import DataError, Drop, FileImage, Record, ZipImage
 from tests.miniatures.chexpert import BATCHES, HEADER, Row, write_batches, write_tree, zip_batches
-from tests.miniatures.pictures import leave_rubbish
-from tests.miniatures.planner import Planner
+from tests.miniatures.planner import Planner, miniature
 
 PAPER = CLASS_LISTS["paper"]
 HEAD = Path(__file__).parents[2].parent / "shared/data/labels/chexpert-v1.0-small-train.head.csv"
@@ -45,10 +44,7 @@ plan, records = CHEXPERT.plan, CHEXPERT.records
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    raw = tmp_path_factory.mktemp("small")
-    write_tree(raw / "CheXpert-v1.0-small", rows())
-    leave_rubbish(raw)
-    return raw
+    return miniature(tmp_path_factory, lambda raw: write_tree(raw / "CheXpert-v1.0-small", rows()))
 
 
 def test_sampled_images_have_their_class_and_no_other_finding(small: Path) -> None:

@@ -11,8 +11,8 @@ from medunifier_plugins.covidx import Covidx, LabelLine, patient_split, read_lab
 from sklearn.model_selection import train_test_split
 
 from medunifier_cli.data.contract import DataError, Drop, Record
-from tests.miniatures.pictures import leave_rubbish, write_picture
-from tests.miniatures.planner import Planner
+from tests.miniatures.pictures import write_picture
+from tests.miniatures.planner import Planner, miniature
 
 CLASSES = ("COVID-19", "normal", "pneumonia")
 ODD_NAMES = [
@@ -54,10 +54,7 @@ plan, records = COVIDX.plan, COVIDX.records
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    raw = tmp_path_factory.mktemp("covidx")
-    write_raw(raw, table())
-    leave_rubbish(raw)
-    return raw
+    return miniature(tmp_path_factory, lambda folder: write_raw(folder, table()))
 
 
 def test_every_line_is_a_sample_with_one_class(raw: Path) -> None:

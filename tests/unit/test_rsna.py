@@ -11,8 +11,8 @@ from medunifier_plugins.rsna import Rsna, gloria_split
 from sklearn.model_selection import train_test_split
 
 from medunifier_cli.data.contract import DataError, Drop, Record
-from tests.miniatures.pictures import leave_rubbish, write_dicom, write_picture
-from tests.miniatures.planner import Planner
+from tests.miniatures.pictures import write_dicom, write_picture
+from tests.miniatures.planner import Planner, miniature
 
 LABELS = Path(__file__).parents[2].parent / "shared/data/labels/rsna-stage_2_train_labels.csv"
 CLASSES = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
@@ -47,10 +47,7 @@ plan, records = RSNA.plan, RSNA.records
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    raw = tmp_path_factory.mktemp("rsna")
-    write_raw(raw)
-    leave_rubbish(raw)
-    return raw
+    return miniature(tmp_path_factory, write_raw)
 
 
 def test_one_sample_per_patient_with_all_boxes(raw: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from medunifier_plugins.siim import Siim
 
 from medunifier_cli.data.contract import DataError, Drop
-from tests.miniatures.pictures import leave_rubbish, write_dicom, write_picture
-from tests.miniatures.planner import Planner
+from tests.miniatures.pictures import write_dicom, write_picture
+from tests.miniatures.planner import Planner, miniature
 
 HEAD = Path(__file__).parents[2].parent / "shared/data/labels/siim-train-rle.head.csv"
 
@@ -52,10 +52,7 @@ plan, records = SIIM.plan, SIIM.records
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    raw = tmp_path_factory.mktemp("siim")
-    write_raw(raw)
-    leave_rubbish(raw)
-    return raw
+    return miniature(tmp_path_factory, write_raw)
 
 
 def test_an_image_is_one_sample_whatever_its_rows(raw: Path) -> None:

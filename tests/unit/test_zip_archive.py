@@ -56,7 +56,7 @@ def test_a_damaged_table_of_contents_is_an_error_of_one_line(
         open_zip(path)
 
 
-@pytest.mark.parametrize("damage", ["content", "method", "encrypted"])
+@pytest.mark.parametrize("damage", ["content", "compression", "method", "encrypted"])
 def test_a_damaged_member_is_an_error_that_names_archive_and_member(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "a.zip"
     write(path, 300)
@@ -64,8 +64,11 @@ def test_a_damaged_member_is_an_error_that_names_archive_and_member(tmp_path: Pa
         entry = archive.infolist()[101]
     raw = bytearray(path.read_bytes())
     directory = raw.rindex(entry.filename.encode()) - 46
+    content = entry.header_offset + 30 + len(entry.filename)
     if damage == "content":
-        raw[entry.header_offset + 60] ^= 0xFF
+        raw[content + 10] ^= 0xFF  # still a deflate stream, but with the wrong checksum
+    elif damage == "compression":
+        raw[content] = 0xFF  # a type of block that deflate does not have
     elif damage == "method":
         raw[directory + 10] = 99
     else:
