@@ -95,7 +95,7 @@ def test_lists_as_text_json_and_csv(tmp_path: Path) -> None:
         ("b.json", "[", "is not JSON"),
     ],
 )
-def test_lists_that_are_none(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+def test_unusable_lists_are_errors(tmp_path: Path, name: str, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=message):

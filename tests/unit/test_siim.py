@@ -160,7 +160,7 @@ def test_a_missing_file_is_dropped_and_renamed_kaggle_files_are_explained(raw: P
         ("x", "neither"),
     ],
 )
-def test_masks_that_are_none_are_named_by_line(tmp_path: Path, pixels: str, message: str) -> None:
+def test_invalid_masks_are_reported_with_their_line(tmp_path: Path, pixels: str, message: str) -> None:
     (tmp_path / "train-rle.csv").write_text(
         f"ImageId, EncodedPixels\n{image_id(1)},{pixels}\n", encoding="utf-8"
     )
