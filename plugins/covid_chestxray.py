@@ -1,7 +1,7 @@
-"""covid-chestxray-dataset: frontal radiographs from publications, with clinical notes. Real, small, free.
+"""Data set `covid-chestxray`: frontal radiographs from publications with clinical notes; small and free.
 
-The notes are case histories and not radiology reports: they tell of course and treatment and may name the
-diagnosis. So their `text_kind` is `clinical_notes`, and they are never mixed silently with reports.
+The notes are case histories, not radiology reports: they describe course and treatment and may name the
+diagnosis. So their `text_kind` is `clinical_notes`, and they are never silently mixed with reports.
 """
 
 from __future__ import annotations
@@ -15,30 +15,49 @@ from typing import Any, ClassVar
 
 from medunifier_cli.data.contract import DataError, DatasetPlugin, Drop, FileImage, Option, Plan, Record
 
-from .raw.draws import hash_share
+from .raw.sampling import hash_share
 from .raw.tables import Table, find_table
 from .raw.tree import need_folder
 
 FRONTAL = ("PA", "AP", "AP Supine", "AP semi erect", "AP erect")
 """COVID-Net's list of frontal views."""
 UNDIAGNOSED = ("todo", "Unknown", "")
-"""Findings that are none."""
-NEEDED = ("patientid", "finding", "view", "modality", "filename", "clinical_notes")
-KEPT = ("sex", "age", "offset", "date", "location", "license", "doi", "url", "RT_PCR_positive", "survival")
-"""Columns that go along as facts: licence and source differ by row."""
+"""Values of the column `finding` that are no diagnosis."""
+REQUIRED_COLUMNS = ("patientid", "finding", "view", "modality", "filename", "clinical_notes")
+FACT_COLUMNS = (
+    "sex",
+    "age",
+    "offset",
+    "date",
+    "location",
+    "license",
+    "doi",
+    "url",
+    "RT_PCR_positive",
+    "survival",
+)
+"""Columns that are kept as facts of the record: licence and source differ by row."""
 TABLE = "metadata.csv"
 COVID, PNEUMONIA, NORMAL = "COVID-19", "Pneumonia", "No Finding"
 OTHER_THAN_PNEUMONIA = ("ARDS", "Tuberculosis", "Unknown", "todo", "")
-"""Findings that say no pneumonia by themselves; the rest are germs and kinds of it, as COVIDx reads them."""
+"""Findings that do not imply pneumonia; all others are pathogens or kinds of it, as COVIDx counts them."""
 
 
 class CovidChestXray(DatasetPlugin):
-    """One record per frontal radiograph; rows without notes stay, with empty text."""
+    """COVID-19 image data collection: frontal radiographs with clinical notes; rows without notes are kept.
+
+    Citation: Cohen, Morrison and Dao, COVID-19 Image Data Collection, arXiv:2003.11597, 2020
+    Licence: differs by image (column `license`, kept in the facts); about a third of the rows name none
+    Labels: COVID-19, Pneumonia (of another cause), No Finding
+    Homepage: https://github.com/ieee8023/covid-chestxray-dataset
+    """
 
     name = "covid-chestxray"
     title = "COVID-19 image data collection: radiographs with clinical notes"
+    citation = "Cohen, Morrison and Dao, COVID-19 Image Data Collection, arXiv:2003.11597, 2020"
+    licence = "differs by image (column `license`, kept in the facts); about a third of the rows name none"
     homepage = "https://github.com/ieee8023/covid-chestxray-dataset"
-    needs = "metadata.csv and images/ of the repository (a clone, or its zip unpacked)."
+    needs = "metadata.csv and images/ of the repository, as a clone or as the unpacked zip. Free."
     classes = (COVID, PNEUMONIA, NORMAL)
     text_sections = ("clinical_notes",)
     options: ClassVar[Mapping[str, Option]] = {
@@ -78,9 +97,9 @@ class CovidChestXray(DatasetPlugin):
 
 
 def _read(table: Table) -> list[dict[str, str]]:
-    """All rows, a few hundred; columns that not every release has are empty there."""
+    """All rows, a few hundred; optional columns only where this release has them."""
     header = table.header()
-    columns = [*NEEDED, *(name for name in ("other_notes", *KEPT) if name in header)]
+    columns = [*REQUIRED_COLUMNS, *(name for name in ("other_notes", *FACT_COLUMNS) if name in header)]
     return [dict(zip(columns, values, strict=True)) for _, values in table.rows(columns)]
 
 
@@ -110,12 +129,12 @@ def _records(
             sections={name: row[name] for name in ("clinical_notes", "other_notes") if row.get(name)},
             labels=_labels(findings),
             text_kind="clinical_notes",
-            facts={"finding": row["finding"]} | {name: row[name] for name in KEPT if row.get(name)},
+            facts={"finding": row["finding"]} | {name: row[name] for name in FACT_COLUMNS if row.get(name)},
         )
 
 
 def _reason(row: Mapping[str, str], findings: Sequence[str], undiagnosed: str, repeated: bool) -> str:
-    """Why a row is left out, empty if it stays."""
+    """Why a row is excluded; empty if it is kept."""
     if row["modality"] != "X-ray":
         return "filtered: not an X-ray"
     if row["view"] not in FRONTAL:
@@ -134,9 +153,9 @@ def _findings(text: str) -> list[str]:
 
 
 def _labels(findings: Sequence[str]) -> dict[str, float | None]:
-    """The three classes as 1 or 0, blank without a diagnosis; each finding as it is spelled besides.
+    """The three classes as 1 or 0, or blank without a diagnosis; and each finding in its own spelling.
 
-    `Pneumonia` is a pneumonia of another cause than COVID-19, as in COVIDx, so that one class at most holds.
+    `Pneumonia` means a cause other than COVID-19, as in COVIDx, so that at most one class is positive.
     """
     if not findings:
         return {COVID: None, PNEUMONIA: None, NORMAL: None}
@@ -155,5 +174,5 @@ def _split(patient: str, options: Mapping[str, Any]) -> str:
 
 
 def _stem(filename: str) -> str:
-    """A file name without suffix, as a key may be spelled."""
+    """A file name without suffix, limited to the characters that a key may have."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", Path(filename).stem)[:80]

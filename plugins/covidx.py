@@ -1,4 +1,8 @@
-"""COVIDx "version 6" of Kaggle, COVID-Net's version 9: its three-class 9A labels on the Kaggle images."""
+"""Data set `covidx`: COVID-19, normal or pneumonia, from Kaggle's COVIDx images and COVID-Net's 9A labels.
+
+Two numberings are in use. The paper's "version 6" is the sixth version of the Kaggle data set and COVID-Net's
+version 9; COVID-Net's label files `*_COVIDx6.txt` are something else (two classes, 14,311 images).
+"""
 
 from __future__ import annotations
 
@@ -14,24 +18,24 @@ import numpy as np
 
 from medunifier_cli.data.contract import DataError, DatasetPlugin, Drop, FileImage, Option, Plan, Record
 
-from .chexpert_5x200.prompts import observed
-from .raw.draws import PART_OPTIONS, shuffled, train_parts
+from .raw.prompts import observed
+from .raw.sampling import PART_OPTIONS, shuffled, train_parts
 from .raw.tree import IMAGE_SUFFIXES, folders, need_folder
 
 CLASSES = ("COVID-19", "normal", "pneumonia")
 LABEL_FILES = {"train": "train_COVIDx9A.txt", "test": "test_COVIDx9A.txt"}
-ROWS = {"train": 30_130, "test": 400}
+PUBLISHED_ROWS = {"train": 30_130, "test": 400}
 VALID_SHARE = 0.2
-"""Of the train file; MGCA's code, followed by the paper."""
+"""Share of the train file that becomes valid: MGCA's code, which the paper follows."""
 
-WANTED = (
+LABELS_NEEDED = (
     "COVIDx needs the three-class labels train_COVIDx9A.txt and test_COVIDx9A.txt, from the folder labels/ "
     "of the COVID-Net repository"
 )
 
 
-class Row(NamedTuple):
-    """A line of a label file."""
+class LabelLine(NamedTuple):
+    """One line of a label file."""
 
     patient: str
     file: str
@@ -40,57 +44,69 @@ class Row(NamedTuple):
 
 
 class Covidx(DatasetPlugin):
+    """COVIDx CXR: 30,530 radiographs from eight collections; the class almost follows from the collection.
+
+    Citation: Wang, Lin and Wong, COVID-Net, Scientific Reports 10:19549, 2020
+    Licence: unknown for the whole: each source collection has its own terms
+    Labels: COVID-19, normal, pneumonia
+    Homepage: https://www.kaggle.com/datasets/andyczhao/covidx-cxr2
+    """
+
     name = "covidx"
     title = "COVIDx CXR (Kaggle version 6, labels 9A): COVID-19, normal, pneumonia"
+    citation = "Wang, Lin and Wong, COVID-Net, Scientific Reports 10:19549, 2020"
+    licence = "unknown for the whole: each source collection has its own terms"
     homepage = "https://www.kaggle.com/datasets/andyczhao/covidx-cxr2"
     needs = (
-        "the Kaggle tree with train/ and test/ (version 5 or 6), and beside them train_COVIDx9A.txt and "
-        "test_COVIDx9A.txt of the COVID-Net repository; free."
+        "the Kaggle images in train/ and test/ (version 5 or 6), and next to these folders "
+        "train_COVIDx9A.txt and test_COVIDx9A.txt from the COVID-Net repository. Free."
     )
     classes = CLASSES
     text_sections = ()
-    allow_shared_subjects = True  # MGCA's 80/20 split is by row: 865 patients are in train and valid
+    allow_shared_subjects = True  # MGCA's 80/20 split is by row: 865 patients are in both train and valid
     options: ClassVar[Mapping[str, Option]] = {
-        "group_by_patient": Option(False, "split train and valid by patient, not by row as MGCA does"),
+        "group_by_patient": Option(False, "split train and valid by patient; MGCA splits by row"),
         **PART_OPTIONS,
-        "seed": Option(0, "seed of the split and of the 1 % and 10 % lists; 0 is MGCA's"),
+        "seed": Option(0, "seed of the split and of the 1 % and 10 % subsets; MGCA's is 0"),
     }
 
     def plan(self, raw: Path, options: Mapping[str, Any]) -> Plan:
         need_folder(raw, self.needs)
-        places = list(folders(raw, 2, skip=re.compile("train|test")))
-        refuse_other_versions(places)
-        files = {name: _find(places, file) for name, file in LABEL_FILES.items()}
+        search = list(folders(raw, 2, skip=re.compile("train|test")))
+        refuse_other_versions(search)
+        files = {name: _find(search, file) for name, file in LABEL_FILES.items()}
         train, test = (read_labels(files[name]) for name in ("train", "test"))
         seed = options["seed"]
         split = patient_split(train, seed) if options["group_by_patient"] else row_split(len(train), seed)
         rows = [*zip(train, split, ["train"] * len(train), strict=True)]
         rows += [(row, "test", "test") for row in test]
         keys = sample_keys([f"{folder}/{row.file}" for row, _, folder in rows])
-        finder = Finder(
-            raw, [place for place in places if (place / "train").is_dir() or (place / "test").is_dir()]
-        )
-        there = {
+        images = CovidxFiles(raw, search)
+        train_images = {
             row.file: (key, row.label)
             for key, (row, part, folder) in zip(keys, rows, strict=True)
-            if part == "train" and finder.find(folder, row.file)
+            if part == "train" and images.find(folder, row.file)
         }
         warnings = [
-            f"{files[name]}: {len(found):,} rows, the published file has {ROWS[name]:,}"
-            for name, found in (("train", train), ("test", test))
-            if len(found) != ROWS[name]
+            f"{files[name]}: {len(lines):,} rows, the published file has {PUBLISHED_ROWS[name]:,}"
+            for name, lines in (("train", train), ("test", test))
+            if len(lines) != PUBLISHED_ROWS[name]
         ]
-        valid = math.ceil(VALID_SHARE * ROWS["train"])
+        valid = math.ceil(VALID_SHARE * PUBLISHED_ROWS["train"])
         unit = "patient" if options["group_by_patient"] else "row"
         return Plan(
-            records=self._records(rows, keys, finder),
+            records=self._records(rows, keys, images),
             total=len(rows),
             split_source=f"official test; valid is 20 % of train, by {unit}",
             seed=seed,
             subsets=train_parts(
-                dict(there.values()), options, {file: key for file, (key, _) in there.items()}
+                dict(train_images.values()), options, {file: key for file, (key, _) in train_images.items()}
             ),
-            expected={"train": ROWS["train"] - valid, "valid": valid, "test": ROWS["test"]},
+            expected={
+                "train": PUBLISHED_ROWS["train"] - valid,
+                "valid": valid,
+                "test": PUBLISHED_ROWS["test"],
+            },
             warnings=warnings,
         )
 
@@ -98,14 +114,14 @@ class Covidx(DatasetPlugin):
         return {"observed": observed(*CLASSES)}
 
     def _records(
-        self, rows: Sequence[tuple[Row, str, str]], keys: Sequence[str], finder: Finder
+        self, rows: Sequence[tuple[LabelLine, str, str]], keys: Sequence[str], images: CovidxFiles
     ) -> Iterator[Record | Drop]:
         for key, (row, split, folder) in zip(keys, rows, strict=True):
-            found = finder.find(folder, row.file)
-            if found is None:
+            located = images.find(folder, row.file)
+            if located is None:
                 yield Drop("missing", f"{folder}/{row.file}")
                 continue
-            path, source = found
+            path, source = located
             yield Record(
                 key=key,
                 image=FileImage(path),
@@ -118,16 +134,21 @@ class Covidx(DatasetPlugin):
             )
 
 
-class Finder:
-    """Images of `train/` and `test/`, or a folder deeper (`train/train/`), as some copies have them."""
+class CovidxFiles:
+    """The images in `train/` and `test/`, or one folder deeper (`train/train/`), as in some copies.
 
-    def __init__(self, raw: Path, roots: Sequence[Path]) -> None:
+    Raises:
+        DataError: none of the folders `search` holds `train/` or `test/`.
+    """
+
+    def __init__(self, raw: Path, search: Sequence[Path]) -> None:
+        roots = [folder for folder in search if (folder / "train").is_dir() or (folder / "test").is_dir()]
         if not roots:
             raise DataError(f"{raw}: neither train/ nor test/ with images; unpack the Kaggle archive there")
         self._raw, self._roots = raw, roots
 
     def find(self, folder: str, file: str) -> tuple[Path, str] | None:
-        """(path, path relative to the raw folder), None where it is missing."""
+        """(path, path relative to the raw folder) of an image; None if it is missing."""
         for root in self._roots:
             for path in (root / folder / file, root / folder / folder / file):
                 if path.is_file():
@@ -135,39 +156,45 @@ class Finder:
         return None
 
 
-def refuse_other_versions(places: Sequence[Path]) -> None:
-    """Raises: DataError that explains which version lies there, if the 9A labels do not."""
-    names = {path.name for place in places for path in place.glob("*.txt")}
-    folder = places[0]
-    if any((place / "val").is_dir() for place in places) or "val.txt" in names:
+def refuse_other_versions(search: Sequence[Path]) -> None:
+    """Explain which version of COVIDx this is, unless the 9A labels are there.
+
+    Raises:
+        DataError: it is COVIDx CXR-4, another label version, or the Kaggle copy without the 9A labels.
+    """
+    names = {path.name for folder in search for path in folder.glob("*.txt")}
+    folder = search[0]
+    if any((path / "val").is_dir() for path in search) or "val.txt" in names:
         raise DataError(
-            f"{folder}: this is COVIDx CXR-4 (it has val/ or val.txt), with 85,000 images only called "
-            f"positive or negative. {WANTED}, and version 5 or 6 of the Kaggle data set"
+            f"{folder}: this is COVIDx CXR-4 (it has val/ or val.txt): 85,000 images labelled only "
+            f"positive or negative. {LABELS_NEEDED}, and version 5 or 6 of the Kaggle data set"
         )
     if LABEL_FILES["train"] in names:
         return
     others = sorted(name for name in names if re.fullmatch(r"train_COVIDx.*\.txt", name))
     if others:
         raise DataError(
-            f"{folder}: {', '.join(others)} is another label version (the paper's 6 is Kaggle's count, not "
-            f"COVIDx6). {WANTED}"
+            f"{folder}: {', '.join(others)} is another label version (the paper's 6 is Kaggle's numbering, "
+            f"not COVIDx6). {LABELS_NEEDED}"
         )
     if "train.txt" in names:
-        raise DataError(f"{folder}: the Kaggle copy's own train.txt has two classes only (9B). {WANTED}")
+        raise DataError(
+            f"{folder}: the Kaggle copy's own train.txt has only two classes (9B). {LABELS_NEEDED}"
+        )
 
 
-def _find(places: Sequence[Path], name: str) -> Path:
-    for place in places:
-        if (place / name).is_file():
-            return place / name
-    raise DataError(f"{places[0]}: no {name}. {WANTED}")
+def _find(search: Sequence[Path], name: str) -> Path:
+    for folder in search:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(f"{search[0]}: no {name}. {LABELS_NEEDED}")
 
 
-def read_labels(path: Path) -> list[Row]:
-    """Lines of `patientid filename class source` without a header, read from the right: names have blanks.
+def read_labels(path: Path) -> list[LabelLine]:
+    """Lines of `patientid filename class source`, without a header.
 
     Raises:
-        DataError: a line with fewer fields or another class, such as `positive` of other versions.
+        DataError: a line with fewer fields or another class, such as `positive` in other versions.
     """
     rows = []
     with path.open(encoding="utf-8", errors="replace") as lines:
@@ -176,54 +203,58 @@ def read_labels(path: Path) -> list[Row]:
             if not fields:
                 continue
             if len(fields) < 4 or fields[-2] not in CLASSES:
-                raise DataError(f"{path}:{number}: not `patient file class source` with a 9A class. {WANTED}")
+                raise DataError(
+                    f"{path}:{number}: not `patient file class source` with a 9A class. {LABELS_NEEDED}"
+                )
+            # From the right, because file names contain spaces: "COVID 1 COVID(1).png".
             patient, file = line.rsplit(maxsplit=2)[0].split(maxsplit=1)
-            rows.append(Row(patient, file.strip(), fields[-2], fields[-1]))
+            rows.append(LabelLine(patient, file.strip(), fields[-2], fields[-1]))
     if not rows:
         raise DataError(f"{path} is empty")
     return rows
 
 
 def row_split(rows: int, seed: int) -> list[str]:
-    """MGCA's: the first fifth (rounded up) of a permutation of the rows is valid, patient or not."""
+    """MGCA's split: the first fifth (rounded up) of a permutation of the rows is valid."""
     split = ["train"] * rows
     order = np.random.RandomState(seed).permutation(rows)
-    for place in order[: math.ceil(VALID_SHARE * rows)]:
-        split[place] = "valid"
+    for i in order[: math.ceil(VALID_SHARE * rows)]:
+        split[i] = "valid"
     return split
 
 
-def patient_split(rows: Sequence[Row], seed: int) -> list[str]:
-    """About a fifth of the rows of each class, patient by patient: none is on both sides.
+def patient_split(rows: Sequence[LabelLine], seed: int) -> list[str]:
+    """Valid has about a fifth of the rows of each class, and whole patients only.
 
-    A patient with several classes counts for the one of the first row.
+    A patient with several classes counts towards the class of the first row.
     """
-    patients: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        patients.setdefault(row.patient, []).append(place)
+    rows_of: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        rows_of.setdefault(row.patient, []).append(i)
     split = ["train"] * len(rows)
     for stream, name in enumerate(CLASSES):
-        own = sorted(patient for patient, places in patients.items() if rows[places[0]].label == name)
-        wanted = VALID_SHARE * sum(len(patients[patient]) for patient in own)
-        taken = 0
-        for patient in shuffled(own, seed, stream):
-            more = taken + len(patients[patient])
-            if abs(more - wanted) >= abs(taken - wanted):
-                continue  # one patient of thousands of rows must not fill valid alone
-            taken = more
-            for place in patients[patient]:
-                split[place] = "valid"
+        patients = sorted(patient for patient, indices in rows_of.items() if rows[indices[0]].label == name)
+        target = VALID_SHARE * sum(len(rows_of[patient]) for patient in patients)
+        size = 0
+        for patient in shuffled(patients, seed, stream):
+            larger = size + len(rows_of[patient])
+            # Skip a patient who would take valid further from its target: one has thousands of rows.
+            if abs(larger - target) >= abs(size - target):
+                continue
+            size = larger
+            for i in rows_of[patient]:
+                split[i] = "valid"
     return split
 
 
 def sample_keys(sources: Sequence[str]) -> list[str]:
-    """A key for each path: its file name without what a key may not hold, and a hash where two are alike."""
+    """A key for each path: its file name without forbidden characters, plus a hash if two would be equal."""
     plain = [
         re.sub(r"[^A-Za-z0-9_-]+", "-", _stem(source.rsplit("/", 1)[-1])).strip("-") for source in sources
     ]
-    times = Counter(plain)
+    count = Counter(plain)
     return [
-        key if times[key] == 1 else f"{key}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+        key if count[key] == 1 else f"{key}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
         for key, source in zip(plain, sources, strict=True)
     ]
 

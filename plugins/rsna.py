@@ -1,4 +1,4 @@
-"""RSNA Pneumonia Detection Challenge, stage 2: 26,684 frontal radiographs, pneumonia or not."""
+"""Data set `rsna`: 26,684 frontal radiographs of the RSNA Pneumonia Detection Challenge, stage 2."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from medunifier_cli.data.contract import (
     Subset,
 )
 
-from .chexpert_5x200.prompts import combinations, observed
 from .raw.dicom_header import view_position
-from .raw.draws import PART_OPTIONS, listed_ids, shuffled, train_parts
+from .raw.prompts import combinations, observed
+from .raw.sampling import PART_OPTIONS, listed_ids, shuffled, train_parts
 from .raw.tables import Table, find_table
-from .raw.tree import archives, folders, image_paths, need_folder
+from .raw.tree import folders, image_paths, need_folder, unpack_hint
 
 CLASSES = ("Pneumonia", "Normal")
 
 SPLIT_SIZES = {"train": 18_678, "valid": 4_003, "test": 4_003}
 
 Box = tuple[float, float, float, float]
+"""x, y of the upper left corner, width, height; in pixels."""
 
 PROMPTS = {
     "Pneumonia": combinations(
@@ -48,16 +49,26 @@ PROMPTS = {
         ("in clear lungs", "in the left lung", "in the right lung"),
     ),
 }
-"""42 and 27 combinations, as many as the MedUnifier code has; the words are our own."""
+"""42 and 27 combinations, as many as in the published MedUnifier code; the wording is our own."""
 
 
 class Rsna(DatasetPlugin):
+    """RSNA Pneumonia Detection Challenge, stage 2: 26,684 frontal radiographs, 6,012 with pneumonia boxes.
+
+    Citation: Shih et al., Radiology: Artificial Intelligence, 2019, doi 10.1148/ryai.2019180041
+    Licence: the rules of the Kaggle competition, accepted before the download
+    Labels: Pneumonia (Target 1), Normal (Target 0; includes 11,821 abnormal images without pneumonia)
+    Homepage: https://www.kaggle.com/c/rsna-pneumonia-detection-challenge
+    """
+
     name = "rsna"
     title = "RSNA Pneumonia Detection Challenge, stage 2"
+    citation = "Shih et al., Radiology: Artificial Intelligence, 2019, doi 10.1148/ryai.2019180041"
+    licence = "the rules of the Kaggle competition, accepted before the download"
     homepage = "https://www.kaggle.com/c/rsna-pneumonia-detection-challenge"
     needs = (
-        "stage_2_train_labels.csv, stage_2_train_images/ (DICOM, or PNG or JPG of a mirror) and, for class "
-        "names, stage_2_detailed_class_info.csv; Kaggle account."
+        "stage_2_train_labels.csv, stage_2_train_images/ (DICOM, or PNG or JPG from a mirror) and, for the "
+        "class names, stage_2_detailed_class_info.csv. A Kaggle account is required."
     )
     classes = CLASSES
     benchmark_split = "zeroshot"
@@ -67,23 +78,22 @@ class Rsna(DatasetPlugin):
     options: ClassVar[Mapping[str, Option]] = {
         "per_class": Option(500, "images per class of the zero-shot subset; 0 for none"),
         "negatives": Option(
-            "any", "its negatives: any Target 0, or only the class Normal", ("any", "normal-only")
+            "any", "negatives of that subset: any Target 0, or only the class Normal", ("any", "normal-only")
         ),
-        "ids_zeroshot": Option("", "a file that lists a given zero-shot subset, instead of a draw"),
+        "ids_zeroshot": Option("", "file that lists the zero-shot subset; empty: sample it"),
         **PART_OPTIONS,
-        "seed": Option(0, "seed of the zero-shot subset and of the 1 % and 10 % lists"),
+        "seed": Option(0, "seed of the zero-shot subset and of the 1 % and 10 % subsets"),
     }
 
     def plan(self, raw: Path, options: Mapping[str, Any]) -> Plan:
         need_folder(raw, self.needs)
-        places = list(folders(raw, 1))
-        boxes = read_boxes(_table(places, "stage_2_train_labels.csv"))
-        classes = read_classes(places, required=options["negatives"] == "normal-only")
+        search = list(folders(raw, 1))
+        boxes = read_boxes(_table(search, "stage_2_train_labels.csv"))
+        classes = read_classes(search, required=options["negatives"] == "normal-only")
         paths = image_paths(raw, lambda stem: stem if stem in boxes else None)
         if not paths:
-            packed = ", ".join(archives(raw))
-            hint = f"; unpack {packed} first" if packed else ""
-            raise DataError(f"{raw}: no image stage_2_train_images/<patientId>.dcm of the label table{hint}")
+            expected = "no image stage_2_train_images/<patientId>.dcm of the label table"
+            raise DataError(f"{raw}: {expected}{unpack_hint(raw)}")
         split = gloria_split(sorted(boxes))
         subsets = self._subsets(split, boxes, classes, paths, options)
         return Plan(
@@ -135,15 +145,15 @@ class Rsna(DatasetPlugin):
         paths: Mapping[str, str],
         options: Mapping[str, Any],
     ) -> dict[str, Subset]:
-        there = (patient for patient in split if split[patient] == "train" and patient in paths)
-        subsets = train_parts({patient: bool(boxes[patient]) for patient in there}, options)
+        train = (patient for patient in split if split[patient] == "train" and patient in paths)
+        subsets = train_parts({patient: bool(boxes[patient]) for patient in train}, options)
         if options["ids_zeroshot"]:
-            listed = Path(options["ids_zeroshot"])
-            ids = listed_ids(listed, "zeroshot", lambda text: PurePosixPath(text).stem)
-            lacking = [patient for patient in ids if patient not in boxes]
-            if lacking:
-                raise DataError(f"{listed}: {len(lacking)} of {len(ids)} ids are not in the label table")
-            subsets["zeroshot"] = Subset(ids, f"given as {listed.name}")
+            list_file = Path(options["ids_zeroshot"])
+            ids = listed_ids(list_file, "zeroshot", lambda text: PurePosixPath(text).stem)
+            unknown = [patient for patient in ids if patient not in boxes]
+            if unknown:
+                raise DataError(f"{list_file}: {len(unknown)} of {len(ids)} ids are not in the label table")
+            subsets["zeroshot"] = Subset(ids, f"given as {list_file.name}")
         elif options["per_class"]:
             subsets["zeroshot"] = self._zero_shot(boxes, classes, paths, options)
         return subsets
@@ -155,69 +165,75 @@ class Rsna(DatasetPlugin):
         paths: Mapping[str, str],
         options: Mapping[str, Any],
     ) -> Subset:
-        there = sorted(paths)
-        positive = [patient for patient in there if boxes[patient]]
-        negative = [patient for patient in there if not boxes[patient]]
+        positive = [patient for patient in sorted(paths) if boxes[patient]]
+        negative = [patient for patient in sorted(paths) if not boxes[patient]]
         if options["negatives"] == "normal-only":
             negative = [patient for patient in negative if classes[patient] == "Normal"]
         per_class, seed = options["per_class"], options["seed"]
         if min(len(positive), len(negative)) < per_class:
             raise DataError(
-                f"zero-shot subset: {per_class} positive and negative images wanted, {len(positive)} and "
-                f"{len(negative)} there; is the download complete? -o per_class=N asks for fewer or none (0)"
+                f"zero-shot subset: needs {per_class} positive and {per_class} negative images, found "
+                f"{len(positive)} and {len(negative)}; is the download complete? -o per_class=N asks for "
+                "fewer, 0 none"
             )
         keys = shuffled(positive, seed, 0)[:per_class] + shuffled(negative, seed, 1)[:per_class]
-        what = "class Normal" if options["negatives"] == "normal-only" else "any Target 0"
-        return Subset(sorted(keys), f"{per_class} Target 1 and {per_class} of {what}, from all splits", seed)
+        negatives = "class Normal" if options["negatives"] == "normal-only" else "any Target 0"
+        rule = f"{per_class} Target 1 and {per_class} of {negatives}, from all splits"
+        return Subset(sorted(keys), rule, seed)
 
 
 def gloria_split(patients: Sequence[str]) -> dict[str, str]:
-    """patient -> split, in the order of the published split: train, valid, test, each as it was permuted.
+    """patient -> split, in the order of the published split: train, valid, test, each in its permuted order.
 
-    The recipe of GLoRIA, MGCA and CXR-CLIP: scikit-learn's unstratified `train_test_split`, twice, seed 0, on
-    the sorted ids. Three tenths (rounded up) are held out; the first half of these, permuted again, is valid.
+    The procedure of GLoRIA, MGCA and CXR-CLIP: scikit-learn's unstratified `train_test_split`, twice, seed 0,
+    on the sorted ids. 30 % (rounded up) are held out; the first half of these, permuted again, is valid.
     """
+    # Written out, so that the split cannot change with a new version of scikit-learn.
     held_out = int(np.ceil(0.3 * len(patients)))
     order = np.random.RandomState(0).permutation(len(patients))
     rest, train = order[:held_out], order[held_out:]
-    again = np.random.RandomState(0).permutation(held_out)
+    rest_order = np.random.RandomState(0).permutation(held_out)
     half = int(np.ceil(0.5 * held_out))
-    parts = {"train": train, "valid": rest[again[:half]], "test": rest[again[half:]]}
-    return {patients[place]: name for name, places in parts.items() for place in places}
+    parts = {"train": train, "valid": rest[rest_order[:half]], "test": rest[rest_order[half:]]}
+    return {patients[i]: name for name, indices in parts.items() for i in indices}
 
 
 def read_boxes(table: Table) -> dict[str, tuple[Box, ...]]:
-    """patient -> boxes (x, y, width, height in pixels) of the label table, which has one row per box.
+    """patient -> boxes of the label table, which has one row per box.
 
     Raises:
-        DataError: a Target that is neither 0 nor 1, or a box that is incomplete.
+        DataError: a Target that is neither 0 nor 1, or an incomplete box.
     """
     boxes: dict[str, tuple[Box, ...]] = {}
     for line, (patient, *corners, target) in table.rows(["patientId", "x", "y", "width", "height", "Target"]):
-        known = boxes.setdefault(patient, ())
+        earlier = boxes.setdefault(patient, ())
         if target == "1":
             try:
                 x, y, width, height = (float(corner) for corner in corners)
             except ValueError:
                 raise DataError(f"{table.shown}:{line}: Target 1 without a box") from None
-            boxes[patient] = (*known, (x, y, width, height))
+            boxes[patient] = (*earlier, (x, y, width, height))
         elif target != "0":
             raise DataError(f"{table.shown}:{line}: Target {target!r} is neither 0 nor 1")
     return boxes
 
 
-def read_classes(places: Sequence[Path], required: bool) -> dict[str, str]:
-    """patient -> one of Normal, `No Lung Opacity / Not Normal`, Lung Opacity; also one row per box."""
-    table = find_table(places, "stage_2_detailed_class_info.csv")
+def read_classes(search: Sequence[Path], required: bool) -> dict[str, str]:
+    """patient -> Normal, `No Lung Opacity / Not Normal` or Lung Opacity; empty without the optional table.
+
+    Raises:
+        DataError: `required`, and the table is missing.
+    """
+    table = find_table(search, "stage_2_detailed_class_info.csv")
     if table is None:
         if required:
-            raise DataError(f"{places[0]}: -o negatives=normal-only needs stage_2_detailed_class_info.csv")
+            raise DataError(f"{search[0]}: -o negatives=normal-only needs stage_2_detailed_class_info.csv")
         return {}
     return {patient: name for _, (patient, name) in table.rows(["patientId", "class"])}
 
 
-def _table(places: Sequence[Path], name: str) -> Table:
-    table = find_table(places, name)
+def _table(search: Sequence[Path], name: str) -> Table:
+    table = find_table(search, name)
     if table is None:
-        raise DataError(f"{places[0]}: no {name}")
+        raise DataError(f"{search[0]}: no {name}")
     return table

@@ -1,7 +1,7 @@
-"""SIIM-ACR Pneumothorax: 12,047 frontal radiographs, pneumothorax or not, with masks.
+"""Data set `siim`: SIIM-ACR Pneumothorax, 12,047 frontal radiographs with pneumothorax masks.
 
-The paper's 12,954 images are the rows of the table: an image has a row for each of its masks. Here an image
-is one image, whatever its rows, so that none is in two splits.
+The paper counts 12,954 images, which are the rows of the table: an image has one row per mask. Here an image
+is one sample, however many rows it has, so that no image is in two splits.
 """
 
 from __future__ import annotations
@@ -15,66 +15,78 @@ from typing import Any, ClassVar
 
 from medunifier_cli.data.contract import DataError, DatasetPlugin, Drop, FileImage, Option, Plan, Record
 
-from .chexpert_5x200.prompts import observed
 from .raw.dicom_header import view_position
-from .raw.draws import PART_OPTIONS, shuffled, stratified, train_parts
+from .raw.prompts import observed
+from .raw.sampling import PART_OPTIONS, shuffled, stratified, train_parts
 from .raw.tables import Table, find_table
-from .raw.tree import archives, folders, image_paths, need_folder
+from .raw.tree import folders, image_paths, need_folder, unpack_hint
 
 CLASSES = ("Pneumothorax", "No Pneumothorax")
 
-EDGE = 1024
-"""Edge of the images the masks are drawn on, in pixels."""
+MASK_SIZE = 1024
+"""Width and height of the images that the masks refer to, in pixels."""
 
-RLE_TABLES = ("stage_2_train.csv", "train-rle.csv", "stage_1_train.csv")
-RENAMED_TABLES = ("stage_1_train_images.csv", "stage_1_test_images.csv")
-MASKS = re.compile(r".*mask.*", re.IGNORECASE)
+MASK_TABLES = ("stage_2_train.csv", "train-rle.csv", "stage_1_train.csv")
+"""Names of the run-length table in the three versions of the download."""
+MIRROR_TABLES = ("stage_1_train_images.csv", "stage_1_test_images.csv")
+"""Tables of a mirror that renames the images."""
+MASK_FOLDER = re.compile(r".*mask.*", re.IGNORECASE)
 
-SIZES = {
+SPLIT_SIZES = {
     "official": {"train": 9_757, "valid": 1_085, "test": 1_205},
     "gloria": {"train": 8_432, "valid": 1_808, "test": 1_807},
 }
 
 
 @dataclass
-class Image:
-    """What the tables say of one image."""
+class SiimImage:
+    """One image with its label and masks, collected from all its rows."""
 
     name: str
-    """Stem of its file: the ImageId, or `0_train_1_` in the renamed mirror."""
+    """Stem of its file: the ImageId, or `0_train_1_` in the mirror that renames the images."""
     positive: bool
     masks: list[str]
-    """Run-length masks as published: pairs (gap since the last run, length) down columns of 1024 x 1024."""
+    """Run-length masks as published: pairs (gap since the previous run, run length), down the columns."""
 
 
 class Siim(DatasetPlugin):
+    """SIIM-ACR Pneumothorax Segmentation: 12,047 frontal radiographs with masks, 2,669 with a pneumothorax.
+
+    Citation: Zawacki et al., SIIM-ACR Pneumothorax Segmentation, Kaggle, 2019
+    Licence: the rules of the Kaggle competition, accepted before the download
+    Labels: Pneumothorax, No Pneumothorax
+    Homepage: https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation
+    """
+
     name = "siim"
     title = "SIIM-ACR Pneumothorax Segmentation"
+    citation = "Zawacki et al., SIIM-ACR Pneumothorax Segmentation, Kaggle, 2019"
+    licence = "the rules of the Kaggle competition, accepted before the download"
     homepage = "https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation"
     needs = (
-        "stage_2_train.csv or train-rle.csv with the images of dicom-images-train/ and dicom-images-test/; "
-        "or the mirror with png_images/, stage_1_train_images.csv, stage_1_test_images.csv; Kaggle account."
+        "stage_2_train.csv or train-rle.csv with dicom-images-train/ and dicom-images-test/, or the mirror "
+        "with png_images/, stage_1_train_images.csv and stage_1_test_images.csv. Needs a Kaggle account."
     )
     classes = CLASSES
     headline_metric = "auroc"
     text_sections = ()
     options: ClassVar[Mapping[str, Option]] = {
         "split": Option(
-            "official", "stratified 81/9/10 of the published code, or 70/15/15", ("official", "gloria")
+            "official",
+            "split: the published code's stratified 81/9/10, or GLoRIA's 70/15/15",
+            ("official", "gloria"),
         ),
         **PART_OPTIONS,
-        "seed": Option(5, "seed of the split and of the 1 % and 10 % lists"),
+        "seed": Option(5, "seed of the split and of the 1 % and 10 % subsets"),
     }
 
     def plan(self, raw: Path, options: Mapping[str, Any]) -> Plan:
         need_folder(raw, self.needs)
-        images = read_images(list(folders(raw, 1, skip=MASKS)))
-        by_name = {image.name: image_id for image_id, image in images.items()}
-        paths = image_paths(raw, by_name.get, skip=MASKS)
+        images = read_images(list(folders(raw, 1, skip=MASK_FOLDER)))
+        id_by_name = {image.name: image_id for image_id, image in images.items()}
+        paths = image_paths(raw, id_by_name.get, skip=MASK_FOLDER)
         if not paths:
-            packed = ", ".join(archives(raw))
-            hint = f"; unpack {packed} first" if packed else ""
-            raise DataError(f"{raw}: no image is named as in the table. {RENAMED_HINT}{hint}")
+            raise DataError(f"{raw}: no image has a name from the table. {RENAMED_HINT}{unpack_hint(raw)}")
         seed = options["seed"]
         split = official_split(images, seed) if options["split"] == "official" else gloria_split(images, seed)
         train = [image_id for image_id in images if split[image_id] == "train" and image_id in paths]
@@ -88,14 +100,14 @@ class Siim(DatasetPlugin):
                 options,
                 {name: _key(image_id) for image_id in train for name in (image_id, images[image_id].name)},
             ),
-            expected=SIZES[options["split"]],
+            expected=SPLIT_SIZES[options["split"]],
         )
 
     def prompt_sets(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
         return {"observed": observed(*CLASSES)}
 
     def _records(
-        self, raw: Path, images: Mapping[str, Image], paths: Mapping[str, str], split: Mapping[str, str]
+        self, raw: Path, images: Mapping[str, SiimImage], paths: Mapping[str, str], split: Mapping[str, str]
     ) -> Iterator[Record | Drop]:
         for image_id, image in images.items():
             if image_id not in paths:
@@ -116,40 +128,42 @@ class Siim(DatasetPlugin):
 
 
 RENAMED_HINT = (
-    "Files called ID_xxxxxxxxx.dcm, as Kaggle has them now, do not match the ids of the train table: "
+    "Files named ID_xxxxxxxxx.dcm, as Kaggle distributes them now, do not match the ids of the train table: "
     "use the original dicom-images-train/ and dicom-images-test/, or the mirror with png_images/"
 )
 
 
-def read_images(places: Sequence[Path]) -> dict[str, Image]:
-    """ImageId -> image, sorted by id, from the mask table and the mirror's list of renamed files.
+def read_images(search: Sequence[Path]) -> dict[str, SiimImage]:
+    """ImageId -> image, sorted by id, from the mask table and the mirror's tables of renamed files.
 
     Raises:
         DataError: neither table, or an image that is both positive and negative.
     """
-    images: dict[str, Image] = {}
-    masks = find_table(places, *RLE_TABLES)
+    images: dict[str, SiimImage] = {}
+    masks = find_table(search, *MASK_TABLES)
     if masks is not None:
         _read_masks(masks, images)
-    renamed = [table for name in RENAMED_TABLES if (table := find_table(places, name))]
-    for table in renamed:
+    mirror = [table for name in MIRROR_TABLES if (table := find_table(search, name))]
+    for table in mirror:
         for line, (file_name, image_id, positive) in table.rows(["new_filename", "ImageId", "has_pneumo"]):
             if positive not in ("0", "1"):
                 raise DataError(f"{table.shown}:{line}: has_pneumo {positive!r} is neither 0 nor 1")
-            image = images.setdefault(image_id, Image(image_id, positive == "1", []))
+            image = images.setdefault(image_id, SiimImage(image_id, positive == "1", []))
             if image.positive != (positive == "1"):
-                raise DataError(f"{table.shown}:{line}: {image_id} has another label in {RLE_TABLES[0]}")
+                raise DataError(f"{table.shown}:{line}: {image_id} has a different label in another table")
             image.name = PurePosixPath(file_name).stem
     if not images:
-        raise DataError(f"{places[0]}: none of {', '.join(RLE_TABLES + RENAMED_TABLES)}")
+        raise DataError(f"{search[0]}: none of {', '.join(MASK_TABLES + MIRROR_TABLES)}")
     return dict(sorted(images.items()))
 
 
-def _read_masks(table: Table, images: dict[str, Image]) -> None:
-    """Rows of `ImageId, EncodedPixels`: `-1`, with or without a blank before it, means no pneumothorax."""
+def _read_masks(table: Table, images: dict[str, SiimImage]) -> None:
+    """Add the images of a table with rows `ImageId, EncodedPixels` to `images`."""
     empty: set[str] = set()
     for line, (image_id, pixels) in table.rows(["ImageId", "EncodedPixels"]):
-        image = images.setdefault(image_id, Image(image_id, False, []))
+        image = images.setdefault(image_id, SiimImage(image_id, False, []))
+        # No pneumothorax. Some versions write " -1"; `rows` has stripped it. Code that compares with the
+        # unstripped text turns every image of the other versions positive.
         if pixels == "-1":
             empty.add(image_id)
         else:
@@ -162,30 +176,34 @@ def _read_masks(table: Table, images: dict[str, Image]) -> None:
 
 
 def _check_runs(pixels: str, table: Table, line: int) -> None:
-    """Raises: DataError if the text is no list of (gap, length) pairs that ends within the image."""
+    """Check a run-length mask.
+
+    Raises:
+        DataError: the text is not a list of (gap, length) pairs that ends within the image.
+    """
     try:
         runs = [int(number) for number in pixels.split()]
     except ValueError:
         runs = []
-    if not runs or len(runs) % 2 or min(runs) < 0 or sum(runs) > EDGE * EDGE:
-        what = "neither -1 nor number pairs within 1024 x 1024"
-        raise DataError(f"{table.shown}:{line}: EncodedPixels is {what}")
+    if not runs or len(runs) % 2 or min(runs) < 0 or sum(runs) > MASK_SIZE**2:
+        problem = "neither -1 nor number pairs within 1024 x 1024"
+        raise DataError(f"{table.shown}:{line}: EncodedPixels is {problem}")
 
 
-def official_split(images: Mapping[str, Image], seed: int) -> dict[str, str]:
-    """The published code's shares: 10 % test, then 10 % of the rest valid, both stratified and rounded up."""
+def official_split(images: Mapping[str, SiimImage], seed: int) -> dict[str, str]:
+    """The published code's shares: 10 % test, then 10 % of the rest valid; both stratified, rounded up."""
     ids = list(images)
     split = dict.fromkeys(ids, "train")
     for name in ("test", "valid"):
         rest = [image_id for image_id in ids if split[image_id] == "train"]
         size = math.ceil(0.1 * len(rest))
-        for place in stratified([images[image_id].positive for image_id in rest], size, seed):
-            split[rest[place]] = name
+        for index in stratified([images[image_id].positive for image_id in rest], size, seed):
+            split[rest[index]] = name
     return split
 
 
-def gloria_split(images: Mapping[str, Image], seed: int) -> dict[str, str]:
-    """GLoRIA's shares, 70/15/15 and not stratified, but of images instead of rows."""
+def gloria_split(images: Mapping[str, SiimImage], seed: int) -> dict[str, str]:
+    """GLoRIA's shares, 70/15/15, unstratified; of images, since by row 154 are in both train and test."""
     ids = list(images)
     held_out = math.ceil(0.3 * len(ids))
     half = math.ceil(0.5 * held_out)

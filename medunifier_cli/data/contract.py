@@ -192,6 +192,10 @@ class DatasetPlugin(ABC):
     name: ClassVar[str]
     """As typed after `mu prepare`."""
     title: ClassVar[str]
+    citation: ClassVar[str] = ""
+    """The publication to cite, in one line."""
+    licence: ClassVar[str] = ""
+    """Terms under which the data may be used, in one line; says so if they are unknown."""
     homepage: ClassVar[str] = ""
     needs: ClassVar[str] = ""
     """The raw files it needs and where one gets them, one sentence or two."""

@@ -97,12 +97,13 @@ def summary(manifest: Mapping[str, Any]) -> str:
 
 
 def listing(plugins: Mapping[str, DatasetPlugin]) -> str:
-    """What `mu prepare --list` prints: each data set, what it needs, where to get it, its options."""
+    """What `mu prepare --list` prints: each data set, its files, terms, citation, splits and options."""
     blocks = []
     for name, plugin in plugins.items():
         lines = [f"{name}: {plugin.title}"]
-        lines += [f"  needs: {plugin.needs if plugin.needs_raw else 'nothing, it is drawn'}"]
-        lines += [f"  from: {plugin.homepage}"] if plugin.homepage else []
+        lines += [f"  needs: {plugin.needs if plugin.needs_raw else 'nothing; the data set is synthetic'}"]
+        about = {"from": plugin.homepage, "licence": plugin.licence, "cite": plugin.citation}
+        lines += [f"  {label}: {text}" for label, text in about.items() if text]
         lines += [f"  splits: {', '.join(plugin.splits)}"]
         for option, what in plugin.options.items():
             choices = f" ({', '.join(what.choices)})" if what.choices else ""

@@ -1,4 +1,4 @@
-"""CheXpert: a 5x200 set drawn from train.csv, and on request the rest of train and the official valid set."""
+"""Data set `chexpert-5x200`: a 5x200 set sampled from CheXpert's train.csv; optionally train and valid."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from medunifier_cli.data.contract import DataError, DatasetPlugin, Drop, Option, Plan, Record, Subset
 
-from ..raw.draws import listed_ids
-from ..raw.five_by_200 import CLASS_LISTS, PATHOLOGIES, draw_5x200, strict_class
+from ..raw.five_by_200 import CLASS_LISTS, PATHOLOGIES, exclusive_class, sample_5x200
+from ..raw.five_by_200_prompts import PROMPT_SETS
+from ..raw.sampling import listed_ids
 from ..raw.tables import Table, label_value
 from ..raw.tree import need_folder
-from .images import ImageFinder, find_images_and_tables, image_tail
-from .prompts import PROMPT_SETS
+from .images import CheXpertFiles, find_images_and_tables, image_tail
 
 HELD_OUT = "5x200"
 LABELS = ("No Finding", *PATHOLOGIES)
@@ -24,13 +24,14 @@ COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS)
 EXAMPLE = "train/patient00001/study1/view1_frontal.jpg"
 
 FRONTAL_TRAIN = 184_000
-"""Frontal images of train.csv (191,027) less those of 5x200 patients, about 6,000 to 8,000 of them."""
+"""Frontal images of train.csv (191,027) minus those of 5x200 patients, about 6,000 to 8,000."""
 
 
-class Row(NamedTuple):
-    """A row of train.csv or valid.csv."""
+class CheXpertRow(NamedTuple):
+    """One image, as a row of train.csv or valid.csv."""
 
     tail: str
+    """`patient00001/study1/view1_frontal.jpg`"""
     frontal: bool
     view: str
     sex: str
@@ -51,42 +52,55 @@ class Row(NamedTuple):
 
 
 class CheXpert5x200(DatasetPlugin):
+    """CheXpert, Stanford 2002-2017: 223,414 train images without reports; by default only 200 of each class.
+
+    Citation: Irvin et al., CheXpert, AAAI 2019, arXiv:1901.07031
+    Licence: Stanford's research use agreement, accepted on registration at Stanford AIMI
+    Labels: 14 findings; classes: Atelectasis, Cardiomegaly, Pneumonia, Edema, Pleural Effusion
+    Homepage: https://stanfordmlgroup.github.io/competitions/chexpert/
+    """
+
     name = "chexpert-5x200"
     title = "CheXpert 5x200: 200 images of each of five findings, Stanford 2002-2017"
+    citation = "Irvin et al., CheXpert, AAAI 2019, arXiv:1901.07031"
+    licence = "Stanford's research use agreement, accepted on registration at Stanford AIMI"
     homepage = "https://stanfordmlgroup.github.io/competitions/chexpert/"
     needs = (
-        "CheXpert-v1.0-small or CheXpert-v1.0 with train.csv (valid.csv for -o include=all): one tree, the "
-        "four batches unpacked, or their zips; free registration at Stanford AIMI."
+        "CheXpert-v1.0-small or CheXpert-v1.0 with train.csv (and valid.csv for -o include=all): one tree, "
+        "the four unpacked batches, or their zips. Free registration at Stanford AIMI."
     )
     splits = (HELD_OUT, "train", "valid")
     classes = CLASS_LISTS["paper"]
     benchmark_split = HELD_OUT
     text_sections = ()
     options: ClassVar[Mapping[str, Option]] = {
-        "include": Option(HELD_OUT, "only the 5x200 set, or train and valid as well", (HELD_OUT, "all")),
-        "class_list": Option("paper", "with Pneumonia, or with Consolidation", ("paper", "gloria")),
+        "include": Option(
+            HELD_OUT, "splits: the 5x200 set alone, or also train and valid", (HELD_OUT, "all")
+        ),
+        "class_list": Option("paper", "classes: with Pneumonia, or with Consolidation", ("paper", "gloria")),
         "per_class": Option(200, "images per class of 5x200"),
-        "ids_5x200": Option("", "a file that lists a given 5x200 set (such as GLoRIA's), instead of a draw"),
-        "holdout": Option("subject", "what leaves train with a 5x200 image", ("subject", "study", "image")),
-        "seed": Option(0, "seed of the 5x200 draw"),
+        "ids_5x200": Option("", "file that lists the 5x200 set (GLoRIA's, for example); empty: sample it"),
+        "holdout": Option(
+            "subject", "unit removed from train with each 5x200 image", ("subject", "study", "image")
+        ),
+        "seed": Option(0, "seed of the 5x200 set"),
     }
 
     def plan(self, raw: Path, options: Mapping[str, Any]) -> Plan:
         need_folder(raw, self.needs)
-        finder, train, valid = find_images_and_tables(raw)
+        files, train, valid = find_images_and_tables(raw)
         classes = CLASS_LISTS[options["class_list"]]
         warnings = []
         if options["ids_5x200"]:
-            listed = Path(options["ids_5x200"])
-            held_out = _given(listed, train)
-            unclear = sum(1 for row in held_out.values() if self._unclear(row, classes))
-            if unclear:
-                warnings.append(
-                    f"{listed}: {unclear} of {len(held_out)} images are not positive for one class only"
-                )
-            subset = Subset([row.key for row in held_out.values()], f"given as {listed.name}")
+            list_file = Path(options["ids_5x200"])
+            held_out = _listed_set(list_file, train)
+            ambiguous = sum(1 for row in held_out.values() if _ambiguous(row, classes))
+            if ambiguous:
+                share = f"{ambiguous} of {len(held_out)} images"
+                warnings.append(f"{list_file}: {share} are not positive for exactly one class")
+            subset = Subset([row.key for row in held_out.values()], f"given as {list_file.name}")
         else:
-            held_out = _drawn(train, finder, classes, options["per_class"], options["seed"])
+            held_out = _sampled_set(train, files, classes, options["per_class"], options["seed"])
             rule = (
                 f"{options['per_class']} of each class from train.csv: only that finding positive, the rest "
                 "negative or blank, frontal, one image per patient"
@@ -94,12 +108,12 @@ class CheXpert5x200(DatasetPlugin):
             subset = Subset([row.key for row in held_out.values()], rule, options["seed"])
         expected = {HELD_OUT: len(held_out)}
         if options["include"] == "all":
-            records = _all_records(finder, train, valid, held_out, options["holdout"])
+            records = _all_records(files, train, valid, held_out, options["holdout"])
             expected["train"] = FRONTAL_TRAIN
             if valid is None:
                 warnings.append(f"{raw}: no valid.csv, so there is no valid split")
         else:
-            records = (_item(finder, row, HELD_OUT) for row in held_out.values())
+            records = (_item(files, row, HELD_OUT) for row in held_out.values())
         return Plan(
             records=records,
             total=len(held_out) if options["include"] == HELD_OUT else None,
@@ -115,86 +129,92 @@ class CheXpert5x200(DatasetPlugin):
     def prompt_sets(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
         return PROMPT_SETS
 
-    def _unclear(self, row: Row, classes: Sequence[str]) -> bool:
-        return sum(1 for name in classes if row.labels[name] == 1) != 1
+
+def _ambiguous(row: CheXpertRow, classes: Sequence[str]) -> bool:
+    return sum(1 for name in classes if row.labels[name] == 1) != 1
 
 
-def _rows(table: Table) -> Iterator[Row]:
+def _rows(table: Table) -> Iterator[CheXpertRow]:
     for line, (path, sex, age, side, view, *labels) in table.rows(COLUMNS):
         tail = image_tail(path)
         if tail is None:
             raise DataError(f"{table.shown}:{line}: {path!r} does not end like {EXAMPLE}")
-        named = zip(LABELS, labels, strict=True)
-        values = {name: label_value(text, table, line, name) for name, text in named}
-        yield Row(tail, side == "Frontal", view, sex, age, values)
+        text_by_label = zip(LABELS, labels, strict=True)
+        values = {name: label_value(text, table, line, name) for name, text in text_by_label}
+        yield CheXpertRow(tail, side == "Frontal", view, sex, age, values)
 
 
-def _drawn(
-    table: Table, finder: ImageFinder, classes: Sequence[str], per_class: int, seed: int
-) -> dict[str, Row]:
-    """tail -> row of the drawn set, in the order of the table; only rows that qualify are held in memory."""
-    qualified: list[Row] = []
+def _sampled_set(
+    table: Table, files: CheXpertFiles, classes: Sequence[str], per_class: int, seed: int
+) -> dict[str, CheXpertRow]:
+    """Tail -> row of a sampled 5x200 set, in the order of the table."""
+    # Only the few thousand rows that qualify are kept in memory, not all 223,414.
+    qualified: list[CheXpertRow] = []
     candidates: list[dict[int, list[int]]] = [{} for _ in classes]
     for row in _rows(table):
         if not row.frontal:
             continue
         values = [row.labels[name] for name in PATHOLOGIES]
-        codes = np.array([[-2 if value is None else int(value) for value in values]], dtype=np.int8)
-        place = int(strict_class(codes, classes)[0])
-        if place >= 0:
+        labels_113 = np.array([[-2 if value is None else int(value) for value in values]], dtype=np.int8)
+        class_index = int(exclusive_class(labels_113, classes)[0])
+        if class_index >= 0:
             patient = int(row.subject.removeprefix("patient"))
-            candidates[place].setdefault(patient, []).append(len(qualified))
+            candidates[class_index].setdefault(patient, []).append(len(qualified))
             qualified.append(row)
-    drawn = draw_5x200(
-        candidates, classes, per_class, seed, lambda place: finder.find(qualified[place].tail) is not None
+    by_class = sample_5x200(
+        candidates, classes, per_class, seed, lambda index: files.find(qualified[index].tail) is not None
     )
-    places = sorted(place for rows in drawn for place in rows)
-    return {qualified[place].tail: qualified[place] for place in places}
+    indices = sorted(index for rows in by_class for index in rows)
+    return {qualified[index].tail: qualified[index] for index in indices}
 
 
-def _given(listed: Path, table: Table) -> dict[str, Row]:
-    """tail -> row of a list by the user.
+def _listed_set(list_file: Path, table: Table) -> dict[str, CheXpertRow]:
+    """Tail -> row of the images that the user's list names.
 
     Raises:
-        DataError: an entry that is not in the table.
+        DataError: an entry is not in the table.
     """
-    ids = listed_ids(listed, HELD_OUT, lambda text: image_tail(text) or text)
-    wanted = set(ids)
-    rows = {row.tail: row for row in _rows(table) if row.tail in wanted}
-    lacking = [name for name in ids if name not in rows]
-    if lacking:
-        count = f"{len(lacking)} of {len(ids)}"
-        raise DataError(f"{listed}: {count} entries are not in {table.shown}, first {lacking[0]!r}")
+    ids = listed_ids(list_file, HELD_OUT, lambda text: image_tail(text) or text)
+    listed = set(ids)
+    rows = {row.tail: row for row in _rows(table) if row.tail in listed}
+    missing = [name for name in ids if name not in rows]
+    if missing:
+        count = f"{len(missing)} of {len(ids)}"
+        raise DataError(f"{list_file}: {count} entries are not in {table.shown}, first {missing[0]!r}")
     return rows
 
 
 def _all_records(
-    finder: ImageFinder, train: Table, valid: Table | None, held_out: Mapping[str, Row], holdout: str
+    files: CheXpertFiles,
+    train: Table,
+    valid: Table | None,
+    held_out: Mapping[str, CheXpertRow],
+    holdout: str,
 ) -> Iterator[Record | Drop]:
-    """5x200, train without what it holds out, and valid; frontal images only."""
+    """5x200, train without the subjects (studies, images) of 5x200, and valid; frontal images only."""
 
-    def part(row: Row) -> str:
+    def unit(row: CheXpertRow) -> str:
         return {"subject": row.subject, "study": row.study, "image": row.tail}[holdout]
 
-    taken = {part(row) for row in held_out.values()}
+    held_out_units = {unit(row) for row in held_out.values()}
     for row in _rows(train):
         if row.tail in held_out:
-            yield _item(finder, row, HELD_OUT)
+            yield _item(files, row, HELD_OUT)
         elif not row.frontal:
             yield Drop("filtered: lateral view", row.tail)
-        elif part(row) in taken:
+        elif unit(row) in held_out_units:
             yield Drop(f"held out: {HELD_OUT} {holdout}", row.tail)
         else:
-            yield _item(finder, row, "train")
+            yield _item(files, row, "train")
     for row in _rows(valid) if valid else ():
-        yield _item(finder, row, "valid") if row.frontal else Drop("filtered: lateral view", row.tail)
+        yield _item(files, row, "valid") if row.frontal else Drop("filtered: lateral view", row.tail)
 
 
-def _item(finder: ImageFinder, row: Row, split: str) -> Record | Drop:
-    found = finder.find(row.tail)
-    if found is None:
+def _item(files: CheXpertFiles, row: CheXpertRow, split: str) -> Record | Drop:
+    located = files.find(row.tail)
+    if located is None:
         return Drop("missing", row.tail)
-    image, source = found
+    image, source = located
     return Record(
         key=row.key,
         image=image,

@@ -1,127 +1,110 @@
-"""Where CheXpert's tables and images lie: one tree (small or full), four unpacked batches, or their zips.
+"""Find CheXpert's tables and images: one tree (small or full release), four unpacked batches, or their zips.
 
-Every image is known by its tail, `patient00001/study1/view1_frontal.jpg`: what stands before it differs
-between the `Path` column, the folder on disk and the four batches, and no patient number is used twice.
+An image is identified by the end of its path, `patient00001/study1/view1_frontal.jpg`, here called its tail.
+What precedes the tail differs between the `Path` column, the folder on disk and the four batches, while a
+patient number is never used twice.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-from array import array
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from medunifier_cli.data.contract import DataError, FileImage, ZipImage
 
 from ..raw.tables import Table, find_table
 from ..raw.tree import folders, is_leftover
-from ..raw.zip_directory import zip_entries
+from ..raw.zip_archive import open_zip
 
-__all__ = ["ImageFinder", "find_images_and_tables", "image_tail"]
+__all__ = ["CheXpertFiles", "find_images_and_tables", "image_tail"]
 
 PATIENT = re.compile(r"patient\d+")
 TAIL = re.compile(r"(patient\d+)[/_](study\d+)[/_](view\d+_(?:frontal|lateral))(?:\.jpg)?")
 DEPTH = 3
+"""Levels of folders below the raw folder that are searched."""
 
 
 def image_tail(path: str) -> str | None:
-    """`patient00001/study1/view1_frontal.jpg` of a path or of one of our keys, None where it is neither."""
+    """`patient00001/study1/view1_frontal.jpg` from a path or a sample key, None if it is neither."""
     match = TAIL.search(path)
     return f"{match[1]}/{match[2]}/{match[3]}.jpg" if match else None
 
 
-class ImageFinder:
-    """Looks an image up by its tail, in folders first, then in zip archives."""
+class CheXpertFiles:
+    """All images of a download: looked up in folders first, then in zip archives."""
 
-    def __init__(self, raw: Path, roots: Sequence[Path], archives: Sequence[ZipTails]) -> None:
+    def __init__(self, raw: Path, roots: Sequence[Path], archives: Sequence[ZippedImages]) -> None:
         self._raw, self._roots, self._archives = raw, list(roots), archives
 
     def find(self, tail: str) -> tuple[FileImage | ZipImage, str] | None:
-        """The image and its source path relative to the raw folder, None where it is missing."""
-        for place, root in enumerate(self._roots):
+        """The image and its path relative to the raw folder; None if it is missing."""
+        for index, root in enumerate(self._roots):
             path = root / tail
             if path.is_file():
-                # Neighbours in the table lie in one batch.
-                self._roots.insert(0, self._roots.pop(place))
+                # Neighbouring rows of the table are in one batch: look there first next time.
+                self._roots.insert(0, self._roots.pop(index))
                 return FileImage(path), path.relative_to(self._raw).as_posix()
         for archive in self._archives:
             member = archive.member(tail)
             if member is not None:
-                return ZipImage(
-                    archive.path, member
-                ), f"{archive.path.relative_to(self._raw).as_posix()}!{member}"
+                source = f"{archive.path.relative_to(self._raw).as_posix()}!{member}"
+                return ZipImage(archive.path, member), source
         return None
 
 
-class ZipTails:
-    """The images of one zip archive by a 64-bit hash of their tail: 9 bytes each."""
+class ZippedImages:
+    """The images of one zip archive by their tail, and the tables in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tables: dict[str, Table] = {}
-        hashes, prefixes, self._prefixes = array("Q"), array("B"), dict[str, int]()
-        for entry in zip_entries(path):
-            patient, name = PATIENT.search(entry.name), entry.name.rsplit("/", 1)[-1]
-            if is_leftover(name):
-                continue
-            if patient and name.endswith(".jpg"):
-                prefix = self._prefixes.setdefault(entry.name[: patient.start()], len(self._prefixes))
-                prefixes.append(prefix)
-                hashes.append(_hash(entry.name[patient.start() :]))
-            elif name in ("train.csv", "valid.csv"):
-                self.tables[name] = Table(path, entry.name)
-        order = np.argsort(np.array(hashes), kind="stable")
-        self._hashes, self._prefix = np.array(hashes)[order], np.array(prefixes)[order]
+        self._members: dict[str, str] = {}
+        with open_zip(path) as archive:
+            for member in archive.namelist():
+                patient, name = PATIENT.search(member), member.rsplit("/", 1)[-1]
+                if is_leftover(name):
+                    continue
+                if patient and name.endswith(".jpg"):
+                    self._members.setdefault(member[patient.start() :], member)
+                elif name in ("train.csv", "valid.csv"):
+                    self.tables[name] = Table(path, member)
 
     def __len__(self) -> int:
-        return len(self._hashes)
+        return len(self._members)
 
     def member(self, tail: str) -> str | None:
         """Name of the member that ends in `tail`."""
-        wanted = np.uint64(_hash(tail))
-        place = int(np.searchsorted(self._hashes, wanted))
-        if place == len(self._hashes) or self._hashes[place] != wanted:
-            return None
-        return list(self._prefixes)[int(self._prefix[place])] + tail
+        return self._members.get(tail)
 
 
-def find_images_and_tables(raw: Path) -> tuple[ImageFinder, Table, Table | None]:
-    """(finder, train table, valid table) of a raw folder in any of the layouts.
+def find_images_and_tables(raw: Path) -> tuple[CheXpertFiles, Table, Table | None]:
+    """(images, train table, valid table) of a raw folder in any of the layouts.
 
     Raises:
         DataError: no train.csv, or no images.
     """
-    places = list(folders(raw, DEPTH, skip=PATIENT))
-    zips = [
-        ZipTails(path)
-        for place in places[:1]
-        for path in sorted(place.glob("*.zip"))
-        if not is_leftover(path.name)
-    ]
+    search = list(folders(raw, DEPTH, skip=PATIENT))
+    zips = [ZippedImages(path) for path in sorted(raw.glob("*.zip")) if not is_leftover(path.name)]
     in_zips = {name: table for archive in zips for name, table in archive.tables.items()}
-    train = find_table(places, "train.csv") or in_zips.get("train.csv")
+    train = find_table(search, "train.csv") or in_zips.get("train.csv")
     if train is None:
         raise DataError(
             f"{raw}: no train.csv here, up to {DEPTH} folders down or in a zip; it comes in batch 1"
         )
-    beside = train.path.parent
-    places.sort(key=lambda place: not place.is_relative_to(beside))  # stable: small beside full stay apart
-    valid = find_table(places, "valid.csv") or in_zips.get("valid.csv")
-    roots = [place for place in places if _has_patients(place)]
+    # Prefer folders below the one that holds train.csv: if the small and the full release are both there, the
+    # images must come from the release whose table is read. The sort is stable.
+    release = train.path.parent
+    search.sort(key=lambda folder: not folder.is_relative_to(release))
+    valid = find_table(search, "valid.csv") or in_zips.get("valid.csv")
+    roots = [folder for folder in search if _has_patients(folder)]
     archives = [archive for archive in zips if len(archive)]
     if not roots and not archives:
         raise DataError(f"{raw}: no folder such as train/patient00001, and no zip that holds one")
-    return ImageFinder(raw, roots, archives), train, valid
+    return CheXpertFiles(raw, roots, archives), train, valid
 
 
 def _has_patients(folder: Path) -> bool:
     with os.scandir(folder) as entries:
         return any(PATIENT.fullmatch(entry.name) and entry.is_dir() for entry in entries)
-
-
-def _hash(tail: str) -> int:
-    return int.from_bytes(hashlib.blake2b(tail.encode(), digest_size=8).digest(), "big")

@@ -1,4 +1,4 @@
-"""Head `attention-pool`: a learned query weighs the queries, one linear layer."""
+"""Head `attention-pool`: an attention-weighted mean of the queries, then one linear layer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from medunifier_cli.model.head_contract import HeadPlugin
 
 
 class AttentionPool(nn.Module):
-    """[B, Q, D] -> [B, C]; the weights start equal, so that training starts from the mean."""
+    """[B, Q, D] -> [B, C]; a learned vector scores each query."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
+        # Zeros give equal weights: training starts from the mean of the queries, like the head `linear`.
         self.score = nn.Parameter(torch.zeros(width))
         self.linear = nn.Linear(width, classes)
 
@@ -26,7 +27,7 @@ class AttentionPool(nn.Module):
 
 class AttentionPoolHead(HeadPlugin):
     name = "attention-pool"
-    title = "queries weighed by a learned attention, one linear layer"
+    title = "one linear layer on an attention-weighted mean of the queries"
 
     def build(self, queries: int, width: int, classes: int) -> nn.Module:
         return AttentionPool(width, classes)

@@ -1,4 +1,4 @@
-"""Head `linear`: the mean of the queries, one linear layer."""
+"""Head `linear`: the mean of the queries, then one linear layer."""
 
 from __future__ import annotations
 

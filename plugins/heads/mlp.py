@@ -1,4 +1,4 @@
-"""Head `mlp`: two linear layers on the flattened queries, as the authors' code has it."""
+"""Head `mlp`: two linear layers on the flattened queries, as in the published MedUnifier code."""
 
 from __future__ import annotations
 

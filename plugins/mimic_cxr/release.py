@@ -1,4 +1,4 @@
-"""Which release of MIMIC-CXR lies where: MIMIC-CXR-JPG or MIMIC-CXR (DICOM), side by side or alone."""
+"""Find the folder of MIMIC-CXR-JPG or MIMIC-CXR (DICOM) in a download that may contain both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..raw.tree import folders
 __all__ = ["FEW", "Release", "find_release", "release_folders"]
 
 FEW = 50
-"""Patients of a group that are looked at to see what a folder holds."""
+"""Patient folders of a group that are inspected to see what a release contains."""
 
 SUFFIXES = {".jpg": "jpg", ".dcm": "dicom", ".dcm.gz": "dicom"}
 """An old page of the documentation lists `.dcm.gz`; the record list says `.dcm`."""
@@ -23,7 +23,7 @@ SUFFIXES = {".jpg": "jpg", ".dcm": "dicom", ".dcm.gz": "dicom"}
 GROUP_FOLDER = re.compile(r"p1\d")
 
 DEPTH = 5
-"""`physionet.org/files/mimic-cxr-jpg/2.0.0` is four folders down; one more for a folder of one's own."""
+"""`physionet.org/files/mimic-cxr-jpg/2.0.0` is four folders down; one more for a folder of the user's."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Release:
     suffix: str
 
     def image(self, subject: int, study: int, dicom: str) -> str:
-        """Where an image lies, relative to `root`; a string, since paths are slow and there are 377,110."""
+        """Path of an image relative to `root`: a string, because 377,110 `Path` objects are slow to build."""
         return f"files/p{str(subject)[:2]}/p{subject}/s{study}/{dicom}{self.suffix}"
 
 
@@ -43,27 +43,27 @@ def release_folders(raw: Path) -> list[Path]:
     return list(folders(raw, DEPTH, skip=GROUP_FOLDER))
 
 
-def find_release(places: Sequence[Path], wanted: str) -> Release:
-    """The first folder with images of the release asked for; `auto` takes JPG before DICOM.
+def find_release(search: Sequence[Path], release_kind: str) -> Release:
+    """The first folder with images of the kind `jpg` or `dicom`; `auto` prefers JPG.
 
     Raises:
         DataError: no such folder.
     """
-    releases = [release for place in places if (release := _release_at(place))]
+    releases = [release for folder in search if (release := _release_at(folder))]
     for kind in ("jpg", "dicom"):
         for release in releases:
-            if wanted in ("auto", kind) and SUFFIXES[release.suffix] == kind:
+            if release_kind in ("auto", kind) and SUFFIXES[release.suffix] == kind:
                 return release
-    what = {"auto": "images", "jpg": "JPG images", "dicom": "DICOM images"}[wanted]
+    images = {"auto": "images", "jpg": "JPG images", "dicom": "DICOM images"}[release_kind]
     example = "files/p10/p10000032/s50414267/<dicom id>.jpg"
-    raise DataError(f"{places[0]}: no {what} such as {example}, here or up to {DEPTH} folders down")
+    raise DataError(f"{search[0]}: no {images} such as {example}, here or up to {DEPTH} folders down")
 
 
-def _release_at(place: Path) -> Release | None:
-    for group in sorted((place / "files").glob("p1[0-9]")):
+def _release_at(folder: Path) -> Release | None:
+    for group in sorted((folder / "files").glob("p1[0-9]")):
         for patient in islice(group.glob("p*"), FEW):
             for path in patient.glob("s*/*"):
                 for suffix in SUFFIXES:
                     if path.name.endswith(suffix):
-                        return Release(place, suffix)
+                        return Release(folder, suffix)
     return None

@@ -1,10 +1,10 @@
-"""Finding the sections of a MIMIC-CXR report, by the rules of the MIT-LCP mimic-cxr code and one correction.
+"""Split a MIMIC-CXR report into sections, by the rules of the MIT-LCP mimic-cxr code with one correction.
 
-A heading is a line break, a blank, capitals (or blanks and `( ) / , -`), a colon and white space. So a text
-that was stripped or re-indented has no headings, and neither digits ("CHEST, 2 VIEWS:"), lower case
-("Impression:") nor a missing blank ("FINDINGS:No") make one. The counts of the literature rest on these
-rules; they are kept. The correction: there, the white space after a colon is used up, so that "FINDINGS:"
-with " IMPRESSION: ..." on the next line swallows the second heading; here it is not.
+A heading is a line break, one space, capitals (or spaces and `( ) / , -`), a colon and white space. So a text
+that was stripped or re-indented has no headings, and digits ("CHEST, 2 VIEWS:"), lower case ("Impression:")
+or a missing space ("FINDINGS:No") prevent one. These limits are kept, because the counts in the literature
+rest on them. The correction: the original pattern consumes the white space after the colon, so that
+" IMPRESSION: ..." on the line after "FINDINGS:" is not recognised; here a look-ahead leaves it in place.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RENAMED = {
     "impression": (
         *("conclusion", "impresson", "imprression", "imoression", "impressoin", "imprssion"),
         *("impresion", "imperssion", "mpression", "impession"),
-        "ndication",  # odd, but so it is there; it matters only where no real impression follows
+        "ndication",  # odd, but part of the original table; it matters only if no real impression follows
     ),
     "findings": ("finding", "findins", "findindgs", "findgings", "findngs", "findnings", "finidngs"),
     "indication": (*("reason for examination", "reason for exam", "clinical indication", "idication"),),
@@ -27,35 +27,35 @@ RENAMED = {
     "comparison": ("reference exam", "comparision", "comparsion", "comparrison", "comparisions"),
     "examination": ("exam", "type of examination"),
 }
-"""Headings that stand for a section without containing its name: other words for it, and typing errors."""
+"""Section -> headings that mean it without containing its name: synonyms and typing errors."""
 
 BY_NAME = {heading: section for section, headings in RENAMED.items() for heading in headings}
 
 CONTAINED = ("impression", "findings", "history", "comparison", "addendum")
-"""A heading that contains one of these is that section; the first one wins ("findings and impression")."""
+"""A heading that contains one of these names is that section; "findings and impression" is the first one."""
 
 VIEW_WORDS = re.compile(
     r"chest|portable|ribs|bone window"
     r"|pa and lat|lateral and pa|ap and lateral|lateral and ap|frontal and"
     r"|two views|one view|frontal view|pa view|ap view|lateral view|frontal upright|frontal semi-upright"
 )
-"""A heading that describes the pictures ("CHEST RADIOGRAPHS") opens the findings."""
+"""A heading that describes the images ("CHEST RADIOGRAPHS") begins the findings."""
 
 KEPT = frozenset(
     ("findings", "impression", "indication", "history", "comparison", "technique", "examination")
 )
 
 WITHOUT_FINDINGS = frozenset((50798377, 52035334, 53071062, 53607029, 54168089, 54231141, 56724958, 58235663))
-"""Studies whose report says nothing of the picture, whatever its headings (list of the MIT-LCP code)."""
+"""Studies whose report does not describe the image, whatever its headings (list of the MIT-LCP code)."""
 
 
 def report_sections(report: str) -> dict[str, str]:
-    """Section name -> raw text with its line breaks, ends stripped; the last non-empty one of its name.
+    """Section name -> raw text with its line breaks, stripped; of repeated sections the last non-empty one.
+
+    Text above the first heading (addenda, wet reads) and reports without any heading yield nothing.
 
     Args:
-        report: the file as it is, with the blank that starts each line.
-
-    What stands above the first heading (addenda, wet reads) is left out, and a text without any heading.
+        report: the unaltered file, in which each line begins with a space.
     """
     report = report.replace("\r\n", "\n")
     headings = list(HEADING.finditer(report))

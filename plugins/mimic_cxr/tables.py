@@ -1,4 +1,4 @@
-"""The CSVs of MIMIC-CXR-JPG joined into one compact table of images: about 80 bytes for each of 377,110."""
+"""Join the CSVs of MIMIC-CXR-JPG into one compact table: about 80 bytes for each of the 377,110 images."""
 
 from __future__ import annotations
 
@@ -14,39 +14,40 @@ from medunifier_cli.data.contract import DataError
 
 from ..raw.tables import Table, find_table, integer, label_value
 
-__all__ = ["LABELS", "Images", "StudyLabels", "read_images", "read_labels"]
+__all__ = ["LABELS", "ImageTable", "StudyLabels", "read_images", "read_labels"]
 
 LABELS = (
     *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture"),
     *("Lung Lesion", "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia"),
     *("Pneumothorax", "Support Devices"),
 )
-"""Columns of the chexpert and negbio tables."""
+"""Label columns of the chexpert and negbio tables."""
 
 SPLITS = {"train": "train", "validate": "valid", "test": "test"}
-"""The official names and ours."""
+"""Official split name -> name in the shards."""
 
 BLANK = -2
-"""A label that is not mentioned, as int8."""
+"""int8 code of a label that the report does not mention."""
 
 ID_BYTES = 44
 """Length of a dicom id: five groups of eight hexadecimal digits."""
 
 
 @dataclass(frozen=True)
-class Images:
-    """All images sorted by subject, study and dicom id; arrays of one length."""
+class ImageTable:
+    """All images, sorted by subject, study and dicom id; one element per image in each array."""
 
     dicom: NDArray[np.bytes_]
     subject: NDArray[np.int64]
     study: NDArray[np.int64]
     split: NDArray[np.int8]
-    """Place in `SPLITS`."""
+    """Index in `SPLITS`."""
     view: NDArray[np.int16]
-    """Place in `views`, -1 for a blank or an image the metadata do not list."""
+    """Index in `views`; -1 if blank, or if the metadata table does not list the image."""
     views: Sequence[str]
+    """All spellings of ViewPosition in the metadata table."""
     has_views: bool
-    """False without a metadata table: then the view stands in the DICOM header only."""
+    """False without a metadata table: then only the DICOM header knows the view."""
 
     def __len__(self) -> int:
         return len(self.dicom)
@@ -59,45 +60,46 @@ class Images:
         """Rows of the given dicom ids.
 
         Raises:
-            DataError: some are not in the table.
+            DataError: an id is not in the table; `origin` names the list in the message.
         """
-        wanted = np.array([key.encode() for key in keys], dtype=f"S{ID_BYTES}")
+        ids = np.array([key.encode() for key in keys], dtype=f"S{ID_BYTES}")
         order = np.argsort(self.dicom, kind="stable")
-        places, found = _look_up(self.dicom[order], wanted)
-        if not found.all():
-            first = keys[int(np.argmin(found))]
+        indices, present = _look_up(self.dicom[order], ids)
+        if not present.all():
+            first = keys[int(np.argmin(present))]
             raise DataError(
-                f"{origin}: {(~found).sum()} of {len(keys)} ids are not in the split table, first {first!r}"
+                f"{origin}: {(~present).sum()} of {len(keys)} ids are not in the split table, first {first!r}"
             )
-        rows: NDArray[np.int64] = order[places]
+        rows: NDArray[np.int64] = order[indices]
         return rows
 
 
 @dataclass(frozen=True)
 class StudyLabels:
-    """Labels by study, sorted by study id: int8 [studies, 14] with 1, 0, -1 and `BLANK`."""
+    """The labels of each study, sorted by study id."""
 
     study: NDArray[np.int64]
     values: NDArray[np.int8]
+    """int8 [studies, 14]: 1 positive, 0 negative, -1 uncertain, `BLANK`."""
 
     def of(self, study: int) -> Mapping[str, float | None]:
-        """All 14 labels of a study; eight studies are not in the table and have none."""
-        place = int(np.searchsorted(self.study, study))
-        if place == len(self.study) or self.study[place] != study:
+        """All 14 labels of a study; empty for the eight studies that the table does not list."""
+        index = int(np.searchsorted(self.study, study))
+        if index == len(self.study) or self.study[index] != study:
             return {}
-        row = self.values[place]
+        row = self.values[index]
         return {name: None if row[i] == BLANK else float(row[i]) for i, name in enumerate(LABELS)}
 
     def for_studies(self, studies: NDArray[np.int64]) -> NDArray[np.int8]:
         """int8 [len(studies), 14]; all blank for a study that is not in the table."""
-        places, found = _look_up(self.study, studies)
+        indices, present = _look_up(self.study, studies)
         values = np.full((len(studies), len(LABELS)), BLANK, dtype=np.int8)
-        values[found] = self.values[places[found]]
+        values[present] = self.values[indices[present]]
         return values
 
 
-def read_images(folders: Sequence[Path]) -> Images:
-    """The split table joined with the metadata table, where there is one.
+def read_images(folders: Sequence[Path]) -> ImageTable:
+    """The split table joined with the metadata table, if there is one.
 
     Raises:
         DataError: no split table, an unknown split, an image listed twice.
@@ -106,9 +108,10 @@ def read_images(folders: Sequence[Path]) -> Images:
     if table is None:
         raise DataError(
             f"{folders[0]}: no mimic-cxr-2.0.0-split.csv(.gz). It, -metadata and -chexpert come with "
-            "MIMIC-CXR-JPG; a DICOM download needs these three small files as well"
+            "MIMIC-CXR-JPG; a DICOM download needs these three small files too"
         )
     names = list(SPLITS)
+    # Arrays instead of lists of rows: 377,110 rows of Python strings would take over a hundred megabytes.
     dicoms, subjects, studies, splits = bytearray(), array("q"), array("q"), array("q")
     for line, row in table.rows(["dicom_id", "subject_id", "study_id", "split"]):
         if row[3] not in SPLITS:
@@ -123,11 +126,11 @@ def read_images(folders: Sequence[Path]) -> Images:
     _refuse_twice(np.sort(dicom), table, "dicom_id")
     view, views, has_views = _views(dicom, _released(folders, "metadata"))
     split = np.array(splits, dtype=np.int8)
-    return Images(dicom[order], subject[order], study[order], split[order], view[order], views, has_views)
+    return ImageTable(dicom[order], subject[order], study[order], split[order], view[order], views, has_views)
 
 
 def _views(dicom: NDArray[np.bytes_], table: Table | None) -> tuple[NDArray[np.int16], list[str], bool]:
-    """Place of each image's ViewPosition in the list of spellings, -1 for none."""
+    """(index of each image's ViewPosition in the list of spellings, the list, whether there is a table)."""
     view, spellings = np.full(len(dicom), -1, dtype=np.int16), dict[str, int]()
     if table is None:
         return view, [], False
@@ -136,16 +139,16 @@ def _views(dicom: NDArray[np.bytes_], table: Table | None) -> tuple[NDArray[np.i
         ids += _fixed(dicom_id, table, line)
         positions.append(spellings.setdefault(position, len(spellings)) if position else -1)
     order = np.argsort(dicom, kind="stable")
-    places, found = _look_up(dicom[order], np.frombuffer(ids, dtype=f"S{ID_BYTES}"))
-    view[order[places[found]]] = np.array(positions, dtype=np.int16)[found]
+    indices, present = _look_up(dicom[order], np.frombuffer(ids, dtype=f"S{ID_BYTES}"))
+    view[order[indices[present]]] = np.array(positions, dtype=np.int16)[present]
     return view, list(spellings), True
 
 
 def read_labels(folders: Sequence[Path], labeller: str) -> StudyLabels | None:
-    """The `chexpert` or `negbio` table, one row per study; None where it is not there.
+    """The `chexpert` or `negbio` table, one row per study; None if it is missing.
 
     Raises:
-        DataError: a study listed twice, or a label that is none.
+        DataError: a study listed twice, or a value that is not a label.
     """
     table = _released(folders, labeller)
     if table is None:
@@ -171,22 +174,22 @@ def _refuse_twice(ordered: NDArray[np.generic], table: Table, column: str) -> No
 
 
 def _released(folders: Iterable[Path], kind: str) -> Table | None:
-    """The JPG release's table of that kind; release 2.1.0 kept the names of 2.0.0."""
+    """A table of the JPG release; 2.1.0 kept the names of 2.0.0 for the tables that both have."""
     return find_table(folders, f"mimic-cxr-2.0.0-{kind}.csv", f"mimic-cxr-2.1.0-{kind}.csv")
 
 
 def _fixed(dicom: str, table: Table, line: int) -> bytes:
     if not dicom or len(dicom) > ID_BYTES or not dicom.isascii():
-        raise DataError(f"{table.shown}:{line}: dicom_id {dicom!r} is not one")
+        raise DataError(f"{table.shown}:{line}: {dicom!r} is not a dicom_id")
     return dicom.encode().ljust(ID_BYTES, b"\0")
 
 
 def _look_up(
-    ordered: NDArray[np.generic], wanted: NDArray[np.generic]
+    ordered: NDArray[np.generic], values: NDArray[np.generic]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Place of each wanted value in a sorted array (0 where absent), and whether it is there."""
+    """(index of each value in a sorted array, 0 if absent; whether it is present)."""
     if not len(ordered):
-        return np.zeros(len(wanted), dtype=np.int64), np.zeros(len(wanted), dtype=bool)
-    places = np.searchsorted(ordered, wanted)
-    places[places == len(ordered)] = 0
-    return places, ordered[places] == wanted
+        return np.zeros(len(values), dtype=np.int64), np.zeros(len(values), dtype=bool)
+    indices = np.searchsorted(ordered, values)
+    indices[indices == len(ordered)] = 0
+    return indices, ordered[indices] == values

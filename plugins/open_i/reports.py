@@ -1,7 +1,7 @@
-"""The three forms in which Indiana University's reports go round, each read into the same `Report`s.
+"""Read Indiana University's reports from the three forms in which they are distributed.
 
-XML of Open-i (a folder `ecgen-radiology/` or `NLMCXR_reports.tgz`), Kaggle's two CSVs, and the
-annotation.json of R2Gen, which has findings only, two images for each study, and a split.
+The forms are Open-i's XML (a folder `ecgen-radiology/` or `NLMCXR_reports.tgz`), Kaggle's two CSVs, and
+R2Gen's annotation.json, which has findings only, two images per study, and a split.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from medunifier_cli.data.contract import DataError
 from ..raw.tables import Table, find_table
 from ..raw.tree import is_leftover
 
-__all__ = ["Report", "image_id", "projections", "read_reports"]
+__all__ = ["OpenIReport", "image_id", "projections", "read_reports"]
 
 SECTIONS = ("comparison", "indication", "findings", "impression")
 IMAGE_NAME = re.compile(r"(?:CXR)?(\d+)_(?:\1_)?(IM-.*)")
@@ -29,35 +29,37 @@ R2GEN_SPLITS = {"train": "train", "val": "valid", "test": "test"}
 
 
 @dataclass(frozen=True)
-class Report:
-    """One report; `CXR<n>` stands for the patient, of whom nothing else is public."""
+class OpenIReport:
+    """One report with the ids of its images."""
 
     uid: str
+    """`CXR<n>`; also serves as the patient id, since patients are not identified in the public data."""
     sections: dict[str, str]
     images: tuple[str, ...]
-    """Image ids such as `CXR10_IM-0002-1001`, in the report's own order; paths below `images/` for R2Gen."""
+    """Image ids such as `CXR10_IM-0002-1001`, in the report's order; for R2Gen, paths under `images/`."""
     facts: dict[str, Any] = field(default_factory=dict)
     split: str | None = None
-    """R2Gen's."""
+    """Split of the R2Gen annotations; None for the other forms."""
 
 
 def image_id(stem: str) -> str | None:
-    """`CXR10_IM-0002-1001` of a file stem that is this, or lacks `CXR` (DICOM), or ends in `.dcm` (Kaggle).
+    """Image id such as `CXR10_IM-0002-1001` from a file stem, None if it is not one.
 
-    Report 1 alone says `CXR1_1_IM-...`, which other tables spell without the second number.
+    DICOM files lack the `CXR`, and Kaggle's stems end in `.dcm`. The images of report 1 alone are called
+    `CXR1_1_IM-...` in the XML; other tables omit the second number, and so does the id.
     """
     match = IMAGE_NAME.fullmatch(stem.removesuffix(".dcm"))
     return f"CXR{match[1]}_{match[2]}" if match else None
 
 
-def read_reports(places: Sequence[Path]) -> tuple[str, list[Report]]:
-    """(`xml`, `kaggle` or `r2gen`, reports sorted by number), from the first form found in the folders.
+def read_reports(search: Sequence[Path]) -> tuple[str, list[OpenIReport]]:
+    """(`xml`, `kaggle` or `r2gen`; reports sorted by number) from the first form found in the folders.
 
     Raises:
-        DataError: none of them, or a file that cannot be read.
+        DataError: none of the forms, or a file that cannot be read.
     """
     for form, read in (("xml", _xml_reports), ("kaggle", _kaggle_reports), ("r2gen", _r2gen_reports)):
-        reports = read(places)
+        reports = read(search)
         if reports:
             return form, sorted(
                 reports, key=lambda report: (int(re.sub(r"\D", "", report.uid)), report.images)
@@ -65,12 +67,15 @@ def read_reports(places: Sequence[Path]) -> tuple[str, list[Report]]:
     forms = (
         "neither ecgen-radiology/*.xml or NLMCXR_reports.tgz, nor indiana_reports.csv, nor annotation.json"
     )
-    raise DataError(f"{places[0]}: {forms}")
+    raise DataError(f"{search[0]}: {forms}")
 
 
-def projections(places: Sequence[Path]) -> dict[str, str] | None:
-    """image id -> `Frontal` or `Lateral` of Kaggle's indiana_projections.csv, the best source of views."""
-    table = find_table(places, "indiana_projections.csv")
+def projections(search: Sequence[Path]) -> dict[str, str] | None:
+    """Image id -> `Frontal` or `Lateral` from Kaggle's indiana_projections.csv; None without that table.
+
+    It is the most reliable source: the view position in the DICOM headers is often blank or wrong.
+    """
+    table = find_table(search, "indiana_projections.csv")
     if table is None:
         return None
     return dict(_projection_rows(table))
@@ -80,22 +85,22 @@ def _projection_rows(table: Table) -> Iterator[tuple[str, str]]:
     for line, (file_name, side) in table.rows(["filename", "projection"]):
         name = image_id(file_name.removesuffix(".png"))
         if name is None:
-            raise DataError(f"{table.shown}:{line}: {file_name!r} is not like 1_IM-0001-4001.dcm.png")
+            raise DataError(f"{table.shown}:{line}: {file_name!r} does not look like 1_IM-0001-4001.dcm.png")
         yield name, side
 
 
-def _xml_reports(places: Sequence[Path]) -> list[Report]:
-    for place in places:
-        paths = sorted(path for path in place.glob("*.xml") if path.stem.isdigit())
+def _xml_reports(search: Sequence[Path]) -> list[OpenIReport]:
+    for folder in search:
+        paths = sorted(path for path in folder.glob("*.xml") if path.stem.isdigit())
         if paths:
             return [_parse(io.BytesIO(path.read_bytes()), str(path)) for path in paths]
-    for place in places:
-        for path in sorted(place.glob("NLMCXR_reports.tgz")):
+    for folder in search:
+        for path in sorted(folder.glob("NLMCXR_reports.tgz")):
             return list(_packed_reports(path))
     return []
 
 
-def _packed_reports(path: Path) -> Iterator[Report]:
+def _packed_reports(path: Path) -> Iterator[OpenIReport]:
     try:
         with tarfile.open(path, "r:gz") as archive:
             for member in archive:
@@ -109,7 +114,7 @@ def _packed_reports(path: Path) -> Iterator[Report]:
         raise DataError(f"{path} is damaged or cut short ({error}); download it again") from error
 
 
-def _parse(content: IO[bytes], shown: str) -> Report:
+def _parse(content: IO[bytes], shown: str) -> OpenIReport:
     try:
         root = ElementTree.parse(content).getroot()
     except ElementTree.ParseError as error:
@@ -124,7 +129,7 @@ def _parse(content: IO[bytes], shown: str) -> Report:
         if name in SECTIONS and text:
             sections[name] = text
     names = [image.get("id", "") for image in root.iter("parentImage")]
-    return Report(
+    return OpenIReport(
         uid=uid,
         sections=sections,
         images=tuple(image_id(name) or name for name in names),
@@ -135,8 +140,8 @@ def _parse(content: IO[bytes], shown: str) -> Report:
     )
 
 
-def _kaggle_reports(places: Sequence[Path]) -> list[Report]:
-    table, images = find_table(places, "indiana_reports.csv"), find_table(places, "indiana_projections.csv")
+def _kaggle_reports(search: Sequence[Path]) -> list[OpenIReport]:
+    table, images = find_table(search, "indiana_reports.csv"), find_table(search, "indiana_projections.csv")
     if table is None:
         return []
     if images is None:
@@ -150,20 +155,20 @@ def _kaggle_reports(places: Sequence[Path]) -> list[Report]:
     for _, (uid, mesh, *texts) in table.rows(["uid", "MeSH", *SECTIONS]):
         sections = {name: text for name, text in zip(SECTIONS, texts, strict=True) if text}
         names = tuple(by_report.get(f"CXR{uid}", ()))
-        reports.append(Report(f"CXR{uid}", sections, names, {"mesh": mesh.split(";") if mesh else []}))
+        reports.append(OpenIReport(f"CXR{uid}", sections, names, {"mesh": mesh.split(";") if mesh else []}))
     return reports
 
 
-def _r2gen_reports(places: Sequence[Path]) -> list[Report]:
+def _r2gen_reports(search: Sequence[Path]) -> list[OpenIReport]:
     path = next(
-        (place / "annotation.json" for place in places if (place / "annotation.json").is_file()), None
+        (folder / "annotation.json" for folder in search if (folder / "annotation.json").is_file()), None
     )
     if path is None:
         return []
     try:
         splits = json.loads(path.read_text(encoding="utf-8"))
         return [
-            Report(
+            OpenIReport(
                 uid=row["id"].split("_")[0],
                 sections={"findings": row["report"].strip()} if row["report"].strip() else {},
                 images=tuple(row["image_path"]),

@@ -1,8 +1,9 @@
-"""A random chest: where its parts lie, in numbers and outlines. Nothing is rasterised here.
+"""Generate a random chest as numbers and outlines: lungs, heart, ribs, clavicles and body.
 
-Coordinates as in `phantom_canvas`; the patient's right is on the viewer's left, as on every radiograph.
-Proportions follow an upright postero-anterior film: heart 0.38 to 0.47 of the chest's inner width
-(enlarged from 0.5 on, the usual limit), left dome lower than the right, clavicles above the apices.
+Coordinates are those of `canvas`; the patient's right is on the viewer's left, as on every radiograph. The
+proportions are those of an upright postero-anterior film: a heart 0.38 to 0.47 times as wide as the chest
+inside (0.5 is the usual limit of cardiomegaly), left dome of the diaphragm lower than the right, clavicles
+above the apices.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ SIGN: Mapping[str, int] = {"right": -1, "left": 1}
 LUNGS: tuple[Side, Side] = ("right", "left")
 
 _ENLARGED = ((0.54, 0.58), (0.60, 0.64), (0.67, 0.72))
-"""Heart ratio of mild, moderate and severe cardiomegaly."""
+"""Range of the cardiothoracic ratio in mild, moderate and severe cardiomegaly."""
 _RAISED_DOME = (0.06, 0.08, 0.10)
-"""Loss of volume with atelectasis, in image heights."""
+"""Elevation of the diaphragm (volume loss) in small, moderate and large atelectasis, in image heights."""
 _HEART_RIGHT = 0.32
-"""Share of the heart's width that lies right of the midline."""
+"""Share of the heart's width to the patient's right of the midline."""
 _RIBS = 9
 _BEHIND, _FRONT = np.linspace(-1.35, 0, 11), np.linspace(0, 1.05, 8)
-"""Angle along a rib from the spine to the wall, and on towards the breastbone."""
+"""Angles along a rib: posterior from the spine to the wall, anterior from there towards the sternum."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Anatomy:
     half_width: float
     """From the midline to the inner chest wall at its widest."""
     wall: float
-    """Soft tissue outside the ribs."""
+    """Thickness of the soft tissue outside the ribs."""
     top: float
     """y of the apices."""
     domes: Mapping[Side, float]
@@ -59,21 +60,21 @@ class Anatomy:
     hilum_y: float
     """y of the right hilum."""
     heart_ratio: float
-    """Width of the heart over the inner width of the chest."""
+    """Cardiothoracic ratio: width of the heart over the inner width of the chest."""
     shoulder: float
     """y at which the shoulders leave the image."""
     tilt: float
     shift: tuple[float, float]
     zoom: float
     bubble: float
-    """Width of the gastric air bubble, 0 for none."""
+    """Width of the gastric air bubble, 0 if there is none."""
     breasts: float
-    """Density of breast shadows, 0 for none."""
+    """Density of breast shadows, 0 if there are none."""
     marked: bool
-    """Has a lead letter L beside the left shoulder."""
+    """Whether the film shows a side marker, the letter L above the left shoulder."""
 
     def zone_y(self, side: Side, zone: Zone, at: float = 0.5) -> float:
-        """y at the share `at` of a zone's height; zones are thirds of apex to dome."""
+        """y at the fraction `at` of a zone's height; zones are thirds from apex to dome."""
         height = self.domes[side] - self.top
         return self.top + height * (ZONES.index(zone) + at) / 3
 
@@ -88,13 +89,13 @@ class Anatomy:
 
     @cached_property
     def lungs(self) -> Mapping[Side, Points]:
-        """Closed outlines."""
+        """Closed outlines of both lungs."""
         return {side: self._lung(side) for side in LUNGS}
 
     def _lung(self, side: Side) -> Points:
         """Apex, lateral wall, costophrenic angle, dome, mediastinal border."""
         w, dome, top = self.half_width, self.domes[side], self.top
-        height = 0.75 - top  # the wall keeps its shape when a dome rises
+        height = 0.75 - top  # fixed, so that the wall keeps its shape when atelectasis raises the dome
         corners = [
             (0.072, top + 0.11), (0.12, top + 0.02), (0.44 * w, top), (0.68 * w, top + 0.065),
             (0.86 * w, top + 0.33 * height), (0.96 * w, top + 0.65 * height), (w, top + 0.93 * height),
@@ -120,12 +121,12 @@ class Anatomy:
         return np.stack([self.middle + x, points[:, 1]], 1)
 
     def ribs(self) -> tuple[Points, Points]:
-        """Centre lines [2 x 9, N, 2] behind, from the spine to the wall, and in front."""
+        """Centre lines of the posterior and the anterior parts of the ribs, each [2 x 9, N, 2]."""
         i = np.arange(_RIBS)
         y = self.top + 0.045 + i * (0.80 - self.top) / (_RIBS - 0.5)
         wall = np.stack([np.interp(y + 0.03, *self._wall(side)) for side in LUNGS])
         reach = (wall - self.middle) * 1.03
-        reach[:, :2] *= (0.80, 0.97)  # the first two ribs are short loops round the apex
+        reach[:, :2] *= (0.80, 0.97)  # the first two ribs are short loops around the apex
         t = np.concatenate([_BEHIND, _FRONT])
         down = (0.055 + 0.008 * i[:, None] + np.where(t < 0, 0.0, 0.055)) * np.sin(t)
         loops = np.empty((2, _RIBS, len(t), 2))
@@ -135,7 +136,7 @@ class Anatomy:
         return lines[:, : len(_BEHIND)], lines[:, len(_BEHIND) :]
 
     def clavicles(self) -> Points:
-        """One S-shaped line a side, [2, N, 2]."""
+        """One S-shaped line per side, [2, N, 2]."""
         y, w = self.top + 0.08, self.half_width
         corners = [
             (0.035, y + 0.03),
@@ -147,11 +148,11 @@ class Anatomy:
         return smooth_open(np.stack([self._mirrored(np.array(corners), side) for side in LUNGS]))
 
     def hilum(self, side: Side) -> tuple[float, float]:
-        """Where the vessels enter the lung; the left one is higher."""
+        """Point at which the vessels enter the lung; the left one is higher."""
         return self.middle + SIGN[side] * 0.105, self.hilum_y - (0.02 if side == "left" else 0.0)
 
     def body(self) -> Points:
-        """Outline of neck, shoulders and trunk; it runs out of the image at the bottom."""
+        """Outline of neck, shoulders and trunk; it leaves the image at the bottom."""
         trunk, y = self.half_width + self.wall, self.shoulder
         corners = [
             (0.13, -0.4), (0.15, y - 0.16), (0.22, y - 0.11), (0.40, y - 0.04), (0.75, y + 0.04),
@@ -162,12 +163,13 @@ class Anatomy:
         return np.vstack([self._mirrored(half, "left"), self._mirrored(half, "right")[::-1]])
 
     def _mirrored(self, points: Points, side: Side) -> Points:
-        """Distances from the midline -> x on the given side."""
+        """Points with x as a distance from the midline -> points with x on the given side."""
         return np.stack([self.middle + SIGN[side] * points[:, 0], points[:, 1]], 1)
 
 
 def make_anatomy(case: Case) -> Anatomy:
-    """The chest of a case, changed by its findings where they change outlines."""
+    """The chest of a case; an enlarged heart and raised domes are part of it, other findings are not."""
+    # The order of the random calls is part of the data set: another order gives other patients.
     rng = case.rng(ANATOMY_STREAM)
     habitus = rng.uniform(-1, 1)  # slender to broad
     top = rng.uniform(0.09, 0.13)
@@ -203,7 +205,7 @@ def make_anatomy(case: Case) -> Anatomy:
 
 
 def sides_of(finding: Finding) -> tuple[Side, ...]:
-    """The lungs a finding is in; both for those without a side."""
+    """The lungs affected by a finding; both for findings without a side."""
     if finding.side is None or finding.side == "bilateral":
         return LUNGS
     return (finding.side,)

@@ -1,8 +1,8 @@
-"""Shapes in anatomical coordinates -> float arrays, at any size.
+"""Render outlines, lines and blurred spots to float arrays of any size.
 
-Anatomical coordinates have the patient upright: x runs to the viewer's right, y down, the image is
-[0, 1] x [0, 1]. The canvas tilts and shifts every point before it becomes pixels, so a turned patient
-is drawn as sharply as a straight one and nothing outside the image has to be made up.
+Coordinates are anatomical: the patient is upright, x points to the viewer's right, y down, and the image is
+[0, 1] x [0, 1]. The canvas tilts and shifts the points before it renders them. Rotating the finished image
+instead would blur it and leave corners without content.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Points = NDArray[np.float64]
 _STEPS = 8
 """Points per segment of a smooth curve."""
 _UNSEEN = 0.35
-"""A blur of fewer pixels is lost in the averaging that `fill` and `stroke` do."""
+"""Standard deviation in pixels below which a blur is skipped: `fill` and `stroke` average over more."""
 
 
 def _catmull_rom() -> Points:
@@ -42,13 +42,13 @@ def smooth_closed(corners: Sequence[tuple[float, float]]) -> Points:
 
 
 def smooth_open(corners_KN2: Points) -> Points:
-    """Open curves through all their corners, [K, 8 (N - 1), 2]; each stops short of its last."""
+    """Open curves through K lists of corners, [K, 8 (N - 1), 2]; each ends just before its last corner."""
     c = corners_KN2
     return _spline(np.concatenate([2 * c[:, :1] - c[:, 1:2], c, 2 * c[:, -1:] - c[:, -2:-1]], 1))
 
 
 def _spline(corners: Points) -> Points:
-    """[..., N, 2] with one corner more at either end -> [..., 8 (N - 3), 2]."""
+    """[..., N, 2], with one additional corner at either end -> [..., 8 (N - 3), 2]."""
     count = corners.shape[-2] - 3
     quads = np.stack([corners[..., i : i + count, :] for i in range(4)], -2)
     curve = _BASIS @ quads  # [..., N - 3, 8, 2]
@@ -66,7 +66,7 @@ class Canvas:
     def __init__(self, size: int, tilt: float, shift: tuple[float, float], zoom: float) -> None:
         """`tilt` in radians, `shift` in image widths, `zoom` about the image's centre."""
         self.size = size
-        # Drawn several times larger, then averaged: enough for smooth edges at 64, cheap enough at 1024.
+        # Shapes are rendered larger and averaged for smooth edges; large images need less of it.
         self._over = 3 if size < 160 else 2
         self._zoom = zoom
         self._cos, self._sin = zoom * math.cos(tilt), zoom * math.sin(tilt)
@@ -77,7 +77,7 @@ class Canvas:
         self.x: Array = (0.5 + cos * right + sin * down).astype(np.float32)
         self.y: Array = (0.5 + cos * down - sin * right).astype(np.float32)
 
-    def place(self, points: Points) -> Points:
+    def to_image(self, points: Points) -> Points:
         """Anatomical points [..., 2] -> image points, in image widths."""
         right, down = points[..., 0] - 0.5, points[..., 1] - 0.5
         placed = np.empty(points.shape)
@@ -86,26 +86,30 @@ class Canvas:
         return placed
 
     def fill(self, shapes: Iterable[Points]) -> Image.Image:
-        """Closed outlines, each [N, 2], as one sheet for `soften`."""
+        """An image of closed outlines, each [N, 2], as input of `soften`."""
         image, pen = self._sheet()
         for points in shapes:
             pen.polygon(self._pixels(points[None])[0], fill=255)
         return image.reduce(self._over)
 
     def stroke(self, lines: Iterable[tuple[Points, float, float]]) -> Image.Image:
-        """Groups of open lines: (points [K, N, 2], width in image widths, value in [0, 1])."""
+        """An image of open lines, as input of `soften`.
+
+        Args:
+            lines: groups of (points [K, N, 2], width in image widths, value in [0, 1]).
+        """
         image, pen = self._sheet()
         scale = self.size * self._over * self._zoom
         for group, width, value in lines:
             pixels = width * scale
-            # A line cannot be thinner than a dot, but it can be fainter.
+            # A line thinner than one pixel is rendered one pixel wide, but fainter.
             ink, dots = round(255 * value * min(1.0, pixels)), max(1, round(pixels))
             for flat in self._pixels(group):
                 pen.line(flat, fill=ink, width=dots)
         return image.reduce(self._over)
 
     def soften(self, sheet: Image.Image, blur: float) -> Array:
-        """A sheet as float32 [S, S] in [0, 1], blurred by `blur` image widths."""
+        """An image of `fill` or `stroke` as float32 [S, S] in [0, 1], blurred by `blur` image widths."""
         if blur * self.size > _UNSEEN:
             sheet = sheet.filter(ImageFilter.GaussianBlur(blur * self.size))
         return np.asarray(sheet, dtype=np.float32) * np.float32(1 / 255)
@@ -115,7 +119,7 @@ class Canvas:
     ) -> None:
         """Add a Gaussian bump of standard deviations `radii`, touching only the patch it covers.
 
-        The bump itself is not tilted with the patient: over a few degrees nobody could tell.
+        The bump is not tilted with the patient: a few degrees make no visible difference.
         """
         rows, columns, (px, py) = self._patch(centre, (3 * radii[0], 3 * radii[1]))
         scale = self.size * self._zoom
@@ -132,7 +136,7 @@ class Canvas:
         amount: float,
         angle: float,
     ) -> None:
-        """Add a band: half as long as `radii[0]`, of deviation `radii[1]` across, turned by `angle`."""
+        """Add a band along `angle` (radians): `radii` are its extent and its standard deviation across."""
         half = 1.6 * radii[0] + 3 * radii[1]
         rows, columns, _ = self._patch(centre, (half, half))
         x, y = self.x[rows, columns] - np.float32(centre[0]), self.y[rows, columns] - np.float32(centre[1])
@@ -161,7 +165,7 @@ class Canvas:
         return image, ImageDraw.Draw(image)
 
     def _pixels(self, group_KN2: Points) -> list[list[float]]:
-        """One flat list x, y, x, y, ... a line, in the enlarged sheet's pixels."""
-        pixels = self.place(group_KN2) * (self.size * self._over) - 0.5
+        """One flat list x, y, x, y, ... per line, in pixels of the enlarged image."""
+        pixels = self.to_image(group_KN2) * (self.size * self._over) - 0.5
         flat: list[list[float]] = pixels.reshape(len(group_KN2), -1).tolist()
         return flat

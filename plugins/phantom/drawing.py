@@ -1,7 +1,7 @@
-"""A case and a size -> a radiograph.
+"""Render the radiograph of a case at a given size.
 
-What is summed is attenuation along the ray, as a film does: soft tissue, less where there is air, more
-where there is bone. A tone curve then turns it into grey levels, white where little passes.
+As on a film, the attenuation along each ray is summed: soft tissue, minus the air of the lungs, plus bone. A
+tone curve then turns attenuation into grey levels; strongly attenuating parts are white.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from .case import (
 )
 
 Strokes = list[tuple[Points, float, float]]
-"""As `Canvas.stroke` takes them: lines, width, value."""
+"""Argument of `Canvas.stroke`: groups of (lines, width, value)."""
 
 _AIR = 0.46
-"""Attenuation that a lung full of air lacks."""
+"""Attenuation that a fully aerated lung lacks."""
 _HEART = 0.88
-"""Share of the lung that the heart takes where they overlap."""
+"""Share of the ray through the lung that the heart displaces where they overlap."""
 _NOISE = 0.012
-"""Standard deviation at 64 x 64, as a share of the grey range."""
+"""Standard deviation of the noise at 64 x 64, as a share of the grey range."""
 _VESSELS_PER_LUNG = 9
 _LETTER_L = np.array([[[0.925, 0.045], [0.925, 0.095], [0.955, 0.095]]])
 _RIB = 0.026
@@ -41,7 +41,7 @@ _RIB = 0.026
 
 @dataclass(frozen=True)
 class PhantomImage:
-    """Draws one image of the data set; pickles to a few bytes."""
+    """Renders one image of the data set when it is called; pickles to a few bytes."""
 
     seed: int
     split: str
@@ -53,18 +53,18 @@ class PhantomImage:
 
 
 def draw(case: Case, size: int) -> NDArray[np.uint8]:
-    """The radiograph of a case, uint8 [size, size], drawn at that size and not resized."""
+    """The radiograph of a case, uint8 [size, size], rendered at that size and not resized."""
     grey: NDArray[np.uint8] = np.rint(255 * develop(case, attenuation(case, size))).astype(np.uint8)
     return grey
 
 
 def attenuation(case: Case, size: int) -> Array:
-    """Noise-free attenuation, float32 [size, size]; about 0 (air) to 1 (abdomen)."""
+    """Attenuation without noise, float32 [size, size]; about 0 (air) to 1 (abdomen)."""
     chest = make_anatomy(case)
     canvas = Canvas(size, chest.tilt, chest.shift, chest.zoom)
     sheet = canvas.fill(chest.lungs.values())
     lungs = canvas.soften(sheet, 0.005)
-    depth = 0.45 + 0.55 * canvas.soften(sheet, 0.045)  # less air along the ray towards the edges
+    depth = 0.45 + 0.55 * canvas.soften(sheet, 0.045)  # less air towards the edges of a lung
     heart = canvas.soften(canvas.fill([chest.heart(), *_great_vessels(chest)]), 0.008)
     air = lungs * (1 - _HEART * heart) * (1 - lesions.opacity(case, chest, canvas))
 
@@ -85,12 +85,12 @@ def attenuation(case: Case, size: int) -> Array:
 def develop(case: Case, total: Array) -> Array:
     """Attenuation -> grey levels in [0, 1], with the exposure and the noise of the case."""
     rng = case.rng(EXPOSURE_STREAM)
-    # Levels off towards white: thick parts differ less than thin ones.
+    # Saturates towards white: differences between thick parts are less visible than between thin ones.
     bent = 1 - np.exp(-1.9 * np.maximum(total, 0))
     contrast, gain, fog = rng.uniform(1.3, 1.55), rng.uniform(1.00, 1.08), rng.uniform(0.06, 0.10)
     grey = bent ** np.float32(contrast) * np.float32(gain) + np.float32(fog)
     noise = rng.standard_normal(total.shape, dtype=np.float32)
-    # Finer pixels catch fewer photons each.
+    # Smaller pixels receive fewer photons and are noisier.
     grey += np.float32(_NOISE * (len(total) / 64) ** 0.2) * noise
     clipped: Array = np.clip(grey, 0, 1)
     return clipped
@@ -110,7 +110,7 @@ def _soft_tissue(chest: Anatomy, canvas: Canvas) -> Array:
 
 
 def _great_vessels(chest: Anatomy) -> Iterator[Points]:
-    """Aortic knob and upper mediastinum, drawn with the heart."""
+    """Outlines of the aortic knob and the upper mediastinum, rendered with the heart."""
     turn = np.linspace(0, 2 * math.pi, 24)
     y = chest.hilum_y - 0.135
     yield np.stack([chest.middle + 0.055 + 0.038 * np.cos(turn), y + 0.042 * np.sin(turn)], 1)
@@ -123,12 +123,13 @@ def _bones(chest: Anatomy, canvas: Canvas, air: Array) -> Array:
     collar = chest.clavicles()
     deep = [(behind, _RIB, 0.9)]
     near = [(front, _RIB, 0.55), (collar, _RIB, 0.9)]
-    if canvas.size * _RIB > 3:  # a bone is a tube, its two edges denser than its middle: where pixels show it
+    # A bone is a tube with edges denser than its middle; three pixels of width are enough to show it.
+    if canvas.size * _RIB > 3:
         deep = [(behind, _RIB, 1.0), (behind, 0.55 * _RIB, 0.7)]
         near += [(collar, _RIB, 1.0), (collar, 0.55 * _RIB, 0.75)]
     bones = 0.085 * canvas.soften(canvas.stroke(deep), 0.003)
     bones += 0.10 * canvas.soften(canvas.stroke(near), 0.005)
-    # Scatter drowns them where much tissue lies in the beam.
+    # Scattered radiation hides the bones outside the lungs.
     total: Array = bones * (0.5 + 0.5 * air)
     m = chest.middle
     column = np.exp(-(((canvas.x - np.float32(m)) / 0.042) ** 4))
@@ -146,20 +147,20 @@ def _airways(chest: Anatomy) -> Strokes:
 
 
 def _vessels(case: Case, chest: Anatomy, canvas: Canvas, gain: float) -> Array:
-    """Two trees of branching lines, thick at the hilum and fading outwards."""
+    """Two trees of branching lines, thick at the hilum and fading towards the periphery."""
     rng = case.rng(VESSEL_STREAM)
     lines = [group for side in LUNGS for group in _tree(chest.hilum(side), side, rng)]
     wide = [(points, width * math.sqrt(gain), value) for points, width, value in lines]
-    drawn = canvas.soften(canvas.stroke(wide), 0.0035 * gain)
+    vessels = canvas.soften(canvas.stroke(wide), 0.0035 * gain)
     for side in LUNGS:
-        canvas.add_blob(drawn, chest.hilum(side), (0.026 * math.sqrt(gain), 0.05), 0.7)
-    return drawn
+        canvas.add_blob(vessels, chest.hilum(side), (0.026 * math.sqrt(gain), 0.05), 0.7)
+    return vessels
 
 
 def _tree(root: tuple[float, float], side: Side, rng: np.random.Generator) -> Strokes:
-    """Trunks in two parts, the outer one thinner, and two branches from each."""
+    """Trunks in two parts, of which the outer one is thinner, and two branches from each trunk."""
     n = _VESSELS_PER_LUNG
-    fan = np.linspace(-1.4, 1.5, n) + rng.normal(0, 0.12, n)  # up to down, in radians from the horizontal
+    fan = np.linspace(-1.4, 1.5, n) + rng.normal(0, 0.12, n)  # top to bottom, radians from the horizontal
     turn = rng.normal(0, 0.2, (n, 3, 6)).cumsum(-1)
     length = rng.uniform(0.16, 0.30, n)
     leave = rng.uniform(-0.05, 0.06, n)
@@ -174,14 +175,15 @@ def _tree(root: tuple[float, float], side: Side, rng: np.random.Generator) -> St
 
 
 def _paths(start_K2: Points, angles_KN: Points, length_K: Points, side: Side) -> Points:
+    """Lines [K, N + 1, 2] that start at the given points and take N equal steps in the given directions."""
     step = length_K[:, None, None] / angles_KN.shape[1]
     steps = np.stack([SIGN[side] * np.cos(angles_KN), np.sin(angles_KN)], -1) * step
-    walked: Points = np.concatenate([np.zeros_like(steps[:, :1]), steps.cumsum(1)], 1)
-    return start_K2[:, None] + walked
+    path: Points = np.concatenate([np.zeros_like(steps[:, :1]), steps.cumsum(1)], 1)
+    return start_K2[:, None] + path
 
 
 def _bubble(chest: Anatomy) -> Points:
-    """Air over fluid in the stomach: a round top and a level floor."""
+    """Air above fluid in the stomach: an outline with a round top and a level bottom."""
     turn = np.linspace(math.pi, 2 * math.pi, 14)
     x, y = chest.middle + 0.5 * chest.half_width, chest.domes["left"] + 0.09
     return np.stack([x + 0.5 * chest.bubble * np.cos(turn), y + 0.45 * chest.bubble * np.sin(turn)], 1)

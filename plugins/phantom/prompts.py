@@ -1,4 +1,4 @@
-"""Zero-shot prompts: one set in the reports' own words, one in words that no report uses."""
+"""Zero-shot prompts of the phantom: one set in the words of its reports, one in words that no report uses."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ OTHER_PROMPTS: Mapping[str, tuple[str, ...]] = {
 
 @lru_cache(maxsize=1)
 def report_prompts() -> Mapping[str, tuple[str, ...]]:
-    """Per class, what an `impression` says of it: sizes, sides and zones vary."""
-    rng = np.random.default_rng(0)  # always the same prompts
+    """For each class, impressions of that finding alone, with varying size, side and zone."""
+    rng = np.random.default_rng(0)  # a fixed seed: the prompts are the same for every data set seed
     return {name: tuple(_prompts(name, rng)) for name in CLASSES}
 
 
@@ -81,12 +81,12 @@ def _prompts(name: str, rng: np.random.Generator) -> Iterator[str]:
     sizes = SEVERITIES if name in (CARDIOMEGALY, EDEMA) else EXTENTS
     sides: tuple[Side | None, ...] = {CARDIOMEGALY: (None,), EDEMA: ("bilateral",)}.get(name, _SIDES)  # type: ignore[assignment]
     zones = ZONES if name in (ATELECTASIS, PNEUMONIA) else (None,)
-    places = list(product(sides, zones))
-    rng.shuffle(places)
+    locations = list(product(sides, zones))
+    rng.shuffle(locations)
     seen: set[str] = set()
     for i in count():
-        side, zone = places[i % len(places)]
-        finding = Finding(name, sizes[(i + i // len(places)) % len(sizes)], side, zone)
+        side, zone = locations[i % len(locations)]
+        finding = Finding(name, sizes[(i + i // len(locations)) % len(sizes)], side, zone)
         prompt = impression((finding,), rng)
         if prompt not in seen:
             seen.add(prompt)

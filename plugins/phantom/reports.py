@@ -1,8 +1,8 @@
-"""Findings -> a report as a radiologist might dictate it, and the words it may use.
+"""Write the report of a case as a radiologist might dictate it.
 
-Every finding is said in one sentence of `findings`, with its size, side and zone, and again, shorter, in
-`impression`. Some of what is absent is negated; nothing present ever is. `phantom_reading` reads the
-same language back.
+Each finding gets one sentence in `findings`, with its size, side and zone, and a short phrase in
+`impression`. Some absent findings are negated; present ones never are. `reading` recognises the findings in
+these texts.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ _OTHERS = (
     "Frontal view of the chest was obtained in full inspiration",
     "No nodule or mass is evident",
 )
-_NOTHING = (
+_NORMAL_STUDY = (
     "No acute cardiopulmonary abnormality",
     "Normal chest radiograph",
     "No acute cardiopulmonary process",
@@ -143,7 +143,7 @@ _ADVICE = (
     "Consider comparison with prior studies",
 )
 _FINDINGS_WORDS = (25, 34)
-"""Least words of the section, drawn anew for each report; other sentences fill it up."""
+"""Range of the minimum number of words of `findings`; neutral sentences fill the section up to it."""
 
 
 def write_report(case: Case) -> dict[str, str]:
@@ -152,23 +152,23 @@ def write_report(case: Case) -> dict[str, str]:
     return {"findings": _findings(case.findings, rng), "impression": impression(case.findings, rng)}
 
 
-def say(finding: Finding, rng: np.random.Generator) -> str:
-    """One sentence for `findings`, without its full stop."""
+def finding_sentence(finding: Finding, rng: np.random.Generator) -> str:
+    """One sentence for `findings`, without a full stop."""
     return _fill(_pick(_SENTENCES[finding.name], rng), finding, rng)
 
 
-def summarise(finding: Finding, rng: np.random.Generator) -> str:
-    """The few words of `impression`, without a full stop."""
+def impression_phrase(finding: Finding, rng: np.random.Generator) -> str:
+    """One phrase for `impression`, without a full stop."""
     return _fill(_pick(_SUMMARIES[finding.name], rng), finding, rng)
 
 
 def _findings(findings: Sequence[Finding], rng: np.random.Generator) -> str:
     present = {f.name for f in findings}
-    sentences = [say(findings[i], rng) for i in rng.permutation(len(findings))]
+    sentences = [finding_sentence(findings[i], rng) for i in rng.permutation(len(findings))]
     absent = [name for name in CLASSES if name in _ABSENT and name not in present]
     denied = [_pick(_ABSENT[absent[i]], rng) for i in rng.permutation(len(absent))[: rng.integers(1, 4)]]
     if denied and sentences and rng.random() < 0.25:
-        # A denial may hang on to a positive sentence, before it or behind it.
+        # A negation may be part of a positive sentence, before or after it.
         if rng.random() < 0.5:
             sentences[-1] += f" without {_enumerate(denied)}"
         else:
@@ -181,9 +181,9 @@ def _findings(findings: Sequence[Finding], rng: np.random.Generator) -> str:
         sentences.insert(int(rng.integers(2)), _pick(_CLEAR, rng))
     elif rng.random() < 0.3:
         sentences.insert(0, sentences.pop())
-    enough = rng.integers(*_FINDINGS_WORDS)
+    min_words = rng.integers(*_FINDINGS_WORDS)
     for i in rng.permutation(len(_OTHERS)):
-        if sum(len(s.split()) for s in sentences) >= enough:
+        if sum(len(s.split()) for s in sentences) >= min_words:
             break
         sentences.append(_OTHERS[i])
     return punctuate(sentences)
@@ -192,11 +192,11 @@ def _findings(findings: Sequence[Finding], rng: np.random.Generator) -> str:
 def impression(findings: Sequence[Finding], rng: np.random.Generator) -> str:
     """The section `impression` of a case with these findings."""
     if not findings:
-        return punctuate([_pick(_NOTHING, rng)])
-    parts = [summarise(findings[i], rng) for i in rng.permutation(len(findings))]
-    joint = rng.random()
-    if len(parts) > 1 and joint < 0.5:
-        link = " with " if joint < 0.2 else " and "
+        return punctuate([_pick(_NORMAL_STUDY, rng)])
+    parts = [impression_phrase(findings[i], rng) for i in rng.permutation(len(findings))]
+    joined = rng.random()
+    if len(parts) > 1 and joined < 0.5:
+        link = " with " if joined < 0.2 else " and "
         parts = [*parts[:-2], parts[-2] + link + parts[-1]]
     if rng.random() < 0.3:
         parts.append(_pick(_ADVICE, rng))
@@ -204,6 +204,7 @@ def impression(findings: Sequence[Finding], rng: np.random.Generator) -> str:
 
 
 def _fill(template: str, finding: Finding, rng: np.random.Generator) -> str:
+    """A template with size, side and zone of the finding, in the plural for bilateral findings."""
     two = finding.side == "bilateral"
     text = template.format(
         size=finding.size,
@@ -236,7 +237,7 @@ def _enumerate(nouns: Sequence[str]) -> str:
 
 
 def punctuate(sentences: Sequence[str]) -> str:
-    """Sentences with a capital and a full stop each, joined by blanks."""
+    """Sentences, each with a capital letter and a full stop, joined by spaces."""
     return " ".join(f"{s[0].upper()}{s[1:]}." for s in sentences)
 
 

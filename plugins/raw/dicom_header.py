@@ -1,4 +1,4 @@
-"""What a plugin may read of a DICOM: its view position. Pixels are the core's business."""
+"""Read the view position from a DICOM header, without decoding pixels."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ VIEW_CODES = {
     "left lateral": "LL",
     "right lateral": "RL",
 }
-"""Meanings of the view code sequence (0054,0220) and the view positions they stand for."""
+"""Code meanings of the view code sequence (0054,0220) -> the equivalent view position."""
 
 
 def view_position(path: Path) -> str | None:
-    """ViewPosition (0018,5101), else what the view code sequence means, else None.
+    """ViewPosition (0018,5101), else the view that the view code sequence names, else None.
 
-    A file that cannot be read has no view; the core finds out why when it decodes it.
+    An unreadable file has no view: `mu prepare` reports why when it decodes the pixels.
     """
-    import pydicom
+    import pydicom  # here, because a download without DICOM files does not need it
 
     tags = ["ViewPosition", "ViewCodeSequence"]
     try:

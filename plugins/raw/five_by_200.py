@@ -1,7 +1,8 @@
-"""The 5x200 sets: 200 images of each of five classes, each showing that class and no other finding.
+"""The 5x200 sets: 200 images of each of five classes, each showing its class and no other finding.
 
-The rule is GLoRIA's: the class is positive, and the other 12 of the 13 pathology labels are blank or
-negative, so that an uncertain one disqualifies; `No Finding` is not asked. Ours takes one image per patient.
+The rule is GLoRIA's: the class is positive, and the other 12 of CheXpert's 13 pathology labels are blank or
+negative, so that an uncertain label disqualifies an image; `No Finding` is ignored. Unlike in GLoRIA's sets,
+no patient has more than one image.
 """
 
 from __future__ import annotations
@@ -13,73 +14,74 @@ from numpy.typing import NDArray
 
 from medunifier_cli.data.contract import DataError
 
-from .draws import shuffled
+from .sampling import shuffled
 
-__all__ = ["CLASS_LISTS", "PATHOLOGIES", "draw_5x200", "strict_class"]
+__all__ = ["CLASS_LISTS", "PATHOLOGIES", "exclusive_class", "sample_5x200"]
 
 PATHOLOGIES = (
     *("Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation"),
     *("Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture"),
     "Support Devices",
 )
-"""The labels of CheXpert without `No Finding`."""
+"""CheXpert's 14 labels without `No Finding`."""
 
 CLASS_LISTS = {
     "paper": ("Atelectasis", "Cardiomegaly", "Pneumonia", "Edema", "Pleural Effusion"),
     "gloria": ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"),
 }
-"""MedUnifier's own five classes, and those of GLoRIA and most later work."""
+"""The five classes of the MedUnifier paper, and those of GLoRIA and most later work."""
 
 
-def strict_class(labels_N13: NDArray[np.int8], classes: Sequence[str]) -> NDArray[np.int8]:
-    """Place in `classes` of the one finding of each row, -1 for rows that do not qualify.
+def exclusive_class(labels_N13: NDArray[np.int8], classes: Sequence[str]) -> NDArray[np.int8]:
+    """Index in `classes` of the only finding of each row, -1 for rows that do not qualify; int8 [N].
 
     Args:
-        labels_N13: columns as `PATHOLOGIES`; 1 positive, 0 negative, -1 uncertain, -2 blank.
+        labels_N13: columns as in `PATHOLOGIES`; 1 positive, 0 negative, -1 uncertain, -2 blank.
     """
-    found = np.full(len(labels_N13), -1, dtype=np.int8)
-    clean = ((labels_N13 == 1) | (labels_N13 == 0) | (labels_N13 == -2)).all(axis=1)
-    single = clean & ((labels_N13 == 1).sum(axis=1) == 1)
-    for place, name in enumerate(classes):
-        found[single & (labels_N13[:, PATHOLOGIES.index(name)] == 1)] = place
-    return found
+    class_N = np.full(len(labels_N13), -1, dtype=np.int8)
+    certain = ((labels_N13 == 1) | (labels_N13 == 0) | (labels_N13 == -2)).all(axis=1)
+    single = certain & ((labels_N13 == 1).sum(axis=1) == 1)
+    for index, name in enumerate(classes):
+        class_N[single & (labels_N13[:, PATHOLOGIES.index(name)] == 1)] = index
+    return class_N
 
 
-def draw_5x200(
+def sample_5x200(
     candidates: Sequence[Mapping[int, Sequence[int]]],
     classes: Sequence[str],
     per_class: int,
     seed: int,
     accept: Callable[[int], bool],
 ) -> list[list[int]]:
-    """Rows of `per_class` images of each class, one image per patient over all classes.
+    """Rows of `per_class` images of each class, at most one image per patient over all classes.
 
     Args:
         candidates: for each class, patient -> rows that qualify by their labels, both in a fixed order.
-        accept: asked in the order of the draw; False passes a row over (no report, no file).
+        accept: called in the order of sampling; False skips a row (no report, no file).
 
     Raises:
         DataError: too few candidates for a class.
     """
     taken: set[int] = set()
-    drawn = []
-    scarce_first = sorted(range(len(classes)), key=lambda place: len(candidates[place]))
-    for place in scarce_first:
+    rows_by_class: dict[int, list[int]] = {}
+    # The rarest class chooses first: a patient who qualifies for two classes is worth more to the rarer one.
+    rarest_first = sorted(range(len(classes)), key=lambda index: len(candidates[index]))
+    for index in rarest_first:
         rows: list[int] = []
-        for patient in shuffled(list(candidates[place]), seed, place):
+        for patient in shuffled(list(candidates[index]), seed, index):
             if len(rows) == per_class:
                 break
             if patient in taken:
                 continue
-            own = shuffled(candidates[place][patient], seed, place, patient)
-            row = next((row for row in own if accept(row)), None)
+            patient_rows = shuffled(candidates[index][patient], seed, index, patient)
+            row = next((row for row in patient_rows if accept(row)), None)
             if row is not None:
                 rows.append(row)
                 taken.add(patient)
         if len(rows) < per_class:
             raise DataError(
-                f"5x200: {len(rows)} of {per_class} {classes[place]} images found, {len(candidates[place])} "
+                f"5x200: {len(rows)} of {per_class} {classes[index]} images found, {len(candidates[index])} "
                 "patients qualify by label; is the download complete? -o per_class=N asks for fewer, 0 none"
             )
-        drawn.append((place, rows))
-    return [rows for _, rows in sorted(drawn)]
+        rows_by_class[index] = rows
+    return [rows_by_class[index] for index in range(len(classes))]

@@ -1,4 +1,4 @@
-"""Label tables: CSV read row by row, columns by name, plain or gzipped, or inside a zip archive."""
+"""Read label tables row by row, columns by name: CSV, plain, gzipped or inside a zip archive."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medunifier_cli.data.contract import DataError
 
 __all__ = ["Table", "find_table", "integer", "label_value"]
 
-csv.field_size_limit(1 << 24)  # a SIIM mask is one field of up to some hundred kilobytes
+csv.field_size_limit(1 << 24)  # one SIIM mask is a single field of up to several hundred kilobytes
 
 
 @dataclass(frozen=True)
@@ -29,35 +29,35 @@ class Table:
 
     @property
     def shown(self) -> str:
-        """How messages call it."""
+        """Name for messages: the path, and the member after `!`."""
         return f"{self.path}!{self.member}" if self.member else str(self.path)
 
     @contextmanager
     def lines(self) -> Iterator[Iterable[str]]:
-        """The table's text, decompressed as it is read."""
+        """The lines of the file, decompressed while reading."""
         with _open_bytes(self.path, self.member) as raw:
             yield io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
 
     def header(self) -> list[str]:
-        """Column names, stripped: SIIM has a blank before ` EncodedPixels`."""
+        """Column names without surrounding spaces: SIIM's file has ` EncodedPixels`."""
         with self.lines() as lines:
             return [name.strip() for name in next(csv.reader(lines), [])]
 
     def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
-        """(line number, values of `columns`, stripped) of each row; empty lines are passed over.
+        """(line number, stripped values of `columns`) of each row; empty lines are skipped.
 
         Raises:
-            DataError: a missing column, a row shorter than the header, or a damaged archive.
+            DataError: a missing column, a row shorter than the header, or a damaged file.
         """
         try:
             with self.lines() as lines:
                 reader = csv.reader(lines)
                 header = [name.strip() for name in next(reader, [])]
-                lacking = [name for name in columns if name not in header]
-                if lacking:
-                    there = ", ".join(header) or "none"
-                    raise DataError(f"{self.shown}: no column {', '.join(lacking)}; there are: {there}")
-                places = [header.index(name) for name in columns]
+                missing = [name for name in columns if name not in header]
+                if missing:
+                    present = ", ".join(header) or "none"
+                    raise DataError(f"{self.shown}: no column {', '.join(missing)}; its columns: {present}")
+                indices = [header.index(name) for name in columns]
                 for row in reader:
                     if not row:
                         continue
@@ -65,7 +65,8 @@ class Table:
                         raise DataError(
                             f"{self.shown}:{reader.line_num}: {len(row)} fields, the header has {len(header)}"
                         )
-                    yield reader.line_num, tuple(row[place].strip() for place in places)
+                    yield reader.line_num, tuple(row[index].strip() for index in indices)
+        # All of these mean damaged bytes, whether the file is plain, gzipped or in a zip archive.
         except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, csv.Error) as error:
             raise DataError(f"{self.shown} is damaged or cut short ({error}); download it again") from error
 
@@ -94,10 +95,10 @@ def find_table(folders: Iterable[Path], *names: str) -> Table | None:
 
 
 def integer(text: str, table: Table, line: int, column: str) -> int:
-    """An id that is an integer and was never a float.
+    """An integer id.
 
     Raises:
-        DataError: anything else, such as `10000032.0` from a spreadsheet.
+        DataError: anything else, such as `10000032.0`: a table saved by a spreadsheet may have lost digits.
     """
     try:
         return int(text)
@@ -116,7 +117,7 @@ def label_value(text: str, table: Table, line: int, column: str) -> float | None
     try:
         value = float(text)
     except ValueError:
-        value = 2.0
+        value = float("nan")  # refused below, like any other number
     if value not in (-1.0, 0.0, 1.0):
         raise DataError(f"{table.shown}:{line}: {column} is {text!r}, not 1, 0, -1 or blank")
     return value

@@ -1,4 +1,4 @@
-"""Finding one's way in a raw download: leftovers to pass over, folders to look into, images by name."""
+"""Search a raw download: ignore leftovers of download tools, list folders, find images by name."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ from pathlib import Path
 
 from medunifier_cli.data.contract import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "archives", "folders", "image_paths", "image_stem", "is_leftover", "need_folder"]
+__all__ = [
+    "IMAGE_SUFFIXES", "folders", "image_paths", "image_stem", "is_leftover", "need_folder", "unpack_hint",
+]  # fmt: skip
 
 IMAGE_SUFFIXES = (".dcm", ".png", ".jpg", ".jpeg")
-"""In order of preference, where one image lies there more than once."""
+"""In order of preference, for images that are present in several formats."""
 
 
 def is_leftover(name: str) -> bool:
-    """Files that downloads leave behind: wget's `index.html*`, gsutil's partial `*.gstmp`, macOS's `._*`."""
+    """True for what download tools leave behind: wget's `index.html*`, gsutil's `*.gstmp`, macOS's `._*`."""
     return name.startswith(("index.html", "._")) or name.endswith(".gstmp") or name == ".DS_Store"
 
 
 def need_folder(raw: Path, needs: str) -> None:
-    """Raises: DataError if `raw` is not a folder or has nothing in it."""
+    """Check that there is something to read; `needs` becomes part of the message.
+
+    Raises:
+        DataError: `raw` is not a folder, or is empty apart from leftovers.
+    """
     if not raw.is_dir():
         raise DataError(f"{raw}: no such folder. Needed: {needs}")
     if all(is_leftover(name) for name in os.listdir(raw)):
@@ -29,7 +35,7 @@ def need_folder(raw: Path, needs: str) -> None:
 
 
 def folders(raw: Path, depth: int, skip: re.Pattern[str] | None = None) -> Iterator[Path]:
-    """`raw` and the folders under it down to `depth`, nearest first and by name; `skip` is not entered."""
+    """`raw` and its subfolders down to `depth`, nearest first, then by name; none that matches `skip`."""
     level = [raw]
     for _ in range(depth + 1):
         yield from level
@@ -41,45 +47,55 @@ def folders(raw: Path, depth: int, skip: re.Pattern[str] | None = None) -> Itera
         level = below
 
 
-def archives(raw: Path) -> list[str]:
-    """Names of archives that lie in `raw` itself: what an error suggests to unpack."""
+def unpack_hint(raw: Path, ignore: str = "") -> str:
+    """`; unpack X.zip, Y.tgz first` for the archives in `raw`, empty if there are none: the end of an error.
+
+    Args:
+        ignore: archives whose name contains this text are read as they are and need no unpacking.
+    """
     endings = (".zip", ".tgz", ".tar.gz", ".tar")
-    return sorted(name for name in os.listdir(raw) if name.endswith(endings) and not is_leftover(name))
+    archives = [name for name in os.listdir(raw) if name.endswith(endings) and not is_leftover(name)]
+    packed = ", ".join(sorted(name for name in archives if not (ignore and ignore in name)))
+    return f"; unpack {packed} first" if packed else ""
 
 
 def image_stem(name: str) -> str | None:
-    """File name without its image suffix, None for anything that is no image or is a leftover."""
+    """File name without its image suffix; None for a leftover or anything that is not an image."""
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in IMAGE_SUFFIXES and not is_leftover(name) else None
 
 
 def image_paths(
-    raw: Path, wanted: Callable[[str], str | None], skip: re.Pattern[str] | None = None
+    raw: Path, id_of: Callable[[str], str | None], skip: re.Pattern[str] | None = None
 ) -> dict[str, str]:
-    """Paths, relative to `raw`, of the images `wanted` gives an id to; `wanted` sees the stem of a file name.
+    """Image id -> path relative to `raw`.
 
-    Where an id lies there twice, DICOM is taken before PNG before JPEG, then the first path by name.
+    If several files have the same id, DICOM is preferred to PNG, PNG to JPEG, then the first path by name.
+
+    Args:
+        id_of: maps the stem of a file name to an image id, or to None to ignore the file.
+        skip: names of folders that are not entered.
     """
-    found: dict[str, str] = {}
-    linked: set[str] = set()
+    paths: dict[str, str] = {}
+    followed: set[str] = set()
     for folder, below, names in os.walk(raw, followlinks=True):
         if os.path.islink(folder):
             target = os.path.realpath(folder)
-            if target in linked:  # a link that leads back up would never end
+            if target in followed:  # a link to one of its own parents would be followed without end
                 below.clear()
                 continue
-            linked.add(target)
+            followed.add(target)
         below[:] = sorted(name for name in below if not (skip and skip.fullmatch(name)))
         for name in names:
             stem = image_stem(name)
-            image_id = wanted(stem) if stem is not None else None
+            image_id = id_of(stem) if stem is not None else None
             if image_id is None:
                 continue
             path = os.path.relpath(os.path.join(folder, name), raw).replace(os.sep, "/")
-            if image_id not in found or _rank(path) < _rank(found[image_id]):
-                found[image_id] = path
-    return found
+            if image_id not in paths or _preference(path) < _preference(paths[image_id]):
+                paths[image_id] = path
+    return paths
 
 
-def _rank(path: str) -> tuple[int, str]:
+def _preference(path: str) -> tuple[int, str]:
     return IMAGE_SUFFIXES.index(os.path.splitext(path)[1].lower()), path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -131,6 +132,25 @@ def test_built_in_plugins_all_load(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(plugin_index.datasets()) == set(plugin_index.dataset_names())
     assert set(plugin_index.heads()) == set(plugin_index.head_names())
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", plugin_index.dataset_names())
+def test_built_in_data_sets_name_citation_licence_labels_and_homepage(name: str) -> None:
+    """As attributes, which `mu prepare --list` shows, and alike in the class's docstring, for a reader."""
+    plugin = plugin_index.load_dataset(name)
+    docstring = " ".join((inspect.getdoc(type(plugin)) or "").split())
+    assert plugin.title
+    assert plugin.needs
+    assert re.search(r"Labels: \w", docstring)
+    for label, text in {"Citation": plugin.citation, "Licence": plugin.licence}.items():
+        assert text
+        assert f"{label}: {text}" in docstring
+    if plugin.needs_raw:
+        assert plugin.homepage.startswith("https://")
+        assert f"Homepage: {plugin.homepage}" in docstring
+    assert plugin.classes or "Labels: none" in docstring
+    missing = [label for label in plugin.classes if label not in docstring]
+    assert missing == [], "classes that the docstring's line of labels leaves out"
 
 
 def test_continuous_integration_runs_make_test_and_nothing_else() -> None:

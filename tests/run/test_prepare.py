@@ -240,6 +240,8 @@ def test_the_list_says_what_each_needs_and_where_it_is() -> None:
     assert "covid-chestxray: " in result.stdout
     assert "needs: metadata.csv and images/" in result.stdout
     assert "from: https://github.com/ieee8023/covid-chestxray-dataset" in result.stdout
+    assert "licence: differs by image" in result.stdout
+    assert "cite: Cohen, Morrison and Dao" in result.stdout
 
 
 def test_summary_and_contact_sheets(raw: Path, tmp_path: Path) -> None:

@@ -79,4 +79,4 @@ def test_covidx_counts_shared_patients_and_can_avoid_them(tmp_path: Path) -> Non
     assert by_row.manifest["classes"] == ["COVID-19", "normal", "pneumonia"]
     for name in ("train_COVIDx9A.txt", "test_COVIDx9A.txt"):
         (raw / name).unlink()
-    assert "two classes only (9B)" in refusal("covidx", raw, tmp_path / "wrong")
+    assert "only two classes (9B)" in refusal("covidx", raw, tmp_path / "wrong")

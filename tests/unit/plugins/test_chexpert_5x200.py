@@ -1,4 +1,4 @@
-"""CheXpert: the 5x200 draw against a plain reading of its rule, in every layout."""
+"""CheXpert: the sampled 5x200 set against a direct check of its rule, in every layout."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import io
 import zipfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from medunifier_plugins.chexpert_5x200.dataset import CheXpert5x200
-from medunifier_plugins.chexpert_5x200.prompts import PROMPT_SETS
-from medunifier_plugins.raw.five_by_200 import CLASS_LISTS, PATHOLOGIES, strict_class
+from medunifier_plugins.raw.five_by_200 import CLASS_LISTS, PATHOLOGIES, exclusive_class
+from medunifier_plugins.raw.five_by_200_prompts import PROMPT_SETS
 from PIL import Image
 
-from medunifier_cli.data.contract import DataError, Drop, FileImage, Plan, Record, ZipImage
+from medunifier_cli.data.contract import DataError, Drop, FileImage, Record, ZipImage
 from tests.folders import SHARED
 from tests.miniatures.chexpert import BATCHES, HEADER, Row, write_batches, write_tree, zip_batches
-from tests.miniatures.pictures import leave_rubbish
+from tests.miniatures.planner import Planner, miniature
 
 PAPER = CLASS_LISTS["paper"]
 HEAD = SHARED / "data/labels/chexpert-v1.0-small-train.head.csv"
@@ -40,25 +39,16 @@ def rows() -> list[Row]:
     return found
 
 
-def plan(raw: Path, **options: Any) -> Plan:
-    values = {name: option.default for name, option in CheXpert5x200.options.items()}
-    assert set(options) <= set(values)
-    return CheXpert5x200().plan(raw, {**values, **options})
-
-
-def records(raw: Path, **options: Any) -> list[Record]:
-    return [item for item in plan(raw, **options).records if isinstance(item, Record)]
+CHEXPERT = Planner(CheXpert5x200())
+plan, records = CHEXPERT.plan, CHEXPERT.records
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    raw = tmp_path_factory.mktemp("small")
-    write_tree(raw / "CheXpert-v1.0-small", rows())
-    leave_rubbish(raw)
-    return raw
+    return miniature(tmp_path_factory, lambda raw: write_tree(raw / "CheXpert-v1.0-small", rows()))
 
 
-def test_drawn_images_have_their_class_and_no_other_finding(small: Path) -> None:
+def test_sampled_images_have_their_class_and_no_other_finding(small: Path) -> None:
     found = records(small, per_class=4)
     assert {record.split for record in found} == {"5x200"}
     assert Counter(CheXpert5x200().class_of(record.labels) for record in found) == dict.fromkeys(range(5), 4)
@@ -115,7 +105,7 @@ def test_the_rest_of_train_without_the_patients_of_the_set(small: Path) -> None:
     assert by_image["train"] == 36 * 3 + 1 - 20
 
 
-def test_an_image_that_is_not_there_is_passed_over_by_the_draw(small: Path, tmp_path: Path) -> None:
+def test_a_missing_image_is_not_sampled(small: Path, tmp_path: Path) -> None:
     lost = records(small, per_class=4)[0]
     write_tree(
         tmp_path, [row for row in rows() if row.tail.replace("/", "_").removesuffix(".jpg") != lost.key]
@@ -129,7 +119,7 @@ def test_an_image_that_is_not_there_is_passed_over_by_the_draw(small: Path, tmp_
     assert [item.reason for item in everything if isinstance(item, Drop)].count("missing") == 1
 
 
-def test_a_published_list_replaces_the_draw(small: Path, tmp_path: Path) -> None:
+def test_a_published_list_replaces_the_sample(small: Path, tmp_path: Path) -> None:
     listed = tmp_path / "chexpert_5x200.csv"
     chosen = [row for row in rows() if row.part == "train"][:9:2]
     listed.write_text(
@@ -171,7 +161,7 @@ def test_real_rows_of_train_csv_qualify_as_a_plain_reading_says() -> None:
         table = list(csv.DictReader(file))
     codes = [[-2 if line[name] == "" else int(float(line[name])) for name in PATHOLOGIES] for line in table]
     for classes in CLASS_LISTS.values():
-        found = strict_class(np.array(codes, dtype=np.int8), classes)
+        found = exclusive_class(np.array(codes, dtype=np.int8), classes)
         assert (found >= 0).sum() > 5
         for line, place in zip(table, found, strict=True):
             marked = [name for name in HEADER[6:] if line[name] not in ("", "0.0")]

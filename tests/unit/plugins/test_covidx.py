@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
-from medunifier_plugins.covidx import Covidx, Row, patient_split, read_labels, row_split
+from medunifier_plugins.covidx import Covidx, LabelLine, patient_split, read_labels, row_split
 from sklearn.model_selection import train_test_split
 
-from medunifier_cli.data.contract import DataError, Drop, Plan, Record
-from tests.miniatures.pictures import leave_rubbish, write_picture
+from medunifier_cli.data.contract import DataError, Drop, Record
+from tests.miniatures.pictures import write_picture
+from tests.miniatures.planner import Planner, miniature
 
 CLASSES = ("COVID-19", "normal", "pneumonia")
 ODD_NAMES = [
@@ -24,20 +24,20 @@ ODD_NAMES = [
 ]
 
 
-def table(rows: int = 60) -> list[Row]:
+def table(rows: int = 60) -> list[LabelLine]:
     """Five odd names, and patients of five images each."""
-    found = [Row(*row) for row in ODD_NAMES]
+    found = [LabelLine(*row) for row in ODD_NAMES]
     for number in range(rows):
-        found.append(Row(f"P{number // 5}", f"img{number}.png", CLASSES[number // 5 % 3], "rsna"))
+        found.append(LabelLine(f"P{number // 5}", f"img{number}.png", CLASSES[number // 5 % 3], "rsna"))
     return found
 
 
-def lines(rows: list[Row]) -> str:
+def lines(rows: list[LabelLine]) -> str:
     return "".join(" ".join(row) + "\n" for row in rows)
 
 
-def write_raw(raw: Path, rows: list[Row], nested: bool = False) -> None:
-    test = [Row(f"T{number}", f"test{number}.png", CLASSES[number % 3], "cohen") for number in range(6)]
+def write_raw(raw: Path, rows: list[LabelLine], nested: bool = False) -> None:
+    test = [LabelLine(f"T{number}", f"test{number}.png", CLASSES[number % 3], "cohen") for number in range(6)]
     raw.mkdir(parents=True, exist_ok=True)
     for part, listed in (("train", rows), ("test", test)):
         (raw / f"{part}_COVIDx9A.txt").write_text(lines(listed), encoding="utf-8")
@@ -48,22 +48,13 @@ def write_raw(raw: Path, rows: list[Row], nested: bool = False) -> None:
             write_picture(raw / part / (part if nested else "") / row.file, number)
 
 
-def plan(raw: Path, **options: Any) -> Plan:
-    values = {name: option.default for name, option in Covidx.options.items()}
-    assert set(options) <= set(values)
-    return Covidx().plan(raw, {**values, **options})
-
-
-def records(raw: Path, **options: Any) -> list[Record]:
-    return [item for item in plan(raw, **options).records if isinstance(item, Record)]
+COVIDX = Planner(Covidx())
+plan, records = COVIDX.plan, COVIDX.records
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    raw = tmp_path_factory.mktemp("covidx")
-    write_raw(raw, table())
-    leave_rubbish(raw)
-    return raw
+    return miniature(tmp_path_factory, lambda folder: write_raw(folder, table()))
 
 
 def test_every_line_is_a_sample_with_one_class(raw: Path) -> None:
@@ -87,7 +78,9 @@ def test_images_one_folder_deeper(raw: Path, tmp_path: Path) -> None:
 
 
 def test_files_that_differ_in_suffix_only_have_keys_of_their_own(tmp_path: Path) -> None:
-    write_raw(tmp_path, [Row("1", "a.png", "normal", "x"), Row("2", "a.jpg", "normal", "x"), *table(10)])
+    write_raw(
+        tmp_path, [LabelLine("1", "a.png", "normal", "x"), LabelLine("2", "a.jpg", "normal", "x"), *table(10)]
+    )
     keys = [record.key for record in records(tmp_path)]
     assert len(set(keys)) == len(keys) == 23
 
@@ -117,11 +110,11 @@ def test_split_by_row_shares_patients_and_split_by_patient_does_not(raw: Path) -
 
 def test_split_by_patient_takes_about_a_fifth_of_each_class() -> None:
     rows = [
-        Row(f"{label}{number // 3}", f"{label}{number}.png", label, "x")
+        LabelLine(f"{label}{number // 3}", f"{label}{number}.png", label, "x")
         for label in CLASSES
         for number in range(600)
     ]
-    rows += [Row("big", f"big{number}.png", "normal", "x") for number in range(400)]
+    rows += [LabelLine("big", f"big{number}.png", "normal", "x") for number in range(400)]
     split = patient_split(rows, 0)
     valid = Counter(row.label for row, part in zip(rows, split, strict=True) if part == "valid")
     assert all(abs(valid[label] - 0.2 * sum(row.label == label for row in rows)) <= 3 for label in CLASSES)
@@ -155,7 +148,7 @@ def test_ten_percent_may_be_given_by_file_name(raw: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["train.txt", "test.txt"], r"own train\.txt has two classes only \(9B\)"),
+        (["train.txt", "test.txt"], r"own train\.txt has only two classes \(9B\)"),
         (["train_COVIDx6.txt", "train.txt"], r"train_COVIDx6\.txt is another label version"),
         (["train.txt", "val.txt"], r"this is COVIDx CXR-4"),
         (["train_COVIDx9A.txt", "val/a.png"], r"this is COVIDx CXR-4"),

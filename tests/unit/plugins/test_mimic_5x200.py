@@ -1,4 +1,4 @@
-"""MIMIC 5x200, drawn from a miniature of MIMIC-CXR."""
+"""MIMIC 5x200, sampled from a miniature of MIMIC-CXR."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def qualifies(study: Study) -> bool:
     return study.split == "train" and len(positive) == 1 and all(value == 0.0 for value in others)
 
 
-def test_5x200_is_drawn_from_clean_frontal_train_images_one_per_patient(crowded: Path) -> None:
+def test_5x200_is_sampled_from_clean_frontal_train_images_one_per_patient(crowded: Path) -> None:
     records, _ = items(crowded, per_class=8)
     chosen = [record for record in records.values() if record.split == "5x200"]
     studies = {f"s{study.study}": study for study in crowd()}
@@ -86,7 +86,7 @@ def test_literal_readings_of_the_paper_hold_out_less_and_say_so(
     assert plan(crowded, per_class=8, holdout=holdout).allow_shared_subjects
 
 
-def test_the_draw_follows_its_seed_and_is_told_to_the_manifest(crowded: Path) -> None:
+def test_the_sample_follows_its_seed_and_is_recorded_in_the_manifest(crowded: Path) -> None:
     first, again, other = (plan(crowded, per_class=8, seed=seed).subsets["5x200"] for seed in (0, 0, 1))
     assert list(first.keys) == list(again.keys)
     assert set(first.keys) != set(other.keys)
@@ -103,7 +103,7 @@ def test_gloria_classes_have_consolidation(crowded: Path) -> None:
     ) == (dict.fromkeys(CLASS_LISTS["gloria"], 8))
 
 
-def test_a_list_of_ids_replaces_the_draw(crowded: Path, tmp_path: Path) -> None:
+def test_a_list_of_ids_replaces_the_sample(crowded: Path, tmp_path: Path) -> None:
     keys = sorted(plan(crowded, per_class=8, seed=3).subsets["5x200"].keys)
     listed = tmp_path / "mine.txt"
     listed.write_text("\n".join(keys) + "\n", encoding="utf-8")
@@ -125,6 +125,3 @@ def test_too_few_images_of_a_class_are_an_error(crowded: Path) -> None:
     with pytest.raises(DataError, match=r"5x200: 1\d of 30 \w+.* images found") as error:
         plan(crowded, per_class=30)
     assert "\n" not in str(error.value)
-
-
-# What goes wrong.

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from medunifier_plugins.mimic_cxr.dataset import MimicCxr
 
-from medunifier_cli.data.contract import DataError, Drop, FileImage, Plan, Record
+from medunifier_cli.data.contract import DataError, Drop, FileImage, Record
 from tests.miniatures.mimic import (
     DICOM_ROOT,
     JPG_ROOT,
@@ -26,6 +26,7 @@ from tests.miniatures.mimic import (
     write_tables,
 )
 from tests.miniatures.pictures import leave_rubbish
+from tests.miniatures.planner import Planner
 
 BOTH = report_text("The lungs are clear.", "Normal.")
 STUDIES = [
@@ -40,22 +41,19 @@ STUDIES = [
     Study(12000001, 58235663, ("PA",), "test", {"No Finding": 1.0}, BOTH),
     Study(12000002, 50000004, ("AP",), "test", {"No Finding": 1.0}, BOTH),
 ]
-NO_DRAW = {"per_class": 0}
+NO_5X200 = {"per_class": 0}
 
 
-def plan(raw: Path, **options: Any) -> Plan:
-    values = {name: option.default for name, option in MimicCxr.options.items()}
-    assert set(options) <= set(values)
-    return MimicCxr().plan(raw, {**values, **options})
+MIMIC = Planner(MimicCxr())
+plan = MIMIC.plan
 
 
 def items(raw: Path, **options: Any) -> tuple[dict[str, Record], dict[str, str]]:
     """(records by key, reason of each drop by the file name's stem)."""
-    found = list(plan(raw, **options).records)
-    records = {item.key: item for item in found if isinstance(item, Record)}
-    drops = {Path(item.source).name.split(".")[0]: item.reason for item in found if isinstance(item, Drop)}
-    assert len(records) + len(drops) == len(found)
-    return records, drops
+    records, drops = MIMIC.items(raw, **options)
+    reasons = {Path(drop.source).name.split(".")[0]: drop.reason for drop in drops}
+    assert len(reasons) == len(drops)
+    return {record.key: record for record in records}, reasons
 
 
 @pytest.fixture
@@ -68,7 +66,7 @@ def raw(tmp_path: Path) -> Path:
 
 def test_frontal_images_with_text_in_their_official_split(raw: Path) -> None:
     (raw / JPG_ROOT / STUDIES[7].folder / f"{STUDIES[7].dicom(0)}.jpg").unlink()
-    records, drops = items(raw, **NO_DRAW)
+    records, drops = items(raw, **NO_5X200)
     assert {key: record.split for key, record in records.items()} == {
         STUDIES[0].dicom(0): "train",
         STUDIES[1].dicom(0): "train",
@@ -89,7 +87,7 @@ def test_frontal_images_with_text_in_their_official_split(raw: Path) -> None:
 
 def test_a_record_says_all_that_is_known(raw: Path) -> None:
     study = STUDIES[1]
-    record = items(raw, **NO_DRAW)[0][study.dicom(1)]
+    record = items(raw, **NO_5X200)[0][study.dicom(1)]
     source = f"{JPG_ROOT}/{study.folder}/{study.dicom(1)}.jpg"
     assert record.image == FileImage(raw / source, "equalise")
     assert (record.source, record.subject, record.study) == (source, "p10000032", "s53189527")
@@ -101,15 +99,15 @@ def test_a_record_says_all_that_is_known(raw: Path) -> None:
 
 
 def test_total_counts_every_image_and_order_does_not_depend_on_the_tables(raw: Path) -> None:
-    assert plan(raw, **NO_DRAW).total == sum(len(study.views) for study in STUDIES)
-    keys = list(items(raw, **NO_DRAW)[0])
+    assert plan(raw, **NO_5X200).total == sum(len(study.views) for study in STUDIES)
+    keys = list(items(raw, **NO_5X200)[0])
     write_tables(raw / JPG_ROOT, STUDIES[::-1])
-    assert list(items(raw, **NO_DRAW)[0]) == keys
+    assert list(items(raw, **NO_5X200)[0]) == keys
 
 
 def test_sections_asked_for_decide_who_stays(raw: Path) -> None:
     by_option = {
-        name: len(items(raw, sections=name, **NO_DRAW)[0])
+        name: len(items(raw, sections=name, **NO_5X200)[0])
         for name in ("any", "both", "findings", "impression")
     }
     assert by_option == {"any": 5, "both": 2, "findings": 4, "impression": 3}
@@ -118,7 +116,7 @@ def test_sections_asked_for_decide_who_stays(raw: Path) -> None:
 @pytest.mark.parametrize("place", ["zip", "unpacked zip", "reports folder", "beside the images", "given"])
 def test_reports_are_found_wherever_people_put_them(tmp_path: Path, place: str) -> None:
     write_jpg_release(tmp_path, STUDIES, Path("."))
-    options: dict[str, Any] = dict(NO_DRAW)
+    options: dict[str, Any] = dict(NO_5X200)
     if place == "zip":
         write_reports_zip(tmp_path / "mimic-cxr-reports.zip", STUDIES)
     elif place == "given":
@@ -136,25 +134,25 @@ def test_reports_are_found_wherever_people_put_them(tmp_path: Path, place: str) 
 
 
 def test_plain_tables_do_as_well_as_gzipped_ones(raw: Path) -> None:
-    before = items(raw, **NO_DRAW)
+    before = items(raw, **NO_5X200)
     for path in (raw / JPG_ROOT).glob("*.csv.gz"):
         path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
         path.unlink()
-    assert items(raw, **NO_DRAW) == before
+    assert items(raw, **NO_5X200) == before
 
 
 @pytest.mark.parametrize("suffix", [".dcm", ".dcm.gz"])
 def test_dicom_release_with_the_tables_of_the_jpg_release(tmp_path: Path, suffix: str) -> None:
     write_dicom_release(tmp_path, STUDIES, suffix=suffix)
     write_tables(tmp_path / JPG_ROOT, STUDIES)
-    records, drops = items(tmp_path, **NO_DRAW)
+    records, drops = items(tmp_path, **NO_5X200)
     assert len(records) == 5
     assert drops[STUDIES[2].dicom(1)] == "filtered: no view position"
     record = records[STUDIES[1].dicom(0)]
     assert record.source.endswith(f"{STUDIES[1].dicom(0)}{suffix}")
     assert isinstance(record.image, FileImage)
     assert record.image.dicom_tone == "equalise"
-    plain = items(tmp_path, equalise=False, **NO_DRAW)[0][STUDIES[1].dicom(0)].image
+    plain = items(tmp_path, equalise=False, **NO_5X200)[0][STUDIES[1].dicom(0)].image
     assert isinstance(plain, FileImage)
     assert plain.dicom_tone == "range"
 
@@ -163,9 +161,9 @@ def test_dicom_release_with_the_tables_of_the_jpg_release(tmp_path: Path, suffix
 def test_without_metadata_the_view_comes_from_the_dicom_header(tmp_path: Path, suffix: str) -> None:
     write_dicom_release(tmp_path, STUDIES, suffix=suffix)
     write_tables(tmp_path, STUDIES, metadata=False)
-    found = plan(tmp_path, **NO_DRAW)
-    assert "views are read from DICOM headers" in found.warnings[0]
-    records, drops = items(tmp_path, **NO_DRAW)
+    found = plan(tmp_path, **NO_5X200)
+    assert "view positions are read from the DICOM headers" in found.warnings[0]
+    records, drops = items(tmp_path, **NO_5X200)
     assert {records[key].view for key in records} == {"PA", "AP"}
     assert len(records) == 5
     assert drops[STUDIES[2].dicom(0)] == "filtered: lateral view"
@@ -174,13 +172,10 @@ def test_without_metadata_the_view_comes_from_the_dicom_header(tmp_path: Path, s
 def test_both_releases_side_by_side_take_jpg_unless_told_otherwise(tmp_path: Path) -> None:
     write_jpg_release(tmp_path, STUDIES)
     write_dicom_release(tmp_path, STUDIES)
-    assert all(record.source.endswith(".jpg") for record in items(tmp_path, **NO_DRAW)[0].values())
-    records = items(tmp_path, release="dicom", **NO_DRAW)[0]
+    assert all(record.source.endswith(".jpg") for record in items(tmp_path, **NO_5X200)[0].values())
+    records = items(tmp_path, release="dicom", **NO_5X200)[0]
     assert len(records) == 5
     assert all(record.source.endswith(".dcm") for record in records.values())
-
-
-# The 5x200 set: ten patients for each class, with all that disqualifies an image beside them.
 
 
 def test_errors_say_what_is_missing_and_what_to_do(raw: Path, tmp_path: Path) -> None:
@@ -195,10 +190,10 @@ def test_errors_say_what_is_missing_and_what_to_do(raw: Path, tmp_path: Path) ->
         plan(raw)
     (raw / JPG_ROOT / "mimic-cxr-2.0.0-split.csv.gz").unlink()
     with pytest.raises(DataError, match=r"no mimic-cxr-2\.0\.0-split\.csv.*DICOM download needs"):
-        plan(raw, **NO_DRAW)
+        plan(raw, **NO_5X200)
     shutil.rmtree(raw / JPG_ROOT / "files")
     with pytest.raises(DataError, match="no images such as files/p10/"):
-        plan(raw, **NO_DRAW)
+        plan(raw, **NO_5X200)
 
 
 def test_damaged_tables_are_named(raw: Path) -> None:
@@ -206,28 +201,28 @@ def test_damaged_tables_are_named(raw: Path) -> None:
     whole = split.read_bytes()
     split.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="cut short"):
-        plan(raw, **NO_DRAW)
+        plan(raw, **NO_5X200)
     text = gzip.decompress(whole).decode()
     split.write_bytes(gzip.compress(text.replace(",10000032,", ",10000032.0,", 1).encode()))
     with pytest.raises(DataError, match=r"split\.csv\.gz:2: subject_id '10000032\.0' is not an integer"):
-        plan(raw, **NO_DRAW)
+        plan(raw, **NO_5X200)
     split.write_bytes(gzip.compress(text.replace("validate", "val").encode()))
     with pytest.raises(DataError, match="split 'val' is none of train, validate, test"):
-        plan(raw, **NO_DRAW)
+        plan(raw, **NO_5X200)
     split.write_bytes(gzip.compress(text.replace("subject_id", "patient").encode()))
     with pytest.raises(
-        DataError, match="no column subject_id; there are: dicom_id, study_id, patient, split"
+        DataError, match="no column subject_id; its columns: dicom_id, study_id, patient, split"
     ):
-        plan(raw, **NO_DRAW)
+        plan(raw, **NO_5X200)
     split.write_bytes(gzip.compress((text + text.split("\n")[1] + "\n").encode()))
     with pytest.raises(DataError, match="is listed twice"):
-        plan(raw, **NO_DRAW)
+        plan(raw, **NO_5X200)
 
 
 def test_no_report_text_in_drops_or_errors(raw: Path) -> None:
     secret = "Zebra-shaped heart."
     studies = [replace(study, report=report_text(None, None, f" WET READ: {secret}")) for study in STUDIES]
     write_reports_zip(raw / DICOM_ROOT / "mimic-cxr-reports.zip", studies)
-    drops = [item for item in plan(raw, **NO_DRAW).records if isinstance(item, Drop)]
+    drops = [item for item in plan(raw, **NO_5X200).records if isinstance(item, Drop)]
     assert drops
     assert not any("ebra" in f"{drop.reason}{drop.source}" for drop in drops)

@@ -12,25 +12,23 @@ import pytest
 from medunifier_plugins.open_i.dataset import OpenI
 from medunifier_plugins.open_i.reports import read_reports
 
-from medunifier_cli.data.contract import DataError, Drop, Plan, Record
+from medunifier_cli.data.contract import DataError, Drop, Record
 from tests.folders import SHARED
 from tests.miniatures.open_i import REPORTS, write_kaggle, write_r2gen, write_xml
 from tests.miniatures.pictures import leave_rubbish
+from tests.miniatures.planner import Planner
 
 REAL = SHARED / "data/open-i"
 
 
-def plan(raw: Path, **options: Any) -> Plan:
-    values = {name: option.default for name, option in OpenI.options.items()}
-    assert set(options) <= set(values)
-    return OpenI().plan(raw, {**values, **options})
+OPEN_I = Planner(OpenI())
+plan = OPEN_I.plan
 
 
 def items(raw: Path, **options: Any) -> tuple[dict[str, Record], Counter[str]]:
-    found = list(plan(raw, **options).records)
-    records = {item.key: item for item in found if isinstance(item, Record)}
-    assert len(found) == plan(raw, **options).total
-    return records, Counter(item.reason for item in found if isinstance(item, Drop))
+    records, drops = OPEN_I.items(raw, **options)
+    assert len(records) + len(drops) == plan(raw, **options).total
+    return {record.key: record for record in records}, Counter(drop.reason for drop in drops)
 
 
 def test_all_real_reports_match_the_known_counts() -> None:

@@ -1,4 +1,4 @@
-"""The phantom's images: the same everywhere, like radiographs, and showing what their labels say."""
+"""The phantom's images are reproducible, look like radiographs and show the findings of their labels."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_number_of_images_changes_none_of_them():
 
 
 def test_splits_and_seeds_share_no_patient():
-    drawn = itertools.product((0, 1), Phantom.splits, range(20))
-    images = [draw(make_case(*place), 16).tobytes() for place in drawn]
+    cases = itertools.product((0, 1), Phantom.splits, range(20))
+    images = [draw(make_case(*case), 16).tobytes() for case in cases]
     assert len(set(images)) == len(images)
     plan = Phantom().plan(Path("-"), DEFAULTS | {"train": 50, "valid": 50, "test": 50})
     records = list(plan.records)
@@ -86,7 +86,7 @@ def test_splits_and_seeds_share_no_patient():
 
 
 @pytest.mark.parametrize("size", [32, 64, 224, 333])
-def test_any_size_is_drawn_and_the_picture_stays_the_same(size: int):
+def test_any_size_is_rendered_and_shows_the_same_patient(size: int):
     image = pickle.loads(pickle.dumps(make_record(0, "train", 4).image)).draw(size)
     assert image.shape == (size, size)
     assert image.dtype == np.uint8
@@ -195,7 +195,7 @@ def train_64() -> np.ndarray:
 
 
 def test_no_black_corner_and_no_flat_border(train_64: np.ndarray):
-    """A corner filled after a rotation would be one constant, usually 0; air beside the neck is neither."""
+    """A corner filled after a rotation would be constant, usually 0; the air next to the neck is neither."""
     assert train_64.min() > 2
     for rows, columns in itertools.product((slice(0, 3), slice(-3, None)), repeat=2):
         corner = train_64[:, rows, columns].reshape(200, -1)
@@ -208,7 +208,7 @@ def test_statistics_of_the_images(train_64: np.ndarray):
     images = train_64 / 255
     assert 0.55 < images.mean() < 0.70
     error = ((images - images.mean(0)) ** 2).mean()
-    assert 20 < -10 * np.log10(error) < 22, "PSNR of the mean image: the floor of every reconstruction"
+    assert 20 < -10 * np.log10(error) < 22, "PSNR of the mean image: the baseline of every reconstruction"
     # White noise of deviation s has second differences of deviation s * sqrt(6); the belly is smooth.
     belly = images[:, -8:, 12:52]
     noise = np.diff(belly, 2, axis=2).std() / np.sqrt(6)

@@ -1,4 +1,4 @@
-"""The phantom's reports: they say what is drawn, in many ways, and can be read back without loss."""
+"""The reports of the phantom describe the findings of the image in varied words and parse without loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medunifier_cli.data.contract import DatasetPlugin, Record
 
 PHANTOM = Phantom()
 
-# Written down here once more and on purpose: the words by which a person tells the findings apart.
+# Repeated here on purpose and not imported: the words by which a person tells the findings apart.
 WORDS = {
     "Atelectasis": ("atelecta", "collapse"),
     "Cardiomegaly": ("cardiomegaly", "enlarge", "increased"),
@@ -89,7 +89,7 @@ def test_negated_and_mixed_sentences(text: str, expected: tuple[str, ...]):
     assert PHANTOM.findings_in(text) == set(expected)
 
 
-def test_size_side_and_zone_in_the_text_are_those_drawn(records: list[Record]):
+def test_size_side_and_zone_in_the_text_are_those_of_the_image(records: list[Record]):
     for record in records:
         for section, text in record.sections.items():
             sentences = text.lower().split(". ")

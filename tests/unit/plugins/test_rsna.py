@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from medunifier_plugins.rsna import Rsna, gloria_split
 from sklearn.model_selection import train_test_split
 
-from medunifier_cli.data.contract import DataError, Drop, Plan, Record
+from medunifier_cli.data.contract import DataError, Drop, Record
 from tests.folders import SHARED
-from tests.miniatures.pictures import leave_rubbish, write_dicom, write_picture
+from tests.miniatures.pictures import write_dicom, write_picture
+from tests.miniatures.planner import Planner, miniature
 
 LABELS = SHARED / "data/labels/rsna-stage_2_train_labels.csv"
 CLASSES = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
@@ -42,22 +42,13 @@ def write_raw(raw: Path, patients: int = 60, suffix: str = ".dcm") -> None:
     (raw / "stage_2_sample_submission.csv").write_text("patientId,PredictionString\n", encoding="utf-8")
 
 
-def plan(raw: Path, **options: Any) -> Plan:
-    values = {name: option.default for name, option in Rsna.options.items()}
-    assert set(options) <= set(values)
-    return Rsna().plan(raw, {**values, "per_class": 10, **options})
-
-
-def records(raw: Path, **options: Any) -> list[Record]:
-    return [item for item in plan(raw, **options).records if isinstance(item, Record)]
+RSNA = Planner(Rsna(), {"per_class": 10})
+plan, records = RSNA.plan, RSNA.records
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    raw = tmp_path_factory.mktemp("rsna")
-    write_raw(raw)
-    leave_rubbish(raw)
-    return raw
+    return miniature(tmp_path_factory, write_raw)
 
 
 def test_one_sample_per_patient_with_all_boxes(raw: Path) -> None:
@@ -140,7 +131,7 @@ def test_the_real_label_table_is_read_whole(tmp_path: Path) -> None:
     assert Counter(item.reason for item in items if isinstance(item, Drop)) == {"missing": 24_015}
     assert len(found.subsets["zeroshot"].keys) == 800
     assert found.expected == {"train": 18_678, "valid": 4_003, "test": 4_003}
-    # The drawn lists name only images that are there.
+    # The sampled subsets contain only images that exist.
     listed = {key for subset in found.subsets.values() for key in subset.keys}
     assert listed <= {record.key for record in kept}
 
@@ -166,7 +157,7 @@ def test_fractions_are_of_train_only(raw: Path) -> None:
 
 
 def test_errors_say_what_is_missing(raw: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="50 positive and negative images wanted, 20 and 40 there"):
+    with pytest.raises(DataError, match="needs 50 positive and 50 negative images, found 20 and 40"):
         plan(raw, per_class=50)
     (tmp_path / "rsna-pneumonia-detection-challenge.zip").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"no stage_2_train_labels\.csv"):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from medunifier_plugins.siim import Siim
 
-from medunifier_cli.data.contract import DataError, Drop, Plan, Record
+from medunifier_cli.data.contract import DataError, Drop
 from tests.folders import SHARED
-from tests.miniatures.pictures import leave_rubbish, write_dicom, write_picture
+from tests.miniatures.pictures import write_dicom, write_picture
+from tests.miniatures.planner import Planner, miniature
 
 HEAD = SHARED / "data/labels/siim-train-rle.head.csv"
 
@@ -47,22 +47,13 @@ def write_raw(raw: Path, images: int = 80, none: str = "-1") -> None:
     write_masks(raw / "stage_2_train.csv", images, none)
 
 
-def plan(raw: Path, **options: Any) -> Plan:
-    values = {name: option.default for name, option in Siim.options.items()}
-    assert set(options) <= set(values)
-    return Siim().plan(raw, {**values, **options})
-
-
-def records(raw: Path, **options: Any) -> list[Record]:
-    return [item for item in plan(raw, **options).records if isinstance(item, Record)]
+SIIM = Planner(Siim())
+plan, records = SIIM.plan, SIIM.records
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    raw = tmp_path_factory.mktemp("siim")
-    write_raw(raw)
-    leave_rubbish(raw)
-    return raw
+    return miniature(tmp_path_factory, write_raw)
 
 
 def test_an_image_is_one_sample_whatever_its_rows(raw: Path) -> None:
@@ -116,9 +107,9 @@ def test_official_split_is_stratified_and_by_image(raw: Path) -> None:
 
 
 def test_split_of_as_many_images_as_the_real_table_has_the_published_sizes() -> None:
-    from medunifier_plugins.siim import Image, gloria_split, official_split
+    from medunifier_plugins.siim import SiimImage, gloria_split, official_split
 
-    images = {image_id(number): Image(image_id(number), number < 2_669, []) for number in range(12_047)}
+    images = {image_id(number): SiimImage(image_id(number), number < 2_669, []) for number in range(12_047)}
     split = official_split(images, 5)
     assert Counter(split.values()) == {"train": 9_757, "valid": 1_085, "test": 1_205}
     positive = Counter(split[name] for name in images if images[name].positive)
@@ -156,7 +147,7 @@ def test_a_missing_file_is_dropped_and_renamed_kaggle_files_are_explained(raw: P
     for number, path in enumerate(sorted(tmp_path.rglob("*.dcm"))):
         path.rename(path.with_name(f"ID_{number:09x}.dcm"))
     with pytest.raises(
-        DataError, match=r"no image is named as in the table.*ID_xxxxxxxxx\.dcm, as Kaggle has them"
+        DataError, match=r"no image has a name from the table.*ID_xxxxxxxxx\.dcm, as Kaggle distributes them"
     ):
         plan(tmp_path)
 
@@ -170,7 +161,7 @@ def test_a_missing_file_is_dropped_and_renamed_kaggle_files_are_explained(raw: P
         ("x", "neither"),
     ],
 )
-def test_masks_that_are_none_are_named_by_line(tmp_path: Path, pixels: str, message: str) -> None:
+def test_invalid_masks_are_reported_with_their_line(tmp_path: Path, pixels: str, message: str) -> None:
     (tmp_path / "train-rle.csv").write_text(
         f"ImageId, EncodedPixels\n{image_id(1)},{pixels}\n", encoding="utf-8"
     )

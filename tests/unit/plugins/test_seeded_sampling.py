@@ -1,4 +1,4 @@
-"""Seeded draws: shares, strata, nesting, lists given by the user."""
+"""Seeded sampling: shares, strata, nested samples, and id lists given by the user."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from medunifier_plugins.raw.draws import (
+from medunifier_plugins.raw.sampling import (
     PART_OPTIONS,
     hash_share,
     listed_ids,
@@ -41,7 +41,7 @@ def test_shares_are_within_one_of_the_exact_ones_and_leave_no_group_out() -> Non
             )
 
 
-def test_strata_keep_their_shares_and_small_draws_are_part_of_large_ones() -> None:
+def test_strata_keep_their_shares_and_small_samples_are_part_of_large_ones() -> None:
     strata = ["a"] * 700 + ["b"] * 250 + ["c"] * 50
     random.Random(1).shuffle(strata)
     small, large = (set(stratified(strata, total, seed=3).tolist()) for total in (100, 400))
@@ -64,7 +64,7 @@ def test_a_miniature_has_no_share_that_cannot_hold_each_class() -> None:
     assert set(train_parts({f"k{i}": i % 2 for i in range(20)}, OPTIONS)) == {"train-0.1"}
 
 
-def test_a_list_replaces_the_draw_by_key_or_by_other_name(tmp_path: Path) -> None:
+def test_a_list_replaces_the_sample_by_key_or_by_other_name(tmp_path: Path) -> None:
     listed = tmp_path / "ten.csv"
     listed.write_text("ImageId,x\n1.2.3,0\nk5,0\n", encoding="utf-8")
     options = OPTIONS | {"ids_10_percent": str(listed)}
@@ -91,11 +91,11 @@ def test_lists_as_text_json_and_csv(tmp_path: Path) -> None:
         ("empty.txt", "\n\n", "lists no ids"),
         ("a.csv", "n,m\n1,2\n", "none of the columns key, patientId"),
         ("a.json", '{"a": 1}', "is neither a list of ids nor a manifest"),
-        ("c.json", '{"subsets": {"other": {}}}', "has no subset mine; there are: other"),
+        ("c.json", '{"subsets": {"other": {}}}', "has no subset mine; it has: other"),
         ("b.json", "[", "is not JSON"),
     ],
 )
-def test_lists_that_are_none(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+def test_unusable_lists_are_errors(tmp_path: Path, name: str, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=message):

@@ -1,25 +1,17 @@
-"""Zero-shot prompts for the CheXpert classes: every combination of a severity, a kind and a place.
+"""Zero-shot prompts for the classes of the 5x200 sets: combinations of a severity, a subtype and a location.
 
-The scheme, and the number of prompts of each class, are GLoRIA's (210, 15, 192, 18, 54) and the MedUnifier
-code's (234 for pneumonia); the words are our own. Order within a prompt: severity, kind, place.
+MIMIC 5x200 and CheXpert 5x200 share their classes and these prompts. The scheme and the number of prompts per
+class are GLoRIA's (210, 15, 192, 18, 54) and, for pneumonia, the published MedUnifier code's (234); the words
+are our own. Order within a prompt: severity, subtype, location.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 
-__all__ = ["PROMPT_SETS", "combinations", "observed"]
+from .prompts import combinations, observed
 
-
-def combinations(*parts: Sequence[str]) -> list[str]:
-    """All combinations of one phrase from each part; an empty phrase leaves no blank behind."""
-    return [" ".join(phrase for phrase in phrases if phrase) for phrases in product(*parts)]
-
-
-def observed(*classes: str) -> dict[str, list[str]]:
-    """PRIOR's single prompt for each class: "<class> is observed"."""
-    return {name: [f"{name.lower()} is observed"] for name in classes}
+__all__ = ["PROMPT_SETS"]
 
 
 ATELECTASIS = combinations(
@@ -97,4 +89,4 @@ PROMPT_SETS: Mapping[str, Mapping[str, Sequence[str]]] = {
         *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion", "Pneumonia"),
     ),
 }
-"""Both class lists draw from these: the paper's has Pneumonia, GLoRIA's has Consolidation."""
+"""Six classes, because the two class lists differ: the paper's has Pneumonia, GLoRIA's has Consolidation."""
