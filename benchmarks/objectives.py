@@ -127,7 +127,7 @@ class Sides:
         for row, ids in enumerate(batch.text.ids_N.split(lengths)):
             grid[row, : len(ids)] = ids
         self.text = PaddedTexts(grid, lengths, batch.digest_B.tolist())
-        places = batch.place_B.tolist()
+        places = batch.position_B.tolist()
         self.uniform = [
             draws.uniform(self.objectives.seed, purpose, places).tolist()
             for purpose in (draws.NEGATIVE_TEXT, draws.NEGATIVE_IMAGE)

@@ -32,7 +32,7 @@ class Placed(Protocol):
     """A batch that knows its places; `contract.Batch` is one."""
 
     @property
-    def place_B(self) -> Tensor: ...
+    def position_B(self) -> Tensor: ...
 
 
 P = TypeVar("P", bound=Placed)
@@ -75,7 +75,7 @@ def collate(samples: Sequence[Sample], places: Sequence[int] | NDArray[np.int64]
         ),
         digest_B=torch.tensor([sample.text_digest for sample in samples], dtype=torch.int64),
         label_B=torch.tensor([sample.label for sample in samples], dtype=torch.int64),
-        place_B=torch.as_tensor(np.asarray(places, np.int64)),
+        position_B=torch.as_tensor(np.asarray(places, np.int64)),
     )
 
 
@@ -136,7 +136,7 @@ def eval_batches(
         batches: stop after so many; 0 for the whole split.
 
     Returns:
-        Batch and mask_B: False on repeated rows. `place_B` is the sample's number in the split.
+        Batch and mask_B: False on repeated rows. `position_B` is the sample's number in the split.
     """
     n, stretch = len(source), batch_size * world
     count = -(-n // stretch)
@@ -145,8 +145,8 @@ def eval_batches(
     wanted = (np.arange(start, start + batch_size) for start in starts)
     requests = (_Request(np.minimum(places, n - 1), places) for places in wanted)
     for batch in _load(source, requests, workers):
-        mask_B = batch.place_B < n
-        batch.place_B.clamp_(max=n - 1)
+        mask_B = batch.position_B < n
+        batch.position_B.clamp_(max=n - 1)
         yield batch, mask_B
 
 

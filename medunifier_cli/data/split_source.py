@@ -191,5 +191,5 @@ class Gathered:
             text=PackedText(torch.from_numpy(self.ids_N).long(), torch.from_numpy(self.lengths_B)),
             digest_B=torch.from_numpy(self.digest_B),
             label_B=torch.from_numpy(self.label_B),
-            place_B=torch.from_numpy(places),
+            position_B=torch.from_numpy(places),
         )

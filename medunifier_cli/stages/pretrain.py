@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.convert import load_bert
 from medunifier_cli.checkpoint.pretrained import restore
+from medunifier_cli.data.batch import first_pairs, to_device
 from medunifier_cli.data.contract import Batch
 from medunifier_cli.data.loader import SplitSource, eval_batches, train_batches
 from medunifier_cli.data.shards import Shards
@@ -39,7 +40,6 @@ from medunifier_cli.run.provenance import command_line, data_facts
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.heldout import evaluate
 from medunifier_cli.train.accelerator import accelerator_of
-from medunifier_cli.train.batches import first_pairs, to_device
 from medunifier_cli.train.loop import Values, fit
 
 SHOWN_PAIRS = 8

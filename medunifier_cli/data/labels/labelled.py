@@ -36,7 +36,7 @@ class Labelled:
     """uint8 images [B, 1, H, W], or the cached queries of a frozen model [B, Q, D]."""
     target: Tensor
     """`one`: int64 [B]. `many`: float32 [B, C], NaN where a label is unknown."""
-    place_B: Tensor
+    position_B: Tensor
     """int64, as in `contract.Batch`."""
 
     def batch(self, places: NDArray[np.int64]) -> Labelled:
@@ -48,7 +48,7 @@ class Labelled:
         if device.type == "cpu":
             return self
         given, target = (part.to(device, non_blocking=True) for part in (self.input, self.target))
-        return Labelled(self.keys, given, target, self.place_B)
+        return Labelled(self.keys, given, target, self.position_B)
 
 
 def targets_of(shards: Shards, plugin: DatasetPlugin, kind: Kind) -> NDArray[Any]:

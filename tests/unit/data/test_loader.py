@@ -45,7 +45,7 @@ def joined(source: SplitSource, world: int, workers: int, **kwargs: int) -> list
         for step in batches(source, rank, world, workers, **kwargs):
             for batch in step:
                 texts = batch.text.ids_N.split(batch.text.lengths_B.tolist())
-                for i, place in enumerate(batch.place_B.tolist()):
+                for i, place in enumerate(batch.position_B.tolist()):
                     pixels = batch.image_B1HW[i].numpy().tobytes()
                     row = (place, batch.keys[i], pixels, texts[i].tolist())
                     rows.append((*row, int(batch.digest_B[i]), int(batch.label_B[i])))
@@ -63,7 +63,7 @@ def test_micro_batches_change_no_row(source: SplitSource) -> None:
     assert joined(source, 2, 0, micro_batch=0) == joined(source, 1, 0, micro_batch=4)
     assert [len(step) for step in batches(source, 0, 2, 0, micro_batch=3)] == [2] * 6
     first = next(iter(batches(source, 1, 2, 0, micro_batch=3)))
-    assert [batch.place_B.tolist() for batch in first] == [[3, 4, 5], [9, 10, 11]]
+    assert [batch.position_B.tolist() for batch in first] == [[3, 4, 5], [9, 10, 11]]
 
 
 def test_shards_change_nothing(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_batch_is_its_samples_collated(source: SplitSource) -> None:
         for fast, other in [
             (batch.image_B1HW, slow.image_B1HW), (batch.text.ids_N, slow.text.ids_N),
             (batch.text.lengths_B, slow.text.lengths_B), (batch.digest_B, slow.digest_B),
-            (batch.label_B, slow.label_B), (batch.place_B, slow.place_B),
+            (batch.label_B, slow.label_B), (batch.position_B, slow.position_B),
         ]:  # fmt: skip
             assert torch.equal(fast, other)
             assert fast.dtype == other.dtype

@@ -1,4 +1,4 @@
-"""The one random generator: numbers recorded when there were still three, so that runs of then resume alike."""
+"""The one random generator, against numbers recorded when there were three: old runs must resume alike."""
 
 import numpy as np
 
