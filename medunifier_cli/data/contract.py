@@ -192,7 +192,7 @@ class DatasetPlugin(ABC):
         return positive[0] if len(positive) == 1 else None
 
     def with_classes(self, classes: tuple[str, ...]) -> DatasetPlugin:
-        """This plugin with the class names its shards were prepared with, which an option may have changed."""
+        """This plugin with the class names of prepared shards, which an option may have changed."""
         if not classes or classes == self.classes:
             return self
         plugin = copy.copy(self)

@@ -68,10 +68,7 @@ class SplitImages:
 
     def pick(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
         """Decoded from the shards."""
-        size = self.asked.source.data.image_size
-        room = torch.empty((len(numbers), 1, size, size), dtype=torch.uint8)
-        self.asked.source.gather(np.asarray(numbers, np.int64), room)
-        found: NDArray[np.uint8] = room[:, 0].numpy()
+        found: NDArray[np.uint8] = self.asked.source.images(np.asarray(numbers, np.int64))[:, 0].numpy()
         return found
 
     def title(self, number: int) -> str:

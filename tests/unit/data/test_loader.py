@@ -194,7 +194,7 @@ def test_damage_reaches_the_user_as_one_line(tmp_path: Path, workers: int) -> No
 
 
 def test_a_worker_that_dies_is_one_line(source: SplitSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SplitSource, "gather", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(SplitSource, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(MuError, match=r"a loader process died, .*lower data\.workers"):
         list(batches(source, 0, 1, 1))
 
@@ -214,7 +214,7 @@ def test_workers_outlive_the_signals_of_their_group(source: SplitSource) -> None
 
 
 def test_a_batch_that_does_not_divide_is_refused(source: SplitSource) -> None:
-    with pytest.raises(MuError, match=r"train\.global_batch: 12 is not a multiple of 5 pairs x 2 ranks"):
+    with pytest.raises(MuError, match=r"train\.global_batch: 12 is not a multiple of 5 pairs x 2 processes"):
         list(batches(source, 0, 2, 0, micro_batch=5))
 
 
