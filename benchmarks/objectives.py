@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from medunifier_cli.data.contract import Batch, PackedText  # noqa: E402
-from medunifier_cli.data.texts.report import TextTokenizer  # noqa: E402
+from medunifier_cli.data.texts.tokenizer import TextTokenizer  # noqa: E402
 from medunifier_cli.distributed import draws  # noqa: E402
 from medunifier_cli.model.medunifier import MedUnifier  # noqa: E402
 from medunifier_cli.objectives.pretraining import PretrainingLoss  # noqa: E402

@@ -18,8 +18,9 @@ from torch import Tensor
 from medunifier_cli.data.batch import Batch, PackedText, Sample
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.shards import Shards
-from medunifier_cli.data.texts.report import TextTokenizer, compose
-from medunifier_cli.data.texts.token_table import text_table
+from medunifier_cli.data.texts.report import compose
+from medunifier_cli.data.texts.token_table import token_table
+from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import DataError
 from medunifier_cli.recipe.schema import DataConfig, TextConfig
 
@@ -58,7 +59,7 @@ class SplitSource:
         self.data = data
         self.text_recipe = text
         self.sections = data.sections or plugin.text_sections
-        self._table = text_table(shards, self.sections, data, text, tokenizer)
+        self._table = token_table(shards, self.sections, data, text, tokenizer)
         self._blank = np.array([tokenizer.cls_id, tokenizer.sep_id], np.int32)
         # Decided once and for the whole split, before training: if a worker skipped empty texts when it met
         # them, the position of every later sample would depend on what had been read before.

@@ -19,8 +19,8 @@ from medunifier_cli.data.batch import first_pairs, to_device
 from medunifier_cli.data.contract import Batch
 from medunifier_cli.data.loader import SplitSource, eval_batches, micro_batch_size, train_batches
 from medunifier_cli.data.shards import Shards
-from medunifier_cli.data.texts.report import TextTokenizer
 from medunifier_cli.data.texts.token_table import texts_of
+from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.evaluate.results import table
 from medunifier_cli.model.medunifier import MedUnifier

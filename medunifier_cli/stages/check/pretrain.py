@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medunifier_cli.data.loader import micro_batch_size
 from medunifier_cli.data.shards import Shards, read_manifest
-from medunifier_cli.data.texts.report import TextTokenizer
+from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import DataError, MissingWeightsError, MuError
 from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.recipe.schema import PretrainRecipe, TrainConfig

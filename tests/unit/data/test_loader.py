@@ -14,7 +14,7 @@ from medunifier_cli.data.contract import Batch
 from medunifier_cli.data.loader import SplitSource, collate, eval_batches, train_batches
 from medunifier_cli.data.order import SampleOrder
 from medunifier_cli.data.shards import Shards
-from medunifier_cli.data.texts.report import TextTokenizer
+from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.recipe.schema import DataConfig, TextConfig
 from tests.hand_made import WORDS, HandMade, png, sample, write_shard, write_split
