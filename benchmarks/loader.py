@@ -31,7 +31,7 @@ from PIL import Image
 from medunifier_cli.data.contract import DatasetPlugin, DrawnImage, Plan, Record
 from medunifier_cli.data.loader import SplitSource, train_batches
 from medunifier_cli.data.shards import Shards
-from medunifier_cli.data.texts.report import TextTokenizer
+from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.prepare.prepare import Job, prepare
 from medunifier_cli.prepare.progress import PrepareProgress
 from medunifier_cli.recipe.schema import DataConfig, TextConfig

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from medunifier_cli.data.contract import Batch, PackedText  # noqa: E402
-from medunifier_cli.data.texts.report import TextTokenizer  # noqa: E402
+from medunifier_cli.data.texts.tokenizer import TextTokenizer  # noqa: E402
 from medunifier_cli.distributed import draws  # noqa: E402
 from medunifier_cli.model.medunifier import MedUnifier  # noqa: E402
 from medunifier_cli.objectives.pretraining import PretrainingLoss  # noqa: E402
@@ -127,7 +127,7 @@ class Sides:
         for row, ids in enumerate(batch.text.ids_N.split(lengths)):
             grid[row, : len(ids)] = ids
         self.text = PaddedTexts(grid, lengths, batch.digest_B.tolist())
-        places = batch.place_B.tolist()
+        places = batch.position_B.tolist()
         self.uniform = [
             draws.uniform(self.objectives.seed, purpose, places).tolist()
             for purpose in (draws.NEGATIVE_TEXT, draws.NEGATIVE_IMAGE)

@@ -51,8 +51,7 @@ def scatter(module: torch.nn.Module) -> None:
 
 def pack(texts: Sequence[Sequence[int]]) -> PackedText:
     """Token ids end to end."""
-    ids = torch.tensor([token for text in texts for token in text])
-    return PackedText(ids, torch.tensor([len(text) for text in texts]))
+    return PackedText.of(texts)
 
 
 def pad(texts: Sequence[Sequence[int]], longest: int) -> Tensor:
@@ -90,5 +89,5 @@ def part_of(batch: Batch, rows: slice) -> Batch:
     texts = [ids.tolist() for ids in batch.text.ids_N.split(batch.text.lengths_B.tolist())]
     return Batch(
         batch.keys[rows], batch.image_B1HW[rows], pack(texts[rows]), batch.digest_B[rows],
-        batch.label_B[rows], batch.place_B[rows],
+        batch.label_B[rows], batch.position_B[rows],
     )  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.data.texts.report import TextTokenizer
+from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import CheckpointError, RecipeError
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.objectives.pretraining import build_model

@@ -1,7 +1,8 @@
-"""What a data set plugin is made of, and what reaches the model. The one module of ours a plugin imports.
+"""The interface of a data set plugin, and the only module of this package that such a plugin imports.
 
-A plugin walks a raw download and yields `Record`s and `Drop`s, lazily: it opens tables and texts, never
-pixels. The core decodes, resizes, writes, counts and hashes.
+A plugin reads the tables and texts of a raw download, never its pixels, and yields one `Record` or `Drop`
+per image, lazily. The core decodes, resizes, writes, counts and hashes. The classes that reach the model
+(`Sample`, `PackedText`, `Batch`) are defined in `data.batch` and can be imported from here as well.
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medunifier_cli.data.batch import Batch, PackedText, Sample
 from medunifier_cli.errors import DataError
-
-if TYPE_CHECKING:  # a plugin, and `mu prepare`, do without torch
-    from torch import Tensor
 
 __all__ = [
     "Batch", "DataError", "DatasetPlugin", "DicomTone", "DrawnImage", "Drop", "FileImage", "ImageSource",
@@ -28,16 +27,16 @@ __all__ = [
 
 
 DicomTone = Literal["window", "range", "equalise"]
-"""How a DICOM's stored values become grey levels; MONOCHROME1 is inverted in each, other formats ignore it.
+"""How stored DICOM values become grey levels; MONOCHROME1 is always inverted, other formats ignore this.
 
-`window`: rescale and VOI, as a viewer shows it. `range`: minimum to maximum. `equalise`: `range`, then global
-histogram equalisation, as MIMIC-CXR-JPG was made.
+`window`: rescale and VOI LUT, as a viewer shows the image. `range`: linear from minimum to maximum.
+`equalise`: `range`, then global histogram equalisation, as MIMIC-CXR-JPG was made.
 """
 
 
 @dataclass(frozen=True)
 class FileImage:
-    """An image file on disk: PNG, JPEG or DICOM, told apart by content and not by name."""
+    """An image file on disk. PNG, JPEG and DICOM are told apart by content, not by file name."""
 
     path: Path
     dicom_tone: DicomTone = "window"
@@ -45,7 +44,7 @@ class FileImage:
 
 @dataclass(frozen=True)
 class ZipImage:
-    """An image inside a zip archive, read without unpacking."""
+    """An image inside a zip archive, read without unpacking the archive."""
 
     archive: Path
     member: str
@@ -54,9 +53,9 @@ class ZipImage:
 
 @dataclass(frozen=True)
 class DrawnImage:
-    """An image that a function draws. `draw` must pickle (workers call it) and be deterministic.
+    """A synthetic image, made by a function. `draw` must pickle (workers call it) and be deterministic.
 
-    It takes the edge asked for by `mu prepare --size`, in pixels, and returns uint8 [size, size], 0 is black.
+    It takes the edge length of `mu prepare --size`, in pixels, and returns uint8 [size, size], 0 is black.
     """
 
     draw: Callable[[int], NDArray[np.uint8]]
@@ -67,33 +66,33 @@ ImageSource = FileImage | ZipImage | DrawnImage
 
 @dataclass(frozen=True)
 class Record:
-    """One image with all that is known of it; nothing decoded, nothing cleaned."""
+    """One image and everything known about it, before anything is decoded or cleaned."""
 
     key: str
-    """Unique in the data set; letters, digits, `_` and `-` (a dot would end a WebDataset key)."""
+    """Unique in the data set: 1 to 90 letters, digits, `_` and `-` (a dot would end a WebDataset key)."""
     image: ImageSource
     split: str
     """`train`, `valid`, `test`, or the name of a held-out set such as `5x200`."""
     subject: str
-    """Patient. A subject in two splits is an error, see `DatasetPlugin.allow_shared_subjects`."""
+    """Patient identifier. A subject in two splits is an error, see `DatasetPlugin.allow_shared_subjects`."""
     study: str
     source: str
-    """Path of the image relative to the raw folder, with `/`; or what stands for it."""
+    """Path of the image relative to the raw folder, with `/`; for a synthetic image any unique name."""
     view: str | None = None
-    """View position as the data set spells it (PA, AP, ...), None where unknown."""
+    """View position as the data set spells it (PA, AP, ...); None where unknown."""
     sections: Mapping[str, str] = field(default_factory=dict)
     """Raw text by section name: `findings`, `impression`, `clinical_notes`, ..."""
     labels: Mapping[str, float | None] = field(default_factory=dict)
     """All labels: 1 positive, 0 negative, -1 uncertain, None blank (never 0)."""
     text_kind: str = "report"
-    """`report` for a radiology report; anything else, such as `clinical_notes`, says that it is none."""
+    """`report` for a radiology report, or another name for other text, such as `clinical_notes`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Anything more that is worth keeping and fits JSON (phantom truth, boxes, licence)."""
+    """Further metadata that fits JSON (ground truth of a phantom, bounding boxes, licence)."""
 
 
 @dataclass(frozen=True)
 class Drop:
-    """A row the plugin leaves out, and why; counted by reason and listed in `rejects.jsonl`.
+    """A row that the plugin leaves out, and why. Counted by reason and listed in `rejects.jsonl`.
 
     Reasons are short and repeat: `missing`, `filtered: lateral view`, `held out: 5x200 subject`.
     Never put report text into either field.
@@ -105,78 +104,37 @@ class Drop:
 
 @dataclass(frozen=True)
 class Subset:
-    """A drawn or published list of sample keys: written to the manifest with its seed and rule."""
+    """A sampled or published list of sample keys, written to the manifest with its rule and seed."""
 
     keys: Sequence[str]
     rule: str
-    """How it was drawn, in one sentence."""
+    """How the keys were selected, in one sentence."""
     seed: int | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one raw folder holds, in an order that depends on nothing but the raw data and the options."""
+    """The contents of a raw folder, in an order that depends only on the raw data and the options."""
 
     records: Iterator[Record | Drop]
     total: int | None = None
-    """Number of items that `records` will yield, where it is known beforehand (for the progress bar)."""
+    """Number of items that `records` will yield, if known beforehand (for the progress bar)."""
     split_source: str = ""
-    """Where the splits come from: `official`, `hash of the subject, seed 0`, ..."""
+    """Origin of the splits: `official`, `hash of the subject, seed 0`, ..."""
     seed: int | None = None
     subsets: Mapping[str, Subset] = field(default_factory=dict)
     expected: Mapping[str, int] = field(default_factory=dict)
-    """Counts of the full download by split or by `all`; a large difference is said."""
+    """Image counts of the full download, by split or under `all`; a deviation over 2 % triggers a warning."""
     warnings: Sequence[str] = ()
     classes: tuple[str, ...] = ()
-    """The classes under these options, where they differ from the plugin's own."""
+    """Class names under these options, if they differ from the plugin's own."""
     allow_shared_subjects: bool = False
-    """True where these options ask for patients on two sides; adds to the plugin's own."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image-text pair as a loader worker makes it from a shard."""
-
-    key: str
-    image_HW: NDArray[np.uint8]
-    """Grey levels 0 (black) to 255, already at the recipe's image size."""
-    token_ids: Sequence[int]
-    """[CLS] ... [SEP], at most `text.max_tokens` of them."""
-    text_digest: int
-    """63-bit hash of the text: equal for texts that say the same, word for word."""
-    label: int
-    """Index of the one positive class, -1 where there is none or more than one."""
-
-
-@dataclass(frozen=True)
-class PackedText:
-    """The texts of a batch end to end; N = sum of lengths, nothing is padded."""
-
-    ids_N: Tensor
-    """int64 token ids."""
-    lengths_B: Tensor
-    """int64 tokens per text, each >= 2 ([CLS] and [SEP])."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B pairs at consecutive places of the sample order; what a `step` takes."""
-
-    keys: Sequence[str]
-    image_B1HW: Tensor
-    """uint8 grey levels; `model.vit.pixels` turns them into [0, 1] and three channels on the device."""
-    text: PackedText
-    digest_B: Tensor
-    """int64, see `Sample.text_digest`."""
-    label_B: Tensor
-    """int64, see `Sample.label`."""
-    place_B: Tensor
-    """int64 places in the endless order (epoch * n + position): the row of every random draw."""
+    """True if these options allow patients in more than one split, even though the plugin does not."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One `-o name=value` of `mu prepare`. The type of `default` is the type of the value."""
+    """One `-o name=value` of `mu prepare`. The value has the type of `default`."""
 
     default: str | int | float | bool
     help: str
@@ -184,13 +142,13 @@ class Option:
 
 
 class DatasetPlugin(ABC):
-    """A data set. One file, one entry point in the group `medunifier.datasets`; see `plugins/` for examples.
+    """Base class of data sets: one file and one entry point in `medunifier.datasets`; see `plugins/`.
 
-    Raises from its methods: DataError with one line, when the raw folder cannot be used as it is.
+    Its methods raise DataError, with a message of one line, when the raw folder cannot be used as it is.
     """
 
     name: ClassVar[str]
-    """As typed after `mu prepare`."""
+    """The name typed after `mu prepare`."""
     title: ClassVar[str]
     citation: ClassVar[str] = ""
     """The publication to cite, in one line."""
@@ -198,52 +156,56 @@ class DatasetPlugin(ABC):
     """Terms under which the data may be used, in one line; says so if they are unknown."""
     homepage: ClassVar[str] = ""
     needs: ClassVar[str] = ""
-    """The raw files it needs and where one gets them, one sentence or two."""
+    """The raw files it needs and where to get them, in one or two sentences."""
     needs_raw: ClassVar[bool] = True
-    """False for a data set that is drawn and reads nothing."""
+    """False for a synthetic data set, which reads no raw files."""
     options: ClassVar[Mapping[str, Option]] = {}
     splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
     classes: ClassVar[tuple[str, ...]] = ()
     """Label names for classification and zero-shot, in their official order."""
     benchmark_split: ClassVar[str] = ""
-    """Split or drawn subset that retrieval and zero-shot are measured on; empty for the held-out split."""
+    """Split or subset on which retrieval and zero-shot are measured; empty for the held-out split."""
     prompts_drawn: ClassVar[int] = 15
-    """Zero-shot prompts drawn per class (the published code: 15, and 10 on RSNA); 0 for all."""
+    """Zero-shot prompts sampled per class (the published code: 15, and 10 on RSNA); 0 for all."""
     headline_metric: ClassVar[str] = "accuracy"
     """`accuracy` or `auroc`."""
     text_sections: ClassVar[tuple[str, ...]] = ("findings", "impression")
-    """Sections that make the text, in order, joined by a blank at load time."""
+    """Report sections that make up the text, in this order, joined by a space when samples are loaded."""
     allow_shared_subjects: ClassVar[bool] = False
-    """True where the literature's own split has patients on two sides; counted in the manifest."""
+    """True if the published split has patients in more than one split; the manifest counts them."""
 
     @abstractmethod
     def plan(self, raw: Path, options: Mapping[str, Any]) -> Plan:
-        """Look at `raw` (tables only) and say what will come. `options` holds a value for each of `options`.
+        """Read the tables of `raw`, not its images, and describe the records to come.
+
+        Args:
+            raw: folder of the download.
+            options: a value for each of the class's `options`.
 
         Raises:
-            DataError: a missing folder, table or column, said in one line.
+            DataError: a missing folder, table or column, in a message of one line.
         """
 
     def prompt_sets(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
-        """Zero-shot prompts: set name -> class name -> prompts. The first set is the default."""
+        """Zero-shot prompts: name of the set -> class name -> prompts. The first set is the default."""
         return {}
 
     def class_of(self, labels: Mapping[str, float | None]) -> int | None:
-        """Index into `classes` of a sample with exactly one positive class, else None."""
+        """Index into `classes` of a sample with exactly one positive class; None for all others."""
         positive = [i for i, name in enumerate(self.classes) if labels.get(name) == 1]
         return positive[0] if len(positive) == 1 else None
 
     def with_classes(self, classes: tuple[str, ...]) -> DatasetPlugin:
-        """This plugin under the classes that shards were prepared with, which an option may have changed."""
+        """This plugin with the class names of prepared shards, which an option may have changed."""
         if not classes or classes == self.classes:
             return self
         plugin = copy.copy(self)
-        setattr(plugin, "classes", classes)  # noqa: B010 - a class variable, on this copy alone
+        setattr(plugin, "classes", classes)  # noqa: B010 - overrides the class variable for this copy only
         return plugin
 
     def findings_in(self, text: str) -> frozenset[str] | None:
-        """Classes that a report of this data set asserts, negations understood; None where it cannot say.
+        """Classes that a report of this data set asserts, negation handled; None where unsupported.
 
-        Optional: where reports follow a known grammar, generated ones can be scored exactly.
+        Optional: where reports follow a known grammar, generated reports can be scored exactly.
         """
         return None

@@ -1,8 +1,9 @@
-"""From shards to batches, at places that are a pure function of (seed, epoch, position).
+"""Batches for training and evaluation, read from shards by worker processes in a reproducible order.
 
-A stage brings a `Source`: what a sample is made of is its business, which samples are read is decided here.
-Built on torch's DataLoader for its processes only: what each worker reads is listed by us, place by place,
-so that ranks and workers change nothing. Never hand these to `accelerator.prepare`.
+Which samples a batch holds is decided here, as a pure function of (seed, epoch, index); a `SampleSource`
+decides what a sample consists of. Torch's DataLoader provides the processes and nothing else: it neither
+samples nor shuffles, so the number of ranks and workers changes no batch. Do not pass these iterators to
+`accelerator.prepare`, which would divide them among the ranks a second time.
 
 Shapes: B pairs, N tokens of all texts, H = W = `data.image_size`.
 """
@@ -11,8 +12,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -22,65 +23,68 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from medunifier_cli.data.contract import Batch, PackedText, Sample
+from medunifier_cli.data.batch import Batch, PackedText, Sample
 from medunifier_cli.data.order import SampleOrder
 from medunifier_cli.data.split_source import SplitSource
 from medunifier_cli.errors import MuError
 
+__all__ = ["SampleSource", "SplitSource", "collate", "eval_batches", "micro_batch_size", "train_batches"]
 
-class Placed(Protocol):
-    """A batch that knows its places; `contract.Batch` is one."""
-
-    @property
-    def place_B(self) -> Tensor: ...
+B = TypeVar("B")
+B_co = TypeVar("B_co", covariant=True)
 
 
-P = TypeVar("P", bound=Placed)
-P_co = TypeVar("P_co", bound=Placed, covariant=True)
-
-
-class OnItsWay(Protocol[P_co]):
-    """What a worker sends: pickles, with its tensors in shared memory."""
-
-    def batch(self, places: NDArray[np.int64], /) -> P_co:
-        """As a step takes it."""
-
-
-class Source(Protocol[P_co]):
-    """Samples by number; picklable. `SplitSource` is one."""
+class SampleSource(Protocol[B_co]):
+    """Samples by number, read a batch at a time; picklable. `SplitSource` is one."""
 
     @property
     def folder(self) -> Path:
-        """Where they come from, for messages."""
+        """Folder of the shards, for messages."""
 
     def __len__(self) -> int: ...
 
-    def room(self, count: int, /) -> Tensor:
-        """An empty tensor for so many samples."""
+    def empty(self, count: int, /) -> Tensor:
+        """An uninitialised tensor for the images of `count` samples."""
 
-    def gather(self, samples: NDArray[np.int64], room: Tensor, /) -> OnItsWay[P_co]:
-        """Samples by number, read into `room`."""
+    def read(self, samples: NDArray[np.int64], positions: NDArray[np.int64], images: Tensor, /) -> B_co:
+        """The batch of these samples at these positions of the order; its images are read into `images`."""
 
 
-def collate(samples: Sequence[Sample], places: Sequence[int] | NDArray[np.int64]) -> Batch:
-    """Samples at their places of the endless order as one batch; images travel as one uint8 tensor."""
-    images = torch.from_numpy(np.stack([sample.image_HW for sample in samples])[:, None])
-    ids = [token for sample in samples for token in sample.token_ids]
+def micro_batch_size(global_batch: int, micro_batch: int, ranks: int, unit: str = "pairs") -> int:
+    """How many samples one rank takes in one forward pass.
+
+    Args:
+        global_batch: samples of all ranks in one optimiser step.
+        micro_batch: of the recipe; 0 divides the global batch by the ranks, without accumulation.
+        unit: what is counted, in the plural.
+
+    Raises:
+        MuError: the global batch is not a whole number of passes of all ranks.
+    """
+    micro = micro_batch or max(1, global_batch // ranks)
+    # A remainder would give some ranks fewer samples, and the mean over ranks would weight samples unequally.
+    if global_batch % (micro * ranks):
+        raise MuError(
+            f"train.global_batch: {global_batch} is not a multiple of {micro} {unit} x {ranks} processes; "
+            "change it, train.micro_batch or the number of processes"
+        )
+    return micro
+
+
+def collate(samples: Sequence[Sample], positions: Sequence[int] | NDArray[np.int64]) -> Batch:
+    """One batch of samples at their positions of the endless order."""
     return Batch(
         keys=[sample.key for sample in samples],
-        image_B1HW=images,
-        text=PackedText(
-            torch.tensor(ids, dtype=torch.int64),
-            torch.tensor([len(sample.token_ids) for sample in samples], dtype=torch.int64),
-        ),
+        image_B1HW=torch.from_numpy(np.stack([sample.image_HW for sample in samples])[:, None]),
+        text=PackedText.of([sample.token_ids for sample in samples]),
         digest_B=torch.tensor([sample.text_digest for sample in samples], dtype=torch.int64),
         label_B=torch.tensor([sample.label for sample in samples], dtype=torch.int64),
-        place_B=torch.as_tensor(np.asarray(places, np.int64)),
+        position_B=torch.as_tensor(np.asarray(positions, np.int64)),
     )
 
 
 def train_batches(
-    source: Source[P],
+    source: SampleSource[B],
     *,
     seed: int,
     first_step: int,
@@ -90,23 +94,21 @@ def train_batches(
     rank: int,
     world: int,
     workers: int,
-) -> Iterator[list[P]]:
-    """One list of micro-batches for each of the optimiser steps first_step, ..., steps - 1.
+) -> Iterator[list[B]]:
+    """A list of micro-batches for each of the optimiser steps first_step, ..., steps - 1.
 
-    Step s uses places [s G, (s + 1) G) of the endless order, G the global batch, cut into consecutive
-    stretches of micro_batch * world places, of which rank r takes its r-th consecutive micro_batch. A stretch
-    may cross epochs. `micro_batch` 0 is G / world.
+    Step s uses positions [s G, (s + 1) G) of the endless order, G the global batch. They are cut into
+    consecutive blocks of micro_batch * world positions, of which rank r takes the r-th consecutive
+    micro_batch. A block may cross epochs. `micro_batch` 0 is G / world.
 
     Raises:
-        MuError: G does not divide evenly, a damaged sample (shard and key), a worker that died.
+        MuError: G does not divide evenly, a damaged sample (names shard and key), or a worker died.
     """
-    micro = micro_batch or global_batch // world
-    if micro < 1 or global_batch % (micro * world):
-        raise MuError(
-            f"train.global_batch: {global_batch} is not a multiple of {micro} pairs x {world} ranks; "
-            "change train.global_batch or train.micro_batch"
-        )
+    micro = micro_batch_size(global_batch, micro_batch, world)
     accumulation = global_batch // (micro * world)
+    # The ranks alternate (rank 0, rank 1, rank 0, ...) instead of taking one long block each, so that pass
+    # m covers the same positions however many ranks share it. ITC and ITM contrast the pairs of one pass
+    # over all ranks: 2 ranks x 64 pairs see the same candidates as 1 rank x 128.
     starts = (
         step * global_batch + m * micro * world + rank * micro
         for step in range(first_step, steps)
@@ -116,111 +118,127 @@ def train_batches(
     requests = (
         _Request(order.indices(start, start + micro), np.arange(start, start + micro)) for start in starts
     )
-    pending: list[P] = []
+    step: list[B] = []
     for batch in _load(source, requests, workers):
-        pending.append(batch)
-        if len(pending) == accumulation:
-            yield pending
-            pending = []
+        step.append(batch)
+        if len(step) == accumulation:
+            yield step
+            step = []
 
 
 def eval_batches(
-    source: Source[P], *, batch_size: int, rank: int, world: int, workers: int, batches: int = 0
-) -> Iterator[tuple[P, Tensor]]:
-    """Every sample once and in order, the same number of batches on every rank.
+    source: SampleSource[B], *, batch_size: int, rank: int, world: int, workers: int, batches: int = 0
+) -> Iterator[tuple[B, Tensor]]:
+    """Every sample once and in order, with the same number of batches on every rank.
 
     Batch b covers samples [b B W, (b + 1) B W), B = `batch_size` pairs per rank, W = `world`; rank r takes
     the r-th consecutive B of them. Rows past the end repeat the last sample.
 
     Args:
-        batches: stop after so many; 0 for the whole split.
+        batches: stop after this many batches; 0 reads the whole split.
 
     Returns:
-        Batch and mask_B: False on repeated rows. `place_B` is the sample's number in the split.
+        Batch and mask_B: False on repeated rows. `position_B` is the sample's number in the split.
     """
-    n, stretch = len(source), batch_size * world
-    count = -(-n // stretch)
-    numbers = range(min(count, batches) if batches else count)
-    starts = (b * stretch + rank * batch_size for b in numbers)
-    wanted = (np.arange(start, start + batch_size) for start in starts)
-    requests = (_Request(np.minimum(places, n - 1), places) for places in wanted)
-    for batch in _load(source, requests, workers):
-        mask_B = batch.place_B < n
-        batch.place_B.clamp_(max=n - 1)
-        yield batch, mask_B
+    n, block = len(source), batch_size * world
+    count = -(-n // block)
+    starts = [b * block + rank * batch_size for b in range(min(count, batches) if batches else count)]
+    # Full batches on every rank, the last ones padded by repetition: a rank with fewer batches than the
+    # others would leave them waiting in the next collective.
+    rows = (np.minimum(np.arange(start, start + batch_size), n - 1) for start in starts)
+    requests = (_Request(samples, samples) for samples in rows)
+    for start, batch in zip(starts, _load(source, requests, workers), strict=True):
+        yield batch, torch.arange(start, start + batch_size) < n
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What one batch is made of."""
+    """Which samples make a batch, and their positions in the order, int64 [B] each."""
 
     samples: NDArray[np.int64]
-    places: NDArray[np.int64]
+    positions: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """A user-facing error on its way out of a worker: torch would wrap it into a traceback."""
+    """A user-facing error from a worker. Raised there, torch would wrap it in a traceback of its own."""
 
     error: type[MuError]
     message: str
 
 
 class _Reader(Dataset[Any]):
-    """Answers requests; runs in the workers."""
+    """Reads the batches that are requested. Lives in the workers, or in this process without workers."""
 
-    def __init__(self, source: Source[Any]) -> None:
+    def __init__(self, source: SampleSource[Any]) -> None:
         self.source = source
 
-    def __getitem__(self, request: _Request) -> tuple[OnItsWay[Any], NDArray[np.int64]] | _Failure:
-        room = self.source.room(len(request.samples))
-        if get_worker_info() is not None:
-            # Decoded where the other process reads it: no copy on the way.
-            room.share_memory_()  # type: ignore[no-untyped-call]
+    def __getitem__(self, request: _Request) -> Any:
+        images = self.source.empty(len(request.samples))
+        in_worker = get_worker_info() is not None
+        if in_worker:
+            # Moved to shared memory while still empty, so that images are decoded where the training process
+            # reads them. Torch shares every tensor that leaves a worker, but copies those that are not
+            # shared yet: 3.2 MB more per batch of 64 images of 224 px.
+            images.share_memory_()  # type: ignore[no-untyped-call]
         try:
-            return self.source.gather(request.samples, room), request.places
+            batch = self.source.read(request.samples, request.positions, images)
         except MuError as error:
             return _Failure(type(error), str(error))
+        # Torch sends each tensor of a batch as a shared file of its own, with a descriptor to pass and a
+        # memory map to make. The five small ones travel through the pipe as arrays instead.
+        return _with_tensors(batch, lambda t: t if t is images else t.numpy()) if in_worker else batch
 
 
-def _load(source: Source[P], requests: Iterable[_Request], workers: int) -> Iterator[P]:
+def _with_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A copy of a dataclass with `change` applied to every tensor and array in it, at any depth."""
+    if isinstance(value, Tensor | np.ndarray):
+        return change(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {field.name: _with_tensors(getattr(value, field.name), change) for field in fields(value)}
+        return replace(value, **changed)
+    return value
+
+
+def _load(source: SampleSource[B], requests: Iterable[_Request], workers: int) -> Iterator[B]:
     if workers:
-        # Set before the fork: tokenizers would warn in each worker, though none tokenizes.
+        # Set before the fork: the tokenizers library would print a warning in every worker otherwise,
+        # although no worker tokenizes.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
     loader: DataLoader[Any] = DataLoader(
         _Reader(source),
+        # Our requests are whole batches already; None turns off torch's own batching.
         batch_size=None,
         sampler=requests,
-        collate_fn=_as_is,
+        collate_fn=_unchanged,
         num_workers=workers,
         worker_init_fn=_start_worker,
-        # DataLoader draws a seed; from its own generator, or starting a loader would move the run's RNG.
+        # DataLoader draws a seed for its workers when it starts. With a generator of its own it does not
+        # advance the global one, which would make the number of loaders change dropout and weights.
         generator=torch.Generator(),
     )
     try:
         for answer in loader:
             if isinstance(answer, _Failure):
                 raise answer.error(answer.message)
-            gathered, places = answer
-            yield gathered.batch(places)
+            yield _with_tensors(answer, torch.as_tensor) if workers else answer
     except RuntimeError as error:
+        # Torch has no exception class for a dead worker, only this text.
         if "DataLoader worker" not in str(error):
             raise
         raise MuError(
-            f"{source.folder}: a loader process died, often for want of memory, "
-            "or of shared memory under /dev/shm; lower data.workers"
+            f"{source.folder}: a loader process died, usually because memory or shared memory (/dev/shm) "
+            "ran out; lower data.workers"
         ) from error
 
 
-def _as_is(answer: Any) -> Any:
+def _unchanged(answer: Any) -> Any:
+    """Replaces torch's collate function; a named function, since a lambda does not pickle."""
     return answer
 
 
 def _start_worker(_: int) -> None:
-    # Signals go to the whole process group, but only the training process answers them: it still needs
-    # batches to finish its step before the checkpoint. Workers end when it ends.
+    # SLURM and Ctrl-C signal the whole process group, but only the training process may react: it still
+    # needs batches to finish its step before the last checkpoint. Workers end when it ends.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-
-
-__all__ = ["Source", "SplitSource", "collate", "eval_batches", "train_batches"]

@@ -1,4 +1,4 @@
-"""The samples of one split as the recipe wants them: text composed and cut, image decoded at its size.
+"""Samples of one split as the recipe describes them: composed and tokenized text, image decoded and resized.
 
 Shapes: B pairs, N tokens of all texts, H = W = `data.image_size`.
 """
@@ -6,7 +6,6 @@ Shapes: B pairs, N tokens of all texts, H = W = `data.image_size`.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +15,34 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from medunifier_cli.data.contract import Batch, DatasetPlugin, PackedText, Sample
+from medunifier_cli.data.batch import Batch, PackedText, Sample
+from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.shards import Shards
-from medunifier_cli.data.texts.report import TextTokenizer, compose
-from medunifier_cli.data.texts.token_table import text_table
+from medunifier_cli.data.texts.report import compose
+from medunifier_cli.data.texts.token_table import token_table
+from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import DataError
 from medunifier_cli.recipe.schema import DataConfig, TextConfig
 
 
 class SplitSource:
-    """The samples of one split as the recipe wants them. Picklable: it holds neither tokenizer nor plugin.
+    """The image-text pairs of one split. Picklable: it keeps neither the tokenizer nor the plugin.
 
     Args:
         shards: the opened split.
-        tokenizer: cuts the texts, once.
-        data, text: of the recipe. `data.limit` applies to the split named `data.train`.
-        plugin: names the text sections and the class of a sample.
+        tokenizer: tokenizes all texts here, once.
+        data, text: sections of the recipe. `data.limit` applies to the split named `data.train`.
+        plugin: names the text sections, and the class of a sample.
         need_text: leave samples without text out; False keeps them with the text [CLS] [SEP].
 
     Attributes:
         rows: row of each sample in the shards, int64 [n].
         labels: class index of each sample, -1 for none or several, int64 [n].
         digests: hash of each sample's text, int64 [n].
-        excluded: samples left out because their text is empty.
+        excluded: number of samples left out because their text is empty.
 
     Raises:
-        DataError: nothing is left, or a shard cannot be read.
+        DataError: no sample is left, or a shard cannot be read.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class SplitSource:
         self.data = data
         self.text_recipe = text
         self.sections = data.sections or plugin.text_sections
-        self._table = text_table(shards, self.sections, data, text, tokenizer)
+        self._table = token_table(shards, self.sections, data, text, tokenizer)
         self._blank = np.array([tokenizer.cls_id, tokenizer.sep_id], np.int32)
+        # Decided once and for the whole split, before training: if a worker skipped empty texts when it met
+        # them, the position of every later sample would depend on what had been read before.
         has_text = np.diff(self._table.start) > 0
         self.excluded = int((~has_text).sum()) if need_text else 0
         self.rows: NDArray[np.int64] = np.flatnonzero(has_text) if need_text else np.arange(len(shards))
@@ -78,15 +81,15 @@ class SplitSource:
 
     @property
     def folder(self) -> Path:
-        """Of the shards."""
+        """Folder of the shards."""
         return self.shards.folder
 
-    def room(self, count: int) -> Tensor:
-        """For the images of so many samples, uint8 [count, 1, H, W]."""
-        return image_room(count, self.data.image_size)
+    def empty(self, count: int) -> Tensor:
+        """An uninitialised tensor for the images of `count` samples, uint8 [count, 1, H, W]."""
+        return empty_images(count, self.data.image_size)
 
     def sample(self, i: int) -> Sample:
-        """Sample i, decoded.
+        """Sample i with its image decoded.
 
         Raises:
             DataError: damaged image or shard; names shard and key.
@@ -103,28 +106,39 @@ class SplitSource:
             label=int(self.labels[i]),
         )
 
-    def gather(self, samples: NDArray[np.int64], image_B1HW: Tensor) -> Gathered:
-        """`sample` for a whole batch at once: images are decoded straight into `image_B1HW`, uint8."""
+    def read(self, samples: NDArray[np.int64], positions: NDArray[np.int64], image_B1HW: Tensor) -> Batch:
+        """A batch of samples, int64 [B], at their positions of the order.
+
+        Equal to `loader.collate` over `sample`, without a step per sample where one per batch will do.
+
+        Args:
+            image_B1HW: uint8 [B, 1, H, W], overwritten and part of the batch.
+
+        Raises:
+            DataError: damaged image or shard; names shard and key.
+        """
         rows = self.rows[samples]
-        pixels = image_B1HW.numpy()
-        for place, (row, body) in enumerate(zip(rows.tolist(), self.shards.images(rows), strict=True)):
-            self._decode(body, row, pixels[place, 0])
+        self._decode_rows(rows, image_B1HW)
         ids = [self._token_ids(row) for row in rows.tolist()]
-        return Gathered(
+        lengths = np.array([len(one) for one in ids], np.int64)
+        return Batch(
             keys=self.shards.keys(rows),
             image_B1HW=image_B1HW,
-            ids_N=np.concatenate(ids),
-            lengths_B=np.array([len(one) for one in ids]),
-            digest_B=self._table.digest[rows],
-            label_B=self.labels[samples],
+            # Not PackedText.of: it would turn 64 x 40 numpy integers into Python integers and back.
+            text=PackedText(torch.from_numpy(np.concatenate(ids)).long(), torch.from_numpy(lengths)),
+            # Indexing with an array copies, so no tensor below shares memory with the split's tables, and
+            # writing to a batch cannot change them.
+            digest_B=torch.from_numpy(self._table.digest[rows]),
+            label_B=torch.from_numpy(self.labels[samples]),
+            position_B=torch.from_numpy(positions),
         )
 
     def meta(self, i: int) -> dict[str, Any]:
-        """Everything the shard says of sample i."""
+        """The metadata of sample i, as written to its shard."""
         return self.shards.meta(int(self.rows[i]))
 
     def text(self, i: int) -> str:
-        """Composed text of sample i, uncut."""
+        """Composed text of sample i, untruncated."""
         sections = self.meta(i).get("sections") or {}
         text = self.text_recipe
         return compose(
@@ -132,7 +146,7 @@ class SplitSource:
         )
 
     def token_ids(self, i: int) -> list[int]:
-        """[CLS] ... [SEP] of sample i, nothing decoded."""
+        """[CLS] ... [SEP] of sample i; reads no image."""
         ids: list[int] = self._token_ids(int(self.rows[i])).tolist()
         return ids
 
@@ -142,54 +156,43 @@ class SplitSource:
         Raises:
             DataError: damaged image or shard; names shard and key.
         """
-        return self.gather(samples, self.room(len(samples))).image_B1HW
+        image_B1HW = self.empty(len(samples))
+        self._decode_rows(self.rows[samples], image_B1HW)
+        return image_B1HW
 
     def _token_ids(self, row: int) -> NDArray[np.int32]:
         start, stop = self._table.start[row : row + 2]
         return self._table.ids_N[start:stop] if stop > start else self._blank
+
+    def _decode_rows(self, rows: NDArray[np.int64], image_B1HW: Tensor) -> None:
+        # A view, not a copy: writing to it writes to the tensor, which may be in shared memory.
+        pixels = image_B1HW.numpy()
+        for i, (row, body) in enumerate(zip(rows.tolist(), self.shards.images(rows), strict=True)):
+            self._decode(body, row, pixels[i, 0])
 
     def _decode(self, body: bytes, row: int, out_HW: NDArray[np.uint8]) -> None:
         if not decode_grey(body, out_HW):
             raise DataError(f"{self.shards.where(row)}: damaged image; run `mu prepare` again")
 
 
-def image_room(count: int, image_size: int) -> Tensor:
-    """An empty uint8 tensor [count, 1, H, W]."""
+def empty_images(count: int, image_size: int) -> Tensor:
+    """An uninitialised uint8 tensor [count, 1, H, W]."""
     return torch.empty((count, 1, image_size, image_size), dtype=torch.uint8)
 
 
 def decode_grey(body: bytes, out_HW: NDArray[np.uint8]) -> bool:
-    """PNG or JPEG -> `out_HW`, resized where the shards hold another size; False for a damaged image."""
+    """Decode a PNG or JPEG into `out_HW`, resized if it has another size; False for a damaged image."""
     height, width = out_HW.shape
     try:
+        # Only what `mu prepare` writes: every further format that Pillow would try is a decoder that a
+        # crafted file could attack.
         image = Image.open(io.BytesIO(body), formats=("PNG", "JPEG"))
+        # `convert` copies the image even where there is nothing to convert.
         grey = image if image.mode == "L" else image.convert("L")
         if grey.size != (width, height):
             grey = grey.resize((width, height), Image.Resampling.BILINEAR)
         out_HW[:] = np.asarray(grey)
+    # Pillow has no common base class: a damaged PNG raises SyntaxError, a truncated one OSError.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
     return True
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """A batch on its way out of a worker: images in shared memory, the rest small enough for the pipe."""
-
-    keys: list[str]
-    image_B1HW: Tensor
-    ids_N: NDArray[np.int32]
-    lengths_B: NDArray[np.int64]
-    digest_B: NDArray[np.int64]
-    label_B: NDArray[np.int64]
-
-    def batch(self, places: NDArray[np.int64]) -> Batch:
-        """As a step takes it."""
-        return Batch(
-            keys=self.keys,
-            image_B1HW=self.image_B1HW,
-            text=PackedText(torch.from_numpy(self.ids_N).long(), torch.from_numpy(self.lengths_B)),
-            digest_B=torch.from_numpy(self.digest_B),
-            label_B=torch.from_numpy(self.label_B),
-            place_B=torch.from_numpy(places),
-        )

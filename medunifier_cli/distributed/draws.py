@@ -15,11 +15,24 @@ NEGATIVE_TEXT, NEGATIVE_IMAGE, REVIVAL, DROPOUT, TEXT_DROP, TEXT_VIEW = range(6)
 """What a number is drawn for."""
 
 
-def uniform(seed: int, purpose: int, places: Sequence[int]) -> Tensor:
-    """One float64 in [0, 1) for each place of the sample order; [B] on the CPU."""
-    key = np.array([seed, purpose], dtype=np.uint64)
-    draw = [np.random.Generator(np.random.Philox(key=key, counter=int(place))).random() for place in places]
-    return torch.tensor(draw, dtype=torch.float64)
+def philox(seed: int, stream: int = 0, counter: Sequence[int] = (0, 0, 0, 0)) -> np.random.Generator:
+    """The counter-based generator (Philox, Salmon et al. 2011) behind every random number of the project.
+
+    Args:
+        seed: of the run, in [0, 2^64).
+        stream: separates draws of different purpose under one seed, in [0, 2^64).
+        counter: where in the stream the numbers begin, four words of 64 bits, the lowest first. One call
+            to the generator consumes counters upwards from here.
+    """
+    key = np.array([seed, stream], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=np.array(counter, dtype=np.uint64)))
+
+
+def uniform(seed: int, purpose: int, positions: Sequence[int]) -> Tensor:
+    """One float64 in [0, 1) for each position of the sample order; [B] on the CPU."""
+    # One generator per row, not one per batch: a row's number must not depend on which rows share its batch.
+    numbers = [philox(seed, purpose, (int(position), 0, 0, 0)).random() for position in positions]
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def step_seed(seed: int, purpose: int, *position: int) -> int:

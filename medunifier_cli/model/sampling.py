@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medunifier_cli.distributed.draws import philox
 from medunifier_cli.errors import MuError
 
 
@@ -48,8 +49,7 @@ def uniforms(seed: int, level: int, samples: range, positions: int) -> np.ndarra
     """
     drawn = np.empty((len(samples), positions))
     for row, number in zip(drawn, samples, strict=True):
-        raw = np.random.Philox(key=seed, counter=[0, 0, number, int(level)]).random_raw(positions)
-        row[:] = 1.0 - (raw >> np.uint64(11)) * 2.0**-53
+        row[:] = 1.0 - philox(seed, counter=(0, 0, number, int(level))).random(positions)
     return drawn
 
 

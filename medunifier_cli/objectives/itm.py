@@ -83,7 +83,7 @@ class ImageTextMatching(Objective):
     def compute(self, encoded: EncodedBatch) -> LossAndMonitors:
         """Mean over the rows of all ranks."""
         model, batch = encoded.model, encoded.batch
-        device, pairs = batch.text.ids_N.device, len(batch.place_B)
+        device, pairs = batch.text.ids_N.device, len(batch.position_B)
         first = world.rank() * pairs
         text_for_image_B, image_for_text_B = draw_negatives(
             batch, encoded.similarity, model.temperature, model.recipe
@@ -117,7 +117,7 @@ def draw_negatives(
     """
     settings = recipe.objectives
     digest_G = world.gather(batch.digest_B)
-    places = batch.place_B.tolist()
+    places = batch.position_B.tolist()
     picks = []
     for scores_BG, purpose in (
         (similarity.image_to_text_BG, draws.NEGATIVE_TEXT),

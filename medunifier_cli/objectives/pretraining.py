@@ -78,7 +78,7 @@ class PretrainingLoss(nn.Module):
         """Losses with gradient, monitors without; both scalars.
 
         Args:
-            batch: on the model's device (`text.lengths_B` and `place_B` on the CPU).
+            batch: on the model's device (`text.lengths_B` and `position_B` on the CPU).
             revival: where dead codes go, the same generator state on all ranks; None leaves them.
         """
         model, weights = self.model, self.model.recipe.objectives.weights()

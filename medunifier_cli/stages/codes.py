@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
-from medunifier_cli.data.contract import PackedText
+from medunifier_cli.data.batch import PackedText, to_device
 from medunifier_cli.data.loader import SplitSource, eval_batches
 from medunifier_cli.data.texts.report import compose
 from medunifier_cli.distributed import world
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.terminal.progress import Progress
-from medunifier_cli.train.batches import to_device
 
 BATCH = 64
 """Samples per forward pass and rank."""
@@ -61,7 +60,7 @@ def encode_split(trained: PretrainedRun, source: SplitSource, sections: bool) ->
     batches = eval_batches(source, batch_size=BATCH, rank=world.rank(), world=world.size(), workers=0)
     with Progress(len(source), "sample", hidden=not world.is_main()) as progress, torch.no_grad():
         for batch, mask_B in batches:
-            places = batch.place_B.tolist()
+            places = batch.position_B.tolist()
             batch = to_device(batch, trained.device)
             memory = trained.model.encode_image(pixels(batch.image_B1HW))
             text_BD = trained.model.encode_text(batch.text)
@@ -69,7 +68,7 @@ def encode_split(trained: PretrainedRun, source: SplitSource, sections: bool) ->
             views = [text_BD.float()]
             if sections:
                 views += _section_features(trained, source, places, text_BD)
-            columns = (top.code_BHW, bottom.code_BHW, torch.stack(views, 1), batch.label_B, batch.place_B)
+            columns = (top.code_BHW, bottom.code_BHW, torch.stack(views, 1), batch.label_B, batch.position_B)
             real = _ranks(mask_B.to(trained.device)).bool().cpu()
             parts.append([_ranks(column.to(trained.device)).cpu()[real].numpy() for column in columns])
             progress.advance(sum(len(part[-1]) for part in parts))
@@ -103,11 +102,7 @@ def _section_features(
         feature_BD = whole_BD.float().clone()
         if rows:
             ids = [trained.tokenizer.encode(texts[row], settings.max_tokens) for row in rows]
-            packed = PackedText(
-                torch.tensor([token for text in ids for token in text], device=trained.device),
-                torch.tensor([len(text) for text in ids]),
-            )
-            feature_BD[rows] = trained.model.encode_text(packed).float()
+            feature_BD[rows] = trained.model.encode_text(PackedText.of(ids, trained.device)).float()
         found.append(feature_BD)
     return found
 

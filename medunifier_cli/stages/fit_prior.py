@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore, starting_run
 from medunifier_cli.checkpoint.priors import build_pair
+from medunifier_cli.data.loader import micro_batch_size
 from medunifier_cli.data.order import SampleOrder
 from medunifier_cli.distributed import draws, world
-from medunifier_cli.errors import CheckpointError, MuError
+from medunifier_cli.errors import CheckpointError
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
 from medunifier_cli.evaluate.results import Metric, table, write_result
 from medunifier_cli.prior.baseline import Baseline, baseline, refuse_collapsed
@@ -63,12 +64,7 @@ class PriorFitting:
         self.pretrained, self.codes = trained.identity, codes_hash(train)
         settings = recipe.train
         self.steps = settings.steps or math.ceil(settings.epochs * len(train) / settings.global_batch)
-        self.micro = settings.micro_batch or max(1, settings.global_batch // world.size())
-        if settings.global_batch % (self.micro * world.size()):
-            raise MuError(
-                f"train.global_batch: {settings.global_batch} is not a multiple of {self.micro} maps x "
-                f"{world.size()} ranks; change it or train.micro_batch"
-            )
+        self.micro = micro_batch_size(settings.global_batch, settings.micro_batch, world.size(), "maps")
 
     def start(self) -> None:
         """A new run starts from random weights."""

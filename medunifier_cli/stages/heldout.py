@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
+from medunifier_cli.data.batch import first_pairs, to_device
 from medunifier_cli.data.loader import SplitSource, collate, eval_batches
 from medunifier_cli.distributed import draws
 from medunifier_cli.evaluate.benchmark import patients
@@ -22,7 +23,6 @@ from medunifier_cli.model.vit import pixels
 from medunifier_cli.model.vqvae.quantizer import perplexity
 from medunifier_cli.page.pictures import save_pairs
 from medunifier_cli.terminal.progress import Progress
-from medunifier_cli.train.batches import first_pairs, to_device
 
 BATCH = 64
 SHOWN = 16

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.convert import load_bert
 from medunifier_cli.checkpoint.pretrained import restore
+from medunifier_cli.data.batch import first_pairs, to_device
 from medunifier_cli.data.contract import Batch
-from medunifier_cli.data.loader import SplitSource, eval_batches, train_batches
+from medunifier_cli.data.loader import SplitSource, eval_batches, micro_batch_size, train_batches
 from medunifier_cli.data.shards import Shards
-from medunifier_cli.data.texts.report import TextTokenizer
 from medunifier_cli.data.texts.token_table import texts_of
+from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.distributed import draws, world
-from medunifier_cli.errors import MuError
 from medunifier_cli.evaluate.results import table
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.model.vit import pixels
@@ -39,7 +39,6 @@ from medunifier_cli.run.provenance import command_line, data_facts
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.heldout import evaluate
 from medunifier_cli.train.accelerator import accelerator_of
-from medunifier_cli.train.batches import first_pairs, to_device
 from medunifier_cli.train.loop import Values, fit
 
 SHOWN_PAIRS = 8
@@ -64,12 +63,7 @@ class Pretraining:
         self.shown: tuple[str, ...] = ("total", *(objective.name for objective in active_objectives(recipe)))
         settings = recipe.train
         self.steps = settings.steps or math.ceil(settings.epochs * len(train) / settings.global_batch)
-        self.micro = settings.micro_batch or settings.global_batch // world.size()
-        if settings.global_batch % (self.micro * world.size()):
-            raise MuError(
-                f"train.global_batch: {settings.global_batch} is not a multiple of {self.micro} pairs x "
-                f"{world.size()} ranks; change it or train.micro_batch"
-            )
+        self.micro = micro_batch_size(settings.global_batch, settings.micro_batch, world.size())
 
     @property
     def model(self) -> MedUnifier:

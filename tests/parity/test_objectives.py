@@ -113,7 +113,7 @@ def test_a_step_equals_the_plain_objectives(every: int, equal: tuple[tuple[int, 
     text = PaddedTexts(pad(texts, 12), [len(t) for t in texts], batch.digest_B.tolist())
     image = plain.look(model.vit(pixels(batch.image_B1HW)))
     uniform = [
-        draws.uniform(model.recipe.train.seed, purpose, batch.place_B.tolist()).tolist()
+        draws.uniform(model.recipe.train.seed, purpose, batch.position_B.tolist()).tolist()
         for purpose in (draws.NEGATIVE_TEXT, draws.NEGATIVE_IMAGE)
     ]
     g_q, g_t = plain.embeddings(image, text)

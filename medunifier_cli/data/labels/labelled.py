@@ -1,4 +1,6 @@
-"""Images with labels and without text: what fine-tuning reads. A sample without a known label is not one.
+"""Labelled images without text, or cached features of them: the sample sources of fine-tuning.
+
+Samples of which no label is known are left out before these sources are built.
 
 Shapes: n samples, B images of a batch, C classes, Q queries, D width, H = W = `image_size`.
 """
@@ -18,49 +20,45 @@ from torch import Tensor
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.loader import eval_batches
 from medunifier_cli.data.shards import Shards
-from medunifier_cli.data.split_source import decode_grey, image_room
+from medunifier_cli.data.split_source import decode_grey, empty_images
 from medunifier_cli.errors import DataError
 
 SCAN_BATCH = 64
 
 Kind = Literal["one", "many"]
-"""`one`: exactly one class a sample. `many`: any number of labels a sample."""
+"""`one`: exactly one class per sample. `many`: any number of labels per sample."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """B samples at consecutive places of the sample order, and on their way there."""
+    """A batch of B labelled samples at consecutive positions of the sample order."""
 
     keys: Sequence[str]
     input: Tensor
     """uint8 images [B, 1, H, W], or the cached queries of a frozen model [B, Q, D]."""
     target: Tensor
     """`one`: int64 [B]. `many`: float32 [B, C], NaN where a label is unknown."""
-    place_B: Tensor
-    """int64, as in `contract.Batch`."""
-
-    def batch(self, places: NDArray[np.int64]) -> Labelled:
-        """The same at its places."""
-        return Labelled(self.keys, self.input, self.target, torch.from_numpy(places))
+    position_B: Tensor
+    """int64 on the CPU, as in `batch.Batch`."""
 
     def to(self, device: torch.device) -> Labelled:
-        """Tensors that are computed with go to the device."""
+        """The batch with input and targets on `device`."""
         if device.type == "cpu":
             return self
-        given, target = (part.to(device, non_blocking=True) for part in (self.input, self.target))
-        return Labelled(self.keys, given, target, self.place_B)
+        inputs, target = (part.to(device, non_blocking=True) for part in (self.input, self.target))
+        return Labelled(self.keys, inputs, target, self.position_B)
 
 
 def targets_of(shards: Shards, plugin: DatasetPlugin, kind: Kind) -> NDArray[Any]:
     """Targets of every sample of a split: int64 [n] with -1 for none or several, or float32 [n, C].
 
-    A label that is uncertain (-1) or blank is unknown, NaN.
+    Labels that are uncertain (-1) or blank count as unknown and become NaN.
 
     Args:
         plugin: with the classes that the shards were prepared with.
 
     Raises:
-        DataError: `many`, and the shards do not label one of the classes.
+        DataError: the kind is `many` and the shards lack the label of a class.
     """
     if kind == "one":
         return shards.class_indices(plugin)
@@ -77,13 +75,13 @@ def targets_of(shards: Shards, plugin: DatasetPlugin, kind: Kind) -> NDArray[Any
 
 
 def is_known(target: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which samples have a label at all, [n]."""
+    """Which samples have at least one known label, [n]."""
     known: NDArray[np.bool_] = target >= 0 if target.ndim == 1 else ~np.isnan(target).all(axis=1)
     return known
 
 
 def counts(target: NDArray[Any], classes: int) -> NDArray[np.int64]:
-    """Negatives and positives of each class among known labels, int64 [2, C]."""
+    """Number of negatives and of positives of each class among known labels, int64 [2, C]."""
     if target.ndim == 1:
         positive = np.bincount(target, minlength=classes)
         return np.stack([len(target) - positive, positive])
@@ -91,12 +89,12 @@ def counts(target: NDArray[Any], classes: int) -> NDArray[np.int64]:
 
 
 class LabelledImages:
-    """Chosen samples of a split; picklable. What `data.loader` asks of a source.
+    """Selected samples of a split; picklable. A `loader.SampleSource`.
 
     Args:
         shards: the opened split.
-        rows: of the samples in the shards, int64 [n].
-        target: of these samples, see `Labelled.target`.
+        rows: rows of the samples in the shards, int64 [n].
+        target: targets of these samples, see `Labelled.target`.
         image_size: edge in pixels.
     """
 
@@ -107,23 +105,23 @@ class LabelledImages:
 
     @property
     def folder(self) -> Path:
-        """Of the shards."""
+        """Folder of the shards."""
         return self.shards.folder
 
     @property
     def keys(self) -> list[str]:
-        """Of all samples."""
+        """Keys of all samples."""
         return self.shards.keys(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def room(self, count: int) -> Tensor:
-        """For the images of so many samples, uint8 [count, 1, H, W]."""
-        return image_room(count, self.image_size)
+    def empty(self, count: int) -> Tensor:
+        """An uninitialised tensor for the images of `count` samples, uint8 [count, 1, H, W]."""
+        return empty_images(count, self.image_size)
 
-    def gather(self, samples: NDArray[np.int64], image_B1HW: Tensor) -> Labelled:
-        """Samples by number, decoded into `image_B1HW`.
+    def read(self, samples: NDArray[np.int64], positions: NDArray[np.int64], image_B1HW: Tensor) -> Labelled:
+        """A batch of samples at their positions, its images decoded into `image_B1HW`.
 
         Raises:
             DataError: a damaged image or shard; names shard and key.
@@ -132,34 +130,35 @@ class LabelledImages:
         for row, good in zip(rows.tolist(), self._decode(rows, image_B1HW), strict=True):
             if not good:
                 raise DataError(
-                    f"{self.shards.where(row)}: damaged image, which it was not when the run began"
+                    f"{self.shards.where(row)}: damaged image; it was readable when the run began"
                 )
-        return self._labelled(samples, image_B1HW)
+        return self._labelled(samples, positions, image_B1HW)
 
     def without(self, bad: NDArray[np.bool_]) -> LabelledImages:
-        """All samples but those marked."""
+        """All samples except those marked."""
         return LabelledImages(self.shards, self.rows[~bad], self.target[~bad], self.image_size)
 
     def _decode(self, rows: NDArray[np.int64], image_B1HW: Tensor) -> list[bool]:
         pixels = image_B1HW.numpy()
         return [decode_grey(body, pixels[i, 0]) for i, body in enumerate(self.shards.images(rows))]
 
-    def _labelled(self, samples: NDArray[np.int64], made: Tensor) -> Labelled:
+    def _labelled(self, samples: NDArray[np.int64], positions: NDArray[np.int64], inputs: Tensor) -> Labelled:
         target = torch.from_numpy(np.ascontiguousarray(self.target[samples]))
-        return Labelled(self.shards.keys(self.rows[samples]), made, target, torch.from_numpy(samples))
+        return Labelled(self.shards.keys(self.rows[samples]), inputs, target, torch.from_numpy(positions))
 
 
-class _Scan(LabelledImages):
-    """Says of each image whether it can be read."""
+class _ReadableImages(LabelledImages):
+    """A source whose targets tell of each image whether it can be decoded."""
 
-    def gather(self, samples: NDArray[np.int64], image_B1HW: Tensor) -> Labelled:
+    def read(self, samples: NDArray[np.int64], positions: NDArray[np.int64], image_B1HW: Tensor) -> Labelled:
         good = self._decode(self.rows[samples], image_B1HW)
-        return Labelled((), torch.empty(0), torch.tensor(good), torch.from_numpy(samples))
+        # Without the images: only the verdicts need to leave the worker.
+        return Labelled((), torch.empty(0), torch.tensor(good), torch.from_numpy(positions))
 
 
 def unreadable(images: LabelledImages, workers: int) -> NDArray[np.bool_]:
-    """Which images cannot be decoded, bool [n]; reads every one of them."""
-    scan = _Scan(images.shards, images.rows, images.target, images.image_size)
+    """Which images cannot be decoded, bool [n]; reads all of them."""
+    scan = _ReadableImages(images.shards, images.rows, images.target, images.image_size)
     good = [
         batch.target[mask_B].numpy()
         for batch, mask_B in eval_batches(scan, batch_size=SCAN_BATCH, rank=0, world=1, workers=workers)
@@ -168,7 +167,7 @@ def unreadable(images: LabelledImages, workers: int) -> NDArray[np.bool_]:
 
 
 class LabelledFeatures:
-    """Cached queries of a frozen model in place of images. What `data.loader` asks of a source.
+    """Cached query outputs of a frozen model in place of images. A `loader.SampleSource`.
 
     Args:
         images: the samples.
@@ -180,22 +179,22 @@ class LabelledFeatures:
 
     @property
     def folder(self) -> Path:
-        """Of the shards."""
+        """Folder of the shards."""
         return self.images.folder
 
     @property
     def keys(self) -> list[str]:
-        """Of all samples."""
+        """Keys of all samples."""
         return self.images.keys
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def room(self, count: int) -> Tensor:
-        """For the queries of so many samples, float32 [count, Q, D]."""
+    def empty(self, count: int) -> Tensor:
+        """An uninitialised tensor for the queries of `count` samples, float32 [count, Q, D]."""
         return torch.empty((count, *self.query_nQD.shape[1:]))
 
-    def gather(self, samples: NDArray[np.int64], query_BQD: Tensor) -> Labelled:
-        """Samples by number."""
+    def read(self, samples: NDArray[np.int64], positions: NDArray[np.int64], query_BQD: Tensor) -> Labelled:
+        """A batch of samples at their positions, its queries copied into `query_BQD`."""
         query_BQD.copy_(torch.from_numpy(self.query_nQD[samples]))
-        return self.images._labelled(samples, query_BQD)
+        return self.images._labelled(samples, positions, query_BQD)

@@ -1,7 +1,7 @@
-"""The texts of a split, composed and cut into tokens once, and kept beside the shards.
+"""The token ids of every text of a split, computed once and cached in the folder of the shards.
 
-A training run reads each text many times and needs to know beforehand which samples have one. So the
-metadata of a split is read through once per (sections, tokenizer); workers then open no JSON at all.
+A training run reads each text many times and has to know in advance which samples have one. So the metadata
+of a split is read once per combination of sections and tokenizer; loader workers then open no JSON at all.
 """
 
 from __future__ import annotations
@@ -21,41 +21,46 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from medunifier_cli.data.shards import Shards
-from medunifier_cli.data.texts.report import TextTokenizer, compose, digest
+from medunifier_cli.data.texts.report import compose, digest
+from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.recipe.schema import DataConfig, TextConfig
 
 CACHE = ".cache"
 """Folder beside the shards; it may be deleted at any time."""
 CHUNK = 1024
+"""Texts tokenized at once."""
 VERSION = 1
+"""Version of the cache's contents; part of its file name."""
 
 
 @dataclass(frozen=True)
-class TextTable:
+class TokenTable:
     """Token ids of every sample of a split, end to end."""
 
     ids_N: NDArray[np.int32]
     """Token ids, nothing padded."""
     start: NDArray[np.int64]
-    """[n + 1]; the ids of sample i are ids_N[start[i]:start[i + 1]]; no ids where the text is empty."""
+    """[n + 1]; the ids of sample i are ids_N[start[i] : start[i + 1]], none where the text is empty."""
     digest: NDArray[np.int64]
-    """[n], see `text.digest`."""
+    """[n], see `report.digest`."""
 
 
 def texts_of(shards: Shards, sections: Sequence[str], data: DataConfig, text: TextConfig) -> Iterator[str]:
-    """Composed text of every sample, in order; empty where the requirement fails."""
+    """Composed text of every sample, in order; empty where `data.require` is not met."""
     for i in range(len(shards)):
         raw = shards.meta(i).get("sections") or {}
         yield compose(raw, sections, data.require, text.strip_deidentified, text.section_marks)
 
 
-def text_table(
+def token_table(
     shards: Shards, sections: Sequence[str], data: DataConfig, text: TextConfig, tokenizer: TextTokenizer
-) -> TextTable:
-    """The table of a split, from the cache beside the shards or made now.
+) -> TokenTable:
+    """The table of a split, read from the cache or computed and cached.
 
-    A folder that cannot be written to only means that the next run makes it again.
+    If the folder cannot be written to, every run computes the table again.
     """
+    # Everything the ids depend on. "marks" is appended only when it is on, so that caches written before
+    # the option existed keep their names.
     rule = [VERSION, shards.fingerprint, list(sections), data.require, text.strip_deidentified]
     rule += [text.max_tokens, tokenizer.fingerprint, *(["marks"] if text.section_marks else [])]
     name = hashlib.sha256(json.dumps(rule).encode()).hexdigest()[:16]
@@ -68,7 +73,7 @@ def text_table(
     return table
 
 
-def _build(texts: Iterator[str], n: int, max_tokens: int, tokenizer: TextTokenizer) -> TextTable:
+def _build(texts: Iterator[str], n: int, max_tokens: int, tokenizer: TextTokenizer) -> TokenTable:
     start = np.zeros(n + 1, np.int64)
     digests = np.zeros(n, np.int64)
     pieces = [np.empty(0, np.int32)]
@@ -80,22 +85,23 @@ def _build(texts: Iterator[str], n: int, max_tokens: int, tokenizer: TextTokeniz
             if words:
                 pieces.append(np.array(ids, np.int32))
             row += 1
+        # Thousands of small arrays cost more in headers than in ids: 96 bytes each against 4 per token.
         pieces = [np.concatenate(pieces)] if len(pieces) > 64 * CHUNK else pieces
-    return TextTable(np.concatenate(pieces), start, digests)
+    return TokenTable(np.concatenate(pieces), start, digests)
 
 
-def _load(path: Path, n: int) -> TextTable | None:
+def _load(path: Path, n: int) -> TokenTable | None:
     try:
-        table = TextTable(**load_file(path))
-    except Exception:  # absent or damaged: it is a cache
+        table = TokenTable(**load_file(path))
+    except Exception:  # absent or damaged in whatever way: it is only a cache and will be computed again
         return None
     return table if len(table.digest) == n else None
 
 
-def _save(table: TextTable, path: Path) -> None:
+def _save(table: TokenTable, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")  # ranks may do this at the same time
-    os.close(handle)
+    file, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")  # all ranks may do this at once
+    os.close(file)
     try:
         save_file({"ids_N": table.ids_N, "start": table.start, "digest": table.digest}, name)
         os.replace(name, path)

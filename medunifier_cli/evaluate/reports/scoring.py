@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.loader import SplitSource
-from medunifier_cli.data.texts.report import TextTokenizer, readable
+from medunifier_cli.data.texts.report import readable
+from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.reports.writer import whole_text
 from medunifier_cli.evaluate.results import Metric

@@ -162,7 +162,7 @@ def write_split(
         for batch, _ in batches:
             count = min(BATCH, total - len(rows))
             reports = writer.write(batch.image_B1HW[:count], batch.keys[:count])
-            for place, key, report in zip(batch.place_B.tolist(), batch.keys, reports, strict=False):
+            for place, key, report in zip(batch.position_B.tolist(), batch.keys, reports, strict=False):
                 rows.append({"key": key, "dataset": dataset} | _beside(source, place, report))
                 cut += not report.ended
             progress.advance(len(rows))

@@ -15,17 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
-from medunifier_cli.data.contract import PackedText
+from medunifier_cli.data.batch import SPECIAL, PackedText, to_device
 from medunifier_cli.data.loader import SplitSource, eval_batches
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.run.provenance import data_facts
 from medunifier_cli.terminal.progress import Progress
-from medunifier_cli.train.batches import to_device
 
 BATCH = 64
 """Samples per forward pass."""
-SPECIAL = 2
-"""Tokens of an empty text: [CLS] and [SEP]."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +93,8 @@ def embed_texts(trained: PretrainedRun, texts: list[str]) -> NDArray[np.float32]
     found = []
     for start in range(0, len(rows), BATCH):
         some = rows[start : start + BATCH]
-        ids_N = torch.tensor([token for row in some for token in row], device=trained.device)
-        packed = PackedText(ids_N, torch.tensor([len(row) for row in some]))
         with torch.no_grad():
-            text_cls = trained.model.encode_text(packed)
+            text_cls = trained.model.encode_text(PackedText.of(some, trained.device))
             found.append(trained.model.text_head(text_cls).cpu().numpy())
     return np.concatenate(found)
 

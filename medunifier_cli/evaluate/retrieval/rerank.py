@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
-from medunifier_cli.data.contract import PackedText
+from medunifier_cli.data.batch import PackedText
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.scores.search import Top, reorder
@@ -60,7 +60,7 @@ def match_scores(
             turn = np.arange(low, high) - first[start + slot]
             for turns in range(0, int(turn.max()) + 1, TURNS):
                 chosen = np.flatnonzero((turn >= turns) & (turn < turns + TURNS))
-                packed = _pack([texts(int(number)) for number in text[low + chosen]], trained.device)
+                packed = PackedText.of([texts(int(number)) for number in text[low + chosen]], trained.device)
                 logits_M2 = trained.model.match(memory, torch.from_numpy(slot[chosen]), packed)
                 out[order[low + chosen]] = (logits_M2[:, 1] - logits_M2[:, 0]).cpu().numpy()
             progress.advance(int(high))
@@ -98,8 +98,3 @@ def _reordered(top: Top, scores_QK: NDArray[np.float32]) -> Top:
         np.concatenate([first.indices_QK, top.indices_QK[:, k:]], axis=1),
         np.concatenate([first.scores_QK, top.scores_QK[:, k:]], axis=1),
     )
-
-
-def _pack(texts: Sequence[Sequence[int]], device: torch.device) -> PackedText:
-    ids = torch.tensor([token for text in texts for token in text], device=device)
-    return PackedText(ids, torch.tensor([len(text) for text in texts]))

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
+from medunifier_cli.data.batch import to_device
 from medunifier_cli.data.contract import FileImage
 from medunifier_cli.data.images.image import image_from
 from medunifier_cli.data.images.levels import BadImage
@@ -26,7 +27,6 @@ from medunifier_cli.evaluate.synthesis.sample_folder import SETTINGS, SHEET, rea
 from medunifier_cli.evaluate.synthesis.synthesis import to_grey
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.terminal.progress import Progress
-from medunifier_cli.train.batches import to_device
 
 BATCH = 64
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp")
@@ -68,10 +68,7 @@ class SplitImages:
 
     def pick(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
         """Decoded from the shards."""
-        size = self.asked.source.data.image_size
-        room = torch.empty((len(numbers), 1, size, size), dtype=torch.uint8)
-        self.asked.source.gather(np.asarray(numbers, np.int64), room)
-        found: NDArray[np.uint8] = room[:, 0].numpy()
+        found: NDArray[np.uint8] = self.asked.source.images(np.asarray(numbers, np.int64))[:, 0].numpy()
         return found
 
     def title(self, number: int) -> str:

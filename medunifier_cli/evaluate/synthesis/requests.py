@@ -15,12 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
-from medunifier_cli.data.contract import DatasetPlugin, PackedText
+from medunifier_cli.data.batch import SPECIAL, PackedText
+from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.retrieval.prompts import prompts_of, read_prompts
-
-SPECIAL = 2
-"""Tokens of an empty text: [CLS] and [SEP]."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def text_features(trained: PretrainedRun, wishes: Sequence[ImageRequest]) -> NDA
         if len(ids) <= SPECIAL:
             raise DataError(f"{wish.where}: an empty prompt")
         with torch.no_grad():
-            packed = PackedText(torch.tensor(ids, device=trained.device), torch.tensor([len(ids)]))
+            packed = PackedText.of([ids], trained.device)
             known[wish.prompt] = trained.model.encode_text(packed)[0].float().cpu().numpy()
     return np.stack([known[wish.prompt] for wish in wishes])
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.checkpoint.priors import Fitted
+from medunifier_cli.data.batch import first_pairs, to_device
 from medunifier_cli.data.loader import eval_batches
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.benchmark import Benchmark
@@ -27,7 +28,6 @@ from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.pictures import save_rows
 from medunifier_cli.prior.sampling import sample
 from medunifier_cli.terminal.progress import Progress
-from medunifier_cli.train.batches import first_pairs, to_device
 
 SHOWN_PAIRS = 12
 """Originals above their reconstructions in the contact sheet."""
@@ -150,15 +150,15 @@ def reconstruct(trained: PretrainedRun, asked: Benchmark, out: Path, n: int = 0)
     )  # fmt: skip
     with Progress(n, "image") as progress, torch.no_grad():
         for batch, mask_B in batches:
-            count = min(int(mask_B.sum()), n - int(batch.place_B[0]))
+            count = min(int(mask_B.sum()), n - int(batch.position_B[0]))
             batch = first_pairs(to_device(batch, trained.device), count)
             made = to_grey(trained.model.reconstruct(batch).image_BCHW)
             originals = to_grey(pixels(batch.image_B1HW))
             shown += list(zip(originals, made, strict=True))[: SHOWN_PAIRS - len(shown)]
-            for place, key, image in zip(batch.place_B.tolist(), batch.keys, made, strict=True):
+            for place, key, image in zip(batch.position_B.tolist(), batch.keys, made, strict=True):
                 if place not in folder.done:
                     folder.add(place, f"{place:06d}.png", image, {"key": key})
-            progress.advance(min(n, int(batch.place_B[-1]) + 1))
+            progress.advance(min(n, int(batch.position_B[-1]) + 1))
     folder.finish()
     rows = [[pair[side] / 255.0 for pair in shown] for side in (0, 1)]
     save_rows(rows, out / SHEET)

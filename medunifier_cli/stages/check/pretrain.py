@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from medunifier_cli.data.loader import micro_batch_size
 from medunifier_cli.data.shards import Shards, read_manifest
-from medunifier_cli.data.texts.report import TextTokenizer
+from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import DataError, MissingWeightsError, MuError
 from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.recipe.schema import PretrainRecipe, TrainConfig
@@ -218,13 +218,8 @@ def look_at_batch(
         processes: ranks; 0 for one per GPU, which this machine cannot tell.
     """
     ranks = processes or 1
-    micro = settings.micro_batch or math.ceil(settings.global_batch / ranks)
+    micro = micro_batch_size(settings.global_batch, settings.micro_batch, ranks, things)
     unit = micro * ranks
-    if settings.global_batch % unit:
-        raise MuError(
-            f"train.global_batch: {settings.global_batch} is not a multiple of {micro} {things} x {ranks} "
-            "processes; change it, train.micro_batch or the number of processes"
-        )
     known = "" if processes else " (one per GPU; counted here as one)"
     passes = settings.global_batch // unit
     on = f"{ranks} process{'es' if ranks > 1 else ''}{known}"

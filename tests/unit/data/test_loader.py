@@ -14,7 +14,7 @@ from medunifier_cli.data.contract import Batch
 from medunifier_cli.data.loader import SplitSource, collate, eval_batches, train_batches
 from medunifier_cli.data.order import SampleOrder
 from medunifier_cli.data.shards import Shards
-from medunifier_cli.data.texts.report import TextTokenizer
+from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.recipe.schema import DataConfig, TextConfig
 from tests.hand_made import WORDS, HandMade, png, sample, write_shard, write_split
@@ -45,7 +45,7 @@ def joined(source: SplitSource, world: int, workers: int, **kwargs: int) -> list
         for step in batches(source, rank, world, workers, **kwargs):
             for batch in step:
                 texts = batch.text.ids_N.split(batch.text.lengths_B.tolist())
-                for i, place in enumerate(batch.place_B.tolist()):
+                for i, place in enumerate(batch.position_B.tolist()):
                     pixels = batch.image_B1HW[i].numpy().tobytes()
                     row = (place, batch.keys[i], pixels, texts[i].tolist())
                     rows.append((*row, int(batch.digest_B[i]), int(batch.label_B[i])))
@@ -63,7 +63,7 @@ def test_micro_batches_change_no_row(source: SplitSource) -> None:
     assert joined(source, 2, 0, micro_batch=0) == joined(source, 1, 0, micro_batch=4)
     assert [len(step) for step in batches(source, 0, 2, 0, micro_batch=3)] == [2] * 6
     first = next(iter(batches(source, 1, 2, 0, micro_batch=3)))
-    assert [batch.place_B.tolist() for batch in first] == [[3, 4, 5], [9, 10, 11]]
+    assert [batch.position_B.tolist() for batch in first] == [[3, 4, 5], [9, 10, 11]]
 
 
 def test_shards_change_nothing(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_batch_is_its_samples_collated(source: SplitSource) -> None:
         for fast, other in [
             (batch.image_B1HW, slow.image_B1HW), (batch.text.ids_N, slow.text.ids_N),
             (batch.text.lengths_B, slow.text.lengths_B), (batch.digest_B, slow.digest_B),
-            (batch.label_B, slow.label_B), (batch.place_B, slow.place_B),
+            (batch.label_B, slow.label_B), (batch.position_B, slow.position_B),
         ]:  # fmt: skip
             assert torch.equal(fast, other)
             assert fast.dtype == other.dtype
@@ -194,7 +194,7 @@ def test_damage_reaches_the_user_as_one_line(tmp_path: Path, workers: int) -> No
 
 
 def test_a_worker_that_dies_is_one_line(source: SplitSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SplitSource, "gather", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(SplitSource, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(MuError, match=r"a loader process died, .*lower data\.workers"):
         list(batches(source, 0, 1, 1))
 
@@ -214,7 +214,7 @@ def test_workers_outlive_the_signals_of_their_group(source: SplitSource) -> None
 
 
 def test_a_batch_that_does_not_divide_is_refused(source: SplitSource) -> None:
-    with pytest.raises(MuError, match=r"train\.global_batch: 12 is not a multiple of 5 pairs x 2 ranks"):
+    with pytest.raises(MuError, match=r"train\.global_batch: 12 is not a multiple of 5 pairs x 2 processes"):
         list(batches(source, 0, 2, 0, micro_batch=5))
 
 

@@ -1,0 +1,110 @@
+"""What a loader hands to the model: `Sample`, `PackedText` and `Batch`, and how a batch gets to a device.
+
+Torch is imported by the functions that need it and not by the module: `data.contract` re-exports these
+classes, and data set plugins and `mu prepare` must start without torch.
+
+Shapes: B pairs, N tokens of all texts, H = W = `data.image_size`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+SPECIAL = 2
+"""Tokens of a text without a word: [CLS] and [SEP]."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image-text pair as it is read from a shard."""
+
+    key: str
+    image_HW: NDArray[np.uint8]
+    """Grey levels 0 (black) to 255, already at the recipe's image size."""
+    token_ids: Sequence[int]
+    """[CLS] ... [SEP], at most `text.max_tokens` of them."""
+    text_digest: int
+    """63-bit hash of the text, equal for texts with the same words; see `texts.report.digest`."""
+    label: int
+    """Index of the one positive class, -1 where there is none or more than one."""
+
+
+@dataclass(frozen=True)
+class PackedText:
+    """The texts of a batch end to end; N = sum of lengths, nothing is padded."""
+
+    ids_N: Tensor
+    """int64 token ids."""
+    lengths_B: Tensor
+    """int64 tokens per text, each >= 2 ([CLS] and [SEP]); on the CPU, wherever `ids_N` is."""
+
+    @classmethod
+    def of(cls, texts: Sequence[Sequence[int]], device: torch.device | None = None) -> PackedText:
+        """Pack texts.
+
+        Args:
+            texts: the token ids of each, [CLS] and [SEP] included.
+            device: where `ids_N` goes; by default the CPU.
+        """
+        import torch
+
+        ids = [token for text in texts for token in text]
+        return cls(
+            torch.tensor(ids, dtype=torch.int64, device=device),
+            # The layout of a batch (masks, offsets) is computed from the lengths on the CPU; on a GPU each
+            # look at them would wait for all work under way.
+            torch.tensor([len(text) for text in texts], dtype=torch.int64),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B pairs at consecutive positions of the sample order; the input of a training step."""
+
+    keys: Sequence[str]
+    image_B1HW: Tensor
+    """uint8 grey levels; `model.vit.pixels` turns them into [0, 1] and three channels on the device."""
+    text: PackedText
+    digest_B: Tensor
+    """int64, see `Sample.text_digest`."""
+    label_B: Tensor
+    """int64, see `Sample.label`."""
+    position_B: Tensor
+    """int64 positions in the endless sample order (epoch * n + index within the epoch), on the CPU. Every
+    random number of a pair is drawn for its position, so ranks and micro-batches do not change it."""
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with images, ids, digests and labels on `device`; lengths and positions stay on the CPU."""
+    if device.type == "cpu":
+        return batch
+    return Batch(
+        batch.keys,
+        batch.image_B1HW.to(device, non_blocking=True),
+        PackedText(batch.text.ids_N.to(device, non_blocking=True), batch.text.lengths_B),
+        batch.digest_B.to(device, non_blocking=True),
+        batch.label_B.to(device, non_blocking=True),
+        batch.position_B,
+    )
+
+
+def first_pairs(batch: Batch, count: int) -> Batch:
+    """The first `count` pairs of a batch."""
+    lengths = batch.text.lengths_B[:count]
+    return Batch(
+        batch.keys[:count],
+        batch.image_B1HW[:count],
+        PackedText(batch.text.ids_N[: int(lengths.sum())], lengths),
+        batch.digest_B[:count],
+        batch.label_B[:count],
+        batch.position_B[:count],
+    )

@@ -1,0 +1,229 @@
+"""BERT's WordPiece tokenizer: trained, loaded, saved; text to token ids and back.
+
+It is rebuilt here from its vocabulary alone, so that loading one runs no code from a hub repository and
+needs no network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from medunifier_cli.data.batch import SPECIAL
+from medunifier_cli.errors import DataError, MissingWeightsError
+
+PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+DEC = "[DEC]"
+"""First token of a text to be generated (ITG), as in BLIP-2."""
+ALPHABET = 1000
+"""Maximum number of characters in a trained vocabulary, as in BERT."""
+CONTINUES = "##"
+"""Prefix of a token that continues a word."""
+FILES = ("vocab.txt", "tokenizer_config.json", "tokenizer.json")
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class TextTokenizer:
+    """BERT WordPiece over a fixed vocabulary, [DEC] included. Picklable.
+
+    Args:
+        vocabulary: the token of each id, without gaps; [DEC] is appended if it is missing.
+        lowercase: lower-case the text first, as all tokenizers of the paper do.
+        strip_accents: None follows `lowercase`, as in BERT.
+
+    Raises:
+        DataError: [PAD], [UNK], [CLS] or [SEP] is missing.
+    """
+
+    def __init__(
+        self, vocabulary: Sequence[str], lowercase: bool = True, strip_accents: bool | None = None
+    ) -> None:
+        tokens = list(vocabulary) if DEC in vocabulary else [*vocabulary, DEC]
+        self._tokens = tokens
+        self._lowercase = lowercase
+        self._strip_accents = strip_accents
+        ids = {token: i for i, token in enumerate(tokens)}
+        missing = [token for token in (PAD, UNK, CLS, SEP) if token not in ids]
+        if missing:
+            raise DataError(f"a BERT vocabulary needs {' '.join(missing)}; this one lacks them")
+        self.size: int = len(tokens)
+        """Number of ids, [DEC] included."""
+        self.pad_id: int = ids[PAD]
+        self.cls_id: int = ids[CLS]
+        self.sep_id: int = ids[SEP]
+        self.dec_id: int = ids[DEC]
+        self.unwritten: tuple[int, ...] = tuple(ids[t] for t in (PAD, UNK, CLS, MASK, DEC) if t in ids)
+        """Ids that a decoder must not generate; [SEP] ends a text and is allowed."""
+        self._invisible = frozenset(ids[token] for token in (PAD, CLS, SEP, MASK, DEC) if token in ids)
+        self._tokenizer = _bert(models.WordPiece(ids, unk_token=UNK), lowercase, strip_accents)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocabulary: int) -> TextTokenizer:
+        """Train an uncased vocabulary, which depends only on the words and their counts.
+
+        Args:
+            texts: iterated over once.
+            vocabulary: number of tokens, special tokens and characters included; fewer if the texts do not
+                contain enough.
+
+        Raises:
+            DataError: no text, or a vocabulary too small for the characters of the texts.
+        """
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(text.split())
+        if not counts:
+            raise DataError("there is no text to train a vocabulary on")
+        tokenizer = _bert(models.WordPiece(unk_token=UNK), True, None)
+        alphabet = _alphabet(tokenizer, counts)
+        fixed = [PAD, UNK, CLS, SEP, MASK, *alphabet]
+        if vocabulary < len(fixed):
+            raise DataError(f"text.vocabulary: {vocabulary} is too small; characters alone take {len(fixed)}")
+        # The trainer numbers ##x in the order of a hash map with a random seed per process, and breaks ties
+        # by number. Passing every character as a "special" token fixes the numbers in advance, so that the
+        # same texts give the same vocabulary in every process.
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocabulary, special_tokens=fixed, limit_alphabet=0, show_progress=False
+        )
+        tokenizer.train_from_iterator(_repeated(counts), trainer)
+        ids = tokenizer.get_vocab()
+        return cls(sorted(ids, key=lambda token: ids[token]))
+
+    @classmethod
+    def load(cls, name_or_folder: str) -> TextTokenizer:
+        """Load from a local folder or, by hub name, from the local Hugging Face cache.
+
+        Raises:
+            MissingWeightsError: a hub name that is not cached.
+            DataError: a folder without a BERT vocabulary.
+        """
+        folder = Path(name_or_folder).expanduser()
+        if folder.is_dir():
+            paths = {name: folder / name for name in FILES if (folder / name).is_file()}
+            if not {"vocab.txt", "tokenizer.json"} & set(paths):
+                raise DataError(f"{folder}: no tokenizer there; it needs vocab.txt or tokenizer.json")
+        else:
+            paths = _cached(name_or_folder)
+        return cls._read(paths)
+
+    @classmethod
+    def _read(cls, files: Mapping[str, Path]) -> TextTokenizer:
+        path = files.get("vocab.txt", files.get("tokenizer.json", Path()))
+        try:
+            if path.name == "vocab.txt":
+                tokens = path.read_text(encoding="utf-8").splitlines()
+                config = _json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
+                return cls(tokens, config.get("do_lower_case", True), config.get("strip_accents"))
+            saved = _json(path)
+            if saved["model"].get("type", "WordPiece") != "WordPiece":
+                raise DataError(f"{path}: a {saved['model']['type']} tokenizer, not BERT's WordPiece")
+            ids = dict(saved["model"]["vocab"]) | {t["content"]: t["id"] for t in saved["added_tokens"]}
+            tokens = sorted(ids, key=lambda token: ids[token])
+            if [ids[token] for token in tokens] != list(range(len(tokens))):
+                raise DataError(f"{path}: its token ids have gaps")
+            normalizer = saved.get("normalizer") or {}
+            return cls(tokens, normalizer.get("lowercase", True), normalizer.get("strip_accents"))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: not a readable BERT tokenizer") from error
+        except DataError as error:
+            raise DataError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
+
+    def save(self, folder: Path) -> None:
+        """Write `vocab.txt` and `tokenizer_config.json`, which `load` and transformers read."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "vocab.txt").write_text("".join(token + "\n" for token in self._tokens), encoding="utf-8")
+        config = {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": self._lowercase,
+            "strip_accents": self._strip_accents,
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+    def encode(self, text: str, max_tokens: int) -> list[int]:
+        """[CLS] ... [SEP], at most `max_tokens` (>= 2) ids; a longer text is truncated before [SEP]."""
+        return self.encode_many([text], max_tokens)[0]
+
+    def encode_many(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+        """`encode` for several texts at once."""
+        words = max_tokens - SPECIAL
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [[self.cls_id, *encoding.ids[:words], self.sep_id] for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids, without special tokens and without spaces before punctuation."""
+        visible = [i for i in ids if i not in self._invisible]
+        return str(self._tokenizer.decode(visible, skip_special_tokens=False))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex hash of everything that determines how a text is tokenized."""
+        settings = json.dumps([self._tokens, self._lowercase, self._strip_accents], ensure_ascii=False)
+        return hashlib.sha256(settings.encode()).hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"arguments": (self._tokens, self._lowercase, self._strip_accents)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        TextTokenizer.__init__(self, *state["arguments"])
+
+
+def _bert(model: models.WordPiece, lowercase: bool, strip_accents: bool | None) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix=CONTINUES, cleanup=True)
+    return tokenizer
+
+
+def _alphabet(tokenizer: Tokenizer, counts: Mapping[str, int]) -> list[str]:
+    """The most frequent characters of the words, and those that continue a word as ##x; sorted."""
+    first: Counter[str] = Counter()
+    later: Counter[str] = Counter()
+    for text, count in counts.items():
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text)):
+            first[word[0]] += count
+            for character in word[1:]:
+                later[character] += count
+    both = first + later
+    kept = set(sorted(both, key=lambda character: (-both[character], character))[:ALPHABET])
+    return sorted(kept) + [CONTINUES + character for character in sorted(kept & set(later))]
+
+
+def _repeated(counts: Mapping[str, int]) -> Iterable[str]:
+    """Each word as often as it was counted, in lines of at most 1,000 words to bound the memory."""
+    for word in sorted(counts):
+        remaining = counts[word]
+        while remaining:
+            repeats = min(remaining, 1000)
+            yield " ".join([word] * repeats)
+            remaining -= repeats
+
+
+def _cached(name: str) -> dict[str, Path]:
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if not HUB_NAME.fullmatch(name):
+        raise DataError(f"text.tokenizer: {name!r} is neither a folder nor a hub name")
+    cached = {file: try_to_load_from_cache(name, file) for file in FILES}
+    paths = {file: Path(path) for file, path in cached.items() if isinstance(path, str)}
+    if not {"vocab.txt", "tokenizer.json"} & set(paths):
+        raise MissingWeightsError(
+            f"text.tokenizer: {name} is neither a local folder nor in the Hugging Face cache "
+            f"({constants.HF_HUB_CACHE}); on a machine with network access fetch it with "
+            f"`hf download {name} vocab.txt tokenizer_config.json`"
+        )
+    return paths
+
+
+def _json(path: Path) -> dict[str, Any]:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    return value
