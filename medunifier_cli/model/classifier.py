@@ -1,4 +1,4 @@
-"""A head on the queries of the uni-modal pass (paper, section 4): f_q -> logits.
+"""The pre-trained model with a classification head on its queries (paper, section 4): f_q -> logits.
 
 B images, Q queries, D width, C classes.
 """
@@ -16,13 +16,14 @@ from medunifier_cli.model.vit import pixels
 IMAGE_PARTS = ("vit.", "vision_norm.", "qformer.")
 TEXT_ONLY = ("qformer.word.", "qformer.position.", ".ffn_text.")
 """Parts of the image-text encoder that the queries' own pass never reaches."""
+# the parts to keep are listed, not those to leave out: the heads of a new objective are left out unnamed
 
 
 class Classifier(nn.Module):
     """The pre-trained model and a new head.
 
     Args:
-        model: pre-trained. What the image's pass does not reach is no longer trained.
+        model: pre-trained. Parameters that the pass over an image does not reach are no longer trained.
         head: [B, Q, D] -> [B, C].
         freeze: train the head alone; the model stays in evaluation mode, and `forward` takes queries.
     """
@@ -31,12 +32,15 @@ class Classifier(nn.Module):
         super().__init__()
         self.model, self.head, self.freeze = model, head, freeze
         for name, parameter in model.named_parameters():
+            # `weights` saves what requires a gradient, and DistributedDataParallel would wait in each step
+            # for the gradient of a parameter that no image reaches
             if freeze or not is_of_image(name):
                 parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Classifier:
         """A frozen model stays in evaluation mode."""
         super().train(mode)
+        # `module.train()` of the loop reaches every child: dropout would make the frozen features random
         if self.freeze:
             self.model.eval()
         return self
@@ -45,13 +49,15 @@ class Classifier(nn.Module):
         """uint8 grey levels -> f_q [B, Q, D] of the uni-modal pass."""
         return self.model.encode_image(pixels(image_B1HW)).query_BQD
 
-    def forward(self, given: Tensor) -> Tensor:
+    def forward(self, images_or_queries: Tensor) -> Tensor:
         """uint8 images [B, 1, H, W], or queries [B, Q, D] where the model is frozen -> logits [B, C]."""
-        logits: Tensor = self.head(given if self.freeze else self.queries(given))
+        # a frozen model gives an image the same queries in every epoch, so the stage computes them once
+        query_BQD = images_or_queries if self.freeze else self.queries(images_or_queries)
+        logits: Tensor = self.head(query_BQD)
         return logits
 
     def weights(self) -> dict[str, Tensor]:
-        """What fine-tuning changes: trained parameters, and buffers of the head."""
+        """The tensors that fine-tuning changes: trained parameters, and buffers of the head."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         state = self.state_dict()
         return {name: state[name] for name in state if name in trained or name.startswith("head.")}
@@ -63,17 +69,25 @@ def is_of_image(name: str) -> bool:
 
 
 def build_head(plugin: HeadPlugin, queries: int, width: int, classes: int, seed: int) -> nn.Module:
-    """A head from its plugin, drawn from `seed` and tried once.
+    """Build a head from its plugin and try it once.
+
+    Args:
+        plugin: which head.
+        queries: Q.
+        width: D.
+        classes: C.
+        seed: of its random weights.
 
     Raises:
-        MuError: what it makes are not logits [B, C], or it breaks.
+        MuError: it fails, or its output is not logits [B, C].
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # here, so that a head's start does not depend on what was built before it
     try:
         head = plugin.build(queries, width, classes)
         with torch.no_grad():
+            # in evaluation mode: a head's batch norm must not learn from these zeros
             plugin.check(head.eval(), torch.zeros(2, queries, width), classes)
-    except Exception as error:  # code of others: anything may come out of it
+    except Exception as error:  # a plugin is someone else's code and may raise anything
         first_line = (str(error).splitlines() or [""])[0]
         raise MuError(
             f"head `{plugin.name}` cannot be used on {queries} queries of width {width} and {classes} "

@@ -1,4 +1,4 @@
-"""What a classification head plugin is made of. The one module of ours a head imports.
+"""The interface of a classification head plugin; the only module of this package that a head imports.
 
 B images, Q queries, D width, C classes or labels.
 """

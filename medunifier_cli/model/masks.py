@@ -1,54 +1,41 @@
-"""The three self-attention masks of the paper (figure 2, right) and the layout of packed text.
+"""Attention masks (paper, figure 2, right), and the layout of packed texts and of pairs that share an image.
 
 Rows attend to columns; True means "may attend". Queries come first, text after. Queries also cross-attend
 to the image in every pass, which no mask restricts.
 
-Rows are packed (texts end to end, no padding) wherever one costs a matrix product. Only inside attention,
+Of the paper's three masks only two need a tensor. The uni-modal one keeps queries and text apart, so each is
+a pass of its own without a mask between them; the bi-directional one closes padding alone (`open_keys`); of
+the multi-modal causal one only the text's rows are computed (`causal_rows`). The whole masks are in
+`tests/reference/full_mask.py`.
+
+Rows are packed (texts end to end, no padding) wherever a row costs a matrix product. Only inside attention,
 3 % of the work at paper sizes, are they laid out as a padded grid, as wide as the longest text of the batch.
+
+B texts or images, M pairs, Q queries, L longest text, D width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
-
-MaskKind = Literal["uni-modal", "bi-directional", "multi-modal causal"]
-
-
-def full_mask(kind: MaskKind, queries: int, lengths_B: Tensor, longest: int) -> Tensor:
-    """The whole mask of a kind, [B, 1, Q+L, Q+L], padding columns closed.
-
-    The passes of `qformer.py` never build it: each computes only rows and columns that are open. It is the
-    definition they are tested against.
-    """
-    place = torch.arange(queries + longest, device=lengths_B.device)
-    is_text = place >= queries
-    real_BS = ~is_text | (place - queries < lengths_B[:, None])
-    row, column = place[:, None], place[None, :]
-    if kind == "uni-modal":
-        open_SS = is_text[:, None] == is_text[None, :]
-    elif kind == "bi-directional":
-        open_SS = torch.ones_like(row == column)
-    else:
-        open_SS = ~is_text[None, :] | (is_text[:, None] & (column <= row))
-    return (open_SS[None] & real_BS[:, None, :])[:, None]
 
 
 def causal_rows(queries: int, longest: int, device: torch.device) -> Tensor:
     """Text rows of the multi-modal causal mask, [L, Q+L]: all queries, then this and earlier tokens.
 
-    Padding needs no closing of its own: it follows a text's last token.
+    Padding needs no mask of its own: it follows a text's last token, so no real token attends to it.
     """
+    # no batch dimension: one mask serves texts of every length, as rows beyond a text's end are dropped
     queries_open = torch.ones(longest, queries, dtype=torch.bool, device=device)
     return torch.cat([queries_open, torch.ones(longest, longest, dtype=torch.bool, device=device).tril()], 1)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where packed rows stand in the padded [B, S] grid of attention; S = queries + longest text.
+    """Position of packed rows in the padded [B, S] grid of attention; S = queries + longest text.
 
     The R packed rows are all queries, pair after pair, and then all text tokens, text after text.
     """
@@ -64,16 +51,23 @@ class Layout:
 
     @classmethod
     def of(cls, lengths_B: Tensor, device: torch.device, queries: int = 0) -> Layout:
-        """Lay out texts of the given lengths, each behind so many queries.
+        """Lay out texts of the given lengths, each after `queries` queries.
 
-        `lengths_B` is on the CPU, so that a GPU need not wait.
+        Args:
+            lengths_B: int64, on the CPU.
+            device: of the packed rows.
+            queries: 0 for text alone.
         """
+        # all of it is computed on the CPU, where the lengths are: `int(max)` and `repeat_interleave` would
+        # each make the CPU wait for a GPU, in every pass of every step
         texts, width = len(lengths_B), queries + int(lengths_B.max())
         end_B = lengths_B.cumsum(0)
         start_B = end_B - lengths_B
         row_N = torch.repeat_interleave(torch.arange(texts), lengths_B)
         position_N = torch.arange(int(end_B[-1])) - start_B[row_N]
         query_slots = torch.arange(texts)[:, None] * width + torch.arange(queries)
+        # all queries before all text, not pair by pair: the two parts have feed-forward networks of their
+        # own, and this way each is a slice
         slot_R = torch.cat([query_slots.flatten(), row_N * width + queries + position_N])
         real_BS = torch.arange(width) < queries + lengths_B[:, None]
         parts = (slot_R, position_N, start_B, real_BS)
@@ -82,6 +76,7 @@ class Layout:
     @property
     def open_keys(self) -> Tensor:
         """[B, 1, 1, S]: a mask that closes padding and nothing else."""
+        # closed as keys only: rows of padding are computed, since a row without any open key would be NaN
         return self.real_BS[:, None, None, :]
 
     def pad(self, packed_RD: Tensor) -> Tensor:
@@ -94,8 +89,37 @@ class Layout:
         return collect(padded_BSD.flatten(0, 1), self.slot_R)
 
 
+@dataclass(frozen=True)
+class PairPlan:
+    """Which image each of M pairs attends to, arranged so that no image's keys and values are copied.
+
+    Pairs that share an image become one longer row of queries: [images, per_image * Q] attends to
+    [images, V]. Repeating keys and values for each pair instead would take M * V * 2D numbers in every layer.
+    """
+
+    slot_M: Tensor
+    """int64: image * `per_image` + number of the pair among those of its image; unique."""
+    per_image: int
+    """Most pairs that share one image; images with fewer have empty slots."""
+    images: int
+
+    @classmethod
+    def of(cls, image_M: Tensor, images: int, device: torch.device) -> PairPlan:
+        """`image_M` (int64, on the CPU) holds indices below `images`."""
+        # on the CPU: `per_image` decides a shape, for which a GPU would have to be waited for
+        count = torch.bincount(image_M, minlength=images)
+        order = torch.argsort(image_M, stable=True)
+        first = count.cumsum(0) - count
+        turn_M = torch.empty_like(image_M)
+        turn_M[order] = torch.arange(len(image_M)) - first[image_M[order]]
+        per_image = int(count.max())
+        return cls((image_M * per_image + turn_M).to(device), per_image, images)
+
+
+# Indexing has a gradient already, but a general one: it allows for repeated indices and so adds rows with
+# atomic operations, slow and in no fixed order on a GPU. Slots are unique, hence a copy is enough both ways.
 class _Spread(torch.autograd.Function):
-    """Rows to their slots. Its own Function since slots are unique: no atomic adds in the backward pass."""
+    """Rows to their slots; the gradient is `_Collect`."""
 
     @staticmethod
     def forward(ctx: Any, rows_ND: Tensor, slot_N: Tensor, slots: int) -> Tensor:
@@ -105,16 +129,16 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (slot_N,) = ctx.saved_tensors
-        return grads[0].index_select(0, slot_N), None, None
+        return grads[0].index_select(0, slot_N), None, None  # None: indices and sizes have no gradient
 
 
 class _Collect(torch.autograd.Function):
-    """Rows from their slots; the transpose of `_Spread`."""
+    """Rows from their slots; the gradient is `_Spread`."""
 
     @staticmethod
     def forward(ctx: Any, slots_SD: Tensor, slot_N: Tensor) -> Tensor:
         ctx.save_for_backward(slot_N)
-        ctx.slots = slots_SD.shape[0]
+        ctx.slots = slots_SD.shape[0]  # the gradient of padding, which nobody read, is 0
         return slots_SD.index_select(0, slot_N)
 
     @staticmethod

@@ -1,7 +1,10 @@
 """The whole model: both encoders, and the heads of the paper's four objectives.
 
 Composition only; shapes are explained in `qformer.py` and `vqvae/generator.py`. The head of an objective
-whose weight is 0 is not built.
+whose weight is 0 is not built. Notable choices:
+- the image encoder may be frozen, but the layer norm after it is always trained, as in BLIP-2;
+- the word head shares the word embeddings' matrix;
+- the contrastive heads compare in fp32 whatever the precision of the layers before.
 """
 
 from __future__ import annotations
@@ -32,8 +35,11 @@ class ContrastHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., E], L2-normalised, fp32."""
         y = self.project(x)
+        # every query of every image is a row of the statistics
         if self.norm is not None:
             y = self.norm(y.flatten(0, -2)).view(y.shape)
+        # fp32 before the vector is normalised: bf16 rounds by up to 0.4 %, and dividing by a temperature of
+        # 0.07 makes that 6 % of a logit
         return F.normalize(at_least_fp32(y), dim=-1)
 
 
@@ -44,6 +50,8 @@ class WordHead(nn.Module):
         super().__init__()
         self.transform = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        # no matrix here: that of the word embeddings is handed to `forward`, so that it is one parameter of
+        # the model under one name, and stays tied through `load_state_dict`
         self.bias = nn.Parameter(torch.zeros(vocabulary))
 
     def forward(self, text_ND: Tensor, word_KD: Tensor) -> Tensor:
@@ -55,7 +63,7 @@ class MedUnifier(nn.Module):
     """ViT, image-text encoder, the heads of ITC, ITM and ITG, and the image generator.
 
     Args:
-        recipe: everything but the vocabulary.
+        recipe: sizes, and which objectives are on.
         vocabulary: token ids of the tokenizer, [DEC] included.
         load: False leaves out the image encoder's pretrained weights. Those of a BERT are never read here: a
             new run loads them once (`checkpoint.convert.load_bert`), after that they are in its checkpoints.
@@ -66,8 +74,11 @@ class MedUnifier(nn.Module):
         width, objectives = recipe.model.qformer.width, recipe.objectives
         self.recipe = recipe
         self.vit = ImageEncoder(recipe.model.vit, recipe.data.image_size, load)
+        # trained even where the ViT is frozen, whose features come out unnormalised
         self.vision_norm = nn.LayerNorm(self.vit.width, eps=VISION_NORM_EPS)
         self.qformer = QFormer(recipe.model.qformer, self.vit.width, vocabulary, recipe.text.max_tokens)
+        # Heads of the paper's objectives are built here and not by `Objective.extend`: modules draw their
+        # initial weights from one stream of random numbers, and another order would be another start.
         if objectives.itc:
             self.image_head = ContrastHead(width, objectives.embed_width, objectives.embed_norm)
             self.text_head = ContrastHead(width, objectives.embed_width, objectives.embed_norm)
@@ -76,6 +87,8 @@ class MedUnifier(nn.Module):
             self.match_head = nn.Linear(width, 2)
         if objectives.itg:
             self.word_head = WordHead(width, vocabulary)
+        # BERT's initialisation is for the transformer's linear layers; the generator's convolutions below
+        # have He weights, see `vqvae`
         for name, head in self.named_children():
             if name.endswith("_head"):
                 initialise(head, recipe.model.qformer.init_std)
@@ -92,6 +105,8 @@ class MedUnifier(nn.Module):
     def to_device(self, device: torch.device) -> MedUnifier:
         """Move to a device; on a GPU a frozen image encoder runs in bf16."""
         if self.recipe.model.vit.frozen and device.type == "cuda":
+            # half of the memory, and no copy for autocast to make; weights that are trained stay fp32,
+            # since bf16 would round small updates away
             self.vit.vit.to(torch.bfloat16)
         return self.to(device)
 
@@ -111,6 +126,7 @@ class MedUnifier(nn.Module):
             image_M: int64 on the CPU, the image that goes with text m.
             text: M texts.
         """
+        # each query votes and the logits are averaged, not the features: equation (14), as BLIP-2
         logits_MQ2 = self.match_head(self.qformer.fuse(memory, image_M, text))
         return at_least_fp32(logits_MQ2).mean(dim=1)
 
@@ -124,7 +140,8 @@ class MedUnifier(nn.Module):
         return logits
 
     def reconstruct(self, batch: Batch) -> Generated:
-        """The images of a batch through their codes, with the codes."""
+        """Encode a batch to codes and decode it again; returns the images with the codes."""
+        # no `draws`: outside training no dead code is moved
         memory = self.encode_image(pixels(batch.image_B1HW))
         generated: Generated = self.generator(
             memory.query_BQD, memory.patch_BVD, self.encode_text(batch.text)

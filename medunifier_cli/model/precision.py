@@ -1,4 +1,4 @@
-"""Where half precision ends."""
+"""Casts to fp32 at least: where a sum or a logarithm would lose too much in half precision."""
 
 from __future__ import annotations
 
@@ -7,5 +7,6 @@ from torch import Tensor
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """bf16 and fp16 -> fp32; fp32 and fp64 stay, so that the tests can compare in fp64 throughout."""
+    """bf16 and fp16 -> fp32; fp32 and fp64 are returned as they are."""
+    # not `x.float()`: the tests compare with slow references in fp64, and a cast down would hide small errors
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

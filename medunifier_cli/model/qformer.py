@@ -2,10 +2,14 @@
 
 Q queries, L text tokens, V image tokens (class token and patches), H heads, D width; N packed text tokens.
 
-What an image costs is computed once, in `encode_image`, and kept in an `ImageMemory`: every layer's keys and
-values of cross-attention serve ITC, ITM and ITG; the queries' own keys and values serve ITG, since in the
-multi-modal causal mask queries never look at text and so are the queries of the uni-modal pass.
-Layers are BERT's (post-norm); `tests/parity` holds them against transformers' BertModel and BLIP-2 Q-Former.
+The four passes: `encode_image` and `encode_text` (uni-modal mask), `fuse` (bi-directional), `decode_text`
+(multi-modal causal). Notable choices:
+- What depends on the image alone is computed once, in `encode_image`, and kept in an `ImageMemory`. Every
+  layer's keys and values of cross-attention serve ITC, ITM and ITG. The queries' own keys and values serve
+  ITG: in the multi-modal causal mask queries never attend to text, so they equal those of the uni-modal pass.
+- Layers are BERT's (post-norm), so that BERT and BLIP-2 weights can be loaded; `tests/parity` compares them
+  with transformers' BertModel and BLIP-2 Q-Former.
+- The last layer computes only the rows that a loss reads: the text's first token, or the queries.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medunifier_cli.data.contract import PackedText
-from medunifier_cli.model.masks import Layout, causal_rows, collect, spread
+from medunifier_cli.model.masks import Layout, PairPlan, causal_rows, collect, spread
 from medunifier_cli.recipe.schema import QFormerConfig
 
 LAYER_NORM_EPS = 1e-12  # BERT's
@@ -29,7 +33,7 @@ KeyValue = tuple[Tensor, Tensor]
 
 @dataclass
 class ImageMemory:
-    """What all passes over the same B images share."""
+    """What all passes over the same B images share; not detached, so their gradients add up in it."""
 
     feature_BVD: Tensor
     """f_v, class token first, after the trainable norm."""
@@ -46,34 +50,14 @@ class ImageMemory:
         return self.feature_BVD[:, 1:]
 
 
-@dataclass(frozen=True)
-class PairPlan:
-    """Which image each of M pairs looks at, arranged so that no image's keys and values are copied."""
-
-    slot_M: Tensor
-    """int64: image * `per_image` + turn, unique."""
-    per_image: int
-    """Most pairs that share one image."""
-    images: int
-
-    @classmethod
-    def of(cls, image_M: Tensor, images: int, device: torch.device) -> PairPlan:
-        """`image_M` (int64, on the CPU) holds indices below `images`."""
-        count = torch.bincount(image_M, minlength=images)
-        order = torch.argsort(image_M, stable=True)
-        first = count.cumsum(0) - count
-        turn_M = torch.empty_like(image_M)
-        turn_M[order] = torch.arange(len(image_M)) - first[image_M[order]]
-        per_image = int(count.max())
-        return cls((image_M * per_image + turn_M).to(device), per_image, images)
-
-
 class SelfAttention(nn.Module):
-    """Multi-head self-attention and its residual; the caller says who attends to whom."""
+    """Multi-head self-attention and its residual. Its three steps are called apart, as each pass puts another
+    set of keys, rows or masks between them."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
+        # one matrix product instead of three; `checkpoint/convert.py` joins BERT's three matrices
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
@@ -85,18 +69,21 @@ class SelfAttention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attention over heads -> [B, S, D]."""
+        # unlike a module, the function does not know whether it is being trained
         p = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
         return mixed.transpose(1, 2).flatten(2)
 
     def finish(self, mixed: Tensor, before: Tensor) -> Tensor:
         """Output projection, dropout, residual, norm."""
+        # the norm comes after the residual (post-norm), as in BERT: pre-norm trains more easily from random
+        # weights, but no published BERT could be loaded
         out: Tensor = self.norm(F.dropout(self.out(mixed), self.dropout, self.training) + before)
         return out
 
 
 class CrossAttention(nn.Module):
-    """Queries look at image tokens, whose keys and values are computed apart, once."""
+    """Queries attend to image tokens, whose keys and values are computed apart, once."""
 
     def __init__(self, width: int, image_width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -115,6 +102,8 @@ class CrossAttention(nn.Module):
         """[M, Q, D] -> [M, Q, D]. Without a plan pair m looks at image m."""
         rows, queries, width = query_MQD.shape
         q = self.q(query_MQD)
+        # no mask: queries of a pair never see those of another here, they only share its keys and values, and
+        # the empty slots of the plan are rows that nobody collects
         if plan is not None:
             q = spread(q.flatten(1), plan.slot_M, plan.images * plan.per_image)
             q = q.view(plan.images, plan.per_image * queries, width)
@@ -139,19 +128,21 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
+        # the exact GELU, not its tanh approximation, as in BERT
         out = F.dropout(self.down(F.gelu(self.up(x))), self.dropout, self.training)
         normed: Tensor = self.norm(out + x)
         return normed
 
 
 class Block(nn.Module):
-    """One transformer block: shared self-attention, cross-attention for queries, a feed-forward for each."""
+    """One transformer block: queries and text share self-attention and have a feed-forward network each."""
 
     def __init__(self, recipe: QFormerConfig, image_width: int, looks_at_image: bool) -> None:
         super().__init__()
         width, dropout = recipe.width, recipe.dropout
         self.attention = SelfAttention(width, recipe.heads, dropout)
         self.cross = CrossAttention(width, image_width, recipe.heads, dropout) if looks_at_image else None
+        # apart, as in BLIP-2: queries carry an image's content, text tokens words, and both meet in attention
         self.ffn_query = FeedForward(width, recipe.ffn_width, dropout)
         self.ffn_text = FeedForward(width, recipe.ffn_width, dropout)
 
@@ -164,13 +155,14 @@ class Block(nn.Module):
     def after_attention(self, query_MQD: Tensor, cross: KeyValue | None, plan: PairPlan | None) -> Tensor:
         """Cross-attention and feed-forward of the queries."""
         if self.cross is not None:
-            assert cross is not None
+            assert cross is not None  # `encode_image` made one for each layer with cross-attention
             query_MQD = self.cross(query_MQD, cross, plan)
         out: Tensor = self.ffn_query(query_MQD)
         return out
 
     def text_only(self, text_ND: Tensor, layout: Layout, cls_only: bool) -> Tensor:
         """Uni-modal pass of the text, packed [N, D] -> [N, D], or -> [B, D] of the first tokens."""
+        # projected while packed, so that padding costs no matrix product, and then laid out
         q, k, v = self.attention.project(layout.pad(self.attention.qkv(text_ND)))
         if cls_only:
             q, text_ND = q[:, :, :1], text_ND[layout.start_B]
@@ -182,6 +174,7 @@ class Block(nn.Module):
     def text_after_queries(self, text_ND: Tensor, layout: Layout, own: KeyValue, mask: Tensor) -> Tensor:
         """Multi-modal causal pass of the text over the queries' keys and values, packed -> packed."""
         q, k, v = self.attention.project(layout.pad(self.attention.qkv(text_ND)))
+        # queries first, the columns' order in `causal_rows`
         k, v = torch.cat([own[0], k], dim=2), torch.cat([own[1], v], dim=2)
         mixed = layout.unpad(self.attention.attend(q, k, v, mask))
         out: Tensor = self.ffn_text(self.attention.finish(mixed, text_ND))
@@ -192,13 +185,14 @@ class Block(nn.Module):
     ) -> Tensor:
         """Bi-directional pass of packed rows, all queries before all text -> all rows, or the queries'."""
         pairs, width = len(plan.slot_M), rows_RD.shape[1]
-        count = len(rows_RD) - len(layout.position_N)
+        count = len(rows_RD) - len(layout.position_N)  # rows of queries, M * Q
         q, k, v = self.attention.project(layout.pad(self.attention.qkv(rows_RD)))
         if queries_only:
             q, rows_RD = q[:, :, : count // pairs], rows_RD[:count]
         mixed = self.attention.attend(q, k, v, layout.open_keys)
         mixed = mixed.flatten(0, 1) if queries_only else layout.unpad(mixed)
         both = self.attention.finish(mixed, rows_RD)
+        # from here on queries and text part: only queries attend to the image
         query, text = torch.split(both, [count, len(rows_RD) - count])
         query = self.after_attention(query.view(pairs, -1, width), cross, plan).view(-1, width)
         return query if queries_only else torch.cat([query, self.ffn_text(text)])
@@ -213,7 +207,7 @@ class QFormer(nn.Module):
     """The image-text encoder E_Q and its embeddings.
 
     Args:
-        recipe: sizes, see `recipe.schema.QFormer`.
+        recipe: sizes, see `recipe.schema.QFormerConfig`.
         image_width: D_v of the image tokens.
         vocabulary: token ids, [DEC] included.
         max_tokens: longest text.
@@ -223,6 +217,7 @@ class QFormer(nn.Module):
         super().__init__()
         self.dropout = recipe.dropout
         self.query_tokens = nn.Parameter(torch.empty(recipe.queries, recipe.width))
+        # no token types as in BERT: type 0, its only one here, is added to the positions when BERT is loaded
         self.word = nn.Embedding(vocabulary, recipe.width)
         self.position = nn.Embedding(max_tokens, recipe.width)
         self.norm = nn.LayerNorm(recipe.width, eps=LAYER_NORM_EPS)
@@ -231,6 +226,7 @@ class QFormer(nn.Module):
             for layer in range(recipe.layers)
         )
         initialise(self, recipe.init_std)
+        # not 0: equal queries would get equal gradients and stay equal
         nn.init.normal_(self.query_tokens, std=recipe.init_std)
 
     @property
@@ -239,6 +235,7 @@ class QFormer(nn.Module):
         return self.query_tokens.shape[0]
 
     def _embed_queries(self, rows: int) -> Tensor:
+        # normalised once for the batch; dropout comes after `expand`, so each row has a mask of its own
         normed = self.norm(self.query_tokens).expand(rows, -1, -1)
         return F.dropout(normed, self.dropout, self.training)
 
@@ -247,7 +244,7 @@ class QFormer(nn.Module):
         return F.dropout(embedded, self.dropout, self.training)
 
     def encode_image(self, image_BVD: Tensor) -> ImageMemory:
-        """Queries look at the image, uni-modal mask. [B, V, D_v] -> memory with f_q [B, Q, D]."""
+        """Uni-modal pass of the queries over the image: [B, V, D_v] -> memory with f_q [B, Q, D]."""
         query = self._embed_queries(image_BVD.shape[0])
         cross: list[KeyValue | None] = []
         own: list[KeyValue] = []
@@ -258,7 +255,7 @@ class QFormer(nn.Module):
         return ImageMemory(image_BVD, query, cross, own)
 
     def encode_text(self, text: PackedText) -> Tensor:
-        """Text alone, uni-modal mask -> f_t_cls [B, D], of the first tokens: nobody reads the others."""
+        """Uni-modal pass of the text -> f_t_cls [B, D], the features of each text's first token."""
         layout = Layout.of(text.lengths_B, text.ids_N.device)
         text_ND = self._embed_text(text, layout)
         for layer, block in enumerate(self._blocks(), 1):
@@ -270,12 +267,14 @@ class QFormer(nn.Module):
 
         Args:
             memory: of B images.
-            image_M: int64 on the CPU, which image text m is read with.
+            image_M: int64 on the CPU, the image that goes with text m.
             text: M texts.
         """
         pairs, device = len(image_M), text.ids_N.device
         layout = Layout.of(text.lengths_B, device, self.queries)
         plan = PairPlan.of(image_M, memory.query_BQD.shape[0], device)
+        # queries start anew from their tokens, not from `memory`: here they see the text from the first layer
+        # on, so only the image's keys and values can be taken over
         rows = torch.cat([self._embed_queries(pairs).flatten(0, 1), self._embed_text(text, layout)])
         for layer, (block, cross) in enumerate(zip(self._blocks(), memory.cross, strict=True), 1):
             rows = block.pairs(rows, layout, cross, plan, queries_only=layer == len(self.blocks))
@@ -286,6 +285,7 @@ class QFormer(nn.Module):
         layout = Layout.of(text.lengths_B, text.ids_N.device)
         text_ND = self._embed_text(text, layout)
         mask = causal_rows(self.queries, layout.real_BS.shape[1], text_ND.device)
+        # the queries themselves are not computed again: text attends to their stored keys and values
         for block, own in zip(self._blocks(), memory.own, strict=True):
             text_ND = block.text_after_queries(text_ND, layout, own, mask)
         return text_ND
@@ -295,7 +295,7 @@ class QFormer(nn.Module):
 
 
 def initialise(root: nn.Module, std: float) -> None:
-    """BERT's start: matrices and embeddings normal with deviation `std`, biases 0."""
+    """BERT's initial weights: matrices and embeddings normal with deviation `std`, biases 0."""
     for module in root.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=std)

@@ -18,27 +18,31 @@ from medunifier_cli.recipe.schema import VitConfig
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Radford et al. 2021, their published preprocessing
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# of a local copy, in the order of preference: safetensors holds no code that loading could run
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 
 
 def pixels(image_B1HW: Tensor) -> Tensor:
     """uint8 grey levels [B, 1, H, W] -> [0, 1] in three equal channels [B, 3, H, W]."""
+    # the loader hands over one byte a pixel: a twelfth of three fp32 channels to copy to a GPU. `expand`
+    # makes the channels views of one
     return (image_B1HW.float() / 255.0).expand(-1, 3, -1, -1)
 
 
 def timm_arguments(recipe: VitConfig, image_size: int) -> dict[str, Any]:
-    """What `timm.create_model` is asked for, weights aside."""
-    wanted = {
+    """Arguments of `timm.create_model` but for the weights."""
+    sizes = {
         "patch_size": recipe.patch_size,
         "embed_dim": recipe.width,
         "depth": recipe.depth,
         "num_heads": recipe.heads,
     }
-    return {"img_size": image_size, "num_classes": 0, **{k: v for k, v in wanted.items() if v}}
+    # 0 stands for the model's own size here, while timm would take a 0 literally
+    return {"img_size": image_size, "num_classes": 0, **{k: v for k, v in sizes.items() if v}}
 
 
 def local_weights(folder_or_file: Path) -> Path:
-    """The weight file meant by a local folder or file.
+    """The weight file in a local folder, or the file itself.
 
     Raises:
         MissingWeightsError: if there is none.
@@ -60,8 +64,8 @@ class ImageEncoder(nn.Module):
     Args:
         recipe: name, weights and sizes.
         image_size: edge in pixels, a multiple of the patch size.
-        load: False builds with random weights whatever the recipe says (a checkpoint or a cache follows, or
-            the model is only measured on the meta device).
+        load: False builds with random weights whatever the recipe says, for a caller that loads them from a
+            checkpoint, or only measures sizes on the meta device.
 
     Raises:
         MuError: an unknown model, or a size that does not fit.
@@ -74,7 +78,9 @@ class ImageEncoder(nn.Module):
         self.vit = _create(recipe, image_size, load)
         if recipe.drop_last_block:
             self.vit.blocks = self.vit.blocks[:-1]
-        self.vit.norm = nn.Identity()  # the trainable norm takes its place
+        # the ViT's last norm was fitted to the output of its last block, which may just have been dropped;
+        # MedUnifier's trainable norm takes its place
+        self.vit.norm = nn.Identity()
         self.width = int(self.vit.embed_dim)
         self.patch_size = int(self.vit.patch_embed.patch_size[0])
         self.tokens = 1 + (image_size // self.patch_size) ** 2
@@ -87,11 +93,13 @@ class ImageEncoder(nn.Module):
         mean, std = (CLIP_MEAN, CLIP_STD) if recipe.pixel_norm == "clip" else ((0.0,) * 3, (1.0,) * 3)
         self.mean: Tensor
         self.std: Tensor
+        # not persistent: constants of the recipe, which a checkpoint could only contradict
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> ImageEncoder:
-        """A frozen encoder stays in evaluation mode."""
+        """Switch the mode; a frozen encoder stays in evaluation mode."""
+        # dropout and stochastic depth would only add noise to features that are not trained
         super().train(mode and not self.recipe.frozen)
         return self
 
@@ -101,17 +109,20 @@ class ImageEncoder(nn.Module):
         if not self.recipe.frozen:
             features: Tensor = self.vit.forward_features(x)
             return features
+        # no graph through a billion frozen parameters, whoever calls; fp32 out, since the trained norm that
+        # follows sums over 1,408 channels
         with torch.no_grad():
             return self.vit.forward_features(x.to(self.dtype)).float()  # type: ignore[no-any-return]
 
     def frozen_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Named weights that training never changes: hashed in a checkpoint, not stored."""
+        """Named weights that training never changes: a checkpoint stores their hash instead of them."""
+        # a billion parameters would double the size of every checkpoint
         if self.recipe.frozen:
             yield from self.vit.state_dict().items()
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Precision of the weights."""
         dtype: torch.dtype = next(self.vit.parameters()).dtype
         return dtype
 
@@ -120,6 +131,7 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
     import timm
 
     arguments = timm_arguments(recipe, image_size)
+    # three sources with three ways into timm: its own hub entry, a file on this disk, and any hub repository
     weights = recipe.weights if load else "random"
     name = recipe.name
     if weights == "hub":
@@ -143,7 +155,7 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
         raise MuError(
             f"model.vit: timm cannot build {name} with {arguments}: {_first_line(error)}"
         ) from error
-    except Exception as error:  # huggingface_hub has a dozen ways to say that the network is not there
+    except Exception as error:  # huggingface_hub has a dozen types for a network that is not there
         if not _is_hub_error(error):
             raise
         raise MissingWeightsError(

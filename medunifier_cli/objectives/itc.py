@@ -34,11 +34,13 @@ def itc_loss(
         temperature: scalar tau > 0.
         smoothing: label smoothing in [0, 1).
     """
+    # Pairs of equal texts stay negatives of each other here, as in the paper, unlike in ITM: the target is
+    # one column. So the reachable loss is above 0 where normal reports repeat, and the accuracy below 1.
     image_loss = F.cross_entropy(image_to_text_BG / temperature, own_B, label_smoothing=smoothing)
     text_loss = F.cross_entropy(text_to_image_BG / temperature, own_B, label_smoothing=smoothing)
     with torch.no_grad():
-        right = (image_to_text_BG.argmax(1) == own_B).float() + (text_to_image_BG.argmax(1) == own_B).float()
-    return LossAndMonitors(0.5 * (image_loss + text_loss), {"itc_accuracy": right.mean() / 2})
+        hits = (image_to_text_BG.argmax(1) == own_B).float() + (text_to_image_BG.argmax(1) == own_B).float()
+    return LossAndMonitors(0.5 * (image_loss + text_loss), {"itc_accuracy": hits.mean() / 2})
 
 
 class ImageTextContrast(Objective):
@@ -51,6 +53,7 @@ class ImageTextContrast(Objective):
         "temperature": "ITC temperature",
     }
     reads_text_cls = True
+    # f_q passes through every layer, and the text's first token through the text's feed-forward networks
     reaches_every_weight = True
 
     def compute(self, encoded: EncodedBatch) -> LossAndMonitors:
@@ -58,6 +61,7 @@ class ImageTextContrast(Objective):
         model = encoded.model
         with torch.no_grad():  # before it is used: the last optimiser step may have left the range
             model.temperature.clamp_(*TEMPERATURE_RANGE)
+        # computed here if nobody asked before, and kept: ITM reads the same one
         similarity = encoded.similarity
         loss, monitors = itc_loss(
             similarity.image_to_text_BG, similarity.text_to_image_BG, similarity.own_B,

@@ -24,7 +24,7 @@ def decoder_inputs_and_targets(text: PackedText, dec_id: int) -> tuple[PackedTex
     Returns:
         Texts one token shorter, P = N - B tokens in all, and int64 targets [P]. Nothing else is a target.
     """
-    # lengths are on the CPU: the positions are worked out there, so that a GPU need not wait
+    # on the CPU, where the lengths are: `nonzero` on a GPU would have to be waited for
     end_B = text.lengths_B.cumsum(0)
     first_N = torch.zeros(len(text.ids_N), dtype=torch.bool)
     last_N = first_N.clone()
@@ -34,6 +34,7 @@ def decoder_inputs_and_targets(text: PackedText, dec_id: int) -> tuple[PackedTex
     first_B, input_P, target_P = (
         mask_N.nonzero()[:, 0].to(device, non_blocking=True) for mask_N in (first_N, ~last_N, ~first_N)
     )
+    # [DEC] replaces [CLS], as in BLIP-2: it tells the shared weights which of the two passes this is
     ids_N = text.ids_N.index_fill(0, first_B, dec_id)
     return PackedText(ids_N[input_P], text.lengths_B - 1), text.ids_N[target_P]
 
@@ -44,9 +45,10 @@ def itg_loss(logits_PK: Tensor, target_P: Tensor) -> LossAndMonitors:
     The paper divides by N * L_t; texts differ in length here and padding is no target, so the mean is over
     real tokens.
     """
+    # a sum: ranks hold different numbers of tokens, and only the caller knows those of all
     loss = F.cross_entropy(at_least_fp32(logits_PK), target_P, reduction="sum")
-    right = (logits_PK.argmax(dim=1) == target_P).float().sum()
-    return LossAndMonitors(loss, {"itg_right": right.detach()})
+    hits = (logits_PK.argmax(dim=1) == target_P).float().sum()
+    return LossAndMonitors(loss, {"itg_hits": hits.detach()})
 
 
 class ImageGroundedTextGeneration(Objective):
@@ -64,7 +66,8 @@ class ImageGroundedTextGeneration(Objective):
         inputs, target_P = decoder_inputs_and_targets(encoded.batch.text, encoded.dec_id)
         loss, counts = itg_loss(encoded.model.decode_text(encoded.memory, inputs), target_P)
         tokens = float(len(target_P))
+        # the divisor is that of all ranks, so that each token of the global batch weighs the same
         return LossAndMonitors(
             world.share_of_mean(loss, tokens),
-            {"itg_accuracy": world.share_of_mean(counts["itg_right"], tokens)},
+            {"itg_accuracy": world.share_of_mean(counts["itg_hits"], tokens)},
         )

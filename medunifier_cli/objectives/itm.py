@@ -41,10 +41,12 @@ def negative_weights(
     Args:
         similarity_BG: ITC similarity over temperature; with `hard` its softmax weighs the draw.
         own_B: column of the row's own partner, which is never drawn.
-        digest_B, digest_G: text hashes of the rows and of the candidates.
+        digest_B: text hashes of the rows.
+        digest_G: text hashes of the candidates.
         hard: False draws uniformly.
         exclude_same_text: a candidate whose text equals the row's, word for word, is never drawn.
     """
+    # the softmax of ITC's logits, so that candidates that ITC takes for partners are drawn most (ALBEF)
     weight = torch.softmax(at_least_fp32(similarity_BG), dim=1) if hard else torch.ones_like(similarity_BG)
     forbidden = torch.zeros_like(weight, dtype=torch.bool).scatter_(1, own_B[:, None], True)
     if exclude_same_text:
@@ -66,9 +68,10 @@ def itm_loss(logits_M2: Tensor, matched_M: Tensor) -> LossAndMonitors:
     """
     if len(logits_M2) != len(matched_M):
         raise ValueError(f"{len(logits_M2)} rows of logits, {len(matched_M)} targets")
+    # a sum: ranks hold different numbers of rows, and only the caller knows those of all
     loss = F.cross_entropy(logits_M2, matched_M, reduction="sum")
-    right = (logits_M2.argmax(dim=1) == matched_M).float().sum()
-    return LossAndMonitors(loss, {"itm_right": right.detach()})
+    hits = (logits_M2.argmax(dim=1) == matched_M).float().sum()
+    return LossAndMonitors(loss, {"itm_hits": hits.detach()})
 
 
 class ImageTextMatching(Objective):
@@ -94,16 +97,18 @@ class ImageTextMatching(Objective):
         own = torch.arange(pairs)
         # texts of any rank that drew one of the images of this rank, as global numbers
         drew_local_image = ((image_for_text_G >= first) & (image_for_text_G < first + pairs)).nonzero()[:, 0]
-        # images of this rank that found a negative text: -1 means that every other text equals its own
+        # images of this rank that have a negative text: -1 means that every other text equals its own
         with_negative_text = (text_for_image_B >= 0).nonzero()[:, 0]
         image_M = torch.cat([own, image_for_text_G[drew_local_image] - first, with_negative_text])
         text_M = torch.cat([own + first, drew_local_image, text_for_image_B[with_negative_text]])
+        # Positives come first. A positive is a row once, while the negatives are twice as many: a model that
+        # ignores its input reaches an accuracy of 2/3, and a loss of 0.637.
         matched_M = (torch.arange(len(image_M)) < pairs).long().to(device)
 
         loss, counts = itm_loss(model.match(encoded.memory, image_M, take_texts(text_G, text_M)), matched_M)
         rows = float(len(image_M))
         return LossAndMonitors(
-            world.share_of_mean(loss, rows), {"itm_accuracy": world.share_of_mean(counts["itm_right"], rows)}
+            world.share_of_mean(loss, rows), {"itm_accuracy": world.share_of_mean(counts["itm_hits"], rows)}
         )
 
 
@@ -113,12 +118,13 @@ def draw_negatives(
 ) -> tuple[Tensor, Tensor]:
     """For each local image a text, for each local text an image: global numbers [B] on the CPU, or -1.
 
-    A draw is a function of (seed, purpose, place in the sample order), so any number of ranks draws alike.
+    A draw is a function of (seed, purpose, position in the sample order), so any number of ranks draws alike.
     """
     settings = recipe.objectives
     digest_G = world.gather(batch.digest_B)
-    places = batch.position_B.tolist()
+    positions = batch.position_B.tolist()
     picks = []
+    # two purposes: with one, the text drawn for an image and the image drawn for its text would go together
     for scores_BG, purpose in (
         (similarity.image_to_text_BG, draws.NEGATIVE_TEXT),
         (similarity.text_to_image_BG, draws.NEGATIVE_IMAGE),
@@ -127,7 +133,7 @@ def draw_negatives(
             scores_BG / temperature, similarity.own_B, batch.digest_B, digest_G,
             settings.itm_negatives == "hard", settings.itm_exclude_same_text,
         )  # fmt: skip
-        picks.append(draws.choose(weight_BG, draws.uniform(recipe.train.seed, purpose, places)))
+        picks.append(draws.choose(weight_BG, draws.uniform(recipe.train.seed, purpose, positions)))
     return picks[0], picks[1]
 
 

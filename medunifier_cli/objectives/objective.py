@@ -1,8 +1,8 @@
-"""What a pre-training objective is: a loss on one shared encoding of the batch.
+"""The interface of a pre-training objective: a loss on one shared encoding of the batch.
 
 An objective is one file of this folder, one weight in `recipe.schema.ObjectivesConfig` and one entry in
 `pretraining.OBJECTIVES`. Its name is the weight's key, and the loss appears under it in the log, the progress
-line, the page and the tables.
+line and the page.
 
 Letters: B local pairs, G global pairs (rank after rank), V image tokens, Q queries, D width.
 """
@@ -33,31 +33,34 @@ class LossAndMonitors(NamedTuple):
 
 @dataclass
 class EncodedBatch:
-    """What all objectives of one step share, so that it is computed once."""
+    """Encodings that all objectives of one step share, each computed once."""
 
     model: MedUnifier
     batch: Batch
     image_BCHW: Tensor
     """Pixels in [0, 1]."""
     memory: ImageMemory
-    """Of the uni-modal pass over the images."""
+    """Result of the uni-modal pass over the images."""
     text_cls: Tensor | None
-    """f_t_cls [B, D] of the uni-modal text pass; None where no objective asked for it."""
+    """f_t_cls [B, D] of the uni-modal text pass; None where no active objective sets `reads_text_cls`."""
     dec_id: int
     """Token id of [DEC], which starts a generated text."""
     revival: torch.Generator | None
-    """Chooses where dead codes go, with the same state on all ranks; None leaves them."""
+    """Decides which vectors replace dead codes, in the same state on all ranks; None leaves them."""
 
     @property
     def text_cls_BD(self) -> Tensor:
-        """f_t_cls. Raises ValueError where no objective with `reads_text_cls` is on."""
+        """f_t_cls. Raises ValueError where no active objective sets `reads_text_cls`."""
+        # a clear error and no lazy pass: computed on first use, dropout would draw in another order for each
+        # mix of objectives
         if self.text_cls is None:
-            raise ValueError("no objective that is on sets `reads_text_cls`")
+            raise ValueError("an objective reads text_cls_BD but does not set `reads_text_cls`")
         return self.text_cls
 
     @cached_property
     def similarity(self) -> Similarity:
         """ITC similarity of the global batch: ITC contrasts it, ITM draws its hard negatives by it."""
+        # lazy, unlike the text pass: it draws no random numbers, and without ITC its heads do not exist
         return global_similarity(self.model, self.memory.query_BQD, self.text_cls_BD)
 
 
@@ -67,21 +70,22 @@ class Objective(ABC):
     name: ClassVar[str]
     """Key of its weight in the recipe's section `objectives`, and name of its loss."""
     title: ClassVar[str]
-    """For people: heading of its curve on the page."""
+    """Heading of its curve on the page."""
     monitors: ClassVar[Mapping[str, str]] = {}
-    """Its monitors that get a curve on the page, by name: the heading."""
+    """Monitors that get a curve on the page, in order: name -> heading. Others are in the log alone."""
     reads_text_cls: ClassVar[bool] = False
     """True where `compute` reads `EncodedBatch.text_cls_BD`."""
     reaches_every_weight: ClassVar[bool] = False
     """True where its gradient alone reaches every trained weight of both encoders. Unless one active
-    objective says so, DistributedDataParallel has to look for unused parameters in each step."""
+    objective sets it, DistributedDataParallel has to look for unused parameters in each step."""
+    # False is the safe default: the walk over the graph costs time, while a wrong True stops the run
 
     def extend(self, model: MedUnifier) -> None:
         """Add heads of its own to the model: they are trained, saved and restored with it.
 
-        The model itself holds the heads of the paper's four objectives, hence nothing here by default.
+        The model itself builds the heads of the paper's four objectives, so nothing happens by default.
         """
-        return None
+        return None  # not abstract: most objectives need no head of their own
 
     @abstractmethod
     def compute(self, encoded: EncodedBatch) -> LossAndMonitors:

@@ -28,30 +28,44 @@ OBJECTIVES: list[Objective] = [
     ImageGroundedTextGeneration(),
     TextGroundedImageGeneration(),
 ]
-"""Every objective there is, in the order they are computed. The order is part of a run's numbers: dropout
-draws from one stream, so another order is another run."""
+"""All objectives, in the order they are computed. The order is part of a run's numbers: dropout draws from
+one stream of random numbers, so another order is another run. A new objective goes to the end."""
 
 
 def active_objectives(recipe: PretrainRecipe) -> list[Objective]:
     """The objectives whose weight in the recipe is above 0."""
+    # in the order of the list above, whatever order the recipe's fields have
     weights = recipe.objectives.weights()
     return [objective for objective in OBJECTIVES if objective.name in weights]
 
 
 def leaves_weights_unused(recipe: PretrainRecipe) -> bool:
-    """Whether some trained weights may get no gradient, as DistributedDataParallel has to know."""
+    """Whether some trained weights may get no gradient in a step, as DistributedDataParallel has to know."""
+    # one objective that reaches everything is enough: gradients of the others add to it
     return not any(objective.reaches_every_weight for objective in active_objectives(recipe))
+
+
+def curves_of(recipe: PretrainRecipe) -> dict[str, str]:
+    """Numbers of a pre-training run's log that get a curve on its page, in order: name -> heading."""
+    active = active_objectives(recipe)
+    curves = {"total": "Loss, all objectives"}
+    curves |= {objective.name: objective.title for objective in active}
+    # all losses before all monitors: losses are compared with each other, on axes of their own kind
+    for objective in active:
+        curves |= objective.monitors
+    return curves | {"lr": "Learning rate"}
 
 
 def build_model(recipe: PretrainRecipe, vocabulary: int, load: bool = True) -> MedUnifier:
     """The model with the heads of every active objective.
 
     Args:
-        recipe: of the run.
+        recipe: sizes and weights of the objectives.
         vocabulary: token ids of the tokenizer, [DEC] included.
         load: False leaves out the image encoder's pretrained weights.
     """
     model = MedUnifier(recipe, vocabulary, load)
+    # after the paper's heads: a new head draws its initial weights last and leaves the others' as they were
     for objective in active_objectives(recipe):
         objective.extend(model)
     return model
@@ -79,18 +93,21 @@ class PretrainingLoss(nn.Module):
 
         Args:
             batch: on the model's device (`text.lengths_B` and `position_B` on the CPU).
-            revival: where dead codes go, the same generator state on all ranks; None leaves them.
+            revival: decides which vectors replace dead codes, in the same state on all ranks; None leaves
+                them.
         """
         model, weights = self.model, self.model.recipe.objectives.weights()
         image_BCHW = pixels(batch.image_B1HW)
         memory = model.encode_image(image_BCHW)
-        # here and not where it is first read: dropout draws in this order whichever objectives are on
+        # here and not where it is first read: dropout draws in this order whichever objectives are active
         text_cls = model.encode_text(batch.text) if any(o.reads_text_cls for o in self.objectives) else None
         encoded = EncodedBatch(model, batch, image_BCHW, memory, text_cls, self.dec_id, revival)
         losses: dict[str, Tensor] = {}
         monitors: dict[str, Tensor] = {}
+        # one graph for all: the encoders are run backward once, with the sum of the objectives' gradients
         for objective in self.objectives:
-            losses[objective.name], seen = objective.compute(encoded)
-            monitors |= seen
+            losses[objective.name], objective_monitors = objective.compute(encoded)
+            monitors |= objective_monitors
+        # equation (24); the single losses are logged without their weights, so that runs can be compared
         losses["total"] = sum((weights[name] * loss for name, loss in losses.items()), torch.zeros(()))
         return losses, monitors

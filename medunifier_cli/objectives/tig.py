@@ -26,10 +26,11 @@ def tig_loss(image_BCHW: Tensor, generated: Generated, beta: float) -> LossAndMo
         generated: reconstruction and both quantised maps.
         beta: beta_1 = beta_2 of the paper.
     """
+    # no perceptual or adversarial term, as in the paper: the image of the lowest squared error is smooth
     reconstruction = F.mse_loss(at_least_fp32(generated.image_BCHW), image_BCHW)
     codebook = generated.top.codebook_loss + generated.bottom.codebook_loss
     commitment = generated.top.commitment_loss + generated.bottom.commitment_loss
-    # perplexity is no mean over ranks: the codes of all ranks are counted first
+    # the codes of all ranks are counted first: perplexity is not linear, so a mean over ranks would be lower
     top_K, bottom_K = world.all_sum(generated.top.count_K), world.all_sum(generated.bottom.count_K)
     return LossAndMonitors(
         reconstruction + codebook + beta * commitment,
@@ -53,10 +54,13 @@ class TextGroundedImageGeneration(Objective):
         "perplexity_bottom": "Perplexity of the bottom codebook",
     }
     reads_text_cls = True
+    # f_q becomes the top codes, whose gradient passes straight through to it, and f_t_cls part of the bottom
     reaches_every_weight = True
 
     def compute(self, encoded: EncodedBatch) -> LossAndMonitors:
         """Mean over the local images."""
+        # every rank holds as many images as any other, so the mean over ranks is that over the global batch
         model, memory = encoded.model, encoded.memory
+        # f_local is read before the Q-Former, so the ViT's features get gradient on two ways
         generated = model.generator(memory.query_BQD, memory.patch_BVD, encoded.text_cls_BD, encoded.revival)
         return tig_loss(encoded.image_BCHW, generated, model.recipe.model.generator.beta)

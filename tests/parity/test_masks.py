@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from medunifier_cli.data.contract import PackedText
-from medunifier_cli.model.masks import Layout, causal_rows, full_mask
+from medunifier_cli.model.masks import Layout, causal_rows
 from medunifier_cli.model.qformer import QFormer
+from tests.reference.full_mask import full_mask
 from tests.reference.plain_encoder import BI_DIRECTIONAL, CAUSAL, UNI_MODAL, figure_2_mask
 from tests.tiny import DEC, draw_texts, pack, tiny_model
 

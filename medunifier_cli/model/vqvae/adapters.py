@@ -1,4 +1,4 @@
-"""Latent adapters (paper, section 3.4 and appendix 1): features to the maps that are quantised.
+"""Latent adapters (paper, section 3.4 and appendix 1): encoder features -> the maps that are quantised.
 
 C is the code width, G the patch grid's edge (16 at 224 px), T = G / 2 the top map's edge.
 """
@@ -16,13 +16,15 @@ from medunifier_cli.recipe.schema import GeneratorConfig
 
 
 def sinusoid_2d(channels: int, height: int, width: int) -> Tensor:
-    """2-D positional encoding [C, H, W]: half the channels tell the row, half the column.
+    """2-D positional encoding [C, H, W]: half of the channels encode the row, half the column.
 
     Source: Wang and Liu 2019, as the paper cites it.
     """
+    # fixed and not learned: it adds no weights and needs no training before positions can be told apart
     half = channels // 2
     encoding = torch.zeros(channels, height, width)
     for offset, length, dim in ((0, height, 1), (half, width, 2)):
+        # sines and cosines alternate, as in Vaswani et al. 2017; an odd channel left over stays 0
         pairs = (half if offset == 0 else channels - half) // 2
         rate = torch.exp(torch.arange(pairs) * (-math.log(10000.0) / max(pairs, 1)))
         angle = rate[:, None] * torch.arange(length)[None, :]
@@ -40,6 +42,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.layers: nn.ModuleList = nn.ModuleList(
             nn.Sequential(
+                # not in place: the input is also what the layer's output is added to
                 nn.ReLU(),
                 nn.Conv2d(channels, inner, 3, padding=1),
                 nn.ReLU(),
@@ -56,23 +59,29 @@ class ResidualBlock(nn.Module):
 
 
 class Nonlinear(nn.Module):
-    """The adapters' nonlinear layer and the positions that are added to it.
+    """The adapters' nonlinear layer and the positional encoding that is added to it.
 
-    Features of unlike images are alike at the start, and alike maps become codes that stand for their places
-    only. `feature_norm` and `position_scale` of the recipe let content prevail within a short run.
+    With random encoders the features of different images are nearly equal, and the codes then encode the
+    position in the map and nothing else. The recipe's `feature_norm` and `position_scale` let the content
+    prevail within a short run.
     """
 
     def __init__(self, width: int, recipe: GeneratorConfig, height: int, columns: int) -> None:
         super().__init__()
         self.shape = (height, columns)
         self.linear = nn.Linear(width, recipe.code_width)
+        # with PyTorch's default the encoding below was some six times as strong as the content, and both
+        # codebooks stood for positions only
         nn.init.kaiming_normal_(self.linear.weight, nonlinearity="relu")
         nn.init.zeros_(self.linear.bias)
         batch = recipe.feature_norm == "batch"
+        # each channel at each position is a feature: per channel alone, the variance between positions of one
+        # map would swamp that between images. Non-affine, as nothing may scale the content down again.
         features = recipe.code_width * height * columns
         self.norm = GlobalBatchNorm(features, affine=False) if batch else None
         where = recipe.position_scale * sinusoid_2d(recipe.code_width, height, columns)
         self.where: Tensor
+        # not persistent: a table that the recipe determines, not a weight
         self.register_buffer("where", where, persistent=False)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
@@ -86,16 +95,19 @@ class Nonlinear(nn.Module):
 class TopAdapter(nn.Module):
     """Z_top, equation (18): queries -> [B, C, T, T].
 
-    The queries fill a map of `queries / T` rows; a transposed convolution stretches it to T rows.
+    The queries fill a map of `queries / T` rows; a transposed convolution upsamples it to T rows.
     """
 
     def __init__(self, queries: int, width: int, recipe: GeneratorConfig, top: int) -> None:
         super().__init__()
         channels, rows = recipe.code_width, queries // top
-        stretch = top // rows
+        factor = top // rows
         self.nonlinear = Nonlinear(width, recipe, rows, top)
+        # Upsamples the rows alone: kernel 2f + f % 2, stride f and padding ceil(f / 2) give exactly f times
+        # as many, and kernel 3 with padding 1 keeps the columns. 32 queries and T = 8: 4 rows to 8, f = 2.
+        # The attribute is called `stretch` because checkpoints of earlier versions name its weights so.
         self.stretch = nn.ConvTranspose2d(
-            channels, channels, (2 * stretch + stretch % 2, 3), (stretch, 1), ((stretch + 1) // 2, 1)
+            channels, channels, (2 * factor + factor % 2, 3), (factor, 1), ((factor + 1) // 2, 1)
         )
         self.residual = ResidualBlock(channels, recipe.residual_width, recipe.residual_layers)
 
@@ -115,6 +127,7 @@ class BottomAdapter(nn.Module):
 
     def forward(self, local_BVD: Tensor, text_BD: Tensor) -> Tensor:
         """f_local [B, G*G, D_v] and f_t_cls [B, D] -> [B, C, G, G]."""
+        # the same text vector at every position, concatenated with the features (paper, section 3.4)
         text = text_BD[:, None].expand(-1, local_BVD.shape[1], -1)
         out: Tensor = self.residual(self.nonlinear(torch.cat([local_BVD, text], dim=2)))
         return out

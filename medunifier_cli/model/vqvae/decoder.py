@@ -2,7 +2,7 @@
 
 G: bottom grid edge (16 at 224 px and patch 14), T = G / 2. n = ceil(log2(patch)) deconvolution blocks lead
 from the base map, of edge size / 2^n (14), to the image. A block is transposed convolution, ReLU, norm; the
-last one gives pixels, so it ends with its convolution.
+last one gives pixels, so it ends with its convolution: a ReLU and a norm would act on pixels.
 """
 
 from __future__ import annotations
@@ -16,16 +16,8 @@ from torch import Tensor, nn
 from medunifier_cli.model.norm import GlobalBatchNorm
 from medunifier_cli.recipe.schema import GeneratorConfig
 
-PUBLISHED_WIDTHS = (
-    4608,
-    2304,
-    1152,
-    576,
-)  # base map and blocks of the authors' code at 224 px
-
-
 MID_GREY = 0.5
-"""Where pixels start: from 0, the first hundreds of steps would only learn to brighten."""
+"""Initial value of all pixels: from 0, the first hundreds of steps would only learn to brighten."""
 
 
 def blocks_for(patch_size: int) -> int:
@@ -36,11 +28,14 @@ def blocks_for(patch_size: int) -> int:
 def _norm(kind: str, channels: int) -> nn.Module:
     if kind == "batch":
         return GlobalBatchNorm(channels)
+    # 32 groups (Wu and He 2018), or as many as divide both
     return nn.GroupNorm(math.gcd(channels, 32), channels)
 
 
 def _he(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Conv2d | nn.ConvTranspose2d:
-    """He weights (He et al. 2015) for a layer before a ReLU; a stride leaves fewer taps to each output."""
+    """He weights (He et al. 2015) for a layer before a ReLU, in place."""
+    # not `nn.init.kaiming_normal_`: in a transposed convolution of stride 2 an output pixel is reached by a
+    # quarter of the kernel's taps, which it does not count. PyTorch's own start costs 0.4 dB in 250 steps.
     window, stride = math.prod(layer.kernel_size), math.prod(layer.stride)
     taps = window / stride if isinstance(layer, nn.ConvTranspose2d) else window
     nn.init.normal_(layer.weight, std=math.sqrt(2 / (layer.in_channels * taps)))
@@ -62,12 +57,15 @@ class Decoder(nn.Module):
         widths = [recipe.base_width >> i for i in range(blocks)]
         self.raise_top = deconvolution(recipe.code_width, recipe.code_width, recipe.norm)
         kernel = grid - base + 1
+        # without padding the kernel takes the grid (16) down to the base map (14), whose edge doubles to the
+        # image's; where both are equal, an ordinary 3x3
         to_base = nn.Conv2d(
             2 * recipe.code_width, widths[0], kernel if kernel > 1 else 3, padding=int(kernel == 1)
         )
         layers: list[nn.Module] = [_he(to_base), nn.ReLU(), _norm(recipe.norm, widths[0])]
         for channels, out in pairwise(widths):
             layers.append(deconvolution(channels, out, recipe.norm))
+        # not `_he`: no ReLU follows, and pixels should start near mid-grey
         to_pixels = nn.ConvTranspose2d(widths[-1], 3, 4, 2, 1)
         nn.init.constant_(to_pixels.bias, MID_GREY)  # type: ignore[arg-type]
         layers.append(to_pixels)

@@ -19,7 +19,7 @@ from medunifier_cli.recipe.schema import GeneratorConfig
 
 @dataclass(frozen=True)
 class Generated:
-    """What TIG makes of a batch."""
+    """Result of TIG for a batch: reconstructions and their codes."""
 
     image_BCHW: Tensor
     """Reconstruction, about [0, 1], not clamped."""
@@ -29,7 +29,7 @@ class Generated:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Widths and edges the generator is built from."""
+    """Sizes that the generator takes over from the encoders: edges in pixels, widths, number of queries."""
 
     image_size: int
     patch_size: int
@@ -39,6 +39,7 @@ class Sizes:
 
     def check(self, base_width: int) -> None:
         """Raises MuError where no decoder of this width leads from this grid to these pixels."""
+        # here and not in the recipe's own checks: the patch size may be the timm model's, known only now
         grid, blocks = self.image_size // self.patch_size, blocks_for(self.patch_size)
         if not blocks:
             raise MuError("model.vit.patch_size: patch size 1 leaves the decoder nothing to enlarge")
@@ -55,6 +56,7 @@ class Sizes:
         if grid % 2:
             raise MuError(f"data.image_size: a {grid}x{grid} patch grid has no half; TIG needs an even one")
         top = grid // 2
+        # queries fill whole rows of the top map, and rows are enlarged by a whole factor, see `TopAdapter`
         if self.queries % top or top % (self.queries // top):
             fitting = [rows * top for rows in range(1, top + 1) if top % rows == 0]
             raise MuError(
@@ -75,6 +77,8 @@ class ImageGenerator(nn.Module):
         self.adapt_bottom = BottomAdapter(sizes.image_width + sizes.text_width, recipe, grid)
         self.quantise_top = Quantiser(recipe)
         self.quantise_bottom = Quantiser(recipe)
+        # the decoder enlarges the top map with weights of its own: there it serves pixels, here it conditions
+        # the bottom codes
         self.raise_top = deconvolution(recipe.code_width, recipe.code_width, recipe.norm)
         self.join = nn.Conv2d(2 * recipe.code_width, recipe.code_width, 1)
         self.decoder = Decoder(recipe, sizes.image_size, sizes.patch_size)
@@ -88,13 +92,15 @@ class ImageGenerator(nn.Module):
         """
         top = self.quantise_top(self.adapt_top(query_BQD), draws)
         bottom = self.adapt_bottom(local_BVD, text_BD)
+        # the top takes from `draws` first: both levels share one stream of random numbers, so another order
+        # would be another run
         joined = self.join(torch.cat([self.raise_top(top.z_q_BCHW), bottom], dim=1))
         return top, self.quantise_bottom(joined, draws)
 
     def forward(
         self, query_BQD: Tensor, local_BVD: Tensor, text_BD: Tensor, draws: torch.Generator | None = None
     ) -> Generated:
-        """Reconstruct the image from its codes. `draws` revives dead codes, see `Quantiser`."""
+        """Reconstruct the image from its codes. `draws` revives dead codes, see `Quantiser.forward`."""
         top, bottom = self.encode(query_BQD, local_BVD, text_BD, draws)
         return Generated(self.decoder(top.z_q_BCHW, bottom.z_q_BCHW), top, bottom)
 

@@ -1,6 +1,6 @@
-"""Vector quantisation (paper, equations 19, 21 and 23).
+"""Vector quantisation of feature maps with one codebook (paper, equations 19, 21 and 23).
 
-K codes of width C; n = B * H * W vectors of a map. Distances and losses are fp32.
+K codes of width C; n = B * H * W vectors of a map. Distances and losses are fp32 at least.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Quantiser(nn.Module):
     """A codebook. `loss`: trained by its term of equation (23); `ema`: running means, all-reduced.
 
     With `revive_dead_codes` the codebook starts from encoder outputs of the first batch, and codes that are
-    hardly ever chosen move onto encoder outputs of the current batch. Neither touches the loss.
+    hardly ever chosen are set to encoder outputs of the current batch. The paper does neither; both leave the
+    loss as it is.
     """
 
     code_KC: Tensor
@@ -50,18 +51,23 @@ class Quantiser(nn.Module):
         super().__init__()
         self.recipe = recipe
         size, width = recipe.codebook_size, recipe.code_width
+        # the usual start of VQ-VAEs: narrow, so that no code is out of reach of the first encoder outputs
         start = torch.empty(size, width).uniform_(-1 / size, 1 / size)
         if recipe.codebook == "loss":
             self.code_KC = nn.Parameter(start)
         else:
             self.register_buffer("code_KC", start)
             self.register_buffer("sum_KC", start.clone())
+        # in `loss` mode too, where no mean needs it: it is what tells which codes are dead
         self.register_buffer("usage_K", torch.ones(size))
+        # in the state dict, so that a resumed run does not take its first batch for the very first
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     def nearest(self, vectors_nC: Tensor) -> Tensor:
         """[n, C] -> int64 [n]: the code at the smallest Euclidean distance, the first one on a tie."""
         codes = at_least_fp32(self.code_KC.detach())
+        # ||v - e||^2 = ||v||^2 - 2 v.e + ||e||^2, where ||v||^2 is the same for all codes of a row. Left out,
+        # the argmin stays, and no large constant costs digits of the small differences
         distance = (codes * codes).sum(1) - 2 * vectors_nC @ codes.T
         return distance.argmin(dim=1)
 
@@ -74,65 +80,86 @@ class Quantiser(nn.Module):
 
         Args:
             z_e_BCHW: encoder output.
-            draws: CPU generator, the same on all ranks, that places dead codes. None: no revival.
+            draws: CPU generator, in the same state on all ranks, that decides which vectors replace dead
+                codes. None: no revival.
         """
+        # near codes differ by less than bf16 resolves, and running means would stop moving in it
         with torch.autocast(z_e_BCHW.device.type, enabled=False):
             z_e = at_least_fp32(z_e_BCHW)
             vectors = z_e.permute(0, 2, 3, 1).flatten(0, 2)
+            # before the nearest codes are looked up, so that this batch can choose the codes it revived
             if self.training and self.recipe.revive_dead_codes and draws is not None:
                 self._revive(vectors.detach(), draws)
             code_n = self.nearest(vectors.detach())
             count_K = torch.bincount(code_n, minlength=len(self.code_KC)).to(z_e.dtype)
             code_BHW = code_n.view(z_e.shape[0], *z_e.shape[2:])
-            chosen = self.look_up(code_BHW)
-            commitment = F.mse_loss(z_e, chosen.detach())
+            z_q = self.look_up(code_BHW)
+            commitment = F.mse_loss(z_e, z_q.detach())
             if self.recipe.codebook == "loss":
-                codebook = F.mse_loss(chosen, z_e.detach())
+                codebook = F.mse_loss(z_q, z_e.detach())
             else:
                 codebook = commitment.new_zeros(())
+            # after the look-up: the codes that this step's loss was computed with are the old ones
             if self.training:
-                self._follow(vectors.detach(), code_n, count_K)
-            straight_through = z_e + (chosen - z_e).detach()
+                self._ema_update(vectors.detach(), code_n, count_K)
+            # argmin has no gradient; z_e gets that of z_q, as if both were equal (van den Oord et al. 2017)
+            straight_through = z_e + (z_q - z_e).detach()
         return Quantised(straight_through, code_BHW, codebook, commitment, count_K)
 
     @torch.no_grad()
-    def _follow(self, vectors_nC: Tensor, code_n: Tensor, count_K: Tensor) -> None:
-        """Running use of each code, and with `ema` the codes themselves."""
+    def _ema_update(self, vectors_nC: Tensor, code_n: Tensor, count_K: Tensor) -> None:
+        """Update the running use of each code and, with `ema`, the code: the running mean of its vectors."""
+        # counts and sums of all ranks, so that every rank computes the same codebook and none is broadcast
         decay = self.recipe.ema_decay
         self.usage_K.lerp_(world.all_sum(count_K), 1 - decay)
         if self.recipe.codebook != "ema":
             return
         sums = torch.zeros_like(self.sum_KC).index_add_(0, code_n, vectors_nC)
         self.sum_KC.lerp_(world.all_sum(sums), 1 - decay)
+        # smoothed, and scaled back to the old total: a code that is never chosen has a size near 0, and its
+        # mean would be a division by it
         total = self.usage_K.sum()
         size = (self.usage_K + EMA_EPS) / (total + len(self.usage_K) * EMA_EPS) * total
         self.code_KC.copy_(self.sum_KC / size[:, None])
 
     @torch.no_grad()
     def _revive(self, vectors_nC: Tensor, draws: torch.Generator) -> None:
-        """Move dead codes (at first all of them) onto vectors drawn from the global batch."""
+        """Set dead codes (at first all of them) to random vectors of the global batch."""
         codes = len(self.code_KC)
-        everything = world.size() * len(vectors_nC)
-        row_K = torch.randint(everything, (codes,), generator=draws)
+        global_rows = world.size() * len(vectors_nC)
+        # Rows of the global batch, and for every code, dead or not: each rank draws the same numbers from the
+        # same generator, whatever it holds, so any number of ranks revives a code with the same vector.
+        row_K = torch.randint(global_rows, (codes,), generator=draws)
         if not bool(self.started):
             dead_K = torch.ones(codes, dtype=torch.bool, device=vectors_nC.device)
             self.started.fill_(True)
-            self.usage_K.fill_(everything / codes)
+            # the use that an evenly used codebook would have, so that running use starts at its own scale
+            self.usage_K.fill_(global_rows / codes)
         else:
+            # relative to the mean use, so that the threshold does not depend on batch or codebook size
             dead_K = self.usage_K < self.recipe.revive_below * self.usage_K.mean()
         if not bool(dead_K.any()):
             return
+        # A rank fills in the rows that it holds and leaves 0 for the others: the sum over ranks is the vector
+        # itself, without gathering all vectors of all ranks.
         local_K = row_K.to(vectors_nC.device) - world.rank() * len(vectors_nC)
-        mine_K = (local_K >= 0) & (local_K < len(vectors_nC))
-        drawn = torch.where(mine_K[:, None], vectors_nC[local_K.clamp(0, len(vectors_nC) - 1)], 0.0)
-        drawn = world.all_sum(drawn)
-        self.code_KC.data[dead_K] = drawn[dead_K].to(self.code_KC.dtype)
+        is_local_K = (local_K >= 0) & (local_K < len(vectors_nC))
+        vector_KC = torch.where(is_local_K[:, None], vectors_nC[local_K.clamp(0, len(vectors_nC) - 1)], 0.0)
+        vector_KC = world.all_sum(vector_KC)
+        self.code_KC.data[dead_K] = vector_KC[dead_K].to(self.code_KC.dtype)
+        # the mean use gives a new code time to prove itself before it can be called dead again
         self.usage_K[dead_K] = self.usage_K.mean()
         if self.recipe.codebook == "ema":
-            self.sum_KC[dead_K] = drawn[dead_K] * self.usage_K[dead_K, None]
+            # the sum must match, or the next update would divide the old sum by the new use
+            self.sum_KC[dead_K] = vector_KC[dead_K] * self.usage_K[dead_K, None]
 
 
 def perplexity(count_K: Tensor) -> Tensor:
-    """exp of the entropy of the code frequencies, between 1 and K. `count_K`: how often each was chosen."""
+    """exp of the entropy of the code frequencies, between 1 and K.
+
+    Args:
+        count_K: how often each code was chosen.
+    """
     share = count_K / count_K.sum().clamp(min=1)
+    # an unused code adds 0 * log(1e-10) = 0, the limit of p log p
     return torch.exp(-(share * share.clamp(min=1e-10).log()).sum())
