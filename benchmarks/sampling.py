@@ -1,10 +1,10 @@
 """Cached sampling of both priors against full recomputation and one forward pass, paper sizes, 2 threads.
 
 512 codes, 256 channels, 4 blocks of 4 layers; top 8x8 with causal attention, bottom 16x16 given the top. Full
-recomputation costs the same at every position (the shape of its input never changes), so it is timed, drawing
-included, on a stated number of positions and scaled to all 64 and 256. The sides take turns; medians count.
-On a machine that others use, threads that wait for each other make the forward pass and recomputation look
-slower than they are; so CPU seconds of the cached side over those of one forward pass stand beside.
+recomputation costs the same at every position (the shape of its input never changes), so it is timed on a
+stated number of positions, the choice of a code included, and scaled to all 64 and 256. The methods take
+turns; medians are reported. On a shared machine, threads that wait for each other make the forward pass and
+recomputation look slower than they are; so the ratio of CPU seconds, cached to one forward pass, is printed.
 
     python benchmarks/sampling.py [--rounds 3] [--positions 1]
 """
@@ -30,8 +30,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from medunifier_cli.model.sampling import Draws
 from medunifier_cli.prior.pixelsnail import PixelSnail
-from medunifier_cli.prior.sampling import sample
+from medunifier_cli.prior.sampling import Inputs, sample
 from medunifier_cli.prior.shape import PriorShape
 from tests.reference.slow_sampling import slow_sample
 
@@ -55,9 +56,7 @@ class Case:
 
     def cached(self) -> None:
         """All positions, each at the cost of one."""
-        sample(
-            self.prior, shape=self.size, first_sample=0, count=self.batch, seed=0, top_codes=self.top_codes
-        )
+        sample(self.prior, self.size, range(self.batch), Draws(0), Inputs(top_codes=self.top_codes))
 
     def recomputed(self, positions: int) -> None:
         """The first positions, a forward pass for each."""

@@ -1,7 +1,7 @@
-"""Both priors of a model trained side by side: p(top | text) and p(bottom | top, text).
+"""Both priors of a model, trained together: p(top | text) and p(bottom | top, text).
 
-They share no weight, so their sum as one loss trains each as it would be trained alone, and one run, one log
-and one checkpoint hold both.
+They share no weight, so minimising the sum of their losses trains each as it would be trained alone; one run,
+one log and one checkpoint hold both.
 
 Letters: B maps, T top edge, G bottom edge, K codes, D text width.
 """
@@ -31,11 +31,11 @@ class CodeBatch:
     text_BD: Tensor | None
     """None for priors without text."""
     drop_B: Tensor | None = None
-    """Rows that do without their text; None for none of them."""
+    """bool, rows trained without their text; None for none of them."""
 
 
 class PriorPair(nn.Module):
-    """Top and bottom prior."""
+    """Top and bottom prior as one module."""
 
     def __init__(self, top: PriorShape, bottom: PriorShape) -> None:
         super().__init__()
@@ -45,6 +45,8 @@ class PriorPair(nn.Module):
     def logits(self, batch: CodeBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """Level -> logits [B, K, H, W] and the codes they should give [B, H, W]."""
         text = {"condition": batch.text_BD, "drop_condition": batch.drop_B}
+        # Teacher forcing: the bottom prior is trained on the true top map, never on a sampled one. So both
+        # can train at once, and neither waits for the other.
         top = self.top(batch.top_BTT, **text)
         bottom = self.bottom(batch.bottom_BGG, top_codes=batch.top_BTT, **text)
         return {"top": (top, batch.top_BTT), "bottom": (bottom, batch.bottom_BGG)}
@@ -54,6 +56,7 @@ class PriorPair(nn.Module):
         losses: Values = {}
         monitors: Values = {}
         for level, (logits, codes) in self.logits(batch).items():
+            # Mean over positions and rows alike, so nats per code compare across maps of different sizes.
             losses[level] = F.cross_entropy(logits, codes)
             monitors[f"{level}_accuracy"] = (logits.detach().argmax(1) == codes).float().mean()
         losses["total"] = losses["top"] + losses["bottom"]
@@ -61,9 +64,11 @@ class PriorPair(nn.Module):
 
     @torch.no_grad()
     def sums(self, batch: CodeBatch, mask_B: Tensor) -> Tensor:
-        """Float64 [2, 2]: nats and hits of top and bottom, summed over the codes of the rows that count."""
+        """Float64 [2, 2]: nats and hits of top and bottom, summed over the codes of the rows in `mask_B`."""
         rows = []
         for logits, codes in self.logits(batch).values():
+            # Sums, not means: the last batch of a split is filled up by repeated rows, and ranks add their
+            # sums before anyone divides. In float64, as a split holds millions of codes.
             nats = F.cross_entropy(logits, codes, reduction="none")[mask_B].double().sum()
             rows.append(torch.stack([nats, (logits.argmax(1) == codes)[mask_B].double().sum()]))
         return torch.stack(rows)

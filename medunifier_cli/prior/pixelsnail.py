@@ -1,7 +1,8 @@
 """PixelSNAIL over code maps (Chen et al. 2018), used as in VQ-VAE-2: a top prior, a bottom one given the top.
 
-Reading order is data flow: codes -> embedding -> stem -> blocks of gated residual layers, each closed by a
-causal attention where asked -> logits. Every position sees only codes that come before it in raster order.
+Reading order is data flow: codes -> embedding -> stem -> blocks of gated residual layers, each ending in
+causal attention if the configuration has it -> logits. Every position sees only the codes that come before it
+in raster order.
 
 Legend: B batch, K codes, H x W the code map, C channels, D_t width of a text feature, h x w the top map that
 conditions the bottom one.
@@ -28,7 +29,7 @@ from medunifier_cli.prior.shape import PriorShape
 
 
 class Block(nn.Module):
-    """Gated residual layers with causal windows, then attention where the configuration asks for it."""
+    """Gated residual layers with causal windows, then causal attention if the configuration has it."""
 
     def __init__(self, config: PriorShape) -> None:
         super().__init__()
@@ -48,17 +49,22 @@ class Block(nn.Module):
         """[B, C, H, W] -> [B, C, H, W]."""
         for layer in self.layers:
             x = layer(x, top=top, text=text)
+        # Each window reaches only kernel // 2 rows further up; attention reaches every earlier position at
+        # once. The paper's bottom prior does without it: its map is four times as long, which costs 16 times
+        # as much, and the top map already gives it the layout.
         return x if self.attention is None else self.attention(x, code, background, text)
 
 
 class TopStack(nn.Module):
-    """Reads the whole top map once; what it gives enters every causal layer of the bottom prior."""
+    """Reads the whole top map once; its output enters every causal layer of the bottom prior."""
 
     def __init__(self, config: PriorShape) -> None:
         super().__init__()
         self.embedding = CodeEmbedding(config.top_codes, config.channels, config.codebook_width)
         self.background = nn.Conv2d(BACKGROUND, config.channels, 1, bias=False)
+        # Not causal: the top map is complete before the first bottom code is sampled.
         self.enter = nn.Conv2d(config.channels, config.channels, 3, padding=1)
+        # Without text: the causal layers that read this map have the text themselves.
         self.layers = nn.ModuleList(
             GatedResidual(config, config.channels, kind="same", text=False) for _ in range(config.top_layers)
         )
@@ -75,7 +81,7 @@ class TopStack(nn.Module):
 
 
 class PixelSnail(nn.Module):
-    """One prior: p(codes | top codes, text), a factor for each position in raster order."""
+    """One prior: p(codes | top codes, text) as a product over the positions in raster order."""
 
     def __init__(self, config: PriorShape) -> None:
         """Raises MuError if the configuration does not fit together."""
@@ -85,12 +91,15 @@ class PixelSnail(nn.Module):
         self.config = config
         channels = config.channels
         self.embedding = CodeEmbedding(config.codes, channels, config.codebook_width)
+        # Strict: the one window that reads codes leaves out the position's own, so nothing after it can leak
+        # it.
         self.stem = CausalConv(channels, channels, config.stem_kernel, strict=True)
         self.background = nn.Conv2d(BACKGROUND, channels, 1, bias=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.head = nn.Conv2d(channels, config.codes, 1)
         self.top_stack = TopStack(config) if config.top_codes else None
         if config.text_width:
+            # Stands for "no text", for guidance; 1 / sqrt(width) gives it a length of about 1.
             self.null_text = nn.Parameter(torch.randn(config.text_width) / math.sqrt(config.text_width))
             self.text_in = nn.Linear(config.text_width, channels)
 
@@ -113,12 +122,16 @@ class PixelSnail(nn.Module):
         for embedding, vectors in embeddings:
             if embedding.learned is not None or embedding.vectors.shape != vectors.shape:
                 raise ValueError(f"codebook {tuple(vectors.shape)} does not fit this prior's configuration")
+            # Standardised, as the usual initialisation of the linear map expects inputs of unit variance. The
+            # clamp keeps a channel that is the same for all codes at 0 instead of NaN.
             spread = vectors.std(dim=0, correction=0).clamp_min(1e-8)
             embedding.vectors.copy_((vectors - vectors.mean(dim=0)) / spread)
 
     def text_context(self, condition_BD: Tensor | None, drop_B: Tensor | None, batch: int) -> Tensor | None:
-        """[B, C] that enters every gated layer, or None for an unconditional prior. Rows that `drop_B` marks,
-        or all without a condition, stand for "no text"."""
+        """The vectors [B, C] that enter every gated layer, or None for an unconditional prior.
+
+        Rows marked by `drop_B`, and all rows where there is no condition, carry the learned "no text" vector.
+        """
         if not self.config.text_width:
             if condition_BD is not None:
                 raise ValueError(
@@ -133,7 +146,8 @@ class PixelSnail(nn.Module):
         else:
             if drop_B is None:
                 drop_B = torch.zeros(batch, dtype=torch.bool, device=null.device)
-            # Always through `where`, so that the null vector has a gradient on every rank.
+            # Always through `where`, so that the null vector has a gradient on every rank: data-parallel
+            # training waits for every parameter, even in a batch where no row drops its text.
             text = torch.where(drop_B[:, None], null, condition_BD.to(null.dtype))
         return F.elu(self.text_in(text))
 
@@ -150,7 +164,7 @@ class PixelSnail(nn.Module):
         Args:
             codes_BHW: int64 in [0, K).
             top_codes: int64 [B, h, w], for a prior with `top_codes`.
-            condition: text feature [B, D_t]; None stands for no text in every row.
+            condition: text feature [B, D_t]; None means no text in any row.
             drop_condition: bool [B], rows trained without their text, so that guidance works.
 
         Raises:
@@ -161,10 +175,13 @@ class PixelSnail(nn.Module):
                 f"top codes are {'missing' if top_codes is None else 'not expected'} for this prior"
             )
         text = self.text_context(condition, drop_condition, len(codes_BHW))
+        # Once for all positions and layers.
         top = None if self.top_stack is None else self.top_stack(top_codes)
         code = self.embedding(codes_BHW)
         place = background(code.shape[-2:], code).expand(len(code), -1, -1, -1)
+        # Zero padding alone would let the layers tell only positions near the border.
         x = self.stem(code) + self.background(place)
         for block in self.blocks:
             x = block(x, code, place, top, text)
+        # float32 before the softmax of the loss, whatever precision the layers run in.
         return self.head(F.elu(x)).float()  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The shape of one prior: the recipe's sizes, and what follows from the model whose codes it learns."""
+"""The shape of one prior: the recipe's sizes, and the sizes set by the model whose codes it learns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from medunifier_cli.recipe.schema_prior import PixelSnailConfig
 
 @dataclass(frozen=True)
 class PriorShape(PixelSnailConfig):
-    """A top prior by default; `replace(shape, top_codes=512, attention=False)` is the paper's bottom one."""
+    """All sizes of one PixelSNAIL, by default those of the paper's top prior.
+
+    `replace(shape, top_codes=512, attention=False)` is the paper's bottom prior.
+    """
+
+    # Not recipe keys: the pre-training run decides them, and `checkpoint.priors.build_pair` reads them there.
 
     codes: int = 512
     """K, size of the codebook this prior is over."""

@@ -1,4 +1,4 @@
-"""Sampling with no cache: the whole network for every position, the draw in plain loops."""
+"""Sampling without a cache: the whole network for every position, the choice of a code in plain loops."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def full_logits(
     condition: Tensor | None = None,
     drop_condition: Tensor | None = None,
 ) -> Tensor:
-    """[B, K, H, W]; a forward pass a position, in which the codes not yet known are all 0."""
+    """[B, K, H, W]; one forward pass per position, in which all later codes are 0."""
     _, height, width = codes_BHW.shape
     known = torch.zeros_like(codes_BHW)
     out = []
@@ -34,7 +34,7 @@ def full_logits(
 def slow_code(
     logits: list[float], u: float, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
 ) -> int:
-    """One draw: walk down the codes until their probabilities exceed `u` in [0, 1)."""
+    """One code: add up the codes' probabilities until their sum exceeds `u` in [0, 1)."""
     if temperature == 0:
         return logits.index(max(logits))
     weights = [math.exp((value - max(logits)) / temperature) for value in logits]
@@ -72,7 +72,7 @@ def slow_sample(
     top_codes: Tensor | None = None,
     positions: int | None = None,
 ) -> Tensor:
-    """int64 [B, H, W], one draw at a time; `positions` stops after so many, for timing."""
+    """int64 [B, H, W], one code at a time; with `positions` only the first ones, for timing."""
     height, width = shape
     level = 0 if top_codes is None else 1
     generators = [

@@ -26,7 +26,7 @@ from medunifier_cli.evaluate.synthesis.sample_folder import SHEET, SampleFolder
 from medunifier_cli.model.sampling import Draws
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.pictures import save_rows
-from medunifier_cli.prior.sampling import sample
+from medunifier_cli.prior.sampling import Inputs, sample
 from medunifier_cli.terminal.progress import Progress
 
 SHOWN_PAIRS = 12
@@ -84,9 +84,9 @@ def _draw(
 ) -> None:  # fmt: skip
     generator = fitted.trained.model.generator
     text = None if feature_WD is None else feature_WD[[number % len(wishes) for number in numbers]]
-    given = {"first_sample": numbers.start, "count": len(numbers), "condition": text, **asdict(draws)}
-    top = sample(fitted.pair.top, shape=(generator.top, generator.top), **given)
-    bottom = sample(fitted.pair.bottom, shape=(generator.grid, generator.grid), top_codes=top, **given)
+    top_size, bottom_size = (generator.top, generator.top), (generator.grid, generator.grid)
+    top = sample(fitted.pair.top, top_size, numbers, draws, Inputs(text))
+    bottom = sample(fitted.pair.bottom, bottom_size, numbers, draws, Inputs(text, top))
     for row, number in enumerate(numbers):
         if number in folder.done:
             continue

@@ -93,7 +93,7 @@ def test_collapsed_codes_are_refused_and_say_why() -> None:
     with pytest.raises(CheckpointError, match=r"collapsed: perplexity 1\.00 of 16"):
         refuse_collapsed("top", baseline(same, same, 16), 16, "runs/x")
     places = np.broadcast_to(np.arange(16, dtype=np.uint16).reshape(4, 4), (30, 4, 4))
-    with pytest.raises(CheckpointError, match="stand for places"):
+    with pytest.raises(CheckpointError, match="depend on the position"):
         refuse_collapsed("top", baseline(places, places, 16), 16, "runs/x")
     random = np.random.default_rng(0).integers(0, 16, (30, 4, 4)).astype(np.uint16)
     refuse_collapsed("top", baseline(random, random, 16), 16, "runs/x")
