@@ -1,4 +1,4 @@
-"""`mu` and `python -m medunifier_cli`."""
+"""Entry point of `mu` and of `python -m medunifier_cli`."""
 
 from __future__ import annotations
 

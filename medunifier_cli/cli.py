@@ -1,7 +1,7 @@
-"""The click group `mu`: finds the verbs, and turns what goes wrong into one line and an exit code.
+"""The command line `mu`: a click group that finds the verbs and turns errors into one line and an exit code.
 
-Each verb is one file of `commands/`, imported when it is called and not before: `mu --help` reads the help
-lines out of the source, so that no verb can make it slow.
+Each verb is one file of `commands/`, imported only when it is called: `mu --help` reads the help lines from
+the source instead, so that no verb can slow it down.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VERBS = (
     "prepare", "pretrain", "fit-prior", "finetune", "retrieve", "zeroshot", "report", "synthesize",
     "score", "check",
 )  # fmt: skip
-"""In the order of `mu --help`; one whose file does not exist is not listed."""
+"""In the order of `mu --help`, which is that of the work; a verb without a file is not listed."""
 
 DEBUG_KEY = "medunifier_cli.debug"
 
@@ -79,7 +79,7 @@ class Verbs(click.Group):
         verbs = self.list_commands(ctx)
         if args and not args[0].startswith("-") and args[0] not in verbs:
             nearest = difflib.get_close_matches(args[0], verbs, n=1)
-            hint = f"did you mean `mu {nearest[0]}`?" if nearest else f"there are: {', '.join(verbs)}"
+            hint = f"did you mean `mu {nearest[0]}`?" if nearest else f"available: {', '.join(verbs)}"
             ctx.fail(f"no verb `{args[0]}`; {hint}")
         return super().resolve_command(ctx, args)
 
@@ -93,10 +93,10 @@ class Verbs(click.Group):
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise  # click prints these itself: usage is exit code 2
+            raise  # click prints these itself, and gives a usage error exit code 2
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise  # the reader of our output went away; click ends quietly
+                raise  # a closed pipe, as with `mu ... | head`: click exits without a message
             if ctx.meta.get(DEBUG_KEY):
                 traceback.print_exc()
             lines, code = explain(error)
@@ -117,8 +117,8 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
 )
 def mu() -> None:
-    """MedUnifier: radiographs and reports in; retrieval, labels, reports and new radiographs out.
+    """MedUnifier: radiographs and reports in; retrieval, labels, reports and synthetic radiographs out.
 
-    Data lie under $MU_DATA (data/), runs under $MU_RUNS (runs/). A run stopped by a signal saves a
-    checkpoint and exits with 75: the same command goes on from it.
+    Data are read from $MU_DATA (default: data/), runs are written to $MU_RUNS (default: runs/). A run that is
+    stopped by a signal saves a checkpoint and exits with 75; the same command resumes from it.
     """

@@ -1,4 +1,4 @@
-"""What may go wrong, and how it is told: one line that says what is wrong, where, and what to do."""
+"""Errors a user can act on, and how an error becomes a line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 INTERRUPTED = 130
-"""128 + SIGINT, as a shell reports it."""
+"""Exit code of Ctrl-C: 128 + SIGINT, as shells report it."""
 
 
 class MuError(Exception):
@@ -21,27 +21,28 @@ class RecipeError(MuError):
 
 
 class DataError(MuError):
-    """Raw data, shards or a manifest that cannot be used as asked."""
+    """Raw data, shards or a manifest that are missing, damaged or do not fit the request."""
 
 
 class CheckpointError(MuError):
-    """A run or checkpoint that is missing, damaged or of another shape."""
+    """A run or checkpoint that is missing, damaged or belongs to another model."""
 
 
 class MissingWeightsError(MuError):
-    """Weights that must be fetched before the run, since nothing here touches the network."""
+    """Pre-trained weights that are not on this machine; `mu` never downloads them itself."""
 
 
 class Stopped(MuError):
-    """A signal asked the run to stop; its checkpoint is saved, and the same command goes on from it."""
+    """A signal stopped the run after its checkpoint was saved; the same command resumes from it."""
 
-    exit_code = 75
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later; the SLURM script requeues on it
 
 
 def explain(error: BaseException) -> tuple[list[str], int]:
-    """What the user reads of an error, and the exit code.
+    """The lines a user reads about an error, and the exit code.
 
-    The message of an error that nobody foresaw is left out: it may quote a report, which is patient data.
+    An unexpected error is named by its type and place alone: its message may quote a report, which is patient
+    data.
     """
     if isinstance(error, MuError):
         return str(error).splitlines() or [type(error).__name__], error.exit_code
@@ -58,9 +59,9 @@ def explain(error: BaseException) -> tuple[list[str], int]:
 
 
 def _place(error: BaseException) -> str:
-    """File and line of the innermost frame, in our own code where there is one."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(Path(__file__).parent)]
-    # cli.py calls every verb, and so is in every traceback
-    ours = [frame for frame in ours if Path(frame.filename).name != "cli.py"] or ours or list(frames)
-    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "an unknown place"
+    """File and line of the innermost frame of this package, else of the innermost frame."""
+    frames = list(traceback.extract_tb(error.__traceback__))
+    package = [frame for frame in frames if Path(frame.filename).is_relative_to(Path(__file__).parent)]
+    # cli.py calls every verb and so is in every traceback; it is the place only if nothing else is
+    inner = [frame for frame in package if Path(frame.filename).name != "cli.py"] or package or frames
+    return f"{Path(inner[-1].filename).name}:{inner[-1].lineno}" if inner else "an unknown place"

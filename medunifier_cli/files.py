@@ -1,4 +1,4 @@
-"""Files that are whole or absent: the one atomic write, the one hash, the one reader of JSON lines."""
+"""Write files so that they are complete or absent; hash files; read JSON lines."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ from typing import IO, Any
 from medunifier_cli.errors import DataError, MuError
 
 TEMPORARY = ".tmp"
-"""Ending of a file that is being written."""
+"""Suffix of a file that is still being written."""
 HASH_BLOCK = 1 << 20
 """Bytes read at a time to hash a file."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors that more room would mend: disk full, quota exceeded, file too large for the file system."""
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, tag: str = "", error: type[MuError] = DataError) -> Iterator[IO[bytes]]:
-    """A file that gets its name only when all of it is on the disk; readers and a kill see the old one or the
-    new one.
+    """Open a file that replaces `path` only once all of it is on disk: readers see the old content or the new,
+    even after a kill or a power cut.
 
     Args:
         path: in a folder that exists.
         tag: tells temporary names apart where several processes may write the same file at once.
-        error: what a failed write is raised as.
+        error: type of the error that a failed write raises.
 
     Raises:
         MuError: of the type `error`: the disk is full or cannot be written to.
     """
-    temporary = path.with_name(path.name + tag + TEMPORARY)
+    temporary = path.with_name(path.name + tag + TEMPORARY)  # same folder: a rename across disks is a copy
     with explained(temporary, error):
         try:
             with open(temporary, "wb") as file:
                 yield file
                 file.flush()
+                # without it the rename can reach the disk before the contents, and leave an empty file
                 os.fsync(file.fileno())
             os.replace(temporary, path)
             sync(path.parent)
@@ -48,7 +50,7 @@ def atomic_write(path: Path, tag: str = "", error: type[MuError] = DataError) ->
 
 
 def atomic_make(path: Path, make: Callable[[Path], object], error: type[MuError] = DataError) -> None:
-    """The same for a library that opens the file itself: `make` writes the path it is given.
+    """As `atomic_write`, for a library that opens the file itself: `make` writes to the path it is given.
 
     Raises:
         MuError: of the type `error`: the disk is full or cannot be written to.
@@ -67,7 +69,7 @@ def atomic_make(path: Path, make: Callable[[Path], object], error: type[MuError]
 
 @contextlib.contextmanager
 def explained(path: Path, error: type[MuError] = DataError) -> Iterator[None]:
-    """Turn a failed write into one line."""
+    """Turn an OSError into one line of type `error` that names `path` without its temporary suffix."""
     try:
         yield
     except OSError as failure:
@@ -77,17 +79,17 @@ def explained(path: Path, error: type[MuError] = DataError) -> Iterator[None]:
                 f"{path.parent / name}: no space left for it ({os.strerror(failure.errno)}); nothing "
                 "half-written is left, finished files stay: make room and run the same command again"
             ) from failure
-        raise error(f"{path.parent / name}: cannot be written ({failure.strerror})") from failure
+        raise error(f"{path.parent / name}: cannot be written ({failure.strerror or failure})") from failure
 
 
 def write_text(path: Path, text: str, error: type[MuError] = DataError) -> None:
-    """Write a small text file (UTF-8), whole or not at all. Processes may write the same file at once."""
+    """Write a small text file (UTF-8) atomically; several processes may write the same file at once."""
     with atomic_write(path, f".{os.getpid()}", error) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, value: Any, error: type[MuError] = DataError) -> None:
-    """Write JSON for people and machines, whole or not at all."""
+    """Write indented JSON (UTF-8) atomically."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", error)
 
 
@@ -110,11 +112,11 @@ def sha256(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a file of JSON lines; none where there is no file."""
+    """All complete lines of a file of JSON lines; none if there is no file."""
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             lines.append(json.loads(text))
         except ValueError:
-            continue  # torn by a kill while it was written
+            continue  # a process was killed while it wrote this line
     return lines

@@ -1,4 +1,8 @@
-"""Entry points -> plugins. Built-in ones come by the same door; a broken one is named and hides no other."""
+"""Find and load the data set and head plugins that installed packages declare as entry points.
+
+Built-in plugins are declared in the same way as those of others. A broken one is named in a warning and hides
+no other.
+"""
 
 from __future__ import annotations
 
@@ -16,30 +20,10 @@ if TYPE_CHECKING:
 
 DATASETS = "medunifier.datasets"
 HEADS = "medunifier.heads"
-OURS = "medunifier"
-"""Our distribution: where two packages offer one name, ours wins."""
+BUILT_IN = "medunifier"
+"""Our own package, whose plugin is used where two packages declare the same name."""
 
 _KIND = {DATASETS: "data set", HEADS: "head"}
-
-
-def dataset_names() -> list[str]:
-    """Names of all data set plugins, sorted, none of them imported."""
-    return sorted(_index(DATASETS))
-
-
-def head_names() -> list[str]:
-    """Names of all head plugins, sorted, none of them imported."""
-    return sorted(_index(HEADS))
-
-
-def datasets() -> dict[str, DatasetPlugin]:
-    """All data sets that load, by name; one warning on stderr for each that does not."""
-    return _load_all(DATASETS)
-
-
-def heads() -> dict[str, HeadPlugin]:
-    """All heads that load, by name; one warning on stderr for each that does not."""
-    return _load_all(HEADS)
 
 
 def load_dataset(name: str) -> DatasetPlugin:
@@ -48,7 +32,7 @@ def load_dataset(name: str) -> DatasetPlugin:
     Raises:
         MuError: no plugin has that name, or it cannot be loaded.
     """
-    plugin: DatasetPlugin = _load_one(DATASETS, name)
+    plugin: DatasetPlugin = _load(DATASETS, name)
     return plugin
 
 
@@ -58,43 +42,51 @@ def load_head(name: str) -> HeadPlugin:
     Raises:
         MuError: no plugin has that name, or it cannot be loaded.
     """
-    head: HeadPlugin = _load_one(HEADS, name)
+    head: HeadPlugin = _load(HEADS, name)
     return head
+
+
+def load_all(group: str) -> dict[str, Any]:
+    """Every plugin of a group that loads, by name; one warning on stderr for each that does not.
+
+    Args:
+        group: `DATASETS` or `HEADS`.
+    """
+    plugins = {}
+    for name, entry in sorted(entries(group).items()):
+        try:
+            plugins[name] = _instance(group, entry)
+        except MuError as error:
+            _warn(f"{error}; skipped")
+    return plugins
+
+
+def entries(group: str) -> dict[str, EntryPoint]:
+    """Entry points of a group by name, none of them imported; a name declared twice triggers a warning."""
+    by_name: dict[str, EntryPoint] = {}
+    # sorted, so that the order of installation changes nothing: built-in plugins first, then by package
+    ranked = sorted(entry_points(group=group), key=lambda e: (_package(e) != BUILT_IN, _package(e), e.value))
+    for entry in ranked:
+        first = by_name.setdefault(entry.name, entry)
+        # an editable install can list one entry point twice, which is no conflict
+        if first is not entry and (first.value, _package(first)) != (entry.value, _package(entry)):
+            _warn(
+                f"{_KIND[group]} `{entry.name}` of package {_package(entry)} is hidden by the one of"
+                f" {_package(first)}, which has the same name"
+            )
+    return by_name
 
 
 def _package(entry: EntryPoint) -> str:
     return entry.dist.name if entry.dist is not None else "an unknown package"
 
 
-def _index(group: str) -> dict[str, EntryPoint]:
-    """Entry points by name; a name offered twice is said on stderr."""
-    found: dict[str, EntryPoint] = {}
-    for entry in sorted(entry_points(group=group), key=lambda e: (_package(e) != OURS, _package(e), e.value)):
-        first = found.setdefault(entry.name, entry)
-        if first is not entry and (first.value, _package(first)) != (entry.value, _package(entry)):
-            _warn(
-                f"{_KIND[group]} `{entry.name}` of package {_package(entry)} is hidden by the one of"
-                f" {_package(first)}, which has the same name"
-            )
-    return found
-
-
-def _load_all(group: str) -> dict[str, Any]:
-    loaded = {}
-    for name, entry in sorted(_index(group).items()):
-        try:
-            loaded[name] = _instance(group, entry)
-        except MuError as error:
-            _warn(f"{error}; it is left out")
-    return loaded
-
-
-def _load_one(group: str, name: str) -> Any:
-    index = _index(group)
+def _load(group: str, name: str) -> Any:
+    index = entries(group)
     if name not in index:
         nearest = difflib.get_close_matches(name, index, n=1)
         hint = f"did you mean `{nearest[0]}`? " if nearest else ""
-        raise MuError(f"no {_KIND[group]} `{name}`; {hint}there are: {', '.join(sorted(index)) or 'none'}")
+        raise MuError(f"no {_KIND[group]} `{name}`; {hint}available: {', '.join(sorted(index)) or 'none'}")
     return _instance(group, index[name])
 
 
@@ -104,19 +96,19 @@ def _instance(group: str, entry: EntryPoint) -> Any:
     Raises:
         MuError: whatever went wrong, in one line with the plugin's and its package's name.
     """
-    said = f"{_KIND[group]} plugin `{entry.name}` of package {_package(entry)} ({entry.value})"
+    subject = f"{_KIND[group]} plugin `{entry.name}` of package {_package(entry)} ({entry.value})"
     try:
         plugin = entry.load()
         if isinstance(plugin, type):
             plugin = plugin()
-    except (Exception, SystemExit) as error:  # code of others: anything may come out of it
+    except (Exception, SystemExit) as error:  # a plugin is the code of others, which may raise anything
         first_line = (str(error).splitlines() or [""])[0]
-        raise MuError(f"{said} cannot be loaded: {type(error).__name__}: {first_line}") from error
+        raise MuError(f"{subject} cannot be loaded: {type(error).__name__}: {first_line}") from error
     contract = _contract(group)
     if not isinstance(plugin, contract):
-        raise MuError(f"{said} cannot be used: it is no {contract.__module__}.{contract.__name__}")
+        raise MuError(f"{subject} cannot be used: it is not a {contract.__module__}.{contract.__name__}")
     if getattr(plugin, "name", entry.name) != entry.name:
-        raise MuError(f"{said} cannot be used: it calls itself `{plugin.name}`")
+        raise MuError(f"{subject} cannot be used: it calls itself `{plugin.name}`")
     return plugin
 
 

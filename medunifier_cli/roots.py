@@ -1,4 +1,4 @@
-"""Where data and runs lie: `$MU_DATA` and `$MU_RUNS`, read here and nowhere else."""
+"""Find the folders of data and runs: the only module that reads `$MU_DATA` and `$MU_RUNS`."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ import click
 
 from medunifier_cli.errors import CheckpointError
 
-MADE_BY = {"synthesize": "fit-prior", "score": "retrieve"}
-"""Verb -> the verb that makes the run it needs; `pretrain` for all others."""
+NEEDS = {"synthesize": "fit-prior", "score": "retrieve"}
+"""Verb -> the verb whose output it reads; `pretrain` for all others."""
 
 
 def data_root() -> Path:
-    """`$MU_DATA`, by default `data/` where the user stands."""
+    """`$MU_DATA`; by default `data/` in the current folder."""
     return Path(os.environ.get("MU_DATA") or "data")
 
 
 def runs_root() -> Path:
-    """`$MU_RUNS`, by default `runs/` where the user stands."""
+    """`$MU_RUNS`; by default `runs/` in the current folder."""
     return Path(os.environ.get("MU_RUNS") or "runs")
 
 
 def raw_folder(dataset: str) -> Path:
-    """Where the download of a data set is looked for."""
+    """Folder in which the download of a data set is expected."""
     return data_root() / "raw" / dataset
 
 
 def shards_folder(dataset: str) -> Path:
-    """Where the shards of a data set are written and looked for."""
+    """Folder of the shards of a data set, unless a command names another."""
     return data_root() / "shards" / dataset
 
 
 def find_run(name_or_path: str | Path) -> Path:
-    """The folder of a run: a path, or a name under `runs_root()`. The name wins.
+    """The folder of a run, given by name (a folder in `runs_root()`) or by path; a name takes precedence.
 
     Raises:
-        CheckpointError: there is neither; names the nearest run.
+        CheckpointError: no such run; the message suggests the closest name.
     """
     named = runs_root() / name_or_path
     for folder in (named, Path(name_or_path)):
@@ -47,28 +47,28 @@ def find_run(name_or_path: str | Path) -> Path:
             return folder
     names = sorted(path.name for path in _runs())
     nearest = difflib.get_close_matches(str(name_or_path), names, n=1)
-    hint = f"did you mean `{nearest[0]}`?" if nearest else f"there are: {', '.join(names) or 'none'}"
+    hint = f"did you mean `{nearest[0]}`?" if nearest else f"available: {', '.join(names) or 'none'}"
     raise CheckpointError(f"no run `{name_or_path}` under {runs_root()}/; {hint}")
 
 
 def newest_run(fits: Callable[[Path], bool], verb: str) -> Path:
-    """The run that was trained last among those that fit, said on stderr.
+    """The most recently trained of the runs that a verb can use; its name is printed on stderr.
 
     Args:
         fits: whether a run folder has what the verb needs.
         verb: for the message.
 
     Raises:
-        CheckpointError: no run fits.
+        CheckpointError: there is no such run.
     """
-    fitting = [run for run in _runs() if fits(run)]
-    if not fitting:
-        needed = MADE_BY.get(verb, "pretrain")
+    candidates = [run for run in _runs() if fits(run)]
+    if not candidates:
+        needed = NEEDS.get(verb, "pretrain")
         raise CheckpointError(
             f"no run found under {runs_root()}/ that fits `{verb}`: it needs `mu {needed}` first"
         )
-    newest = max(fitting, key=lambda run: (_last_trained(run), run.name))
-    click.echo(f"mu: {verb} takes the newest run that fits: {newest}", err=True)
+    newest = max(candidates, key=lambda run: (_last_trained(run), run.name))
+    click.echo(f"mu: {verb} uses the newest run that fits: {newest}", err=True)
     return newest
 
 
@@ -78,6 +78,7 @@ def _runs() -> list[Path]:
 
 
 def _last_trained(run: Path) -> float:
-    """Time of the last sign of training, in seconds; writing results into a run does not make it newer."""
-    signs = [path for path in (run / "log.jsonl", run / "checkpoints", run / "recipe.yaml") if path.exists()]
-    return max(path.stat().st_mtime for path in signs or [run])
+    """Time at which training last wrote to the run, in seconds since the epoch."""
+    # not the folder's own time, which results and caches of evaluation change as well
+    written = [run / "log.jsonl", run / "checkpoints", run / "recipe.yaml"]
+    return max(path.stat().st_mtime for path in [path for path in written if path.exists()] or [run])

@@ -12,7 +12,7 @@ import click
 
 from medunifier_cli.data.contract import DatasetPlugin, Option
 from medunifier_cli.errors import DataError
-from medunifier_cli.plugin_index import datasets, load_dataset
+from medunifier_cli.plugin_index import DATASETS, load_all, load_dataset
 from medunifier_cli.roots import raw_folder, shards_folder
 
 YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -67,7 +67,7 @@ def prepare(
     from medunifier_cli.prepare.progress import PrepareProgress, listing, summary
 
     if show_list:
-        known = {dataset: load_dataset(dataset)} if dataset else datasets()
+        known = {dataset: load_dataset(dataset)} if dataset else load_all(DATASETS)
         click.echo(listing(known))
         return
     if not dataset:

@@ -129,8 +129,8 @@ def test_every_package_is_declared() -> None:
 
 
 def test_built_in_plugins_all_load(capsys: pytest.CaptureFixture[str]) -> None:
-    assert set(plugin_index.datasets()) == set(plugin_index.dataset_names())
-    assert set(plugin_index.heads()) == set(plugin_index.head_names())
+    for group in (plugin_index.DATASETS, plugin_index.HEADS):
+        assert set(plugin_index.load_all(group)) == set(plugin_index.entries(group)) != set()
     assert capsys.readouterr().err == ""
 
 

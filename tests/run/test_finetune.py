@@ -252,7 +252,7 @@ def test_command_line_names_the_run_after_recipe_and_fraction(
     line = ["finetune", "finetune-demo", *(word for setting in settings for word in ("-o", setting))]
     result = CliRunner().invoke(mu, line)
     assert result.exit_code == 0, result.output
-    assert "finetune takes the newest run that fits" in result.stderr
+    assert "finetune uses the newest run that fits" in result.stderr
     assert "fine-tuned auroc" in result.stdout
     recipe = load_recipe(tmp_path / "finetune-demo-0.5" / "recipe.yaml", (), FinetuneRecipe)
     assert recipe.model.pretrained == "base"

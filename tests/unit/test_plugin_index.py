@@ -55,7 +55,7 @@ def test_third_party_data_set_comes_beside_the_built_in_ones(
     install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install("their-xrays", GOOD.format(name="their-xrays"), {"their-xrays": "Mine"})
-    found = plugin_index.datasets()
+    found = plugin_index.load_all(plugin_index.DATASETS)
     assert found["their-xrays"].title == "A third party's data"
     assert found["phantom"].name == "phantom"
     assert plugin_index.load_dataset("their-xrays").name == "their-xrays"
@@ -69,18 +69,18 @@ def test_third_party_data_set_comes_beside_the_built_in_ones(
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("def broken(:", "SyntaxError"),
         ("x = 1", "AttributeError"),
-        ("class Mine: name = 'broken'", "it is no medunifier_cli.data.contract.DatasetPlugin"),
+        ("class Mine: name = 'broken'", "it is not a medunifier_cli.data.contract.DatasetPlugin"),
         (GOOD.format(name="other"), "it calls itself `other`"),
     ],
 )
 def test_broken_plugin_is_one_warning_and_hides_no_other(
     install: Install, capsys: pytest.CaptureFixture[str], source: str, said: str
 ) -> None:
-    before = set(plugin_index.datasets())
+    before = set(plugin_index.load_all(plugin_index.DATASETS))
     capsys.readouterr()
     install("broken-package", source, {"broken": "Mine"})
     install("z-good", GOOD.format(name="z-good"), {"z-good": "Mine"})
-    assert set(plugin_index.datasets()) == before | {"z-good"}
+    assert set(plugin_index.load_all(plugin_index.DATASETS)) == before | {"z-good"}
     (warning,) = capsys.readouterr().err.splitlines()
     assert "`broken` of package broken-package" in warning
     assert said in warning
@@ -99,9 +99,9 @@ def test_unknown_name_lists_the_known_ones_and_the_nearest(install: Install) -> 
     install("broken-package", "1 / 0", {"broken": "Mine"})
     with pytest.raises(MuError, match=r"no data set `phantm`; did you mean `phantom`\?") as caught:
         plugin_index.load_dataset("phantm")
-    for name in plugin_index.dataset_names():
+    for name in plugin_index.entries(plugin_index.DATASETS):
         assert name in str(caught.value)
-    assert "broken" in plugin_index.dataset_names()
+    assert "broken" in plugin_index.entries(plugin_index.DATASETS)
 
 
 def test_name_taken_twice_is_said_and_the_built_in_one_is_used(
@@ -120,21 +120,21 @@ def test_heads_come_by_their_own_door(install: Install) -> None:
     head = plugin_index.load_head("norm-linear")
     query_BQD = torch.zeros(4, 8, 16)
     head.check(head.build(8, 16, 3), query_BQD, 3)
-    assert "norm-linear" in plugin_index.heads()
-    assert "norm-linear" not in plugin_index.dataset_names()
+    assert "norm-linear" in plugin_index.load_all(plugin_index.HEADS)
+    assert "norm-linear" not in plugin_index.entries(plugin_index.DATASETS)
     with pytest.raises(MuError, match="no head `norm-linaer`; did you mean `norm-linear`"):
         plugin_index.load_head("norm-linaer")
 
 
 def test_what_is_no_head_is_told_so(install: Install) -> None:
     install("no-head", "class Head:\n    name = 'wide'\n", {"wide": "Head"}, "medunifier.heads")
-    with pytest.raises(MuError, match=r"`wide` of package no-head .* it is no .*\.HeadPlugin"):
+    with pytest.raises(MuError, match=r"`wide` of package no-head .* it is not a .*\.HeadPlugin"):
         plugin_index.load_head("wide")
 
 
 def test_names_are_known_without_importing_a_plugin(install: Install) -> None:
     install("lazy-package", GOOD.format(name="lazy"), {"lazy": "Mine"})
-    assert "lazy" in plugin_index.dataset_names()
+    assert "lazy" in plugin_index.entries(plugin_index.DATASETS)
     plugin_index.load_dataset("phantom")
     assert "lazy_package" not in sys.modules
 

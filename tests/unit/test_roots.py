@@ -1,4 +1,4 @@
-"""Which run a command takes when none, a name or a path is given."""
+"""Which run a command uses when none, a name or a path is given."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def trained(run: Path) -> bool:
     return (run / "checkpoints").is_dir()
 
 
-def test_newest_that_fits_is_taken_and_said(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_newest_suitable_run_is_used_and_named(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert roots.newest_run(trained, "retrieve") == runs / "second"
     assert str(runs / "second") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("verb", "needed"), [("retrieve", "pretrain"), ("synthesize", "fit-prior")])
-def test_no_run_that_fits_says_what_to_do_first(runs: Path, verb: str, needed: str) -> None:
+def test_no_suitable_run_says_what_to_do_first(runs: Path, verb: str, needed: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         roots.newest_run(lambda run: False, verb)
     assert str(caught.value) == f"no run found under {runs}/ that fits `{verb}`: it needs `mu {needed}` first"
@@ -62,7 +62,7 @@ def test_unknown_run_offers_the_nearest(runs: Path) -> None:
         roots.find_run("secnd")
 
 
-def test_defaults_are_where_the_user_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_are_in_the_current_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MU_DATA", raising=False)
     monkeypatch.delenv("MU_RUNS", raising=False)
     assert roots.raw_folder("open-i") == Path("data/raw/open-i")
