@@ -1,10 +1,11 @@
 """Cached sampling of both priors against full recomputation and one forward pass, paper sizes, 2 threads.
 
 512 codes, 256 channels, 4 blocks of 4 layers; top 8x8 with causal attention, bottom 16x16 given the top. Full
-recomputation costs the same at every position (the shape of its input never changes), so it is timed, drawing
-included, on a stated number of positions and scaled to all 64 and 256. The sides take turns; medians count.
-On a machine that others use, threads that wait for each other make the forward pass and recomputation look
-slower than they are; so CPU seconds of the cached side over those of one forward pass stand beside.
+recomputation costs the same at every position (the shape of its input never changes), so it is timed,
+sampling included, on a given number of positions and scaled to all 64 and 256. Both sides alternate, and
+medians are compared. On a shared machine, threads that wait for each other make the forward pass and
+recomputation look slower than they are; so the ratio of CPU seconds, cached side to one forward pass, is
+printed too.
 
     python benchmarks/sampling.py [--rounds 3] [--positions 1]
 """

@@ -1,7 +1,7 @@
 """The paper's ablation (table 6 and appendix table 1) on phantom: seven recipes, three seeds.
 
-Runs the commands that a user would type, two runs at a time on one thread each, and writes docs/ablation.md from
-the results. Finished runs are not repeated, so a stopped ablation resumes.
+Runs the commands that a user would type, two runs at a time on one thread each, and writes docs/ablation.md
+from the results. Finished runs are not repeated, so a stopped ablation resumes.
 """
 
 from __future__ import annotations

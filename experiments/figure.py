@@ -4,7 +4,8 @@
     .venv/bin/python experiments/figure.py
 
 Reads what `make demo` left in `demo/`, writes `docs/demo.png` and prints the table of captions that stands
-under it in README.md: the first cases of the held-out split and the first synthetic images, not the best ones.
+under it in README.md: the first cases of the held-out split and the first synthetic images, not the best
+ones.
 """
 
 from __future__ import annotations

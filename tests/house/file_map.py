@@ -16,8 +16,8 @@ PAGE = ROOT / "docs" / "map.md"
 FOLDERS = ("medunifier_cli", "plugins", "recipes", "experiments", "benchmarks")
 HEADING = """# File map
 
-Written by `make docs` from the first words of each file; edit those, not this page. How the folders build on one
-another: [architecture.md](architecture.md)."""
+Written by `make docs` from the first words of each file: edit those, not this page. How the folders fit
+together: [architecture.md](architecture.md)."""
 IGNORED = {"__pycache__"}
 
 

@@ -22,7 +22,7 @@ ENTRY_POINT = re.compile(r'\[project\.entry-points\."(.+)"\]\n(\S+) = "(.+)"')
 def blocks(page: str) -> dict[str, str]:
     """File name -> code, of every block that opens with a comment that names its file."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    return {name: code for name, code in BLOCK.findall(text)}
+    return dict(BLOCK.findall(text))
 
 
 def write(folder: Path, files: dict[str, str]) -> None:
@@ -117,7 +117,7 @@ def test_a_verb_works_after_the_changes_of_its_page(checkout: Path) -> None:
     files = blocks("howto-verb.md")
     verbs = files.pop("medunifier_cli/cli.py")
     named = ast.literal_eval(ast.parse(verbs).body[0].value)  # type: ignore[attr-defined]
-    assert tuple(verb for verb in named if verb != "splits") == cli.VERBS, "the page lists the verbs there are"
+    assert tuple(verb for verb in named if verb != "splits") == cli.VERBS, "the page lists all verbs"
     path = checkout / "medunifier_cli/cli.py"
     text = path.read_text(encoding="utf-8")
     _, old = assignment(ast.parse(text).body, "VERBS")
