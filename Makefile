@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint types test-slow bench ablation docs clean-demo
 
-# The main job end to end on drawn radiographs; each line is what a user would type.
+# The whole pipeline on synthetic radiographs; each line is what a user would type.
 demo: export MU_DATA := demo/data
 demo: export MU_RUNS := demo/runs
 demo: $(VENV)/.installed
@@ -34,19 +34,19 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
-# Minutes long or many GiB: left out of `make test`.
+# Tests that need minutes or many GiB each: left out of `make test`.
 test-slow: $(VENV)/.installed-test
 	$(BIN)/pytest -m slow
 
-# One JSON line at the end of each.
+# Every benchmark; each ends with one JSON line.
 bench: $(VENV)/.installed-test
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
-# Seven recipes, three seeds: 40 minutes on two cores. Goes on where it was stopped; writes docs/ablation.md.
+# Seven recipes, three seeds: 40 minutes on two cores. A stopped ablation resumes; writes docs/ablation.md.
 ablation: $(VENV)/.installed
 	$(BIN)/python experiments/ablation.py
 
-# The generated parts: the recipe reference of docs/recipes.md and the file map of CONTRIBUTING.md.
+# The generated docs: the recipe reference in docs/recipes.md and the file map, docs/map.md.
 docs: $(VENV)/.installed
 	$(BIN)/python -m medunifier_cli.recipe.reference
 	$(BIN)/python tests/house/file_map.py

@@ -1,12 +1,12 @@
-"""Loader against decoder: what share of one process's bare PNG decoding rate reaches the training loop.
+"""Loader against bare decoding: the share of one process's PNG decoding rate that reaches the training loop.
 
     python benchmarks/loader.py [--images 1024] [--small 20000]
 
-Decoding means `np.asarray(Image.open(bytes))` over the same bytes, already in memory, in one process. The
-loader reads shards by offset, decodes, collates to batches of 64 and hands them over. Rounds of both are
-interleaved; medians are compared. `processor_*` compare processor time over all processes, which says more on
-a machine that others use too. Then three epochs over many small samples, with the memory of each process.
-Images are real radiographs where `../shared/data` is there, and smooth seeded noise otherwise.
+Bare decoding is `np.asarray(Image.open(bytes))` over the same bytes, already in memory, in one process. The
+loader reads shards by offset, decodes, collates batches of 64 and passes them to the main process. Rounds of
+both alternate, and medians are compared. `processor_*` compare processor time over all processes, which is
+more reliable on a shared machine. Then come three epochs over many small samples, with the memory of each
+process. Images are real radiographs if `../shared/data` exists, and smooth seeded noise otherwise.
 """
 
 from __future__ import annotations

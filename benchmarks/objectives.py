@@ -1,9 +1,9 @@
 """ITC, ITM and ITG at the paper's sizes, forward and backward, against the way the paper writes them.
 
-The plain side (`tests/reference`) does each objective as its own full pass over queries and text, text padded
-to 95, the image's keys and values computed anew, vocabulary logits at every position. Both sides use the same
-kernels, take the same weights, features and random numbers, and must give the same losses and gradients.
-Text lengths are those of Open-i reports: the middle report of each eighth, so that no draw decides.
+The plain side (`tests/reference`) computes each objective as its own full pass over queries and text: text
+padded to 95, the image's keys and values recomputed, vocabulary logits at every position. Both sides use the
+same kernels, weights, features and random numbers, and must give the same losses and gradients. Text lengths
+are those of Open-i reports: the median report of each eighth, so that they do not depend on a random choice.
 
     python benchmarks/objectives.py [--repeats 5] [--threads 2] [--batch 8]
 """

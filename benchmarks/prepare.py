@@ -1,14 +1,15 @@
-"""`mu prepare` against a slow reference, its memory, and ten kills.
+"""`mu prepare`: speed against a slow reference, memory, and restarts after ten kills.
 
     python benchmarks/prepare.py [--images 48] [--records 50000] [--kills 10]
 
 Speed: JPEGs of 2544 x 3056 (MIMIC-CXR-JPG's commonest size, about its mean file size of 1.5 MB) to 224 x 224.
-The reference reads each in one process the way the paper does, as three channels fully decoded, resizes, and
-writes PNG files; `ratio_grey_*` leave the three channels out of it. Rounds are interleaved. The command's own
-start and its contact sheet are taken off by a run over the first 24 images: a real data set has hundreds of
-thousands. `processor_*` are in processor time, which says more on a machine that others use too.
+The reference processes them in one process as the paper does: it decodes each fully, as three channels,
+resizes, and writes PNG files. `ratio_grey_*` compare with the same in one channel. Rounds alternate. The time
+of start-up and contact sheet, measured on the first 24 images, is subtracted, since a real data set has
+hundreds of thousands. `processor_*` are in processor time, which is more reliable on a shared machine.
 Memory: peak of the parent process over 1,000 and over `--records` records with small files.
-Kills: SIGKILL at random moments, the same command again, all files compared with an undisturbed run's.
+Kills: SIGKILL at random moments, then the same command again; all files must equal those of an undisturbed
+run.
 """
 
 from __future__ import annotations

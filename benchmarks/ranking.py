@@ -1,6 +1,6 @@
-"""Both retrieval directions, blockwise, against a loop over rows; then a set whose similarities do not fit.
+"""Blockwise retrieval in both directions against a loop over rows; then similarities that exceed memory.
 
-The slow side does one query at a time: its similarities, numpy's argsort of the row, a Python loop over all
+The slow side handles one query at a time: similarities, NumPy's argsort of the row, a Python loop over all
 ranks. It is timed on evenly spread rows of each direction and scaled to all of them.
 
     python benchmarks/ranking.py [--pairs 5000] [--rows 100] [--large 20000]
@@ -23,7 +23,7 @@ QUERIES, WIDTH, CLASSES, KS = 32, 256, 5, (1, 5, 10)
 
 
 def draw(pairs: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """Embeddings of pairs that find each other more often than not, and their classes."""
+    """Embeddings of pairs that mostly retrieve each other, and their classes."""
     rng = np.random.default_rng(0)
     g_t = rng.standard_normal((pairs, WIDTH), dtype=np.float32)
     g_q = rng.standard_normal((pairs, QUERIES, WIDTH), dtype=np.float32)

@@ -1,8 +1,8 @@
-"""TIG at the paper's sizes, forward and backward, beside ITC, ITM and ITG together.
+"""TIG at the paper's sizes, forward and backward, compared with ITC, ITM and ITG together.
 
-Both are timed from the image features on: TIG with the passes it needs of the image-text encoder left out, as
-the three have already made them (f_q and f_t_cls are given, and their gradients are computed). `share_alone`
-counts these passes too, as a run of TIG alone would.
+Both are timed from the image features on. TIG is timed without the passes of the image-text encoder that it
+needs, because the other three objectives have already made them (f_q and f_t_cls are given, and their
+gradients are computed). `share_alone` includes these passes, as in a run of TIG alone.
 
     python benchmarks/tig.py [--repeats 5] [--threads 2] [--batch 8]
 """

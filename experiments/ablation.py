@@ -1,7 +1,7 @@
 """The paper's ablation (table 6 and appendix table 1) on phantom: seven recipes, three seeds.
 
-Types what a user would, two runs at a time on a thread each, and writes docs/ablation.md from the results.
-What is finished is not done again, so a stopped ablation goes on where it was.
+Runs the commands that a user would type, two runs at a time on one thread each, and writes docs/ablation.md
+from the results. Finished runs are not repeated, so a stopped ablation resumes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import click
 from medunifier_cli.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[1]
-# Order of the paper's IDs.
+# in the order of the paper's IDs
 RECIPES = ("itc", "itc-itm", "itc-itm-itg", "itc-itm-tig", "full", "tig-0.8", "tig-1.2")
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """97.5 % quantile of Student's t by the number of seeds."""
@@ -30,7 +30,7 @@ STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 @dataclass(frozen=True)
 class Figure:
-    """A column: its title and where it stands in a run's result files."""
+    """A column: its title, and where its value is in a run's result files."""
 
     title: str
     file: str
@@ -69,13 +69,13 @@ def run_name(recipe: str, seed: int) -> str:
 
 
 def train_and_measure(recipe: str, seed: int, steps: int, home: Path) -> None:
-    """One cell's run: `mu pretrain`, then every verb it has been trained for."""
+    """One run: `mu pretrain`, then each verb that its objectives allow."""
     name, weights = run_name(recipe, seed), weights_of(recipe)
     done = home / f"{name}.done"
     if done.exists() and done.read_text() == str(steps):
         return
     fresh = ["--fresh"] if done.exists() else []  # measured at another number of steps
-    click.echo(f"{name}: {steps} steps, told in {home / name}.log")
+    click.echo(f"{name}: {steps} steps, log in {home / name}.log")
     settings = {**{f"objectives.{key}": value for key, value in weights.items()},
                 "train.seed": seed, "train.steps": steps, "train.valid_every": steps,
                 "train.checkpoint_every": steps, "train.tensorboard": "false"}  # fmt: skip
@@ -124,10 +124,10 @@ def interval(values: Sequence[float | None], signed: bool = False) -> str:
     if not known:
         return ""
     mean = statistics.fmean(known)
-    said = f"{mean:+.1f}" if signed else f"{mean:.1f}"
+    text = f"{mean:+.1f}" if signed else f"{mean:.1f}"
     if len(known) < 2:
-        return said
-    return f"{said} ± {STUDENT[len(known)] * statistics.stdev(known) / math.sqrt(len(known)):.1f}"
+        return text
+    return f"{text} ± {STUDENT[len(known)] * statistics.stdev(known) / math.sqrt(len(known)):.1f}"
 
 
 def table(heading: str, rows: Sequence[tuple[str, Callable[[Figure], str]]]) -> str:
@@ -141,7 +141,7 @@ def table(heading: str, rows: Sequence[tuple[str, Callable[[Figure], str]]]) -> 
 
 
 def page(home: Path, seeds: int, steps: int) -> str:
-    """docs/ablation.md between its heading and what a person wrote about it."""
+    """The generated part of docs/ablation.md."""
 
     def mean(recipe: str) -> Callable[[Figure], str]:
         return lambda figure: interval([measured(home, recipe, seed, figure) for seed in range(seeds)])
@@ -160,7 +160,7 @@ def page(home: Path, seeds: int, steps: int) -> str:
 
     return "\n\n".join((
         f"{seeds} seeds, {steps} steps of 32 pairs each; mean over seeds ± half of its 95 % interval"
-        "\n(Student's t), in percent unless said.",
+        "\n(Student's t), in percent unless stated otherwise.",
         table("ID", [(label(recipe), mean(recipe)) for recipe in RECIPES]),
         "Differences between runs of the same seed:",
         table("", [(name, gain(more, less)) for name, more, less in DIFFERENCES]),
@@ -180,7 +180,7 @@ def main(home: Path, seeds: int, steps: int, together: int) -> None:
     home.mkdir(parents=True, exist_ok=True)
     mu(["prepare", "phantom", "--size", "64"], home)
     with ThreadPoolExecutor(together) as pool:
-        # Seed by seed, so that a stopped ablation has whole tables.
+        # seed by seed, so that a stopped ablation has whole tables
         jobs = [
             pool.submit(train_and_measure, recipe, seed, steps, home)
             for seed in range(seeds)

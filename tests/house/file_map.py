@@ -1,4 +1,7 @@
-"""The file map of CONTRIBUTING.md, written from the first words of each file by `make docs`."""
+"""Writes docs/map.md: one line for each source file, taken from the first words of the file itself.
+
+`make docs` runs it as a script, hence no import from `tests`.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,28 @@ import re
 from pathlib import Path
 
 from medunifier_cli.cli import help_line
-from tests.folders import ROOT
 
-PAGE = ROOT / "CONTRIBUTING.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "map.md"
 FOLDERS = ("medunifier_cli", "plugins", "recipes", "experiments", "benchmarks")
-BEGIN = "<!-- file map: written by `make docs` from the first words of each file -->"
-END = "<!-- end of the file map -->"
-PASSED_OVER = {"__pycache__"}
+HEADING = """# File map
+
+Written by `make docs` from the first words of each file: edit those, not this page. How the folders fit
+together: [architecture.md](architecture.md)."""
+IGNORED = {"__pycache__"}
 
 
 def source_files() -> list[str]:
-    """Every file of these folders that says something, relative to the root, sorted by folder."""
-    found = []
+    """Every file of these folders that is not empty, relative to the root, sorted by folder."""
+    paths = []
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*"):
-            if path.is_file() and not PASSED_OVER & set(path.parts) and path.stat().st_size:
-                found.append(path.relative_to(ROOT))
-    return [str(path) for path in sorted(found, key=_place)]
+            if path.is_file() and not IGNORED & set(path.parts) and path.stat().st_size:
+                paths.append(path.relative_to(ROOT))
+    return [str(path) for path in sorted(paths, key=_sort_key)]
 
 
-def _place(path: Path) -> tuple[object, ...]:
+def _sort_key(path: Path) -> tuple[object, ...]:
     return FOLDERS.index(path.parts[0]), path.parts[:-1], path.name
 
 
@@ -34,7 +39,7 @@ def first_words(path: Path) -> str:
     """First sentence of a module's docstring, or of the comment a YAML file opens with.
 
     Raises:
-        ValueError: the file does not say what it is.
+        ValueError: the file has no opening docstring or comment.
     """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
@@ -49,33 +54,25 @@ def first_words(path: Path) -> str:
     if path.parent.name == "commands":
         words += f": {help_line(path)}".rstrip(".")
     if not words:
-        raise ValueError(f"{path.relative_to(ROOT)} opens without a word about what it is")
+        raise ValueError(f"{path.relative_to(ROOT)}: begin it with a sentence that says what it is")
     return words
 
 
 def file_map() -> str:
-    """The map as Markdown, one line per file under the folder it lies in."""
-    lines: list[str] = []
+    """The page as Markdown: one line per file under the folder that holds it."""
+    lines = [HEADING]
     folder = ""
     for name in source_files():
         if (parent := str(Path(name).parent)) != folder:
             folder = parent
             lines += ["", f"**{folder}/**", ""]
         lines.append(f"- `{name}` - {first_words(ROOT / name)}")
-    return "\n".join(lines).strip()
-
-
-def written() -> str:
-    """What the page says now."""
-    return PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0].strip()
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Write the page anew between its marks."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{file_map()}\n\n{END}{after}", encoding="utf-8")
+    """Write the page."""
+    PAGE.write_text(file_map(), encoding="utf-8")
 
 
 if __name__ == "__main__":

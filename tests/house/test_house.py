@@ -1,4 +1,4 @@
-"""The rules of the house that a reader relies on: names, sizes, imports, help texts, pages that are true."""
+"""Rules that a reader relies on: names, sizes, imports, help texts, and pages that are true and linked."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 from medunifier_cli import cli, plugin_index
 from medunifier_cli.recipe import reference
 from tests.house import file_map
+from tests.house.test_floors import FLOORS
 
 ROOT = file_map.ROOT
 SOURCES = [name for name in file_map.source_files() if name.endswith(".py")]
@@ -46,12 +47,12 @@ def modules_without_torch() -> list[str]:
 
 
 def test_file_map_lists_exactly_the_files_there_are() -> None:
-    listed = re.findall(r"^- `([^`]+)` - .", file_map.written(), flags=re.MULTILINE)
+    listed = re.findall(r"^- `([^`]+)` - .", file_map.PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert sorted(listed) == sorted(file_map.source_files()), "run `make docs`"
 
 
 def test_file_map_says_what_the_files_say() -> None:
-    assert file_map.written() == file_map.file_map(), "run `make docs`"
+    assert file_map.PAGE.read_text(encoding="utf-8") == file_map.file_map(), "run `make docs`"
 
 
 def test_recipe_reference_is_up_to_date() -> None:
@@ -108,12 +109,35 @@ def test_verb_and_its_options_have_help(verb: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_page_names_only_verbs_files_and_targets_that_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
+    # a how-to names what its reader is about to make
+    made = set(re.findall(r"^# (\S+\.(?:py|toml))$", text, flags=re.MULTILINE))
     verbs = set(re.findall(r"(?:^|[`$(])\s*mu ([a-z][a-z-]+)", text, flags=re.MULTILINE))
-    assert verbs <= set(VERBS), "a verb that does not work is not named"
+    new = {Path(name).stem for name in made if name.startswith("medunifier_cli/commands/")}
+    assert verbs <= {*VERBS, *new}, "a verb that does not work is not named"
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, flags=re.MULTILINE)) <= targets
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (page.parent / link).exists(), link
+    for name in set(re.findall(r"`((?:\w+/)+\w+\.py)`", text)) - made:
+        assert any((root / name).exists() for root in (ROOT, ROOT / "medunifier_cli")), name
+
+
+def test_every_page_can_be_reached_from_readme() -> None:
+    reached: set[Path] = set()
+    waiting = [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop().resolve()
+        if page not in reached and page.suffix == ".md":
+            reached.add(page)
+            links = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+            waiting += [page.parent / link for link in links]
+    assert {page.name for page in PAGES if page.resolve() not in reached} == set()
+
+
+def test_architecture_page_lists_the_floors_that_are_tested() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = text.split("<!-- floors -->")[1].split("```")[1].removeprefix("text")
+    assert tuple(re.findall(r"\w+", listed)) == FLOORS
 
 
 def test_readme_shows_every_verb() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house.file_map import FOLDERS, PASSED_OVER, ROOT, source_files
+from tests.house.file_map import FOLDERS, IGNORED, ROOT, source_files
 
 pytest.importorskip("setuptools", reason="building a wheel offline needs setuptools in the environment")
 
@@ -20,7 +20,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from a copy, so that no build folder is left in the working tree."""
     copy = tmp_path_factory.mktemp("copy")
     for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns(*PASSED_OVER))
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns(*IGNORED))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
     subprocess.run(

@@ -114,8 +114,8 @@ def test_name_taken_twice_is_said_and_the_built_in_one_is_used(
 
 
 def test_heads_come_by_their_own_door(install: Install) -> None:
-    manual = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
-    source = manual.split("```python\n")[2].split("```")[0]
+    manual = (ROOT / "docs" / "howto-head.md").read_text(encoding="utf-8")
+    source = manual.split("```python\n# my_head.py\n")[1].split("```")[0]
     install("my-head", source, {"norm-linear": "NormLinear"}, "medunifier.heads")
     head = plugin_index.load_head("norm-linear")
     query_BQD = torch.zeros(4, 8, 16)
@@ -140,8 +140,8 @@ def test_names_are_known_without_importing_a_plugin(install: Install) -> None:
 
 
 def test_the_example_of_the_manual_works(install: Install, tmp_path: Path) -> None:
-    manual = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
-    source = manual.split("```python\n")[1].split("```")[0]
+    manual = (ROOT / "docs" / "howto-dataset.md").read_text(encoding="utf-8")
+    source = manual.split("```python\n# my_xrays.py\n")[1].split("```")[0]
     install("my-xrays", source, {"my-xrays": "MyXrays"})
     raw = tmp_path / "raw"
     raw.mkdir()
