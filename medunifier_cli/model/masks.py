@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+
 def causal_rows(queries: int, longest: int, device: torch.device) -> Tensor:
     """Text rows of the multi-modal causal mask, [L, Q+L]: all queries, then this and earlier tokens.
 

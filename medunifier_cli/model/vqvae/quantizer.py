@@ -66,7 +66,7 @@ class Quantiser(nn.Module):
     def nearest(self, vectors_nC: Tensor) -> Tensor:
         """[n, C] -> int64 [n]: the code at the smallest Euclidean distance, the first one on a tie."""
         codes = at_least_fp32(self.code_KC.detach())
-        # ||v - e||^2 = ||v||^2 - 2 v.e + ||e||^2, where ||v||^2 is the same for all codes of a row and so left
+        # ||v - e||^2 = ||v||^2 - 2 v.e + ||e||^2, where ||v||^2 is the same for all codes of a row and left
         # out: the argmin stays, and no large constant costs digits of the small differences
         distance = (codes * codes).sum(1) - 2 * vectors_nC @ codes.T
         return distance.argmin(dim=1)
