@@ -85,10 +85,13 @@ class Batch:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with images, ids, digests and labels on `device`; lengths and positions stay on the CPU."""
+    # lengths decide shapes and positions seed random numbers: both are read on the CPU, which would otherwise
+    # wait for a GPU in the middle of every step. The same object on the CPU: nothing changes it in place.
     if device.type == "cpu":
         return batch
     return Batch(
         batch.keys,
+        # nothing on the CPU reads the copies, so it need not wait for them
         batch.image_B1HW.to(device, non_blocking=True),
         PackedText(batch.text.ids_N.to(device, non_blocking=True), batch.text.lengths_B),
         batch.digest_B.to(device, non_blocking=True),
@@ -99,6 +102,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def first_pairs(batch: Batch, count: int) -> Batch:
     """The first `count` pairs of a batch."""
+    # texts are packed end to end, so the first pairs' tokens are the first tokens
     lengths = batch.text.lengths_B[:count]
     return Batch(
         batch.keys[:count],

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 NEGATIVE_TEXT, NEGATIVE_IMAGE, REVIVAL, DROPOUT, TEXT_DROP, TEXT_VIEW = range(6)
-"""What a number is drawn for."""
+"""Purposes of random numbers. Part of the key, so that no two purposes share a stream."""
+# the numbers are in every finished run's results: new purposes go to the end
 
 
 def philox(seed: int, stream: int = 0, counter: Sequence[int] = (0, 0, 0, 0)) -> np.random.Generator:
@@ -30,19 +31,23 @@ def philox(seed: int, stream: int = 0, counter: Sequence[int] = (0, 0, 0, 0)) ->
 
 def uniform(seed: int, purpose: int, positions: Sequence[int]) -> Tensor:
     """One float64 in [0, 1) for each position of the sample order; [B] on the CPU."""
-    # One generator per row, not one per batch: a row's number must not depend on which rows share its batch.
+    # a generator per number costs some microseconds, and in return a number depends on nothing but its
+    # position: not on the batch, the micro-batch or the rank that asks for it
     numbers = [philox(seed, purpose, (int(position), 0, 0, 0)).random() for position in positions]
     return torch.tensor(numbers, dtype=torch.float64)
 
 
 def step_seed(seed: int, purpose: int, *position: int) -> int:
     """A 63-bit seed for PyTorch's generators from (seed, purpose, position)."""
+    # SeedSequence mixes its words: seeds of neighbouring steps have nothing in common, where a sum such as
+    # seed + step would give step 1 of seed 0 the stream of step 0 of seed 1
     words = np.random.SeedSequence((seed, purpose, *position)).generate_state(2, np.uint32)
     return (int(words[0]) << 31) ^ int(words[1])
 
 
 def generator(seed: int, purpose: int, *position: int) -> torch.Generator:
     """A CPU generator seeded by (seed, purpose, position)."""
+    # on the CPU whatever the device: streams of CUDA generators differ from those of the CPU
     return torch.Generator().manual_seed(step_seed(seed, purpose, *position))
 
 
@@ -56,8 +61,10 @@ def choose(weight_BM: Tensor, uniform_B: Tensor) -> Tensor:
     Returns:
         int64 [B] on the CPU; -1 where a row has no positive weight.
     """
+    # fp64 on the CPU: a cumulative sum on a GPU is added up in another order and may pick another column
     cdf = weight_BM.double().cpu().cumsum(dim=1)
     total = cdf[:, -1:]
-    # u <= 1 - 2^-53, so u * total never rounds up to total, and the column found has weight
+    # u <= 1 - 2^-53, so u * total never rounds up to total, and the chosen column has a positive weight;
+    # `right` passes over columns of weight 0, which end where the one before them does
     column = torch.searchsorted(cdf, uniform_B[:, None] * total, right=True)
     return torch.where(total > 0, column, -1)[:, 0]

@@ -1,6 +1,6 @@
-"""One process or several: started here, or in the group that `srun`, `accelerate launch` or `torchrun` made.
+"""Start one process per GPU, or join the group that `srun`, `accelerate launch` or `torchrun` started.
 
-Ranks are started the way Accelerate's own launchers do it, `PrepareForLaunch` in spawned processes, but are
+Ranks are started as Accelerate's own launchers do it, `PrepareForLaunch` in spawned processes, but are
 watched here: `accelerate launch --cpu` starts a single process, and torchrun ends workers 30 s after a
 SIGTERM and hides their exit code, so that no checkpoint of a large model and no exit 75 would survive it.
 """
@@ -19,13 +19,18 @@ from typing import Any
 from medunifier_cli.errors import MuError
 
 GROUP_PORTS = range(20000, 40000)
-"""From which a SLURM step takes its rendezvous port, by job id."""
+"""Ports from which a SLURM step takes its rendezvous port, by job id."""
 GRACE = 5.0
-"""Seconds between asking the other ranks to stop, once one has failed, and ending them."""
+"""Seconds between asking the other ranks to stop, once one has failed, and killing them."""
+# ranks that stop by themselves are given any time: writing a large checkpoint takes minutes
 
 
-def wanted_processes(asked: int, recipe: int) -> int:
-    """Ranks to start on this machine: the command line's, else the recipe's, else one per GPU, else one.
+def wanted_processes(requested: int, recipe: int) -> int:
+    """Number of ranks to start on this machine.
+
+    Args:
+        requested: the command line's number, which takes precedence; 0 where it gives none.
+        recipe: the recipe's number; 0 where it gives none, which means one per GPU, or one.
 
     Raises:
         MuError: more ranks than GPUs.
@@ -33,14 +38,16 @@ def wanted_processes(asked: int, recipe: int) -> int:
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    wanted = asked or recipe or gpus or 1
-    if gpus and wanted > gpus:
-        raise MuError(f"{wanted} processes asked for, {gpus} GPUs here; give --num-processes {gpus}")
-    return wanted
+    ranks = requested or recipe or gpus or 1
+    # NCCL refuses two ranks on one GPU, in words that nobody understands
+    if gpus and ranks > gpus:
+        raise MuError(f"{ranks} processes requested, but there are {gpus} GPUs; give --num-processes {gpus}")
+    return ranks
 
 
 def joined_group() -> bool:
-    """True where a launcher has made the group already; a SLURM step's variables are translated."""
+    """Whether a launcher has started the group already; a SLURM step's variables are translated."""
+    # torchrun and `accelerate launch` set these themselves
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
         return True
     if "SLURM_STEP_ID" not in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
@@ -48,6 +55,8 @@ def joined_group() -> bool:
     env = os.environ
     env["WORLD_SIZE"], env["RANK"] = env["SLURM_STEP_NUM_TASKS"], env["SLURM_PROCID"]
     env["LOCAL_RANK"] = env["SLURM_LOCALID"]
+    # all tasks of a step must agree without talking: the first host of the list, and a port that follows from
+    # the job, so that two jobs on one node rarely meet; `setdefault` lets the user choose another
     env.setdefault("MASTER_ADDR", first_host(env["SLURM_STEP_NODELIST"]))
     job = int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])
     env.setdefault("MASTER_PORT", str(GROUP_PORTS[job % len(GROUP_PORTS)]))
@@ -63,7 +72,7 @@ def first_host(nodelist: str) -> str:
     """First host of a SLURM node list: `gpu[003-005,9],x1` -> `gpu003`."""
     match = re.match(r"([^\[,]+)(?:\[(\d+))?", nodelist)
     if match is None:
-        raise MuError(f"SLURM_STEP_NODELIST: {nodelist!r} names no host")
+        raise MuError(f"SLURM_STEP_NODELIST: no host name in {nodelist!r}; is this a step of `srun`?")
     return match[1] + (match[2] or "")
 
 
@@ -71,7 +80,7 @@ def run_ranks(processes: int, work: Callable[..., None], arguments: Sequence[Any
     """Call `work(*arguments)` in `processes` new processes that form a group; returns the exit code.
 
     Signals that ask to stop are passed on. When one rank fails the others are asked to stop, so that none
-    waits for ever in a collective. The code is the first failing rank's.
+    waits forever in a collective operation. The code is that of the first rank that failed.
     """
     import torch.multiprocessing as multiprocessing
     from accelerate.utils import PrepareForLaunch, patch_environment
@@ -79,6 +88,8 @@ def run_ranks(processes: int, work: Callable[..., None], arguments: Sequence[Any
     with patch_environment(
         world_size=processes, master_addr="127.0.0.1", master_port=_free_port(), mixed_precision="no"
     ):
+        # `spawn`, as CUDA does not survive a fork. "MULTI_GPU" makes PrepareForLaunch set the variables of a
+        # rank; the backend itself is chosen later, by the devices there are.
         context = multiprocessing.start_processes(  # type: ignore[attr-defined,no-untyped-call]
             PrepareForLaunch(_Rank(work, sys.argv), distributed_type="MULTI_GPU"),
             args=tuple(arguments), nprocs=processes, join=False, start_method="spawn",
@@ -88,7 +99,7 @@ def run_ranks(processes: int, work: Callable[..., None], arguments: Sequence[Any
 
 
 class _Rank:
-    """What runs in a rank: picklable, and ends with the exit code the command line would give."""
+    """The work of one rank: picklable, and ends with the exit code that the command line would give."""
 
     def __init__(self, work: Callable[..., None], argv: list[str]) -> None:
         self.work, self.argv = work, argv
@@ -104,19 +115,24 @@ class _Rank:
             self.work(*arguments)
         except BaseException as error:
             lines, code = explain(error)
+            # all ranks stop or are interrupted together, and one line is enough; an error may be of one rank
             if main or code == 1:
                 print("\n".join(f"mu: {line}" for line in lines), file=sys.stderr, flush=True)
             if "--debug" in self.argv:
                 raise
+        # 75: stopped with a checkpoint saved, and all ranks come to this point together
         if code in (0, 75):
             world.leave()
             sys.exit(code)
-        os._exit(code)  # a failed rank must not wait for the others in a collective
+        os._exit(code)  # a failed rank must not wait for the others in a collective operation
 
 
 def _watch(processes: Sequence[Any]) -> int:
+    """Wait for the ranks to end, pass signals on to them, and return the exit code."""
     stopped_at: float | None = None
 
+    # A scheduler may signal the parent process alone. Each rank then finishes its step and saves; the parent
+    # only waits, however long that takes.
     def forward(number: int, _: Any) -> None:
         for process in processes:
             if process.is_alive() and process.pid:
@@ -127,6 +143,7 @@ def _watch(processes: Sequence[Any]) -> int:
     }
     try:
         while any(process.is_alive() for process in processes):
+            # 75 is no failure: ranks that were asked to stop end one after the other
             failed = [process.exitcode for process in processes if process.exitcode not in (None, 0, 75)]
             if failed and stopped_at is None:
                 stopped_at = time.monotonic()
@@ -134,7 +151,7 @@ def _watch(processes: Sequence[Any]) -> int:
                     process.terminate()
             if stopped_at is not None and time.monotonic() - stopped_at > GRACE:
                 for process in processes:
-                    process.kill()  # it waits for the failed rank in a collective: nothing of it can be saved
+                    process.kill()  # it waits for the failed rank in a collective: there is nothing to save
             time.sleep(0.05)
     finally:
         for number, handler in before.items():
@@ -142,11 +159,11 @@ def _watch(processes: Sequence[Any]) -> int:
     codes = [process.exitcode for process in processes]
     bad = [code for code in codes if code not in (0, 75)]
     if bad:
-        return bad[0] if bad[0] > 0 else 1
+        return bad[0] if bad[0] > 0 else 1  # below 0: ended by a signal, which is no exit code
     return 75 if 75 in codes else 0
 
 
 def _free_port() -> str:
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind(("127.0.0.1", 0))  # 0: the system chooses a free one
         return str(free.getsockname()[1])

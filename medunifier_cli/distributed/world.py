@@ -1,6 +1,12 @@
-"""The only module that knows how many processes there are.
+"""Collective operations between ranks; the only module that knows how many processes there are.
 
-With one process everything here is the identity, and nothing of `torch.distributed` is touched.
+With one process everything here is the identity, and nothing of `torch.distributed` is called.
+
+Gradients: every rank runs `backward` on a loss of its own, and DistributedDataParallel averages the gradients
+over ranks. Losses are scaled so that their *average* over ranks is the loss of one process on the global
+batch (`share_of_mean`). The operations with gradient (`all_sum`, `gather`) give a rank the *sum* of the
+gradients of all ranks' losses; averaged, that is the gradient of the global loss. With the gradient of its
+own loss alone, a rank would miss what its features contribute to the losses of the others.
 """
 
 from __future__ import annotations
@@ -30,12 +36,13 @@ def is_main() -> bool:
 class _AllSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone(memory_format=torch.contiguous_format)
+        total = x.clone(memory_format=torch.contiguous_format)  # all_reduce works in place
         dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        # d(sum)/dx is 1 on every rank, and each rank's loss read the sum: their gradients add up
         total = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
@@ -45,12 +52,15 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.rows = x.shape[0]
+        # all_gather needs one shape on all ranks, hence equal numbers of rows
         parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size())]
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        # Summed over ranks, of which this rank takes its own rows. The tensors are small (features of the
+        # joint space), so the rows that are summed for others cost little.
         total = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
@@ -67,8 +77,8 @@ def all_sum(x: Tensor) -> Tensor:
 def gather(x: Tensor) -> Tensor:
     """[B, ...] of each rank -> [size * B, ...], rank after rank. Every rank must hold the same B.
 
-    The gradient of a row is the sum of what all ranks made of it, so a loss that is averaged over ranks
-    (as DistributedDataParallel averages gradients) equals the loss of one process on the whole batch.
+    The gradient of a row is the sum of the gradients that all ranks have for it, so a loss that is averaged
+    over ranks (as DistributedDataParallel averages gradients) equals that of one process on the whole batch.
     """
     if size() == 1:
         return x
@@ -77,13 +87,21 @@ def gather(x: Tensor) -> Tensor:
 
 
 def share_of_mean(local_sum: Tensor, local_count: Tensor | float) -> Tensor:
-    """This rank's part of the mean over all ranks' items, scaled: averaged over ranks it is that mean."""
+    """This rank's part of the mean over all ranks' items, scaled so that its average over ranks is that mean.
+
+    Args:
+        local_sum: over this rank's items, with gradient.
+        local_count: number or weight of this rank's items; may differ between ranks, and be 0.
+    """
+    # times size, since the average over ranks divides by it; at least 1, so that a batch without any item
+    # gives 0 and not NaN
     count = torch.as_tensor(local_count, dtype=torch.float32, device=local_sum.device)
     return local_sum * size() / all_sum(count).clamp(min=1.0)
 
 
 def mean(x: Tensor) -> Tensor:
     """Average over ranks, without gradient."""
+    # a sum and a division: gloo has no average of its own
     return all_sum(x.detach()) / size()
 
 
@@ -94,14 +112,14 @@ def barrier() -> None:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """True on every rank as soon as it is on one."""
+    """Whether `flag` is true on any rank; every rank gets the same answer."""
     if size() == 1:
         return flag
     return bool(all_sum(torch.tensor(float(flag), device=device)) > 0)
 
 
 def collect_rows(row: Tensor) -> list[Tensor]:
-    """The same-shaped tensor of each rank, in order, on all of them."""
+    """Each rank's tensor, in order of rank, on all of them, without gradient. All have the same shape."""
     if size() == 1:
         return [row]
     parts = [torch.empty_like(row) for _ in range(size())]
@@ -110,6 +128,6 @@ def collect_rows(row: Tensor) -> list[Tensor]:
 
 
 def leave() -> None:
-    """End the process group; without it gloo aborts at exit."""
+    """Leave the process group; without it gloo aborts at exit."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

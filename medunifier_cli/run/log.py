@@ -1,4 +1,4 @@
-"""`log.jsonl`: the numbers of a run, one line per event."""
+"""Write `log.jsonl`, the numbers of a run: one line of JSON per event (training step or validation)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from medunifier_cli.files import read_lines, write_text
 
 
 class Log:
-    """`log.jsonl`: one line per event, cut back to the checkpoint that a run goes on from.
+    """`log.jsonl`, cut back to the checkpoint that a run resumes from.
 
     Args:
         path: the file.
-        step: steps done; lines of later steps, and a torn last line, are removed.
+        step: steps done; lines of later steps and an incomplete last line are removed.
     """
 
     def __init__(self, path: Path, step: int) -> None:
@@ -23,6 +23,6 @@ class Log:
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, event: str, step: int, values: Mapping[str, float]) -> None:
-        """Append one line."""
+        """Append one line; closed each time, so that a kill loses nothing that was logged."""
         with self.path.open("a") as file:
             file.write(json.dumps({"event": event, "step": step, **values}) + "\n")

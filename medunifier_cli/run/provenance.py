@@ -1,4 +1,4 @@
-"""What made a run: versions, the commit of the source tree, the command line and the data."""
+"""Collect the provenance of a run: package versions, commit of the source tree, command line and data."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that make the numbers."""
-    found = {}
+    """Versions of the packages that results depend on."""
+    by_package = {}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            by_package[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            by_package[package] = "not installed"
+    return by_package
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the source tree this runs from, and whether it was changed; nothing outside a clone."""
+    """Commit of the source tree this runs from, and whether it has changes; empty outside a clone."""
     source = Path(__file__).resolve().parent
     try:
         commit = _git(source, "rev-parse", "HEAD")
@@ -44,10 +44,10 @@ def git_state() -> dict[str, Any]:
 
 
 def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(
+    output = subprocess.run(
         ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10
     )
-    return done.stdout.strip()
+    return output.stdout.strip()
 
 
 def command_line() -> list[str]:
@@ -56,6 +56,6 @@ def command_line() -> list[str]:
 
 
 def data_facts(folder: Path) -> dict[str, Any]:
-    """Hash of the manifest, which hashes every shard."""
+    """Shards folder and the hash of its manifest, which holds the hash of every shard."""
     manifest = folder / "manifest.json"
     return {"shards": str(folder), "manifest": sha256(manifest) if manifest.exists() else "none"}

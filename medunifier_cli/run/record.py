@@ -1,4 +1,4 @@
-"""A run's folder: its recipe, where it came from, its log, and who is writing to it.
+"""The folder of a run: its paths, its recipe and provenance, and the lock of the process that trains it.
 
 runs/<name>/  recipe.yaml provenance.json log.jsonl tokenizer/ checkpoints/ results/ samples/
 """
@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.files import write_text
 from medunifier_cli.recipe.load import dump_recipe
@@ -24,9 +26,9 @@ FREE = (
     "name", "data.workers", "data.shards", "train.processes", "train.log_every", "train.valid_every",
     "train.valid_batches", "train.checkpoint_every", "train.keep", "train.tensorboard",
 )  # fmt: skip
-"""Recipe keys that may change when a run goes on: none of them moves a weight."""
+"""Recipe keys that may change when a run is resumed, because none of them changes a weight."""
 LOCK_PATIENCE = 20.0
-"""Seconds to wait for a killed run's processes to let go of the folder."""
+"""Seconds to wait for the lock, which the processes of a killed run may hold until they have ended."""
 
 
 class Run:
@@ -43,7 +45,12 @@ class Run:
         self.samples = folder / "samples"
 
     def begin(self, recipe: Any, data: Mapping[str, Any], command: list[str]) -> None:
-        """Write or check the recipe, and note this start in the provenance.
+        """Write the recipe, or compare it with the one that is there, and add this start to the provenance.
+
+        Args:
+            recipe: a recipe dataclass.
+            data: facts about the shards, see `data_facts`.
+            command: the command line.
 
         Raises:
             CheckpointError: the folder holds a run of another recipe.
@@ -59,31 +66,29 @@ class Run:
             "versions": versions(),
             **git_state(),
         }
-        known = json.loads(self.provenance.read_text()) if self.provenance.exists() else {"starts": []}
-        known["data"] = dict(data)
-        known["starts"].append(started)
-        write_text(self.provenance, json.dumps(known, indent=1) + "\n")
+        provenance = json.loads(self.provenance.read_text()) if self.provenance.exists() else {"starts": []}
+        provenance["data"] = dict(data)
+        provenance["starts"].append(started)
+        write_text(self.provenance, json.dumps(provenance, indent=1) + "\n")
 
     def _check_same(self, recipe: Any) -> None:
-        import yaml
-
-        then, now = (
-            flatten(yaml.safe_load(self.recipe.read_text())),
-            flatten(yaml.safe_load(dump_recipe(recipe))),
+        # both from YAML, as a tuple of the recipe is a list in the file
+        before, now = (
+            _flatten(yaml.safe_load(text)) for text in (self.recipe.read_text(), dump_recipe(recipe))
         )
-        then = {RENAMED.get(key, key): value for key, value in then.items()}
-        moved = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
-        moved = [key for key in moved if key not in FREE]
-        if moved:
-            what = ", ".join(f"{key} was {then.get(key)!r}, now {now.get(key)!r}" for key in moved[:3])
-            more = f" and {len(moved) - 3} more" if len(moved) > 3 else ""
+        before = {RENAMED.get(key, key): value for key, value in before.items()}
+        keys = (before.keys() | now.keys()) - set(FREE)
+        changed = sorted(key for key in keys if before.get(key) != now.get(key))
+        if changed:
+            what = ", ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed[:3])
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise CheckpointError(
                 f"{self.folder} was started with another recipe: {what}{more}; "
                 "give this one a name with --run, or start over with --fresh"
             )
 
     def set_aside(self) -> Path | None:
-        """Move an existing run out of the way for `--fresh`; returns where to."""
+        """Rename the folder of an existing run for `--fresh`; returns the new path, None without a run."""
         if not self.folder.exists():
             return None
         number = 1
@@ -93,12 +98,18 @@ class Run:
         return old
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from writing to this run.
+    def locked(self, enabled: bool = True) -> Iterator[None]:
+        """Keep other commands from training this run.
+
+        Args:
+            enabled: False takes no lock: for the ranks other than the main one, which holds it for all.
 
         Raises:
             CheckpointError: another process is training it.
         """
+        if not enabled:
+            yield
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as file:
             deadline = time.monotonic() + LOCK_PATIENCE
@@ -115,12 +126,12 @@ class Run:
             yield
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings -> dotted keys."""
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> one mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
+            flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

@@ -16,14 +16,15 @@ class Progress:
     """Progress over a known or unknown number of units.
 
     Args:
-        total: units in all; None where nobody knows.
+        total: number of units; None if unknown.
         unit: what is counted, in the singular.
         first: units finished before, by an earlier call.
         rate_unit: what the rate counts, in the plural; by default the unit.
-        per_unit: how many of `rate_unit` one unit holds.
-        edges: off a terminal also print the first unit and the last, so that a log tells at once that work
-            has begun and how fast; else work of less than ten seconds prints nothing.
-        hidden: show nothing: on ranks other than the main one, or where results on the same terminal tell.
+        per_unit: number of `rate_unit` in one unit.
+        edges: off a terminal also print the first unit and the last, so that a log shows at once that work
+            has begun and how fast; otherwise work of less than ten seconds prints nothing.
+        hidden: show nothing: on ranks other than the main one, or where the results appear on the same
+            terminal one by one.
     """
 
     def __init__(
@@ -33,7 +34,8 @@ class Progress:
         self.total, self.unit, self.per_unit, self.edges, self.hidden = total, unit, per_unit, edges, hidden
         self.rate_unit = rate_unit or f"{unit}s"
         self.first = self.done = first
-        self.not_worked = first
+        self.skipped = first
+        """Units that are done but took no time here, and so do not count towards the rate."""
         self.note = ""
         self.bar: Any = None
         self.started = self.printed = time.monotonic()
@@ -52,9 +54,10 @@ class Progress:
             self.bar = None
 
     def advance(self, done: int, note: str = "") -> None:
-        """`done` units in all are finished.
+        """Report the number of units finished.
 
         Args:
+            done: since the beginning of the work, `first` and skipped ones included.
             note: latest numbers, shown from now on; empty keeps the last ones.
         """
         self.done, self.note = done, note or self.note
@@ -67,20 +70,20 @@ class Progress:
                 self.say(self.line())
 
     def skip(self, units: int) -> None:
-        """`units` more need no work: they count as done and not towards the rate."""
-        self.not_worked += units
+        """Count units as done that need no work; they do not count towards the rate."""
+        self.skipped += units
         self.advance(self.done + units)
 
     def line(self) -> str:
-        """Where it is, the latest numbers and the rate."""
+        """One line of units done, latest numbers and rate."""
         self.printed = time.monotonic()
         of = f"/{self.total:,}" if self.total is not None else ""
-        rate = (self.done - self.not_worked) * self.per_unit / max(self.printed - self.started, 1e-9)
+        rate = (self.done - self.skipped) * self.per_unit / max(self.printed - self.started, 1e-9)
         parts = [f"{self.unit} {self.done:,}{of}", self.note, f"{rate:.3g} {self.rate_unit}/s"]
         return "  ".join(part for part in parts if part)
 
     def say(self, line: str) -> None:
-        """One line on stderr, above the bar where there is one."""
+        """Print a line on stderr, above the bar if there is one."""
         if self.hidden:
             return
         if self.bar is not None:

@@ -1,4 +1,4 @@
-"""Rows as an aligned text table, the only one: words to the left, numbers to the right."""
+"""Format rows as an aligned text table: words to the left, numbers to the right."""
 
 from __future__ import annotations
 

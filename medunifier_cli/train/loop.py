@@ -1,7 +1,7 @@
-"""The training loop: policy only, and the same for every stage. A stage brings the mathematics.
+"""The training loop of every stage: when to log, validate, save and stop. A stage computes the loss.
 
-Resumable at any step: batches are a function of the step, random draws are a function of (seed, step, rank),
-the learning rate is a function of the step; the rest is in the checkpoint.
+Resumable at any step: batches and the learning rate are functions of the step, random numbers of (seed, step,
+rank), and everything else is in the checkpoint. A resumed run equals the uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ Values = dict[str, Tensor]
 
 
 class Stage(Protocol):
-    """What the loop needs of pre-training, fine-tuning or a prior."""
+    """What the loop needs from pre-training, fine-tuning or a prior."""
 
     module: nn.Module
     """Called as `module(batch, ...)` by `step`; may come back wrapped for several ranks."""
     steps: int
     """Optimiser steps of the whole run."""
     samples: str
-    """What a batch holds, in the plural: the unit of the rate."""
+    """What a batch holds, in the plural: the progress line counts these per second."""
     shown: tuple[str, ...]
-    """Losses and monitors of the progress line, in order; all others are in `log.jsonl` alone."""
+    """Losses and monitors on the progress line, in order; all others are in `log.jsonl` alone."""
 
     def start(self) -> None:
-        """Load what a new run starts from. Not called where a checkpoint is resumed."""
+        """Load the weights that a new run starts from. Not called where a checkpoint is resumed."""
 
     def scale(self, name: str) -> float:
         """Factor on the learning rate of a parameter of `module`."""
@@ -60,7 +60,7 @@ class Stage(Protocol):
         """Forward pass -> losses (with `total`) and monitors; their averages over ranks are global."""
 
     def validate(self, step: int) -> Mapping[str, float]:
-        """Numbers on the validation split, the same on every rank; empty where there is none."""
+        """Numbers on the validation split, the same on every rank; empty without such a split."""
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """Weights and buffers that a checkpoint must hold."""
@@ -69,7 +69,7 @@ class Stage(Protocol):
         """Load the tensors that `checkpoint_tensors` returned."""
 
     def facts(self) -> dict[str, Any]:
-        """More for the checkpoint, as JSON: sources and hashes of what it does not hold."""
+        """JSON for the checkpoint: sources and hashes of weights that it does not hold."""
 
 
 def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, optim: OptimConfig) -> int:
@@ -82,6 +82,8 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
         Stopped: a signal came; the checkpoint is saved.
         MuError: the loss is no longer a number.
     """
+    # resumed before `prepare` wraps the module for several ranks: names in checkpoints are those of the bare
+    # module, so a run may be resumed with another number of ranks
     optimizer = adamw(stage.module, optim, stage.scale)
     first = _resume(stage, run, accelerator, optimizer)
     if first >= stage.steps:
@@ -93,16 +95,23 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
         hidden=not world.is_main(),
     )  # fmt: skip
     note = ""
+    # In each step: log, validate, save, stop, in this order.
+    # - Log before save: a kill between the two leaves a line of a step that is in no checkpoint, which `Log`
+    #   cuts off when the run is resumed. The other way round that step's line would be missing for good.
+    # - Validate before save: validation may change what the checkpoint holds, such as the best epoch so far.
+    # - Stop after save: nothing of the step is lost, and the same command continues with the next one.
     with stop_on_signals() as stop, progress:
         for step, micro_batches in enumerate(stage.batches(first), first):
             started = time.monotonic()
             set_rate(optimizer, learning_rate(optim, step, stage.steps))
-            # seeded anew in each step, so that dropout needs no generator state of the steps before: a
-            # resumed run draws what the uninterrupted one drew, and each rank its own
+            # Seeded anew in each step, so that dropout depends on nothing drawn before: a resumed run draws
+            # the same masks as the uninterrupted one, and so does one that validates more often.
             torch.manual_seed(draws.step_seed(train.seed, draws.DROPOUT, step, world.rank()))
             values = _optimise(stage, module, accelerator, optimizer, micro_batches, step, optim.clip_norm)
             done = step + 1
             last = done == stage.steps
+            # The numbers of this step alone: an average since the last line would not survive a kill. The
+            # first step is logged so that a wrong loss or a slow start shows at once.
             if done % train.log_every == 0 or last or done == 1:
                 numbers = _numbers(values, run, done)
                 numbers["lr"] = learning_rate(optim, step, stage.steps)
@@ -111,11 +120,10 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
                 accelerator.log({f"train/{name}": value for name, value in numbers.items()}, step=done)
                 note = _line("train", numbers, stage.shown)
             progress.advance(done, note)
-            # validation comes before the checkpoint, which holds what it may change: the best epoch so far
             if last or (train.valid_every and done % train.valid_every == 0):
                 _validate(stage, accelerator, log, progress, done)
-            # all ranks are asked: a signal reaches one of them first, and a rank that left the loop alone
-            # would leave the others waiting in a collective
+            # All ranks are asked: a signal reaches one of them first, and if that one left the loop, the
+            # others would wait for it in the next collective operation.
             stopping = world.any_rank(bool(stop), accelerator.device) and not last
             if last or stopping or done % train.checkpoint_every == 0:
                 _save(stage, run, accelerator, optimizer, done, train.keep)
@@ -132,14 +140,17 @@ def _optimise(
     step: int, clip_norm: float,
 ) -> Values:  # fmt: skip
     """One optimiser step over its micro-batches -> losses and monitors, averaged over them."""
-    module.train()
+    module.train()  # in each step, as validation switches to evaluation mode
     sums: Values = {}
     for micro, batch in enumerate(micro_batches):
         last = micro + 1 == len(micro_batches)
+        # gradients are averaged over ranks once, in the last backward pass, not once per micro-batch
         with nullcontext() if last else accelerator.no_sync(module):
             with accelerator.autocast():
                 losses, monitors = stage.step(module, batch, step, micro)
+            # micro-batches are of one size, so the mean of their means is the mean over the global batch
             accelerator.backward(losses["total"] / len(micro_batches))
+        # tensors, not floats: `item()` would make the CPU wait for the GPU in every step, logged or not
         for name, value in {**losses, **monitors}.items():
             sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach() / len(
                 micro_batches
@@ -157,6 +168,7 @@ def _numbers(values: Values, run: Run, done: int) -> dict[str, float]:
     Raises:
         MuError: the total is not finite.
     """
+    # one exchange between ranks and one copy from the GPU for all numbers together
     stacked = world.mean(torch.stack([value.float() for value in values.values()]))
     numbers = dict(zip(values, stacked.tolist(), strict=True))
     if not math.isfinite(numbers["total"]):
@@ -169,11 +181,12 @@ def _numbers(values: Values, run: Run, done: int) -> dict[str, float]:
 
 
 def _line(event: str, numbers: Mapping[str, float], shown: Sequence[str]) -> str:
-    """The numbers a person watches."""
+    """The event and the numbers that a stage shows, as one line."""
     return "  ".join([event, *(f"{name} {numbers[name]:.3f}" for name in shown if name in numbers)])
 
 
 def _validate(stage: Stage, accelerator: Accelerator, log: Log | None, progress: Progress, done: int) -> None:
+    # the bare module: DistributedDataParallel averages gradients, and there are none here
     stage.module.eval()
     with torch.no_grad():
         numbers = stage.validate(done)
@@ -185,16 +198,17 @@ def _validate(stage: Stage, accelerator: Accelerator, log: Log | None, progress:
 
 
 def _resume(stage: Stage, run: Run, accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> int:
-    """Load the newest whole checkpoint; returns the steps it has behind it."""
+    """Load the newest whole checkpoint, or start the stage; returns the number of steps done."""
     checkpoint = store.newest(run.checkpoints)
     if checkpoint is None:
         stage.start()
         return 0
     before, now = checkpoint.facts["stage"], stage.facts()
+    # facts on both sides alone: an older version may have written fewer of them
     for name in sorted(now.keys() & before.keys()):
         if now[name] != before[name]:
             raise CheckpointError(
-                f"{run.folder}: {name} is not what this run was trained with; "
+                f"{run.folder}: {name} differs from what this run was trained with; "
                 "give the run another name with --run"
             )
     try:
@@ -204,6 +218,7 @@ def _resume(stage: Stage, run: Run, accelerator: Accelerator, optimizer: torch.o
         raise CheckpointError(f"{run.folder}: its checkpoint does not fit this recipe's model") from error
     if accelerator.scaler is not None and "scaler" in checkpoint.facts:
         accelerator.scaler.load_state_dict(checkpoint.facts["scaler"])
+    # dropout is seeded in each step; this is for a stage or a head plugin that draws anywhere else
     state = checkpoint.tensors["rng"].get(f"cpu.{world.rank()}")
     if state is not None:
         torch.set_rng_state(state)
@@ -212,10 +227,11 @@ def _resume(stage: Stage, run: Run, accelerator: Accelerator, optimizer: torch.o
 
 def _save(stage: Stage, run: Run, accelerator: Accelerator, optimizer: Any, done: int, keep: int) -> None:
     """Write a checkpoint on the main rank; the others wait, so that none runs ahead of a failed write."""
+    # on every rank, before the main one goes to its files: it is an exchange between all of them
     rng = {f"cpu.{rank}": state for rank, state in enumerate(_rng_of_ranks(accelerator.device))}
     failure: CheckpointError | None = None
     if world.is_main():
-        plain = getattr(optimizer, "optimizer", optimizer)
+        plain = getattr(optimizer, "optimizer", optimizer)  # Accelerate's wrapper has no state of its own
         tensors = {
             "model": stage.checkpoint_tensors(),
             "optimizer": state_tensors(stage.module, plain),
@@ -227,7 +243,7 @@ def _save(stage: Stage, run: Run, accelerator: Accelerator, optimizer: Any, done
         try:
             store.save(run.checkpoints, store.Checkpoint(done, tensors, facts), keep)
         except CheckpointError as error:
-            failure = error
+            failure = error  # raised below: the other ranks wait there and must hear of it
     if world.any_rank(failure is not None, accelerator.device):
         raise failure or CheckpointError(f"{run.checkpoints}: the main rank could not write its checkpoint")
 

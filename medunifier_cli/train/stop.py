@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop at the end of the step it is in."""
+"""Turn signals into a request to stop at the end of the current training step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""A scheduler's end, its warning before the end, and Ctrl-C."""
+"""A scheduler ends the job, a scheduler warns before it does, and Ctrl-C."""
 
 
 class StopRequest:
@@ -23,17 +23,25 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Collect signals instead of dying from them. A second Ctrl-C interrupts at once."""
+    """Collect signals instead of ending at once. A second Ctrl-C interrupts at once.
+
+    Yields:
+        True as soon as a signal has come; the loop asks for it after each step.
+    """
     request = StopRequest()
 
-    def remember(number: int, frame: FrameType | None) -> None:
+    # A handler runs between any two instructions, in the middle of an optimiser step or of a checkpoint. So
+    # it takes a note and no more; the loop acts on it where the run's state is whole.
+    def record(number: int, frame: FrameType | None) -> None:
+        # Ctrl-C alone: the same SIGTERM may come twice, from the scheduler and from the launcher
         if request and number == signal.SIGINT:
             raise KeyboardInterrupt
         request.signal = signal.Signals(number).name
 
-    before = {number: signal.signal(number, remember) for number in SIGNALS}
+    before = {number: signal.signal(number, record) for number in SIGNALS}
     try:
         yield request
     finally:
+        # the evaluation that follows training has nothing to save, and should end at once again
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,0 +1,132 @@
+"""A run's folder belongs to one recipe, and one process at a time trains it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medunifier_cli.errors import CheckpointError
+from medunifier_cli.recipe.load import dump_recipe
+from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.run import record
+from medunifier_cli.run.record import FREE, Run
+from tests.folders import ROOT
+from tests.tiny import tiny_recipe
+
+
+def begin(run: Run, recipe: PretrainRecipe, *command: str) -> None:
+    run.begin(recipe, {"phantom": {"manifest": "abc"}}, ["mu", *command])
+
+
+def test_every_start_of_a_run_is_noted(tmp_path: Path) -> None:
+    run = Run(tmp_path / "runs" / "a")
+    begin(run, tiny_recipe(), "pretrain", "full")
+    begin(run, tiny_recipe(), "pretrain", "full", "--run", "a")
+    provenance = json.loads(run.provenance.read_text())
+    assert [start["command"][1:] for start in provenance["starts"]] == [
+        ["pretrain", "full"],
+        ["pretrain", "full", "--run", "a"],
+    ]
+    assert provenance["data"] == {"phantom": {"manifest": "abc"}}
+    assert {"torch", "numpy"} <= provenance["starts"][0]["versions"].keys()
+    assert run.recipe.read_text() == dump_recipe(tiny_recipe())
+
+
+def test_another_recipe_is_refused_and_the_difference_named(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    begin(run, tiny_recipe())
+    with pytest.raises(CheckpointError) as error:
+        begin(run, tiny_recipe("optim.peak_lr=0.5", "train.seed=9", "train.keep=7"))
+    message = str(error.value)
+    assert "optim.peak_lr was 0.0001, now 0.5, train.seed was 0, now 9;" in message
+    assert "keep" not in message, "free keys are no difference"
+    assert "--run" in message
+    assert "--fresh" in message
+    assert "\n" not in message
+    assert len(json.loads(run.provenance.read_text())["starts"]) == 1
+
+
+def test_only_three_differences_are_named(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    begin(run, tiny_recipe())
+    changes = (
+        "optim.peak_lr=0.5",
+        "train.seed=9",
+        "objectives.itg=2.0",
+        "objectives.tig=0.5",
+        "train.steps=9",
+    )
+    with pytest.raises(CheckpointError, match=r"objectives.itg .*objectives.tig .*peak_lr .*and 2 more;"):
+        begin(run, tiny_recipe(*changes))
+
+
+CHANGES = {
+    "name": "other", "data.workers": "0", "data.shards": "/elsewhere", "train.processes": "3",
+    "train.log_every": "7", "train.valid_every": "7", "train.valid_batches": "7", "train.checkpoint_every": "7",
+    "train.keep": "7", "train.tensorboard": "false",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", FREE)
+def test_keys_that_change_no_weight_may_change(tmp_path: Path, key: str) -> None:
+    run, changed = Run(tmp_path / "a"), tiny_recipe(f"{key}={CHANGES[key]}")
+    assert dump_recipe(changed) != dump_recipe(tiny_recipe()), "the key exists and has another value"
+    begin(run, tiny_recipe())
+    begin(run, changed)
+
+
+def test_a_run_that_was_begun_under_an_old_key_is_the_same_run(tmp_path: Path) -> None:
+    run, recipe = Run(tmp_path / "a"), tiny_recipe()
+    begin(run, recipe)
+    old = run.recipe.read_text().replace("valid_every:", "validate_every:")
+    assert old != run.recipe.read_text()
+    run.recipe.write_text(old)
+    begin(run, recipe)
+    begin(run, tiny_recipe("train.valid_every=9"))
+    with pytest.raises(CheckpointError, match=r"train\.seed was 0, now 1;"):
+        begin(run, tiny_recipe("train.seed=1"))
+
+
+def test_an_old_run_is_set_aside_under_a_free_name(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    assert run.set_aside() is None
+    for number in (1, 2):
+        begin(run, tiny_recipe())
+        assert run.set_aside() == tmp_path / f"a.old-{number}"
+        assert not run.folder.exists()
+
+
+LOCK = """
+import sys
+from pathlib import Path
+from medunifier_cli.run import record
+record.LOCK_PATIENCE = 0.0
+with record.Run(Path(sys.argv[1])).locked(enabled=sys.argv[2] == "yes"):
+    print("trained")
+"""
+
+
+def other_process(folder: Path, enabled: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", LOCK, str(folder), enabled], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "LOCK_PATIENCE", 0.0)
+    with Run(tmp_path / "a").locked():
+        refused = other_process(tmp_path / "a", "yes")
+        assert refused.returncode == 1
+        assert f"{tmp_path / 'a'}: another process is training this run" in refused.stderr
+        # the other ranks of the same run take no lock: the main one holds it for all
+        assert other_process(tmp_path / "a", "no").stdout == "trained\n"
+    assert other_process(tmp_path / "a", "yes").stdout == "trained\n"
+
+
+def test_a_rank_without_the_lock_makes_no_folder(tmp_path: Path) -> None:
+    with Run(tmp_path / "a").locked(enabled=False):
+        assert not (tmp_path / "a").exists()

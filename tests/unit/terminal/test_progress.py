@@ -1,0 +1,114 @@
+"""Progress off a terminal: a line every ten seconds, with its own unit; and on one: a bar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from medunifier_cli.terminal import progress
+from medunifier_cli.terminal.progress import PLAIN_EVERY, Progress
+
+Wait = Callable[[float], None]
+Read = Callable[[], list[str]]
+
+
+@pytest.fixture
+def wait(monkeypatch: pytest.MonkeyPatch) -> Wait:
+    """Let seconds pass on the clock that Progress reads."""
+    now = 1000.0
+
+    def wait(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    return wait
+
+
+@pytest.fixture
+def read(capsys: pytest.CaptureFixture[str]) -> Read:
+    """Lines on stderr since the last call; nothing ever goes to stdout."""
+
+    def read() -> list[str]:
+        out, err = capsys.readouterr()
+        assert out == ""
+        return err.splitlines()
+
+    return read
+
+
+def test_a_line_every_ten_seconds(wait: Wait, read: Read) -> None:
+    with Progress(1200, "image") as bar:
+        for done in range(1, 26):
+            wait(1.0)
+            bar.advance(done * 40)
+    assert PLAIN_EVERY == 10.0
+    assert read() == ["image 400/1,200  40 images/s", "image 800/1,200  40 images/s"]
+
+
+def test_short_work_prints_nothing(wait: Wait, read: Read) -> None:
+    with Progress(3, "report") as bar:
+        for done in (1, 2, 3):
+            wait(3.0)
+            bar.advance(done)
+    assert read() == []
+
+
+def test_edges_print_the_first_unit_and_the_last(wait: Wait, read: Read) -> None:
+    with Progress(4, "step", first=1, rate_unit="pairs", per_unit=256, edges=True) as bar:
+        for done in (2, 3, 4):
+            wait(1.0)
+            bar.advance(done, f"train  total {done}.000" if done != 3 else "")
+    assert read() == [
+        "step 2/4  train  total 2.000  256 pairs/s",
+        "step 4/4  train  total 4.000  256 pairs/s",
+    ]
+
+
+def test_an_unknown_total_and_a_note_that_stays(wait: Wait, read: Read) -> None:
+    with Progress(None, "file") as bar:
+        bar.advance(5, "2 unreadable")
+        wait(10.0)
+        bar.advance(6)
+    assert read() == ["file 6  2 unreadable  0.6 files/s"]
+
+
+def test_skipped_units_count_as_done_and_not_as_work(wait: Wait, read: Read) -> None:
+    with Progress(300, "image", first=100) as bar:
+        wait(5.0)
+        bar.skip(50)
+        bar.advance(160)
+        wait(5.0)
+        bar.advance(170)
+    assert read() == ["image 170/300  2 images/s"]
+
+
+def test_a_hidden_one_is_silent(wait: Wait, read: Read) -> None:
+    with Progress(2, "step", edges=True, hidden=True) as bar:
+        wait(60.0)
+        bar.advance(1)
+        bar.say("validation")
+        bar.advance(2)
+    assert read() == []
+
+
+def test_say_prints_at_once(wait: Wait, read: Read) -> None:
+    with Progress(2, "step") as bar:
+        bar.say("step 1/2  valid  total 0.250")
+    assert read() == ["step 1/2  valid  total 0.250"]
+
+
+def test_a_terminal_gets_a_bar(wait: Wait, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Progress(8, "image", first=2) as bar:
+        assert bar.bar is not None
+        bar.advance(5, "n = 5")
+        assert (bar.bar.n, bar.bar.initial, bar.bar.total, bar.bar.unit) == (5, 2, 8, "image")
+        bar.say("between")
+    assert bar.bar is None
+    shown = "\n".join(read())
+    assert "between" in shown
+    assert "5/8" in shown
+    assert "images/s" not in shown, "no plain line beside the bar"

@@ -1,0 +1,268 @@
+"""The loop alone, with a model of two parameters: what it writes, in which order, and how it resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from medunifier_cli.checkpoint import store
+from medunifier_cli.errors import CheckpointError, MuError, Stopped
+from medunifier_cli.recipe.schema import LoopConfig, OptimConfig
+from medunifier_cli.run.record import Run
+from medunifier_cli.train.loop import Values, fit
+
+STEPS, POINTS = 6, 8
+
+
+class Line(nn.Module):
+    """y = slope x + offset, with dropout, so that random numbers matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope, self.offset = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x: Tensor, dropout: float) -> Tensor:
+        return F.dropout(self.slope * x + self.offset, dropout, self.training)
+
+
+class LineStage:
+    """Fits y = 3 x + 1. Notes every call in `calls`, and keeps the step of its last validation."""
+
+    samples, shown, steps = "points", ("total", "slope"), STEPS
+
+    def __init__(self, micro_batches: int = 1, dropout: float = 0.5, signal_at: int = -1) -> None:
+        self.module: nn.Module = Line()
+        self.micro_batches, self.dropout, self.signal_at = micro_batches, dropout, signal_at
+        self.calls: list[str] = []
+        self.validated = torch.tensor(0)
+        self.source = "generated"
+
+    def start(self) -> None:
+        self.calls.append("start")
+        nn.init.constant_(self.line.slope, 2.0)
+
+    @property
+    def line(self) -> Line:
+        assert isinstance(self.module, Line)
+        return self.module
+
+    def scale(self, name: str) -> float:
+        return 1.0
+
+    def batches(self, first_step: int) -> Iterator[list[Tensor]]:
+        for step in range(first_step, self.steps):
+            x = torch.randn(POINTS, generator=torch.Generator().manual_seed(step))
+            yield list(x.chunk(self.micro_batches))
+
+    def step(self, module: nn.Module, batch: Tensor, step: int, micro: int) -> tuple[Values, Values]:
+        if step == self.signal_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        error = F.mse_loss(module(batch, self.dropout), 3 * batch + 1)
+        return {"total": error, "mse": error}, {"slope": self.line.slope.detach().clone()}
+
+    def validate(self, step: int) -> Mapping[str, float]:
+        assert not self.module.training
+        torch.rand(1)  # a validation that draws must not change training
+        self.calls.append(f"validate {step}")
+        self.validated = torch.tensor(step)
+        return {"total": 0.25, "slope": float(self.line.slope)}
+
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        return {**self.module.state_dict(), "validated": self.validated}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        self.module.load_state_dict({name: tensors[name] for name in self.module.state_dict()})
+        self.validated = tensors["validated"]
+
+    def facts(self) -> dict[str, Any]:
+        return {"source": self.source}
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True, mixed_precision="no")
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+SETTINGS = LoopConfig(
+    steps=STEPS, global_batch=POINTS, log_every=2, valid_every=3, checkpoint_every=3, keep=2, seed=5
+)
+OPTIM = OptimConfig(peak_lr=0.1, warmup_lr=0.1, warmup=0.0)
+
+
+def lines(run: Run) -> list[dict[str, Any]]:
+    """The log without clock times."""
+    rows = [json.loads(text) for text in run.log.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def new_run(folder: Path) -> Run:
+    folder.mkdir()
+    return Run(folder)
+
+
+def test_a_run_steps_logs_and_validates(tmp_path: Path, accelerator: Accelerator) -> None:
+    run, stage = new_run(tmp_path / "run"), LineStage(dropout=0.0)
+    assert fit(stage, run, accelerator, SETTINGS, OPTIM) == STEPS
+    events = [(line["event"], line["step"]) for line in lines(run)]
+    # the first step, every second, and the last; validation after every third and at the end
+    assert events == [
+        ("train", 1), ("train", 2), ("valid", 3), ("train", 4), ("train", 6), ("valid", 6),
+    ]  # fmt: skip
+    totals = [line["total"] for line in lines(run) if line["event"] == "train"]
+    assert totals[-1] < totals[0]
+    first = lines(run)[0]
+    assert first["slope"] == 2.0, "start() has run before the first step, and monitors are logged"
+    assert first.keys() == {"event", "step", "total", "mse", "slope", "grad_norm", "lr"}
+    assert first["lr"] == pytest.approx(0.1)
+    assert fit(LineStage(), run, accelerator, SETTINGS, OPTIM) == 0, "a finished run has nothing left to do"
+
+
+def test_log_comes_before_validation_and_validation_before_the_checkpoint(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, stage = new_run(tmp_path / "run"), LineStage()
+    save = store.save
+
+    def noted(folder: Path, checkpoint: store.Checkpoint, keep: int) -> Path:
+        stage.calls.append(f"save {checkpoint.step}")
+        logged = [(line["event"], line["step"]) for line in lines(run)]
+        assert logged[-1] == ("valid", checkpoint.step)
+        return save(folder, checkpoint, keep)
+
+    monkeypatch.setattr(store, "save", noted)
+    fit(stage, run, accelerator, SETTINGS, OPTIM)
+    assert stage.calls == ["start", "validate 3", "save 3", "validate 6", "save 6"]
+    newest = store.newest(run.checkpoints)
+    assert newest is not None
+    assert newest.step == int(newest.tensors["model"]["validated"]) == STEPS
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
+    tmp_path: Path, accelerator: Accelerator, stop_after: int
+) -> None:
+    whole, parts = new_run(tmp_path / "whole"), new_run(tmp_path / "parts")
+    uninterrupted, resumed = LineStage(), LineStage()
+    fit(uninterrupted, whole, accelerator, SETTINGS, OPTIM)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match=rf"stopped by SIGTERM after step {stop_after} of 6") as stopped:
+        fit(LineStage(signal_at=stop_after - 1), parts, accelerator, SETTINGS, OPTIM)
+    assert stopped.value.exit_code == 75
+    assert store.steps(parts.checkpoints)[-1] == stop_after, "the checkpoint of the step is saved"
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert fit(resumed, parts, accelerator, SETTINGS, OPTIM) == STEPS - stop_after
+    assert "start" in uninterrupted.calls
+    assert "start" not in resumed.calls, "what a new run starts from is in the checkpoint by now"
+    for name, tensor in uninterrupted.module.state_dict().items():
+        assert torch.equal(tensor, resumed.module.state_dict()[name]), name
+    ends = [store.newest(run.checkpoints) for run in (whole, parts)]
+    for kind in ("model", "optimizer", "rng"):
+        one, other = (end.tensors[kind] for end in ends if end is not None)
+        assert one.keys() == other.keys()
+        assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert lines(whole) == lines(parts)
+
+
+def test_lines_after_the_last_checkpoint_are_cut_off_when_a_killed_run_is_resumed(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    whole, killed = new_run(tmp_path / "whole"), new_run(tmp_path / "killed")
+    fit(LineStage(), whole, accelerator, SETTINGS, OPTIM)
+
+    class Killed(LineStage):
+        def step(self, module: nn.Module, batch: Tensor, step: int, micro: int) -> tuple[Values, Values]:
+            if step == 4:
+                raise KeyboardInterrupt
+            return super().step(module, batch, step, micro)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Killed(), killed, accelerator, SETTINGS, OPTIM)
+    assert lines(killed)[-1]["step"] == 4
+    with killed.log.open("a") as log:
+        log.write('{"event": "train", "st')  # torn by the kill
+    assert fit(LineStage(), killed, accelerator, SETTINGS, OPTIM) == 3
+    assert lines(whole) == lines(killed)
+
+
+def test_micro_batches_average_to_the_whole_batch(tmp_path: Path, accelerator: Accelerator) -> None:
+    logs, ends = [], []
+    for count in (1, 2, 4):
+        run, stage = new_run(tmp_path / str(count)), LineStage(count, dropout=0.0)
+        fit(stage, run, accelerator, SETTINGS, OPTIM)
+        logs.append(lines(run))
+        ends.append(stage.module.state_dict())
+    for log, end in zip(logs[1:], ends[1:], strict=True):
+        for line, expected in zip(log, logs[0], strict=True):
+            assert line.pop("event") == expected["event"]
+            numbers = {name: value for name, value in expected.items() if name != "event"}
+            assert line == pytest.approx(numbers, rel=1e-5)
+        torch.testing.assert_close(end, ends[0])
+    assert logs[0][0]["grad_norm"] > 0.1
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    class Diverging(LineStage):
+        def step(self, module: nn.Module, batch: Tensor, step: int, micro: int) -> tuple[Values, Values]:
+            losses, monitors = super().step(module, batch, step, micro)
+            return {**losses, "total": losses["total"] * (torch.inf if step == 3 else 1)}, monitors
+
+    run = new_run(tmp_path / "run")
+    with pytest.raises(MuError, match=r"not a number at step 4; step 3's checkpoint is kept.*learning rate"):
+        fit(Diverging(), run, accelerator, SETTINGS, OPTIM)
+    newest = store.newest(run.checkpoints)
+    assert newest is not None
+    assert newest.step == 3
+    assert all(bool(tensor.isfinite().all()) for tensor in newest.tensors["model"].values())
+
+
+def test_weights_that_the_checkpoint_does_not_hold_must_be_the_same(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    run, other = new_run(tmp_path / "run"), LineStage()
+    with pytest.raises(Stopped):
+        fit(LineStage(signal_at=0), run, accelerator, SETTINGS, OPTIM)
+    other.source = "elsewhere"
+    with pytest.raises(CheckpointError, match=r"source differs from what this run was trained with.*--run"):
+        fit(other, run, accelerator, SETTINGS, OPTIM)
+
+
+def test_the_progress_line_shows_what_the_stage_names_and_no_more(
+    tmp_path: Path, accelerator: Accelerator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(LineStage(), new_run(tmp_path / "run"), accelerator, SETTINGS, OPTIM)
+    number, rate = r"-?\d+\.\d{3}", r"[\d.e+]+ points/s"
+    expected = [
+        rf"step 1/6  train  total {number}  slope 2\.000  {rate}",
+        rf"step 3/6  valid  total 0\.250  slope {number}",
+        rf"step 6/6  train  total {number}  slope {number}  {rate}",
+        rf"step 6/6  valid  total 0\.250  slope {number}",
+    ]
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == len(expected)
+    for line, pattern in zip(shown, expected, strict=True):
+        assert re.fullmatch(pattern, line), line
+
+
+def test_each_step_has_the_learning_rate_of_the_schedule(tmp_path: Path, accelerator: Accelerator) -> None:
+    """With a warm-up from 0 the first step changes nothing, and the second does."""
+    run, from_zero = new_run(tmp_path / "run"), OptimConfig(peak_lr=0.1, warmup_lr=0.0, warmup=0.5)
+    fit(LineStage(dropout=0.0), run, accelerator, LoopConfig(steps=STEPS, log_every=1), from_zero)
+    slopes = [line["slope"] for line in lines(run) if line["event"] == "train"]
+    assert slopes[0] == slopes[1] == 2.0
+    assert len(set(slopes[1:])) == STEPS - 1
