@@ -1,6 +1,8 @@
-"""A run of `mu finetune` -> its best classifier, ready to use."""
+"""Restore the best classifier of a run of `mu finetune`, ready to use."""
 
 from __future__ import annotations
+
+import dataclasses
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
@@ -15,10 +17,11 @@ from medunifier_cli.run.record import Run
 
 
 def restore_classifier(run: Run) -> tuple[PretrainedRun, Classifier, tuple[str, ...]]:
-    """The best epoch of a run of `mu finetune`.
+    """The classifier of the best epoch of a run of `mu finetune`.
 
     Returns:
-        The run with its step and hash, the network in evaluation mode, and its classes.
+        The run with its step and hash, the network in evaluation mode, and its classes in the order of the
+        network's outputs.
 
     Raises:
         CheckpointError: not such a run, or not finished.
@@ -29,16 +32,18 @@ def restore_classifier(run: Run) -> tuple[PretrainedRun, Classifier, tuple[str, 
     best = store.newest(run.folder / "best")
     if best is None:
         raise CheckpointError(f"{run.folder}: not finished; run `mu finetune` again")
-    trained = restore(Run(find_run(recipe.model.pretrained)))
+    pretrained = restore(Run(find_run(recipe.model.pretrained)))
+    # From the run, not from the data set: these are the classes that the head was trained on, in its order,
+    # even if the shards were prepared again or are gone.
     classes = tuple(read_samples(run.folder / SAMPLES)["train"]["positives"])
-    shape = trained.recipe.model.qformer
-    head = build_head(load_head(recipe.model.head), shape.queries, shape.width, len(classes), 0)
-    network = Classifier(trained.model, head, recipe.model.freeze)
+    shape = pretrained.recipe.model.qformer
+    head = build_head(load_head(recipe.model.head), shape.queries, shape.width, len(classes), seed=0)
+    network = Classifier(pretrained.model, head, recipe.model.freeze)
+    # Not strict: a frozen encoder is not in the checkpoint of a probe, and comes from the pre-training run.
     missing, unexpected = network.load_state_dict(dict(best.tensors["model"]), strict=False)
     if unexpected or any(name.startswith("head.") for name in missing):
-        raise CheckpointError(f"{run.folder}: its weights do not fit {trained.run.folder}")
-    tuned = PretrainedRun(
-        run, trained.recipe, trained.tokenizer, trained.model, trained.device, best.step,
-        store.identity(run.folder / "best", best.step),
-    )  # fmt: skip
-    return tuned, network.to(trained.device).eval(), classes
+        raise CheckpointError(f"{run.folder}: its weights do not fit {pretrained.run.folder}")
+    finetuned = dataclasses.replace(
+        pretrained, run=run, step=best.step, identity=store.identity(run.folder / "best", best.step)
+    )
+    return finetuned, network.to(pretrained.device).eval(), classes

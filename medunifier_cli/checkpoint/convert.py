@@ -1,7 +1,7 @@
-"""Weights under other projects' names -> ours: BERT, BLIP-2 as LAVIS and as transformers spell it.
+"""Convert BERT and BLIP-2 weights (as LAVIS or transformers name them) to the names of this model.
 
-BERT gives the text side, and the queries' feed-forward networks start from the same weights (as BLIP-2 and
-the published code do); cross-attention then stays random. BLIP-2 gives the whole Q-Former and its heads.
+BERT provides the text side, and the queries' feed-forward networks start from the same weights (as in BLIP-2
+and the published code); cross-attention then stays random. BLIP-2 provides the whole Q-Former and its heads.
 BERT's embedding of token type 0 is folded into the positions: the Q-Former has no token types, and so the
 text pass equals BertModel exactly.
 """
@@ -35,17 +35,17 @@ RENAMED = (
     (".beta", ".bias"),
 )
 BLOCK_PARTS = {
-    "attention.output.dense": ("attention.out",),
-    "attention.output.LayerNorm": ("attention.norm",),
-    "crossattention.self.query": ("cross.q",),
-    "crossattention.output.dense": ("cross.out",),
-    "crossattention.output.LayerNorm": ("cross.norm",),
-    "intermediate.dense": ("ffn_text.up",),
-    "output.dense": ("ffn_text.down",),
-    "output.LayerNorm": ("ffn_text.norm",),
-    "intermediate_query.dense": ("ffn_query.up",),
-    "output_query.dense": ("ffn_query.down",),
-    "output_query.LayerNorm": ("ffn_query.norm",),
+    "attention.output.dense": "attention.out",
+    "attention.output.LayerNorm": "attention.norm",
+    "crossattention.self.query": "cross.q",
+    "crossattention.output.dense": "cross.out",
+    "crossattention.output.LayerNorm": "cross.norm",
+    "intermediate.dense": "ffn_text.up",
+    "output.dense": "ffn_text.down",
+    "output.LayerNorm": "ffn_text.norm",
+    "intermediate_query.dense": "ffn_query.up",
+    "output_query.dense": "ffn_query.down",
+    "output_query.LayerNorm": "ffn_query.norm",
 }
 FUSED = {
     "attention.self": ("attention.qkv", ("query", "key", "value")),
@@ -72,26 +72,27 @@ def load_bert(model: MedUnifier, source: str) -> list[str]:
         source: local folder or file, or a hub name that is in the local cache.
 
     Returns:
-        Names of ours that the source does not have, and that stay as they were.
+        Names of the model's tensors that the source does not have, and that stay as they were.
 
     Raises:
         MissingWeightsError: nothing at `source`.
         MuError: weights of another shape.
     """
-    theirs = canonical(read_weights(source))
-    ours = translate(theirs, model, source)
+    converted = translate(canonical(read_weights(source)), model, source)
     state = model.state_dict()
-    for name, tensor in ours.items():
+    for name, tensor in converted.items():
         if name in state and state[name].shape != tensor.shape:
             raise MuError(
                 f"model.qformer.weights: {source} has {name} of shape {tuple(tensor.shape)}, "
                 f"the recipe's model {tuple(state[name].shape)}"
             )
-    known = {name: tensor for name, tensor in ours.items() if name in state}
-    if not any(".attention.qkv." in name for name in known):
+    # Heads of objectives that are off are in the source and not in the model.
+    usable = {name: tensor for name, tensor in converted.items() if name in state}
+    if not any(".attention.qkv." in name for name in usable):
         raise MuError(f"model.qformer.weights: {source} holds no BERT or BLIP-2 encoder")
-    model.load_state_dict(known, strict=False)
-    return sorted(name for name in state if name not in known and not name.startswith("vit."))
+    model.load_state_dict(usable, strict=False)
+    # The image encoder has weights of its own (`model.vit.weights`), which no BERT is expected to hold.
+    return sorted(name for name in state if name not in usable and not name.startswith("vit."))
 
 
 def read_weights(source: str) -> dict[str, Tensor]:
@@ -139,10 +140,10 @@ def weights_path(source: str) -> Path:
     )
 
 
-def canonical(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """BERT's own spelling for every tensor."""
+def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of any of the known spellings -> under BERT's own names."""
     named = {}
-    for name, tensor in theirs.items():
+    for name, tensor in tensors.items():
         for prefix in PREFIXES:
             name = name.removeprefix(prefix)
         for old, new in RENAMED:
@@ -151,73 +152,83 @@ def canonical(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def translate(theirs: Mapping[str, Tensor], model: MedUnifier, source: str) -> dict[str, Tensor]:
-    """Tensors in BERT's spelling -> ours."""
-    ours: dict[str, Tensor] = {}
+def translate(bert: Mapping[str, Tensor], model: MedUnifier, source: str) -> dict[str, Tensor]:
+    """Tensors under BERT's names -> under the model's names.
+
+    Args:
+        bert: as `canonical` returns them.
+        model: what they are for; is not changed.
+        source: where they come from, for messages.
+    """
+    converted: dict[str, Tensor] = {}
     layers = len(model.qformer.blocks)
-    for name, tensor in theirs.items():
+    for name, tensor in bert.items():
         module, _, kind = name.rpartition(".")
         match = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", module)
+        # A shallower Q-Former takes the first layers of a deeper BERT.
         if match and int(match[1]) < layers:
-            for part in BLOCK_PARTS.get(match[2], ()):
-                ours[f"qformer.blocks.{match[1]}.{part}.{kind}"] = tensor
+            if match[2] in BLOCK_PARTS:
+                converted[f"qformer.blocks.{match[1]}.{BLOCK_PARTS[match[2]]}.{kind}"] = tensor
         elif module in HEADS:
-            ours[f"{HEADS[module]}.{kind}"] = tensor
+            converted[f"{HEADS[module]}.{kind}"] = tensor
     for layer in range(layers):
-        for theirs_part, (part, pieces) in FUSED.items():
+        for bert_module, (part, pieces) in FUSED.items():
             for kind in ("weight", "bias"):
-                found = [
-                    theirs.get(f"encoder.layer.{layer}.{theirs_part}.{piece}.{kind}") for piece in pieces
+                tensors = [
+                    bert.get(f"encoder.layer.{layer}.{bert_module}.{piece}.{kind}") for piece in pieces
                 ]
-                if all(piece is not None for piece in found):
-                    ours[f"qformer.blocks.{layer}.{part}.{kind}"] = torch.cat(
-                        [p for p in found if p is not None]
-                    )
-    if "query_tokens" in theirs:
-        ours["qformer.query_tokens"] = theirs["query_tokens"].flatten(0, -2)
-        _check_frequency(theirs, model, source)
+                whole = [tensor for tensor in tensors if tensor is not None]
+                if len(whole) == len(pieces):
+                    converted[f"qformer.blocks.{layer}.{part}.{kind}"] = torch.cat(whole)
+    if "query_tokens" in bert:
+        converted["qformer.query_tokens"] = bert["query_tokens"].flatten(0, -2)
+        _check_cross_attention(bert, model, source)
     else:
-        for name in [name for name in ours if ".ffn_text." in name]:
-            ours[name.replace(".ffn_text.", ".ffn_query.")] = ours[name]
-    _embeddings(theirs, model, source, ours)
-    return ours
+        for name in [name for name in converted if ".ffn_text." in name]:
+            converted[name.replace(".ffn_text.", ".ffn_query.")] = converted[name]
+    converted.update(_embeddings(bert, model, source))
+    return converted
 
 
-def _check_frequency(theirs: Mapping[str, Tensor], model: MedUnifier, source: str) -> None:
-    has = {int(m[1]) for name in theirs if (m := re.match(r"encoder\.layer\.(\d+)\.crossattention", name))}
-    wants = {i for i, block in enumerate(model.qformer.blocks) if getattr(block, "cross", None) is not None}
-    if has != wants:
+def _check_cross_attention(bert: Mapping[str, Tensor], model: MedUnifier, source: str) -> None:
+    """Raises MuError unless source and model have cross-attention in the same layers."""
+    layer_of = re.compile(r"encoder\.layer\.(\d+)\.crossattention")
+    in_source = {int(match[1]) for name in bert if (match := layer_of.match(name))}
+    in_model = {
+        layer for layer, block in enumerate(model.qformer.blocks) if getattr(block, "cross", None) is not None
+    }
+    if in_source != in_model:
         raise MuError(
-            f"model.qformer.weights: {source} has cross-attention in {len(has)} layers, the recipe in "
-            f"{len(wants)}; BLIP-2 weights need model.qformer.cross_attention_every=2"
+            f"model.qformer.weights: {source} has cross-attention in {len(in_source)} layers, the recipe in "
+            f"{len(in_model)}; BLIP-2 weights need model.qformer.cross_attention_every=2"
         )
 
 
-def _embeddings(
-    theirs: Mapping[str, Tensor], model: MedUnifier, source: str, ours: dict[str, Tensor]
-) -> None:
-    word = theirs.get("embeddings.word_embeddings.weight")
-    position = theirs.get("embeddings.position_embeddings.weight")
+def _embeddings(bert: Mapping[str, Tensor], model: MedUnifier, source: str) -> dict[str, Tensor]:
+    """Word and position embeddings and the bias of the word head; none where the source has no embeddings."""
+    word = bert.get("embeddings.word_embeddings.weight")
+    position = bert.get("embeddings.position_embeddings.weight")
     if word is None or position is None:
-        return
-    wanted = model.qformer.word.weight
-    if word.shape[1] != wanted.shape[1]:
+        return {}
+    own_word = model.qformer.word.weight
+    if word.shape[1] != own_word.shape[1]:
         raise MuError(
-            f"model.qformer.weights: {source} is {word.shape[1]} wide, the recipe's model {wanted.shape[1]}; "
-            "set model.qformer.width"
+            f"model.qformer.weights: {source} is {word.shape[1]} wide, the recipe's model "
+            f"{own_word.shape[1]}; set model.qformer.width"
         )
-    spare = len(wanted) - len(word)
+    spare = len(own_word) - len(word)
     if spare not in (0, 1):  # [DEC] is the one token that a BERT vocabulary lacks
         raise MuError(
-            f"model.qformer.weights: {source} has {len(word):,} words, the tokenizer {len(wanted):,}; "
+            f"model.qformer.weights: {source} has {len(word):,} words, the tokenizer {len(own_word):,}; "
             "text.tokenizer and model.qformer.weights belong together"
         )
-    ours["qformer.word.weight"] = torch.cat([word, wanted.detach()[len(word) :]])
+    converted = {"qformer.word.weight": torch.cat([word, own_word.detach()[len(word) :]])}
     length = len(model.qformer.position.weight)
     if len(position) < length:
         raise MuError(f"text.max_tokens: {length} is more than the {len(position)} positions of {source}")
-    types = theirs.get("embeddings.token_type_embeddings.weight")
-    ours["qformer.position.weight"] = position[:length] + (types[0] if types is not None else 0)
-    bias = theirs.get("cls.predictions.bias", theirs.get("cls.predictions.decoder.bias"))
+    types = bert.get("embeddings.token_type_embeddings.weight")
+    converted["qformer.position.weight"] = position[:length] + (types[0] if types is not None else 0)
+    bias = bert.get("cls.predictions.bias", bert.get("cls.predictions.decoder.bias"))
     if bias is not None:
-        ours["word_head.bias"] = torch.cat([bias, bias.new_zeros(len(wanted) - len(bias))])
+        converted["word_head.bias"] = torch.cat([bias, bias.new_zeros(len(own_word) - len(bias))])
+    return converted

@@ -1,4 +1,4 @@
-"""Which run was made from which: fine-tuned and fitted runs name the pre-training run they started from."""
+"""Which run was derived from which: the recipe of fine-tuning or priors names the pre-training run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medunifier_cli.run.record import Run
 
 
 def recipe_of(run: Run) -> Any:
-    """The recipe of a run, of whatever stage; None where it has none that can be read."""
+    """The recipe of a run of any stage; None where there is none that can be read."""
     try:
         return load_any(run.recipe, saved=True) if run.recipe.exists() else None
     except RecipeError:
@@ -22,29 +22,35 @@ def recipe_of(run: Run) -> Any:
 
 
 def base_of(run: Run) -> Run | None:
-    """The pre-training run that a run was made from, itself where it is one; None where that one is gone."""
+    """The pre-training run that a run was derived from: itself if it is one; None if that run is gone."""
     recipe = recipe_of(run)
     if not isinstance(recipe, FinetuneRecipe | PriorRecipe):
         return run
-    folder = _start(recipe)
+    folder = _pretrained_folder(recipe)
     return None if folder is None else Run(folder)
 
 
 def made_from(run: Run) -> list[Run]:
-    """Runs beside this one whose recipe names it as their start, by name."""
+    """Runs in the same folder whose recipe names this one as the run they start from, by name."""
     here = run.folder.resolve()
-    found = []
+    derived = []
     for folder in sorted(path for path in here.parent.iterdir() if path.is_dir()):
         recipe = recipe_of(Run(folder))
         if isinstance(recipe, FinetuneRecipe | PriorRecipe):
-            start = _start(recipe)
+            start = _pretrained_folder(recipe)
+            # Resolved, as recipes name a run by its name, a relative or an absolute path.
             if start is not None and start.resolve() == here:
-                found.append(Run(folder))
-    return found
+                derived.append(Run(folder))
+    return derived
 
 
-def _start(recipe: FinetuneRecipe | PriorRecipe) -> Path | None:
-    name = recipe.model.pretrained if isinstance(recipe, FinetuneRecipe) else recipe.prior.pretrained
+def pretrained_of(recipe: FinetuneRecipe | PriorRecipe) -> str:
+    """Name or folder of the pre-training run that a recipe names; empty for the newest."""
+    return recipe.model.pretrained if isinstance(recipe, FinetuneRecipe) else recipe.prior.pretrained
+
+
+def _pretrained_folder(recipe: FinetuneRecipe | PriorRecipe) -> Path | None:
+    name = pretrained_of(recipe)
     try:
         return find_run(name) if name else None
     except CheckpointError:

@@ -1,20 +1,29 @@
-"""A run folder -> the trained model, ready to use."""
+"""Find a pre-training run and restore its model, ready to use."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from medunifier_cli.checkpoint import store
+from medunifier_cli.checkpoint.lineage import pretrained_of
 from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import CheckpointError, RecipeError
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.objectives.pretraining import build_model
 from medunifier_cli.recipe.load import load_saved, stage_of
 from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
+from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run, newest_run, runs_root
 from medunifier_cli.run.record import Run
+
+Started = TypeVar("Started", FinetuneRecipe, PriorRecipe)
+"""Recipe of a stage that starts from a pre-training run."""
 
 
 @dataclass(frozen=True)
@@ -32,27 +41,36 @@ class PretrainedRun:
     """Hash of the checkpoint, as result files carry it."""
 
 
-def is_pretrained(run: Run) -> bool:
-    """Whether a folder holds a pre-training run, and of no other stage, with a checkpoint."""
+def is_run_of(run: Run, *recipes: type[PretrainRecipe | FinetuneRecipe | PriorRecipe]) -> bool:
+    """Whether a folder holds a run of one of these stages, with a checkpoint."""
     try:
         return (
             bool(store.steps(run.checkpoints))
             and run.recipe.exists()
-            and stage_of(run.recipe) == PretrainRecipe.stage
+            and stage_of(run.recipe) in {recipe.stage for recipe in recipes}
         )
     except RecipeError:
-        return False  # not a recipe of ours: not a run to take unasked
+        return False  # another program's recipe.yaml: never a run to choose by default
 
 
 def check_pretrained(run: Run) -> None:
-    """Raises CheckpointError unless a folder holds a pre-training run with a checkpoint."""
+    """Raises CheckpointError, which says why, unless a folder holds a pre-training run with a checkpoint."""
     if not run.recipe.exists():
         raise CheckpointError(f"{run.folder}: not a run, it has no recipe.yaml")
     stage = stage_of(run.recipe)
     if stage != PretrainRecipe.stage:
         raise CheckpointError(f"{run.folder} is a run of `mu {stage}`; name one of `mu pretrain`")
     if not store.steps(run.checkpoints):
-        raise CheckpointError(f"{run.folder}: no checkpoint yet; run `mu pretrain` again, it goes on")
+        raise CheckpointError(f"{run.folder}: no checkpoint yet; run `mu pretrain` again to train it")
+
+
+def run_for(name: str, verb: str, *recipes: type[PretrainRecipe | FinetuneRecipe | PriorRecipe]) -> Run:
+    """The run that `verb` uses: `name`, by name or folder, or the newest of these stages with a checkpoint.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    return Run(find_run(name) if name else newest_run(lambda path: is_run_of(Run(path), *recipes), verb))
 
 
 def pretrained_run(name: str, verb: str) -> Run:
@@ -61,25 +79,49 @@ def pretrained_run(name: str, verb: str) -> Run:
     Raises:
         CheckpointError: there is none.
     """
-    return Run(find_run(name) if name else newest_run(lambda path: is_pretrained(Run(path)), verb))
+    return run_for(name, verb, PretrainRecipe)
 
 
-def starting_run(wanted: str, verb: str) -> str:
-    """The pre-training run that `verb` starts from: `wanted`, by name or folder, or the newest.
+def fill_pretrained(recipe: Started, given: str = "", folder: Path | None = None) -> Started:
+    """The recipe with the pre-training run that it starts from filled in.
 
-    Returns:
-        Its name where it lies under the runs folder, so that both may be moved together; else its path.
+    Args:
+        recipe: of fine-tuning or of the priors.
+        given: name or folder from the command line; else the recipe's own, else the one that the run in
+            `folder` started from (so that a newer pre-training run does not change a run that resumes), else
+            the newest pre-training run.
+        folder: of the run that is about to start or resume.
 
     Raises:
-        CheckpointError: there is none, or it is no pre-training run with a checkpoint.
+        CheckpointError: there is none, or it is not a pre-training run with a checkpoint.
     """
-    run = pretrained_run(wanted, verb)
+    name = given or pretrained_of(recipe)
+    if not name and folder is not None:
+        saved = Run(folder).recipe
+        if saved.exists() and stage_of(saved) == recipe.stage:
+            name = pretrained_of(load_saved(saved, type(recipe)))
+    name = starting_run(name, recipe.stage)
+    if isinstance(recipe, FinetuneRecipe):
+        return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, pretrained=name))
+    return dataclasses.replace(recipe, prior=dataclasses.replace(recipe.prior, pretrained=name))
+
+
+def starting_run(name: str, verb: str) -> str:
+    """The pre-training run that `verb` starts from: `name`, by name or folder, or the newest.
+
+    Returns:
+        Its name if it lies in the runs folder, so that both runs can be moved together; else its path.
+
+    Raises:
+        CheckpointError: there is none, or it is not a pre-training run with a checkpoint.
+    """
+    run = pretrained_run(name, verb)
     check_pretrained(run)
     return run.folder.name if run.folder.parent == runs_root() else str(run.folder.resolve())
 
 
 def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
-    """The newest whole checkpoint of a pre-training run.
+    """The model of a pre-training run's newest intact checkpoint.
 
     Raises:
         CheckpointError: no checkpoint, or frozen weights that are not those the run was trained with.
@@ -92,22 +134,25 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
     checkpoint = store.newest(run.checkpoints, only=("model",))
     if checkpoint is None:
         raise CheckpointError(
-            f"{run.folder}: no whole checkpoint; run `mu pretrain` again, it goes on or starts over"
+            f"{run.folder}: no intact checkpoint; run `mu pretrain` again to train it from the start"
         )
     tokenizer = TextTokenizer.load(str(run.tokenizer))
-    torch.manual_seed(recipe.train.seed)  # a frozen image encoder with random weights is made from this seed
-    # weights that training changes are in the checkpoint; only a frozen image encoder's are read again
+    # A frozen image encoder with random weights (for tests) is not in the checkpoint: this seed makes it
+    # again.
+    torch.manual_seed(recipe.train.seed)
+    # All weights that training changes are in the checkpoint; only a frozen image encoder's are read again.
     model = build_model(recipe, tokenizer.size, load=recipe.model.vit.frozen)
     frozen = dict(model.vit.frozen_tensors())
     if frozen and store.tensors_hash(frozen) != checkpoint.facts["stage"].get("frozen_hash"):
         raise CheckpointError(
-            f"{run.folder}: the image encoder's weights ({recipe.model.vit.weights}) are not those of the run"
+            f"{run.folder}: the image encoder's weights ({recipe.model.vit.weights}) on this machine are not "
+            "those it was trained with; put the original file back"
         )
     missing, unexpected = model.load_state_dict(dict(checkpoint.tensors["model"]), strict=False)
     missing = [name for name in missing if name.removeprefix("vit.vit.") not in frozen]
     if missing or unexpected:
         raise CheckpointError(
-            f"{run.folder}: its checkpoint does not fit its recipe; was it made by another version?"
+            f"{run.folder}: its checkpoint does not fit its recipe; use the version of mu that trained it"
         )
     identity = store.identity(run.checkpoints, checkpoint.step)
     return PretrainedRun(

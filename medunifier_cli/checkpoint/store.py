@@ -5,8 +5,8 @@
         checkpoint.json   step, facts, and the SHA-256 and size of each tensor file
         DONE              SHA-256 of checkpoint.json
 
-Written to a temporary folder, synced, hashed and renamed, so that a folder under its final name is whole;
-it is verified all the same when it is read, and a damaged one is passed over for the one before.
+A checkpoint is written to a temporary folder, fsynced, hashed and renamed, so a folder under its final name
+is complete. It is verified all the same when it is read, and a damaged one is skipped for the previous one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DONE, FACTS = "DONE", "checkpoint.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything a run needs to go on as if it had never stopped."""
+    """Everything a run needs to resume as if it had never stopped."""
 
     step: int
     """Optimiser steps done."""
@@ -48,24 +48,25 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write `checkpoint` under `folder`, then delete all but the newest `keep`.
 
     Raises:
-        CheckpointError: the disk is full or cannot be written; what was there before stays.
+        CheckpointError: the disk is full or cannot be written; earlier checkpoints are kept.
     """
     final = folder / f"step-{checkpoint.step:08d}"
     temporary = folder / f".writing-step-{checkpoint.step:08d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in (*folder.glob(".writing-*"), *folder.glob(".deleting-*")):  # by a writer that was killed
+        # Left over from a writer that was killed.
+        for stale in (*folder.glob(".writing-*"), *folder.glob(".deleting-*")):
             shutil.rmtree(stale)
         temporary.mkdir()
         _write(temporary, checkpoint)
-        if final.exists():  # damaged, or it would have been resumed from
+        if final.exists():  # damaged: the run would have resumed from an intact one
             _remove(final)
         temporary.rename(final)
         sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         before = steps(folder)
-        left = f"the checkpoint of step {before[-1]} is untouched" if before else "there is none before it"
+        left = f"the checkpoint of step {before[-1]} is untouched" if before else "there is no earlier one"
         raise CheckpointError(f"{final}: cannot be written ({_reason(error)}); {left}") from error
     for step in steps(folder)[:-keep]:
         _remove(folder / f"step-{step:08d}")
@@ -73,7 +74,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps with a folder under its final name, ascending; whether it is whole, only reading tells."""
+    """Steps with a checkpoint folder, ascending; only `load` tells whether a folder is intact."""
     if not folder.is_dir():
         return []
     return sorted(int(match[1]) for path in folder.iterdir() if (match := NAME.fullmatch(path.name)))
@@ -84,10 +85,10 @@ def load(path: Path, only: tuple[str, ...] = ()) -> Checkpoint:
 
     Args:
         path: a folder `step-<n>`.
-        only: names of the tensor files wanted; empty for all.
+        only: names of the tensor files to read; empty for all.
 
     Raises:
-        CheckpointError: it is incomplete or its bytes are not those that were written.
+        CheckpointError: it is incomplete, or its bytes are not those that were written.
     """
     try:
         text = (path / FACTS).read_bytes()
@@ -108,17 +109,17 @@ def load(path: Path, only: tuple[str, ...] = ()) -> Checkpoint:
 
 
 def newest(folder: Path, only: tuple[str, ...] = ()) -> Checkpoint | None:
-    """The newest whole checkpoint under `folder`, or None; damaged ones are passed over with a warning."""
+    """The newest intact checkpoint under `folder`, or None; damaged ones are skipped with a warning."""
     for step in reversed(steps(folder)):
         try:
             return load(folder / f"step-{step:08d}", only)
         except CheckpointError as error:
-            click.echo(f"mu: warning: {error}; trying the one before", err=True)
+            click.echo(f"mu: warning: {error}; trying the previous checkpoint", err=True)
     return None
 
 
 def identity(folder: Path, step: int) -> str:
-    """Short hash that stands for a checkpoint in result files: of its index, which hashes all the rest."""
+    """Short hash that identifies a checkpoint in result files: of its index, which holds all other hashes."""
     return (folder / f"step-{step:08d}" / DONE).read_text().strip()[:16]
 
 
@@ -150,7 +151,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a folder; under another name first, so that a half-deleted one is never taken for whole."""
+    """Delete a folder, after renaming it: a half-deleted one must never be taken for a checkpoint."""
     if path.exists():
         trash = path.with_name(f".deleting-{path.name.lstrip('.')}")
         shutil.rmtree(trash, ignore_errors=True)

@@ -23,10 +23,10 @@ def finetune(recipe: str, started_from: str, **options: Any) -> None:
     """
     asked = StartOptions(**options)
     loaded = load_recipe(recipe, asked.overrides, FinetuneRecipe)
+    from medunifier_cli.checkpoint.pretrained import fill_pretrained
     from medunifier_cli.stages.finetune import run_finetuning
-    from medunifier_cli.stages.finetune_task import with_pretrained
 
     asked.start(
         run_finetuning, loaded, f"{loaded.name}-{loaded.data.fraction:g}", loaded.data.workers,
-        complete=lambda found, folder: with_pretrained(found, started_from, folder),
+        complete=lambda found, folder: fill_pretrained(found, started_from, folder),
     )  # fmt: skip

@@ -21,9 +21,10 @@ def fit_prior(recipe: str, started_from: str, **options: Any) -> None:
     """
     asked = StartOptions(**options)
     loaded = load_recipe(recipe, asked.overrides, PriorRecipe)
-    from medunifier_cli.stages.fit_prior import run_fitting, with_pretrained
+    from medunifier_cli.checkpoint.pretrained import fill_pretrained
+    from medunifier_cli.stages.fit_prior import run_fitting
 
     asked.start(
         run_fitting, loaded, loaded.name,
-        complete=lambda found, folder: with_pretrained(found, started_from, folder),
+        complete=lambda found, folder: fill_pretrained(found, started_from, folder),
     )  # fmt: skip

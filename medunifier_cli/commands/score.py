@@ -89,12 +89,12 @@ def score(
     if any((fake, real, copies, heldout, classifier, inception, images)):
         if not fake or len(runs) > 1:
             raise click.UsageError("images are judged with --fake and one run at most")
-        from medunifier_cli.evaluate.synthesis.judge import Wanted, judge_images
+        from medunifier_cli.evaluate.synthesis.judge import ImageOptions, judge_images
 
         judge_images(
-            Wanted(
-                runs[0] if runs else "", fake, real, copies, heldout, classifier, extractor, inception,
-                images, seed,
+            ImageOptions(
+                fake=fake, run=runs[0] if runs else "", real=real, copies=copies, heldout=heldout,
+                classifier=classifier, extractor=extractor, inception=inception, images=images, seed=seed,
             )
         )  # fmt: skip
         return

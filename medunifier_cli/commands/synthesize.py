@@ -3,105 +3,117 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.roots import find_run, newest_run
 
-UNASKED = 16
-"""Images drawn when neither a number nor prompts are given."""
+if TYPE_CHECKING:
+    from medunifier_cli.run.record import Run
+
+DEFAULT_N = 16
+"""Images synthesized when neither a number nor prompts are given."""
 
 
 @click.command()
 @click.option(
     "--n",
     type=click.IntRange(min=1),
-    help="Images in all; by default one per prompt, or 16. Of --reconstruct all.",
-)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("samples"), show_default=True,
-              help="Folder, new or begun by the same command.")  # fmt: skip
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same images."
+    help="Number of images; by default one per prompt, or 16; all of the split with --reconstruct.",
 )
 @click.option(
-    "--temperature", type=float, default=1.0, show_default=True, help="0 takes the likeliest codes."
-)
+    "--out", type=click.Path(path_type=Path), default=Path("samples"), show_default=True,
+    help="Folder to write to; new, or begun by the same command, which then resumes.",
+)  # fmt: skip
 @click.option(
-    "--top-k", type=int, default=0, show_default=True, help="Only the k likeliest codes; 0 for all."
-)
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True,
+    help="Random seed; the same seed gives the same images.",
+)  # fmt: skip
 @click.option(
-    "--top-p", type=float, default=1.0, show_default=True, help="Only the likeliest codes up to this share."
-)
-@click.option("--prompt", default="", help="What to show, in a report's words.")
+    "--temperature", type=float, default=1.0, show_default=True,
+    help="Sampling temperature of the codes; 0 always takes the most likely code.",
+)  # fmt: skip
+@click.option(
+    "--top-k", type=int, default=0, show_default=True,
+    help="Top-k sampling: keep the K most likely codes (0: all).",
+)  # fmt: skip
+@click.option(
+    "--top-p", type=float, default=1.0, show_default=True,
+    help="Nucleus sampling: keep the most likely codes that together reach this probability (1: all).",
+)  # fmt: skip
+@click.option("--prompt", default="", help="Prompt for all images, worded like a report.")
 @click.option(
     "--prompts",
     default="",
-    help="File of prompts (.txt, .csv, .yaml by class), or a prompt set of the data set.",
+    help="File of prompts (.txt, .csv, or .yaml by class), or the name of a prompt set of the data set.",
 )
 @click.option(
-    "--guidance", type=float, default=1.0, show_default=True, help="Above 1 the prompt weighs more."
-)
+    "--guidance", type=float, default=1.0, show_default=True,
+    help="Scale of classifier-free guidance; above 1 images follow the prompt more closely.",
+)  # fmt: skip
 @click.option(
-    "--reconstruct", "split", default="", help="Instead: the images of this split through their codes."
-)
+    "--reconstruct", "split", default="",
+    help="Reconstruct the real images of this split through their codes instead of sampling new ones.",
+)  # fmt: skip
 @click.option(
     "--run",
     "name",
     default="",
-    help="Run of `mu fit-prior`, or the pre-training run under it; by default the newest.",
+    help="Run of `mu fit-prior`, or the pre-training run its priors were fitted on; by default the newest.",
 )
-@click.option("--batch", type=click.IntRange(min=1), help="Images drawn together; changes no image.")
+@click.option("--batch", type=click.IntRange(min=1), help="Batch size; does not affect the images.")
 def synthesize(
     n: int | None, out: Path, seed: int, temperature: float, top_k: int, top_p: float, prompt: str,
     prompts: str, guidance: float, split: str, name: str, batch: int | None,
 ) -> None:  # fmt: skip
-    """Draw new radiographs, on request with a prompt; goes on where an earlier call stopped."""
+    """Synthesize radiographs, optionally from prompts; the same command resumes after an interruption."""
     if sum(map(bool, (prompt, prompts, split))) > 1:
         raise click.UsageError("--prompt, --prompts and --reconstruct exclude each other")
-    from medunifier_cli.checkpoint.pretrained import is_pretrained, restore
-    from medunifier_cli.checkpoint.priors import is_fitted, restore_priors
+    from medunifier_cli.checkpoint.pretrained import is_run_of, pretrained_run, restore
+    from medunifier_cli.checkpoint.priors import restore_priors
     from medunifier_cli.evaluate.benchmark import open_benchmark
+    from medunifier_cli.evaluate.synthesis import synthesis
     from medunifier_cli.evaluate.synthesis.requests import read_requests
-    from medunifier_cli.evaluate.synthesis.synthesis import reconstruct
-    from medunifier_cli.evaluate.synthesis.synthesis import synthesize as draw
     from medunifier_cli.model.sampling import Draws
     from medunifier_cli.plugin_index import load_dataset
-    from medunifier_cli.run.record import Run
+    from medunifier_cli.recipe.schema_prior import PriorRecipe
 
     if split:
-        folder = (
-            find_run(name) if name else newest_run(lambda path: is_pretrained(Run(path)), "--reconstruct")
-        )
-        trained = restore_priors(Run(folder)).trained if is_fitted(Run(folder)) else restore(Run(folder))
-        made = reconstruct(trained, open_benchmark(trained, split=split), out, n or 0)
+        run = pretrained_run(name, "--reconstruct")
+        # Reconstructing needs no priors; a run of priors stands for the model under it.
+        pretrained = restore_priors(run).pretrained if is_run_of(run, PriorRecipe) else restore(run)
+        folder = synthesis.reconstruct(pretrained, open_benchmark(pretrained, split=split), out, n or 0)
     else:
-        fitted = restore_priors(Run(_priors(name)))
-        plugin = load_dataset(fitted.trained.recipe.data.dataset)
-        wishes = read_requests(prompt, prompts, plugin)
+        fitted = restore_priors(_priors_run(name))
+        requests = read_requests(prompt, prompts, load_dataset(fitted.pretrained.recipe.data.dataset))
         draws = Draws(seed, temperature, top_k, top_p, guidance)
-        made = draw(fitted, out, n or len(wishes) or UNASKED, wishes, draws, batch or 0)
-    click.echo(f"{out}: {len(made.done):,} images, samples.jsonl, samples.csv, contact.png", err=True)
+        count = n or len(requests) or DEFAULT_N
+        folder = synthesis.synthesize(fitted, out, count, requests, draws, batch or 0)
+    click.echo(f"{out}: {len(folder.done):,} images, samples.jsonl, samples.csv, contact.png", err=True)
 
 
-def _priors(name: str) -> Path:
-    """The run of priors: named, fitted on the pre-training run named, or the newest."""
-    from medunifier_cli.checkpoint.pretrained import is_pretrained
-    from medunifier_cli.checkpoint.priors import fitted_on, is_fitted
+def _priors_run(name: str) -> Run:
+    """The run of priors: named itself, or fitted on the pre-training run that is named, or the newest."""
+    from medunifier_cli.checkpoint.lineage import base_of
+    from medunifier_cli.checkpoint.pretrained import is_run_of, run_for
+    from medunifier_cli.recipe.schema import PretrainRecipe
+    from medunifier_cli.recipe.schema_prior import PriorRecipe
     from medunifier_cli.run.record import Run
 
-    if not name:
-        return newest_run(lambda path: is_fitted(Run(path)), "synthesize")
+    if not name or not is_run_of(Run(find_run(name)), PretrainRecipe):
+        return run_for(name, "synthesize", PriorRecipe)
     folder = find_run(name)
-    if not is_pretrained(Run(folder)):
-        return folder
 
-    def fits(path: Path) -> bool:
-        return is_fitted(Run(path)) and fitted_on(Run(path)) == folder.resolve()
+    def fitted_on_it(path: Path) -> bool:
+        base = base_of(Run(path)) if is_run_of(Run(path), PriorRecipe) else None
+        return base is not None and base.folder.resolve() == folder.resolve()
 
     try:
-        return newest_run(fits, "synthesize")
+        return Run(newest_run(fitted_on_it, "synthesize"))
     except CheckpointError as error:
         raise CheckpointError(
-            f"{folder}: no priors were fitted on this run; `mu fit-prior RECIPE --from {folder.name}`"
+            f"{folder}: no priors were fitted on this run; fit some with "
+            f"`mu fit-prior RECIPE --from {folder.name}`"
         ) from error

@@ -15,8 +15,8 @@ from medunifier_cli.errors import DataError
 
 QUANTILE = 0.01
 """Of the held-out images' distances; what lies below is suspiciously near."""
-ALARM = 0.01
-"""Probability, for images like the held-out ones, of a share as large as the one found."""
+ALPHA = 0.01
+"""Significance level: probability of a false alarm for images that are like the held-out ones."""
 CHUNK = 1024
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from medunifier_cli.checkpoint.pretrained import check_pretrained, starting_run
+from medunifier_cli.checkpoint.pretrained import check_pretrained
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.labels.labelled import Kind
 from medunifier_cli.data.shards import read_manifest
 from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.model.head_contract import HeadPlugin
 from medunifier_cli.plugin_index import load_dataset, load_head
-from medunifier_cli.recipe.load import load_saved, stage_of
+from medunifier_cli.recipe.load import load_saved
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import shards_folder
@@ -68,21 +67,3 @@ def task_of(recipe: FinetuneRecipe) -> Task:
             "set model.metric to auroc"
         )
     return Task(plugin, folder, head, kind, metric)
-
-
-def with_pretrained(recipe: FinetuneRecipe, given: str = "", folder: Path | None = None) -> FinetuneRecipe:
-    """The recipe with the pre-training run it starts from filled in.
-
-    Args:
-        given: of the command line; else the recipe's, else what the run in `folder` started from, else the
-            newest pre-training run.
-
-    Raises:
-        CheckpointError: there is none, or it is no pre-training run.
-    """
-    wanted = given or recipe.model.pretrained
-    before = folder / "recipe.yaml" if folder is not None else None
-    if not wanted and before is not None and before.exists() and stage_of(before) == FinetuneRecipe.stage:
-        wanted = load_saved(before, FinetuneRecipe).model.pretrained
-    name = starting_run(wanted, "finetune")
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, pretrained=name))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore, starting_run
+from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.checkpoint.priors import build_pair
 from medunifier_cli.data.loader import micro_batch_size
 from medunifier_cli.data.order import SampleOrder
@@ -30,7 +30,6 @@ from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
 from medunifier_cli.evaluate.results import Metric, table, write_result
 from medunifier_cli.prior.baseline import Baseline, baseline, refuse_collapsed
 from medunifier_cli.prior.pair import CodeBatch, PriorPair
-from medunifier_cli.recipe.load import load_saved, stage_of
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run
@@ -146,20 +145,6 @@ class PriorFitting:
     def facts(self) -> dict[str, Any]:
         """Whose codes these are."""
         return {"pretrained": self.pretrained, "codes": self.codes}
-
-
-def with_pretrained(recipe: PriorRecipe, given: str, folder: Path) -> PriorRecipe:
-    """The recipe with its pre-training run filled in: `given`, the recipe's, that of the run in `folder`, or
-    the newest.
-
-    Raises:
-        CheckpointError: there is none, or it is no pre-training run.
-    """
-    wanted, before = given or recipe.prior.pretrained, Run(folder).recipe
-    if not wanted and before.exists() and stage_of(before) == PriorRecipe.stage:
-        wanted = load_saved(before, PriorRecipe).prior.pretrained
-    name = starting_run(wanted, "fit-prior")
-    return dataclasses.replace(recipe, prior=dataclasses.replace(recipe.prior, pretrained=name))
 
 
 def check_codes(pretrained: PretrainRecipe, folder: Path) -> None:

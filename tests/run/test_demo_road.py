@@ -82,7 +82,7 @@ def test_a_run_without_checkpoint_says_so(road: Path) -> None:
     shutil.copy(road / "runs" / "road" / "recipe.yaml", empty)
     code, printed = call(road, "retrieve", "--run", "empty")
     assert code == 1
-    assert "no whole checkpoint" in printed
+    assert "no intact checkpoint" in printed
     assert "Traceback" not in printed
     (empty / "recipe.yaml").unlink()
     code, printed = call(road, "retrieve", "--run", "empty")

@@ -1,4 +1,4 @@
-"""`mu score --classifier` on images whose classes are known: they are real ones, said to be drawn."""
+"""`mu score --classifier` on images whose classes are known: real ones, passed off as synthetic."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_accuracy_is_that_of_the_classifiers_own_saved_scores(
 ) -> None:
     lines = (probe / "finetune-phantom-test.samples.jsonl").read_text().splitlines()
     saved = [json.loads(line) for line in lines]
-    chosen = [max(row["scores"], key=row["scores"].get) for row in saved]
+    predicted = [max(row["scores"], key=row["scores"].get) for row in saved]
     classes = asked.plugin.classes
     single = np.flatnonzero(asked.source.labels >= 0).tolist()
     truth = [classes[asked.source.labels[i]] for i in single]
@@ -50,8 +50,8 @@ def test_accuracy_is_that_of_the_classifiers_own_saved_scores(
     done = verb("score", "small", "--fake", fake, "--classifier", "probe")
     assert done.exit_code == 0, done.output
     found = metrics(home, "conformance-phantom-synthetic")
-    hits = [chosen[i] == name for i, name in zip(single, wrong, strict=True)]
-    real = [chosen[i] == name for i, name in zip(single, truth, strict=True)]
+    hits = [predicted[i] == name for i, name in zip(single, wrong, strict=True)]
+    real = [predicted[i] == name for i, name in zip(single, truth, strict=True)]
     assert 0 < sum(hits) < len(hits)
     assert sum(hits) != sum(real)
     metric = found["class asked for by prompt, accuracy"]
@@ -64,20 +64,20 @@ def test_accuracy_is_that_of_the_classifiers_own_saved_scores(
     confusion = np.array(result["confusion"])
     assert confusion.sum() == result["n"] == len(single)
     for c, name in enumerate(classes):
-        asked_for = [chosen[i] for i, one in zip(single, wrong, strict=True) if one == name]
-        assert confusion[c].tolist() == [asked_for.count(other) for other in classes]
+        of_class = [predicted[i] for i, one in zip(single, wrong, strict=True) if one == name]
+        assert confusion[c].tolist() == [of_class.count(other) for other in classes]
 
 
 @pytest.mark.parametrize(
     ("named", "classifier", "said"),
     [
         ("Fracture", "probe", "prompts for 'Fracture'; the classifier knows Atelectasis"),
-        ("", "probe", "images without a class asked for"),
+        ("", "probe", "images without a requested class"),
         ("Edema", "small", "not a run of `mu finetune`"),
         ("Edema", "nobody", "no run `nobody`"),
     ],
 )
-def test_what_cannot_be_judged_is_said_in_one_line(
+def test_what_cannot_be_judged_is_one_line(
     verb: Mu, probe: Path, asked: Benchmark, tmp_path: Path, named: str, classifier: str, said: str
 ) -> None:
     fake = save(tmp_path / "fake", asked, [0, 1], [named, named])

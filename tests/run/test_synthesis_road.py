@@ -1,4 +1,4 @@
-"""`mu synthesize` and `mu score --fake` on a small phantom, and what they say of mistakes."""
+"""`mu synthesize` and `mu score --fake` end to end on a small phantom, and their messages on mistakes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_reconstructions_stand_below_their_originals(road: Path) -> None:
     assert np.array_equal(sheet[34:, 34:66], second)
 
 
-def test_scores_of_images_and_the_alarm_on_copies(road: Path) -> None:
+def test_scores_of_images_and_the_test_for_copies(road: Path) -> None:
     code, printed = call(road, "score", "model", "--real", "train", "--fake", "valid")
     assert code == 0, printed
     assert "no Inception weights" in printed
@@ -111,7 +111,7 @@ def test_scores_of_images_and_the_alarm_on_copies(road: Path) -> None:
     assert "nearer than unseen" in (road / "runs/model/page/copies-images/index.html").read_text()
 
 
-def test_what_a_prior_has_memorised_rings_though_the_decoder_blurs_it(road: Path) -> None:
+def test_memorised_images_are_suspected_although_the_decoder_blurs_them(road: Path) -> None:
     ask = ("synthesize", "--run", "model", "--n", 20, "--out", road / "learnt", "--reconstruct", "train")
     assert call(road, *ask)[0] == 0
     code, printed = call(road, "score", "model", "--fake", road / "learnt", "--copies")
@@ -208,4 +208,4 @@ def test_priors_without_text_refuse_a_prompt(road: Path) -> None:
     assert "without text" not in printed
     code, printed = call(road, "synthesize", "--run", "plain", "--prompt", "effusion", "--out", road / "p")
     assert code == 1
-    assert "know no text" in printed
+    assert "were fitted without text" in printed

@@ -1,15 +1,25 @@
-"""`mu score --copies`: are synthetic images copies of training images?
+"""`mu score --copies`: test whether synthetic images are copies of training images.
 
-Each image's nearest training image (by encoder features, then by pixel correlation among the nearest few) is
-compared with how near held-out real images come to the training set. Two ways, for a decoder blurs:
-against training images as they are, beside held-out images as they are and reconstructed (synthetic images
-are as smooth as reconstructions, and smooth images correlate more); and everything through the codes, where
-what a prior has memorised is the same image again.
+Each image gets one number: its distance to the nearest training image (candidates by encoder features, then
+1 - pixel correlation with the most correlated of them). Held-out real images, which cannot be copies, get the
+same number as the reference.
+
+The test: let d be the held-out 1 % quantile, that is the k-th smallest of h held-out distances. If the f
+judged images came from the same source as the held-out ones, the number of judged images nearer than d would
+be beta-binomial(f, k, h - k + 1), whatever the distribution of the distances (a fact of order statistics, see
+`scores.privacy.nearness`). p is the probability of a count at least as large as the one found.
+
+The decoder blurs what a prior has memorised, so there are two comparisons, and each may raise the alarm:
+synthetic images against training images as they are, where the held-out reference is taken twice, as it is
+and reconstructed through the codes (synthetic images are as smooth as reconstructions, and smooth images
+correlate more); and everything reconstructed through the codes, where a memorised training image is found
+again exactly. Each comparison is tested at half of `ALPHA`, so that `ALPHA` bounds a false alarm of either.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,133 +41,161 @@ from medunifier_cli.evaluate.synthesis.image_sets import (
     query_means,
 )
 from medunifier_cli.page.closest_pairs import Pair, write_pairs
-from medunifier_cli.scores.privacy import ALARM, QUANTILE, Nearness, correlation, nearest, nearness
+from medunifier_cli.scores.privacy import ALPHA, QUANTILE, Nearness, correlation, nearest, nearness
 
 CANDIDATES = 10
-"""Training images, nearest by features, that pixels are compared with."""
+"""Training images, nearest by features, whose pixels are compared."""
 SHOWN = 24
 """Closest pairs on the page."""
 CHUNK = 64
-"""Images handled at once."""
-MOST_HELDOUT = 5000
+"""Images compared at once."""
+MAX_HELD_OUT = 5000
 """Held-out images compared; the 1 % quantile is steady long before."""
 SEED = 0
-"""Of the intervals."""
-PLAIN, SMOOTH, CODED = "as they are", "reconstructed", "reconstructed, to training images reconstructed"
+"""Seed of the bootstrap intervals."""
+AS_THEY_ARE = "as they are"
+RECONSTRUCTED = "reconstructed"
+ALL_RECONSTRUCTED = "reconstructed, to training images reconstructed"
 
 
 @dataclass(frozen=True)
-class Closest:
-    """Of each image its nearest training image."""
+class NearestTraining:
+    """The nearest training image of each of n images."""
 
     number_n: NDArray[np.int64]
+    """Its number in the set of training images."""
     distance_n: NDArray[np.float64]
     """1 - pixel correlation, from 0 (a copy up to contrast) to 2."""
     feature_distance_n: NDArray[np.float64]
+    """Euclidean distance of the nearest encoder features, perhaps of another training image."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found."""
+    """Result of the test."""
 
     metrics: list[Metric]
-    rings: bool
+    copies_suspected: bool
     page: Path
+    """Page of the closest pairs."""
 
 
 def find_copies(scorer: Scorer, fake: str, real: str = "", heldout: str = "") -> Verdict:
-    """Compare, write `results/copies-<dataset>-<kind>.json` and a page of the closest pairs.
+    """Run the test; writes `results/copies-<dataset>-<kind>.json` and a page of the closest pairs.
 
     Args:
-        real: training images, folder or split; empty for the split the run was trained on.
+        fake: images to judge, a folder or a split.
+        real: training images, a folder or a split; empty for the split the run was trained on.
         heldout: split of real images it was not trained on; empty for the run's `data.test`.
 
     Raises:
         MuError: the run names no held-out split and none is given.
     """
-    trained = scorer.trained
+    pretrained = scorer.pretrained
     train = _training_images(scorer, real)
-    fakes = open_images(trained, fake)
-    split = heldout or trained.recipe.data.test or trained.recipe.data.valid
+    fakes = open_images(pretrained, fake)
+    split = heldout or pretrained.recipe.data.test or pretrained.recipe.data.valid
     if not split:
-        raise MuError(f"{trained.run.folder}: its recipe names no held-out split; give one with --heldout")
-    unseen = SplitImages(open_benchmark(trained, split=split), trained.recipe.data.train)
-    count = min(len(unseen), MOST_HELDOUT)
-    judged, references = _compare(trained, train, fakes, unseen, count)
-    found = {name: nearness(judged[name].distance_n, other.distance_n) for name, other in references.items()}
-    features = nearness(judged[PLAIN].feature_distance_n, references[PLAIN].feature_distance_n)
-    rings = _rings(found)
+        raise MuError(f"{pretrained.run.folder}: its recipe names no held-out split; name one with --heldout")
+    unseen = SplitImages(open_benchmark(pretrained, split=split), pretrained.recipe.data.train)
+    judged, held_out_neighbours = _compare(pretrained, train, fakes, unseen)
+    comparisons = {
+        name: nearness(judged[name].distance_n, reference.distance_n)
+        for name, reference in held_out_neighbours.items()
+    }
+    # Reported, but no part of the test: features forget detail, and unlike patients can have near features.
+    features = nearness(
+        judged[AS_THEY_ARE].feature_distance_n, held_out_neighbours[AS_THEY_ARE].feature_distance_n
+    )
+    suspected = copies_suspected(comparisons)
     metrics = [
         mean(
             f"copies: nearer than 1 % of held-out images {name}",
-            judged[name].distance_n < one.threshold, QUANTILE, seed=SEED,
+            judged[name].distance_n < comparison.threshold, QUANTILE, seed=SEED,
         )
-        for name, one in found.items()
+        for name, comparison in comparisons.items()
     ]  # fmt: skip
-    near_n = judged[PLAIN].feature_distance_n < features.threshold
+    near_n = judged[AS_THEY_ARE].feature_distance_n < features.threshold
     metrics.append(mean("copies: the same by encoder features alone", near_n, QUANTILE, seed=SEED))
-    way = min((name for name in (PLAIN, CODED) if name in found), key=lambda name: found[name].p)
-    shown, threshold = judged[way], found[way].threshold  # on the page: the way that says more
-    page = _show(scorer, train, fakes, shown, threshold, found, rings)
-    _write(scorer, train, fakes, unseen, shown, {**found, "features": features}, metrics, rings)
-    return Verdict(metrics, rings, page)
+    # The page shows the comparison with the stronger evidence.
+    best = min(
+        (name for name in (AS_THEY_ARE, ALL_RECONSTRUCTED) if name in comparisons),
+        key=lambda name: comparisons[name].p,
+    )
+    shown, threshold = judged[best], comparisons[best].threshold
+    page = _show(scorer, train, fakes, shown, threshold, comparisons, suspected)
+    _write(scorer, train, fakes, unseen, shown, {**comparisons, "features": features}, metrics, suspected)
+    return Verdict(metrics, suspected, page)
 
 
 def _compare(
-    trained: PretrainedRun, train: ImageSet, fakes: ImageSet, unseen: SplitImages, count: int
-) -> tuple[dict[str, Closest], dict[str, Closest]]:
-    """Judged and held-out images beside the training images, for each way of looking."""
-    plain = _closest(trained, train, fakes, len(fakes))
-    judged = {PLAIN: plain}
-    references = {PLAIN: _closest(trained, train, unseen, count)}
-    if trained.recipe.objectives.tig:
-        smooth = CodedImages(trained, unseen)
-        judged[SMOOTH], references[SMOOTH] = plain, _closest(trained, train, smooth, count)
-        if isinstance(train, SplitImages):  # a folder has no texts, which the codes are made with
-            coded = CodedImages(trained, train)
-            judged[CODED] = _closest(trained, coded, fakes, len(fakes))
-            references[CODED] = _closest(trained, coded, smooth, count)
-    return judged, references
+    pretrained: PretrainedRun, train: ImageSet, fakes: ImageSet, unseen: SplitImages
+) -> tuple[dict[str, NearestTraining], dict[str, NearestTraining]]:
+    """Nearest training images of judged and of held-out images, by the name of the comparison."""
+    count = min(len(unseen), MAX_HELD_OUT)
+    plain = _nearest_training(pretrained, train, fakes, len(fakes))
+    judged = {AS_THEY_ARE: plain}
+    held_out = {AS_THEY_ARE: _nearest_training(pretrained, train, unseen, count)}
+    if pretrained.recipe.objectives.tig:
+        smooth = CodedImages(pretrained, unseen)
+        judged[RECONSTRUCTED] = plain
+        held_out[RECONSTRUCTED] = _nearest_training(pretrained, train, smooth, count)
+        if isinstance(train, SplitImages):  # a folder has no texts, which encoding to codes needs
+            coded = CodedImages(pretrained, train)
+            # The judged images themselves went through the decoder already: once is enough.
+            judged[ALL_RECONSTRUCTED] = _nearest_training(pretrained, coded, fakes, len(fakes))
+            held_out[ALL_RECONSTRUCTED] = _nearest_training(pretrained, coded, smooth, count)
+    return judged, held_out
 
 
-def _rings(found: dict[str, Nearness]) -> bool:
-    """Either way of looking may ring, so each has half of the probability of a false alarm."""
-    ways = [[found[name] for name in (PLAIN, SMOOTH) if name in found]]
-    if CODED in found:
-        ways.append([found[CODED]])
-    return any(all(one.p < ALARM / len(ways) for one in way) for way in ways)
+def copies_suspected(comparisons: Mapping[str, Nearness]) -> bool:
+    """Decide the test: True if judged images lie improbably near to training images.
+
+    Args:
+        comparisons: `AS_THEY_ARE`, and `RECONSTRUCTED` and `ALL_RECONSTRUCTED` where they could be made.
+    """
+    # Against training images as they are, both references must agree: beside sharp held-out images alone, any
+    # smooth image could look near, and beside smooth ones alone, any sharp one.
+    tests = [[comparisons[name] for name in (AS_THEY_ARE, RECONSTRUCTED) if name in comparisons]]
+    if ALL_RECONSTRUCTED in comparisons:
+        tests.append([comparisons[ALL_RECONSTRUCTED]])
+    return any(all(one.p < ALPHA / len(tests) for one in test) for test in tests)
 
 
 def _training_images(scorer: Scorer, real: str) -> ImageSet:
-    trained = scorer.trained
+    pretrained = scorer.pretrained
     if real:
-        return open_images(trained, real)
-    asked = open_benchmark(trained, split=trained.recipe.data.train)
+        return open_images(pretrained, real)
+    benchmark = open_benchmark(pretrained, split=pretrained.recipe.data.train)
     if scorer.limit:
-        asked.source.rows = asked.source.rows[: scorer.limit]
-    return SplitImages(asked, trained.recipe.data.train)
+        # Images that the priors never saw cannot have been copied, and would only blur the comparison.
+        benchmark.source.rows = benchmark.source.rows[: scorer.limit]
+    return SplitImages(benchmark, pretrained.recipe.data.train)
 
 
-def _closest(trained: PretrainedRun, train: ImageSet, images: ImageSet, n: int) -> Closest:
+def _nearest_training(
+    pretrained: PretrainedRun, train: ImageSet, images: ImageSet, n: int
+) -> NearestTraining:
     """Nearest training image of images 0 to n - 1."""
     numbers, distances, features = [], [], []
-    train_tD = encoder_features(trained, train)
+    train_tD = encoder_features(pretrained, train)
     for start in range(0, n, CHUNK):
         grey = images.pick(range(start, min(start + CHUNK, n)))
-        candidates, far = nearest(query_means(trained, grey), train_tD, CANDIDATES)
-        unique, place = np.unique(candidates, return_inverse=True)
-        pictures = train.pick(unique.tolist())[place.reshape(candidates.shape)]
+        candidates, feature_distance = nearest(query_means(pretrained, grey), train_tD, CANDIDATES)
+        # Many images share candidates; each training image is decoded once per chunk.
+        unique, position = np.unique(candidates, return_inverse=True)
+        pictures = train.pick(unique.tolist())[position.reshape(candidates.shape)]
         for image, rows, others in zip(grey, candidates, pictures, strict=True):
-            alike = correlation(image, others)
-            numbers.append(int(rows[alike.argmax()]))
-            distances.append(1.0 - float(alike.max()))
-        features += far[:, 0].tolist()
-    return Closest(np.array(numbers), np.array(distances), np.array(features))
+            correlations = correlation(image, others)
+            numbers.append(int(rows[correlations.argmax()]))
+            distances.append(1.0 - float(correlations.max()))
+        features += feature_distance[:, 0].tolist()
+    return NearestTraining(np.array(numbers), np.array(distances), np.array(features))
 
 
 def _show(
-    scorer: Scorer, train: ImageSet, fakes: ImageSet, judged: Closest, threshold: float,
-    found: dict[str, Nearness], rings: bool,
+    scorer: Scorer, train: ImageSet, fakes: ImageSet, judged: NearestTraining, threshold: float,
+    comparisons: dict[str, Nearness], suspected: bool,
 ) -> Path:  # fmt: skip
     order = np.argsort(judged.distance_n, kind="stable")[:SHOWN]
     pairs = [
@@ -172,45 +210,46 @@ def _show(
         "images": f"{len(judged.distance_n):,} of {fakes.name}",
         "training images": f"{len(train):,} of {train.name}",
         "verdict": "nearer to training images than unseen ones are"
-        if rings
+        if suspected
         else "no nearer than unseen ones",
         **{
             f"nearer than 1 % of held-out images {name}": f"{one.share:.1%} (p = {one.p:.3g})"
-            for name, one in found.items()
+            for name, one in comparisons.items()
         },
     }
     return write_pairs(scorer.run.folder / "page" / f"copies-{fakes.kind}", about, pairs)
 
 
 def _write(
-    scorer: Scorer, train: ImageSet, fakes: ImageSet, unseen: ImageSet, judged: Closest,
-    found: dict[str, Nearness], metrics: list[Metric], rings: bool,
+    scorer: Scorer, train: ImageSet, fakes: ImageSet, unseen: ImageSet, judged: NearestTraining,
+    comparisons: dict[str, Nearness], metrics: list[Metric], suspected: bool,
 ) -> None:  # fmt: skip
-    nearest_ones = np.argsort(judged.distance_n, kind="stable")[:SHOWN].tolist()
+    nearest_first = np.argsort(judged.distance_n, kind="stable")[:SHOWN].tolist()
     write_result(
-        scorer.judge(), "copies", scorer.trained.recipe.data.dataset, fakes.kind, scorer.shards(),
+        scorer.judge(), "copies", scorer.pretrained.recipe.data.dataset, fakes.kind, scorer.shards(),
         n=len(judged.distance_n), seed=SEED, metrics=metrics,
         protocol=(
             f"{fakes.name}: 1 - pixel correlation with the most correlated of the {CANDIDATES} images of "
-            f"{train.name} nearest by encoder features, beside the same of held-out {unseen.name}; rings "
-            f"when the share nearer than the held-out 1 % quantile is improbable (p < {ALARM / 2:g}, "
-            "beta-binomial) either beside held-out images both as they are and reconstructed, or with "
-            "training and held-out images all reconstructed"
+            f"{train.name} nearest by encoder features, beside the same of held-out {unseen.name}; copies "
+            "are suspected when the share nearer than the held-out 1 % quantile is improbable "
+            f"(p < {ALPHA / 2:g}, beta-binomial) either beside held-out images both as they are and "
+            "reconstructed, or with training and held-out images all reconstructed"
         ),
         more={
-            "rings": rings, "references": {name: dataclasses.asdict(one) for name, one in found.items()},
+            "rings": suspected,
+            "references": {name: dataclasses.asdict(one) for name, one in comparisons.items()},
             "closest": [
                 {"image": fakes.title(i), "training_image": train.title(int(judged.number_n[i])),
                  "distance": float(judged.distance_n[i])}
-                for i in nearest_ones
+                for i in nearest_first
             ],
         },
     )  # fmt: skip
 
 
 def verdict_line(verdict: Verdict) -> str:
-    """What a person should know."""
-    if verdict.rings:
+    """One-line verdict for the terminal."""
+    if verdict.copies_suspected:
         return (
             "COPIES SUSPECTED: images lie nearer to training images than unseen real ones do; look at "
             f"{verdict.page} before you share any"
@@ -218,6 +257,6 @@ def verdict_line(verdict: Verdict) -> str:
     return f"no sign of copies; the closest pairs are at {verdict.page}"
 
 
-def say(verdict: Verdict) -> None:
-    """On stderr."""
+def print_verdict(verdict: Verdict) -> None:
+    """Print the verdict on stderr, so that stdout holds the table alone."""
     click.echo(f"mu: {verdict_line(verdict)}", err=True)

@@ -1,6 +1,7 @@
-"""Sets of images that are compared: a split of shards or a folder of files, at the model's size either way.
+"""The sets of images that `mu score --fake` compares: a split of shards, or a folder of files.
 
-A folder's images go through the same decoding and squashing as `mu prepare`'s. S: edge in pixels.
+Either way images have the model's size: those of a folder are decoded and squashed as in `mu prepare`.
+S: edge in pixels.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
-from medunifier_cli.data.batch import to_device
 from medunifier_cli.data.contract import FileImage
 from medunifier_cli.data.images.image import image_from
 from medunifier_cli.data.images.levels import BadImage
@@ -24,7 +24,7 @@ from medunifier_cli.data.loader import collate
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
 from medunifier_cli.evaluate.synthesis.sample_folder import SETTINGS, SHEET, read_samples
-from medunifier_cli.evaluate.synthesis.synthesis import to_grey
+from medunifier_cli.evaluate.synthesis.synthesis import reconstruct_batch
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.terminal.progress import Progress
 
@@ -36,7 +36,7 @@ class ImageSet(Protocol):
     """Images by number."""
 
     name: str
-    """As results call it."""
+    """Name in results."""
     kind: str
     """`synthetic`, `reconstruction`, `validation` (a split that is not trained on), `train` or `images`."""
 
@@ -51,57 +51,61 @@ class ImageSet(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Hash of what the set holds."""
+        """Hash that changes whenever the set's content does."""
         ...
 
 
 class SplitImages:
     """A split of shards, samples without text included."""
 
-    def __init__(self, asked: Benchmark, train: str) -> None:
-        self.asked = asked
-        self.name = f"{asked.plugin.name}/{asked.split}"
-        self.kind = "train" if asked.split == train else "validation"
+    def __init__(self, benchmark: Benchmark, train: str) -> None:
+        self.benchmark = benchmark
+        self.name = f"{benchmark.plugin.name}/{benchmark.split}"
+        self.kind = "train" if benchmark.split == train else "validation"
 
     def __len__(self) -> int:
-        return len(self.asked.source)
+        return len(self.benchmark.source)
 
     def pick(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
         """Decoded from the shards."""
-        found: NDArray[np.uint8] = self.asked.source.images(np.asarray(numbers, np.int64))[:, 0].numpy()
-        return found
+        grey_nSS: NDArray[np.uint8] = self.benchmark.source.images(np.asarray(numbers, np.int64))[
+            :, 0
+        ].numpy()
+        return grey_nSS
 
     def title(self, number: int) -> str:
         """Key of the sample."""
-        return self.asked.source.shards.key(int(self.asked.source.rows[number]))
+        return self.benchmark.source.shards.key(int(self.benchmark.source.rows[number]))
 
     def fingerprint(self) -> str:
         """Of shards and rows."""
-        source = self.asked.source
+        source = self.benchmark.source
         rows = hashlib.sha256(source.rows.astype("<i8").tobytes()).hexdigest()
         return f"{source.shards.fingerprint} {rows}"
 
 
 class CodedImages(SplitImages):
-    """A split's images through the model's codes: as smooth as synthetic ones, which come out of them too."""
+    """A split's images reconstructed through the model's codes.
 
-    def __init__(self, trained: PretrainedRun, split: SplitImages) -> None:
-        super().__init__(split.asked, trained.recipe.data.train)
-        self.trained = trained
+    They are as smooth as synthetic images, which come out of the same decoder.
+    """
+
+    def __init__(self, pretrained: PretrainedRun, split: SplitImages) -> None:
+        super().__init__(split.benchmark, pretrained.recipe.data.train)
+        self.pretrained = pretrained
         self.name = f"{self.name}, reconstructed"
 
     def pick(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
         """Encoded and decoded, with their texts."""
-        source, made = self.asked.source, []
+        source, images = self.benchmark.source, []
         for start in range(0, len(numbers), BATCH):
             some = [int(number) for number in numbers[start : start + BATCH]]
-            batch = to_device(collate([source.sample(number) for number in some], some), self.trained.device)
-            with torch.no_grad():
-                made.append(to_grey(self.trained.model.reconstruct(batch).image_BCHW))
-        return np.concatenate(made)
+            batch = collate([source.sample(number) for number in some], some)
+            images.append(reconstruct_batch(self.pretrained, batch))
+        return np.concatenate(images)
 
     def fingerprint(self) -> str:
-        """Of the split, and that it went through the codes."""
+        """Of the split, marked as reconstructed."""
         return f"coded {super().fingerprint()}"
 
 
@@ -117,8 +121,9 @@ class FolderImages:
             settings = json.loads((folder / SETTINGS).read_text()) if (folder / SETTINGS).exists() else {}
             self.kind = "reconstruction" if "reconstruct" in settings else "synthetic"
         else:
-            found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-            self.paths = [path for path in found if path.name != SHEET]
+            files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+            # A contact sheet left behind by `mu synthesize` is no image of the set.
+            self.paths = [path for path in files if path.name != SHEET]
         if not self.paths:
             raise DataError(f"{folder}: no image in it")
 
@@ -133,19 +138,19 @@ class FolderImages:
         try:
             return image_from(FileImage(path), self.size).pixels
         except (BadImage, DataError) as error:
-            raise DataError(f"{path}: {str(error).rstrip(': ')}; take it out or mend it") from error
+            raise DataError(f"{path}: {str(error).rstrip(': ')}; remove or replace it") from error
 
     def title(self, number: int) -> str:
         """File name."""
         return self.paths[number].name
 
     def fingerprint(self) -> str:
-        """Of names, sizes and times."""
+        """Of names, sizes and times of change: hashing every file would cost as much as reading them."""
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths]
         return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
 
-def open_images(trained: PretrainedRun, folder_or_split: str) -> ImageSet:
+def open_images(pretrained: PretrainedRun, folder_or_split: str) -> ImageSet:
     """A folder where there is one of that name, else a split of the run's data set.
 
     Raises:
@@ -153,11 +158,11 @@ def open_images(trained: PretrainedRun, folder_or_split: str) -> ImageSet:
     """
     folder = Path(folder_or_split)
     if folder.is_dir():
-        return FolderImages(folder, trained.recipe.data.image_size)
+        return FolderImages(folder, pretrained.recipe.data.image_size)
     if len(folder.parts) > 1:
         raise DataError(f"{folder}: no such folder")
     return SplitImages(
-        open_benchmark(trained, split=folder_or_split, need_text=False), trained.recipe.data.train
+        open_benchmark(pretrained, split=folder_or_split, need_text=False), pretrained.recipe.data.train
     )
 
 
@@ -170,16 +175,16 @@ def batches(images: ImageSet) -> Iterator[NDArray[np.uint8]]:
             progress.advance(stop)
 
 
-def encoder_features(trained: PretrainedRun, images: ImageSet) -> NDArray[np.float32]:
+def encoder_features(pretrained: PretrainedRun, images: ImageSet) -> NDArray[np.float32]:
     """f_q of each image averaged over queries, [n, D]; kept in the run's cache."""
-    digest = hashlib.sha256(f"{trained.identity} {images.fingerprint()}".encode()).hexdigest()[:16]
-    path = trained.run.folder / "cache" / f"pooled-{digest}.npy"
+    digest = hashlib.sha256(f"{pretrained.identity} {images.fingerprint()}".encode()).hexdigest()[:16]
+    path = pretrained.run.folder / "cache" / f"pooled-{digest}.npy"
     try:
         known: NDArray[np.float32] = np.load(path, allow_pickle=False)
         return known
     except (OSError, ValueError):
         pass  # not there, or torn by a kill; made again
-    found = np.concatenate([query_means(trained, grey) for grey in batches(images)])
+    found = np.concatenate([query_means(pretrained, grey) for grey in batches(images)])
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".writing")
     with temporary.open("wb") as file:
@@ -188,10 +193,10 @@ def encoder_features(trained: PretrainedRun, images: ImageSet) -> NDArray[np.flo
     return found
 
 
-def query_means(trained: PretrainedRun, grey_BSS: NDArray[np.uint8]) -> NDArray[np.float32]:
+def query_means(pretrained: PretrainedRun, grey_BSS: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Grey levels -> [B, D]."""
-    image = torch.from_numpy(grey_BSS)[:, None].to(trained.device)
+    image = torch.from_numpy(grey_BSS)[:, None].to(pretrained.device)
     with torch.no_grad():
-        query_BQD = trained.model.encode_image(pixels(image)).query_BQD
-    found: NDArray[np.float32] = query_BQD.float().mean(dim=1).cpu().numpy()
-    return found
+        query_BQD = pretrained.model.encode_image(pixels(image)).query_BQD
+    mean_BD: NDArray[np.float32] = query_BQD.float().mean(dim=1).cpu().numpy()
+    return mean_BD

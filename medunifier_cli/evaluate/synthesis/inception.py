@@ -1,4 +1,4 @@
-"""Inception features, FID and KID through torch-fidelity (extra `fid`), whose numbers the field compares."""
+"""Inception features, FID and KID by torch-fidelity (extra `fid`), comparable with published numbers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from medunifier_cli.files import sha256
 
 FEATURES = "2048"
 SUBSET = 1000
-"""Images of a KID subset, as torch-fidelity's default; fewer where a set is smaller."""
+"""Images per KID subset, torch-fidelity's default; fewer where a set is smaller."""
 
 
 @dataclass(frozen=True)
 class Inception:
-    """The network and which weights it has."""
+    """torch-fidelity's network with its weights."""
 
     network: Any
     weights: Path
@@ -32,12 +32,12 @@ class Inception:
 
     def features(self, images: ImageSet) -> NDArray[np.float32]:
         """[n, 2048]; the network resizes to 299x299 itself, as TensorFlow 1 did."""
-        found = []
+        features = []
         with torch.no_grad():
             for grey in batches(images):
                 rgb = torch.from_numpy(grey)[:, None].expand(-1, 3, -1, -1).to(self.device)
-                found.append(self.network(rgb)[0].cpu().numpy())
-        result: NDArray[np.float32] = np.concatenate(found)
+                features.append(self.network(rgb)[0].cpu().numpy())
+        result: NDArray[np.float32] = np.concatenate(features)
         return result
 
 
@@ -48,7 +48,7 @@ def load_inception(weights: str, device: torch.device) -> Inception:
         weights: file; empty for torch's download cache.
 
     Raises:
-        MissingWeightsError: torch-fidelity or the weights are not there, or damaged; says what to fetch.
+        MissingWeightsError: torch-fidelity or the weights are missing or damaged; says what to fetch.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import (
@@ -61,11 +61,12 @@ def load_inception(weights: str, device: torch.device) -> Inception:
     path = Path(weights).expanduser() if weights else cached
     if not path.is_file():
         raise MissingWeightsError(
-            f"{path}: no Inception weights; where there is a network, fetch {URL_INCEPTION_V3} to there, or "
-            "name the file with --inception or in the priors' recipe"
+            f"{path}: no Inception weights; on a machine with network download {URL_INCEPTION_V3} to that "
+            "path, or name the file with --inception or in the priors' recipe"
         )
     try:
-        torch.load(path, weights_only=True, map_location="meta")  # torch-fidelity would run a pickle's code
+        # torch-fidelity would execute the code in a pickle: refuse a file that holds more than tensors first.
+        torch.load(path, weights_only=True, map_location="meta")
         network = FeatureExtractorInceptionV3(
             "inception-v3-compat", [FEATURES], feature_extractor_weights_path=str(path)
         )

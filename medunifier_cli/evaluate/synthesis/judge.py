@@ -1,66 +1,65 @@
-"""What `mu score` does with images: `--real/--fake`, `--copies` and `--classifier`, in that order."""
+"""Judge images for `mu score --fake`: distances to real ones, copies of training images, prompt adherence."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 
-from medunifier_cli.checkpoint.pretrained import is_pretrained
-from medunifier_cli.checkpoint.priors import is_fitted
+from medunifier_cli.checkpoint.pretrained import run_for
 from medunifier_cli.evaluate.results import table
-from medunifier_cli.roots import find_run, newest_run
-from medunifier_cli.run.record import Run
+from medunifier_cli.evaluate.synthesis.copies import find_copies, print_verdict
+from medunifier_cli.evaluate.synthesis.frechet import open_scorer, score_images
+from medunifier_cli.evaluate.synthesis.prompt_adherence import measure_adherence
+from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.recipe.schema_prior import PriorRecipe
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The options as typed."""
+class ImageOptions:
+    """Options of `mu score --fake`, as typed."""
 
-    run: str
     fake: str
-    real: str
-    copies: bool
-    heldout: str
-    classifier: str
-    extractor: str
-    inception: str
-    images: int
-    seed: int
+    """Images to judge, a folder or a split."""
+    run: str = ""
+    """Name or folder of a pre-training run or a run of priors; empty for the newest."""
+    real: str = ""
+    """Real images to compare with, a folder or a split; empty to compute no distances."""
+    copies: bool = False
+    """Look for copies of training images."""
+    heldout: str = ""
+    """Split of unseen images for `copies`; empty for the run's held-out one."""
+    classifier: str = ""
+    """Run of `mu finetune` that judges prompt adherence; empty for none."""
+    extractor: str = "auto"
+    """`encoder`, `inception`, `both` or `auto`."""
+    inception: str = ""
+    """File of Inception weights; empty for the one in the priors' recipe."""
+    images: int = 0
+    """Judge a random subset of N images; 0 for all."""
+    seed: int = 0
+    """Of the subset and of the distances' intervals."""
 
 
-def judge_images(wanted: Wanted) -> None:
-    """Print a table for each thing asked, and say on stderr whether copies are suspected.
+def judge_images(options: ImageOptions) -> None:
+    """Print a table for each thing that the options ask for, and the verdict on copies on stderr.
 
     Raises:
         click.UsageError: nothing to compare the images with.
-        MuError: anything the user must mend.
+        MuError: anything the user must fix.
     """
-    if not (wanted.real or wanted.copies or wanted.classifier):
+    if not (options.real or options.copies or options.classifier):
         raise click.UsageError("--fake needs --real, --copies or --classifier")
-    from medunifier_cli.evaluate.synthesis.copies import find_copies, say
-    from medunifier_cli.evaluate.synthesis.frechet import open_scorer, score_images
-
-    scorer = open_scorer(_run(wanted.run))
-    if wanted.real:
+    scorer = open_scorer(run_for(options.run, "score --fake", PretrainRecipe, PriorRecipe))
+    if options.real:
         metrics = score_images(
-            scorer, wanted.real, wanted.fake, extractor=wanted.extractor, weights=wanted.inception,
-            images=wanted.images, seed=wanted.seed,
+            scorer, options.real, options.fake, extractor=options.extractor, weights=options.inception,
+            images=options.images, seed=options.seed,
         )  # fmt: skip
         click.echo(table(metrics))
-    if wanted.copies:
-        verdict = find_copies(scorer, wanted.fake, wanted.real, wanted.heldout)
+    if options.copies:
+        verdict = find_copies(scorer, options.fake, options.real, options.heldout)
         click.echo(table(verdict.metrics))
-        say(verdict)
-    if wanted.classifier:
-        from medunifier_cli.evaluate.synthesis.prompt_adherence import prompts_obeyed
-
-        click.echo(table(prompts_obeyed(scorer, wanted.fake, wanted.classifier)))
-
-
-def _run(name: str) -> Path:
-    def fits(path: Path) -> bool:
-        return is_pretrained(Run(path)) or is_fitted(Run(path))
-
-    return find_run(name) if name else newest_run(fits, "score --fake")
+        print_verdict(verdict)
+    if options.classifier:
+        click.echo(table(measure_adherence(scorer, options.fake, options.classifier)))

@@ -1,4 +1,4 @@
-"""What synthetic images are asked to show: one prompt, a file of them, or a data set's own class prompts."""
+"""Read the prompts of `mu synthesize`: one prompt, a file of prompts, or a prompt set of the data set."""
 
 from __future__ import annotations
 
@@ -23,22 +23,27 @@ from medunifier_cli.evaluate.retrieval.prompts import prompts_of, read_prompts
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One prompt."""
+    """What one synthetic image is requested to show."""
 
     prompt: str
     where: str
     """Where it was written, for messages."""
     name: str = ""
-    """Class it asks for; empty where it asks for none in particular."""
+    """Requested class; empty for none in particular."""
 
 
 def read_requests(prompt: str, prompts: str, plugin: DatasetPlugin) -> list[ImageRequest]:
-    """What `--prompt TEXT` or `--prompts FILE|SET` ask for, in the order they are taken in turn.
+    """Read what `--prompt TEXT` or `--prompts FILE|SET` request, in the order in which images take them.
 
     Args:
-        prompts: `.txt` with a prompt a line, `.csv` with a column `prompt` and perhaps `class`, `.yaml` as
-            `class: [prompt, ...]`, or the name of a prompt set of the data set. Of class prompts each class
-            has its turn before any class has its second.
+        prompt: one prompt; then `prompts` is not read.
+        prompts: `.txt` with one prompt per line, `.csv` with a column `prompt` and optionally `class`,
+            `.yaml` as `class: [prompt, ...]`, or the name of a prompt set of the data set. Prompts by class
+            alternate: each class has its first prompt before any class has its second.
+        plugin: the data set.
+
+    Returns:
+        The requests; none where both options are empty.
 
     Raises:
         DataError: a file that cannot be read or holds no prompt, or no such set.
@@ -63,49 +68,52 @@ def read_requests(prompt: str, prompts: str, plugin: DatasetPlugin) -> list[Imag
                 rows = csv.DictReader(file)
                 if "prompt" not in (rows.fieldnames or ()):
                     raise DataError(f"{path}: a table of prompts needs a column `prompt`")
-                found = [
+                requests = [
                     ImageRequest(row["prompt"].strip(), f"{path}:{rows.line_num}", row.get("class") or "")
                     for row in rows
                 ]
             else:
-                found = [
+                requests = [
                     ImageRequest(line.strip(), f"{path}:{number}") for number, line in enumerate(file, 1)
                 ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         why = error.strerror if isinstance(error, OSError) else "not a UTF-8 text file"
         raise DataError(f"{path}: cannot be read ({why})") from error
-    found = [wish for wish in found if wish.prompt]
-    if not found:
+    requests = [request for request in requests if request.prompt]  # blank lines are allowed
+    if not requests:
         raise DataError(f"{path}: no prompt in it")
-    return found
+    return requests
 
 
-def text_features(trained: PretrainedRun, wishes: Sequence[ImageRequest]) -> NDArray[np.float32]:
-    """f_t_cls of each prompt [n, D], each read alone, so that no other prompt can change its last bits.
+def text_features(pretrained: PretrainedRun, requests: Sequence[ImageRequest]) -> NDArray[np.float32]:
+    """f_t_cls of each prompt, [n, D].
 
     Raises:
         DataError: a prompt that is empty or longer than the run's `text.max_tokens`; says which.
     """
-    longest = trained.recipe.text.max_tokens
-    known: dict[str, NDArray[np.float32]] = {}
-    for wish in wishes:
-        if wish.prompt in known:
+    longest = pretrained.recipe.text.max_tokens
+    features: dict[str, NDArray[np.float32]] = {}
+    for request in requests:
+        if request.prompt in features:
             continue
-        ids = trained.tokenizer.encode(wish.prompt, longest + 1)
+        # One token more than allowed is enough to see that a prompt is too long.
+        ids = pretrained.tokenizer.encode(request.prompt, longest + 1)
         if len(ids) > longest:
             raise DataError(
-                f"{wish.where}: a prompt of more than {longest} tokens, which is the run's text.max_tokens; "
+                f"{request.where}: a prompt of more than {longest} tokens (the run's text.max_tokens); "
                 "shorten it"
             )
         if len(ids) <= SPECIAL:
-            raise DataError(f"{wish.where}: an empty prompt")
+            raise DataError(f"{request.where}: an empty prompt")
+        # Each prompt is encoded alone: in a batch, other prompts could change the last bits of its feature,
+        # and with them the codes sampled for it.
         with torch.no_grad():
-            packed = PackedText.of([ids], trained.device)
-            known[wish.prompt] = trained.model.encode_text(packed)[0].float().cpu().numpy()
-    return np.stack([known[wish.prompt] for wish in wishes])
+            packed = PackedText.of([ids], pretrained.device)
+            features[request.prompt] = pretrained.model.encode_text(packed)[0].float().cpu().numpy()
+    return np.stack([features[request.prompt] for request in requests])
 
 
-def requests_hash(wishes: Sequence[ImageRequest]) -> str:
-    """Short hash of prompts and classes, as a folder of samples carries it."""
-    listed = [[wish.prompt, wish.name] for wish in wishes]
+def requests_hash(requests: Sequence[ImageRequest]) -> str:
+    """Short hash of prompts and classes; a folder of samples keeps it to refuse images of other prompts."""
+    listed = [[request.prompt, request.name] for request in requests]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]

@@ -1,12 +1,12 @@
-"""A folder of synthetic images that can be filled in several goes.
+"""A resumable folder of synthetic images.
 
     000000.png ...     8-bit grey
-    samples.jsonl      a line per image: image, sample, seed, prompt, class, hash of its codes, settings
+    samples.jsonl      one line per image: image, sample, seed, prompt, class, hash of its codes, settings
     samples.csv        `prompt`, `img_savename`: what CheXGenBench reads
     contact.png        the first images
-    settings.json      what all images have in common; another call must agree to go on here
+    settings.json      what all images have in common; a later call must agree with it to resume
 
-An image stands under its name only when it is whole, and its line is written after it.
+An image gets its name only when it is complete, and its line is written after it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ SHEET_COLUMNS, SHEET_ROWS = 10, 10
 
 
 class SampleFolder:
-    """Open a folder for these settings, new or begun earlier.
+    """A folder of images with the same settings, new or begun by an earlier call.
 
     Args:
-        settings: of all images, as JSON.
+        settings: what all images have in common; fits JSON.
 
     Attributes:
-        done: lines of the images that are there, by sample number.
+        done: the lines of all images that are there, by sample number.
 
     Raises:
         DataError: it cannot be written, holds other files, or images of other settings.
@@ -49,15 +49,16 @@ class SampleFolder:
         self.done: dict[int, dict[str, Any]] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            there = [path.name for path in folder.iterdir()]
-            if SETTINGS in there:
+            names = [path.name for path in folder.iterdir()]
+            if SETTINGS in names:
                 self._check_same(settings)
-            elif there:
+            elif names:
                 raise DataError(
-                    f"{folder}: holds other files ({sorted(there)[0]}, ...); name an empty or new folder"
+                    f"{folder}: holds other files ({sorted(names)[0]}, ...); name an empty or new folder"
                 )
             else:
                 write_text(folder / SETTINGS, json.dumps(settings, indent=1, sort_keys=True) + "\n")
+            # Images that somebody deleted are made again; a last line that a kill tore is cut off.
             lines = [line for line in read_samples(folder) if (folder / line["image"]).is_file()]
             self.done = {line["sample"]: line for line in lines}
             self._rewrite()
@@ -66,13 +67,13 @@ class SampleFolder:
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
         try:
-            theirs = json.loads((self.folder / SETTINGS).read_text())
+            saved = json.loads((self.folder / SETTINGS).read_text())
         except ValueError as error:
             raise DataError(f"{self.folder / SETTINGS}: not the file that was written") from error
-        wanted = json.loads(json.dumps(settings))
-        moved = [key for key in sorted({*theirs, *wanted}) if theirs.get(key) != wanted.get(key)]
-        if moved:
-            what = ", ".join(f"{key} was {theirs.get(key)}, now {wanted.get(key)}" for key in moved[:3])
+        now = json.loads(json.dumps(settings))  # as JSON gives it back: tuples are lists there
+        changed = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
+        if changed:
+            what = ", ".join(f"{key} was {saved.get(key)}, now {now.get(key)}" for key in changed[:3])
             raise DataError(f"{self.folder}: holds images of other settings ({what}); name another folder")
 
     def add(self, sample: int, name: str, image_HW: NDArray[np.uint8], line: Mapping[str, Any]) -> None:
@@ -88,7 +89,7 @@ class SampleFolder:
             raise DataError(f"{self.folder / name}: cannot be written ({error.strerror or error})") from error
 
     def finish(self) -> None:
-        """Lines in order, table and contact sheet."""
+        """Sort the lines, and write the table and the contact sheet."""
         self._rewrite()
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
@@ -107,15 +108,17 @@ class SampleFolder:
 
 
 def read_samples(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a folder of samples, by sample; empty where it is just a folder of images.
+    """The lines of a folder of samples in order; empty for a plain folder of images.
 
     Raises:
-        DataError: a line of another form.
+        DataError: a line without `image` and `sample`.
     """
     lines = read_lines(folder / LINES)
     for line in lines:
         if not (isinstance(line, dict) and {"image", "sample"} <= line.keys()):
-            raise DataError(f"{folder / LINES}: has a line without `image` and `sample`, which no `mu` wrote")
+            raise DataError(
+                f"{folder / LINES}: has a line without `image` and `sample`: it was not written by mu"
+            )
     return sorted(lines, key=lambda line: line["sample"])
 
 

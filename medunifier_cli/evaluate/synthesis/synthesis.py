@@ -1,4 +1,6 @@
-"""New radiographs: prompts -> text features -> top codes -> bottom codes -> images; and reconstructions.
+"""Synthesize radiographs from prompts, and reconstruct real ones through their codes.
+
+Prompts -> text features -> top codes -> bottom codes -> images.
 
 Letters: B images, T top edge, G bottom edge, D text width.
 """
@@ -16,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
-from medunifier_cli.checkpoint.priors import Fitted
-from medunifier_cli.data.batch import first_pairs, to_device
+from medunifier_cli.checkpoint.priors import FittedPriors
+from medunifier_cli.data.batch import Batch, first_pairs, to_device
 from medunifier_cli.data.loader import eval_batches
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.benchmark import Benchmark
@@ -36,129 +38,148 @@ RECONSTRUCT_BATCH = 64
 
 
 def synthesize(
-    fitted: Fitted, out: Path, n: int, wishes: Sequence[ImageRequest], draws: Draws, batch: int = 0
+    fitted: FittedPriors, out: Path, n: int, requests: Sequence[ImageRequest], draws: Draws, batch: int = 0
 ) -> SampleFolder:
-    """Fill `out` with samples 0 to n - 1; those that are there already stay.
+    """Fill the folder `out` with samples 0 to n - 1; those that are there already stay.
 
     Args:
-        wishes: sample s shows wish s mod their number; empty for none.
-        draws: seed and how codes are drawn.
-        batch: images drawn together; changes speed and memory, never an image. 0 for a good one.
+        requests: taken in turn, sample s gets request s mod their number; empty for no prompts.
+        draws: seed and settings of code sampling.
+        batch: images per batch; changes speed and memory, never an image. 0 for the device's default.
 
     Raises:
         DataError: the folder cannot be used, or a prompt is too long.
         MuError: a setting out of range, or priors that give logits that are not finite.
     """
     draws.check()
-    if wishes and fitted.recipe.prior.condition == "none":
+    if requests and fitted.recipe.prior.condition == "none":
         raise CheckpointError(
-            f"{fitted.run.folder}: these priors know no text; fit some with "
+            f"{fitted.run.folder}: these priors were fitted without text; fit others with "
             "`mu fit-prior ... -o prior.condition=text`, or leave the prompt out"
         )
-    if draws.guidance != 1 and not wishes:
+    if draws.guidance != 1 and not requests:
         raise DataError(f"guidance {draws.guidance:g} needs a prompt")
-    feature_WD = torch.from_numpy(text_features(fitted.trained, wishes)) if wishes else None
+    feature_WD = torch.from_numpy(text_features(fitted.pretrained, requests)) if requests else None
     settings = {
-        "priors": fitted.identity, "pretrained": fitted.trained.identity, "prompts": requests_hash(wishes),
-        **asdict(draws),
+        "priors": fitted.identity, "pretrained": fitted.pretrained.identity,
+        "prompts": requests_hash(requests), **asdict(draws),
     }  # fmt: skip
     folder = SampleFolder(out, settings)
     if len(folder.done) > n:
-        raise DataError(f"{out}: holds {len(folder.done):,} images already; ask for as many or more")
-    batch = batch or DEFAULT_BATCH.get(fitted.trained.device.type, 64)
+        raise DataError(f"{out}: holds {len(folder.done):,} images already; set --n to at least that")
+    batch = batch or DEFAULT_BATCH.get(fitted.pretrained.device.type, 64)
     missing = [number for number in range(n) if number not in folder.done]
     with Progress(n, "image", first=n - len(missing)) as progress:
         for start in range(0, n, batch):
-            wanted = [number for number in missing if start <= number < start + batch]
-            if wanted:
-                numbers = range(wanted[0], wanted[-1] + 1)
-                _draw(fitted, folder, numbers, wishes, feature_WD, draws)
+            gaps = [number for number in missing if start <= number < start + batch]
+            if gaps:
+                # `sample` takes consecutive numbers: what lies between two gaps is sampled again, and not
+                # saved.
+                numbers = range(gaps[0], gaps[-1] + 1)
+                _sample_images(fitted, folder, numbers, requests, feature_WD, draws)
                 progress.advance(len(folder.done))
     folder.finish()
     return folder
 
 
-def _draw(
-    fitted: Fitted, folder: SampleFolder, numbers: range, wishes: Sequence[ImageRequest],
+def _sample_images(
+    fitted: FittedPriors, folder: SampleFolder, numbers: range, requests: Sequence[ImageRequest],
     feature_WD: Tensor | None, draws: Draws,
 ) -> None:  # fmt: skip
-    generator = fitted.trained.model.generator
-    text = None if feature_WD is None else feature_WD[[number % len(wishes) for number in numbers]]
+    generator = fitted.pretrained.model.generator
+    text = None if feature_WD is None else feature_WD[[number % len(requests) for number in numbers]]
     top_size, bottom_size = (generator.top, generator.top), (generator.grid, generator.grid)
     top = sample(fitted.pair.top, top_size, numbers, draws, Inputs(text))
     bottom = sample(fitted.pair.bottom, bottom_size, numbers, draws, Inputs(text, top))
     for row, number in enumerate(numbers):
         if number in folder.done:
             continue
-        wish = wishes[number % len(wishes)] if wishes else ImageRequest("", "")
+        request = requests[number % len(requests)] if requests else ImageRequest("", "")
         line = {
-            "prompt": wish.prompt, "class": wish.name, "codes": codes_hash(top[row], bottom[row]),
+            "prompt": request.prompt, "class": request.name, "codes": codes_hash(top[row], bottom[row]),
             **asdict(draws),
         }  # fmt: skip
-        folder.add(number, f"{number:06d}.png", decode(fitted.trained, top[row], bottom[row]), line)
+        folder.add(number, f"{number:06d}.png", decode(fitted.pretrained, top[row], bottom[row]), line)
 
 
-def reconstructions(trained: PretrainedRun, asked: Benchmark) -> Iterator[NDArray[np.uint8]]:
-    """Every image of a split through its codes, in batches [B, S, S]."""
+def reconstructed_batches(
+    pretrained: PretrainedRun, benchmark: Benchmark, n: int = 0
+) -> Iterator[tuple[Batch, NDArray[np.uint8]]]:
+    """Encode images of a split, with their texts, to codes and decode them.
+
+    Args:
+        n: only the first n images; 0 for all.
+
+    Returns:
+        In the order of the split: a batch without padding, and its reconstructions [B, S, S].
+    """
+    n = min(n or len(benchmark.source), len(benchmark.source))
+    for batch, mask_B in eval_batches(
+        benchmark.source, batch_size=RECONSTRUCT_BATCH, rank=0, world=1, workers=0,
+        batches=-(-n // RECONSTRUCT_BATCH),
+    ):  # fmt: skip
+        batch = first_pairs(batch, min(int(mask_B.sum()), n - int(batch.position_B[0])))
+        yield batch, reconstruct_batch(pretrained, batch)
+
+
+def reconstruct_batch(pretrained: PretrainedRun, batch: Batch) -> NDArray[np.uint8]:
+    """The images of a batch through the code book, uint8 [B, S, S]."""
     with torch.no_grad():
-        for batch, mask_B in eval_batches(
-            asked.source, batch_size=RECONSTRUCT_BATCH, rank=0, world=1, workers=0
-        ):
-            batch = first_pairs(to_device(batch, trained.device), int(mask_B.sum()))
-            yield to_grey(trained.model.reconstruct(batch).image_BCHW)
+        image_BCHW = pretrained.model.reconstruct(to_device(batch, pretrained.device)).image_BCHW
+    return to_grey(image_BCHW)
 
 
-def decode(trained: PretrainedRun, top_TT: Tensor, bottom_GG: Tensor) -> NDArray[np.uint8]:
-    """Codes of one image -> grey levels [S, S]. One at a time: a batch could change how a sum is rounded."""
+def decode(pretrained: PretrainedRun, top_TT: Tensor, bottom_GG: Tensor) -> NDArray[np.uint8]:
+    """Codes of one image -> grey levels [S, S]. One at a time: the batch size could change rounding."""
     with torch.no_grad():
-        image = trained.model.generator.from_codes(
-            top_TT[None].to(trained.device), bottom_GG[None].to(trained.device)
+        image = pretrained.model.generator.from_codes(
+            top_TT[None].to(pretrained.device), bottom_GG[None].to(pretrained.device)
         )
     grey_SS: NDArray[np.uint8] = to_grey(image)[0]
     return grey_SS
 
 
 def to_grey(image_BCHW: Tensor) -> NDArray[np.uint8]:
-    """[B, 3, S, S] about [0, 1] -> uint8 [B, S, S]."""
+    """[B, 3, S, S] in about [0, 1] -> uint8 [B, S, S], the mean of the three channels."""
     grey = image_BCHW.float().clamp(0, 1).mean(dim=1)
     result: NDArray[np.uint8] = (grey * 255).round().to(torch.uint8).cpu().numpy()
     return result
 
 
 def codes_hash(top_TT: Tensor, bottom_GG: Tensor) -> str:
-    """Short hash of an image's codes: equal for images drawn alike, wherever they were decoded."""
+    """Short hash of an image's codes: equal for equal codes, whichever machine decoded them."""
     digest = hashlib.sha256()
     for codes in (top_TT, bottom_GG):
         digest.update(f"{tuple(codes.shape)}".encode() + codes.cpu().numpy().astype("<i8").tobytes())
     return digest.hexdigest()[:16]
 
 
-def reconstruct(trained: PretrainedRun, asked: Benchmark, out: Path, n: int = 0) -> SampleFolder:
-    """Images of a split through their codes (figure 3, middle row); originals above in the contact sheet.
+def reconstruct(pretrained: PretrainedRun, benchmark: Benchmark, out: Path, n: int = 0) -> SampleFolder:
+    """Reconstruct images of a split (figure 3, middle row) into the folder `out`.
+
+    The contact sheet shows originals above their reconstructions.
 
     Args:
-        n: the first so many; 0 for all.
+        n: only the first n images; 0 for all.
+
+    Raises:
+        CheckpointError: the model was trained without TIG and has no codes.
+        DataError: the folder cannot be used.
     """
-    if not trained.recipe.objectives.tig:
-        raise CheckpointError(f"{trained.run.folder}: trained without TIG, it reconstructs nothing")
-    settings = {"reconstruct": f"{asked.plugin.name}/{asked.split}", "pretrained": trained.identity}
-    folder, n = SampleFolder(out, settings), min(n or len(asked.source), len(asked.source))
+    if not pretrained.recipe.objectives.tig:
+        raise CheckpointError(f"{pretrained.run.folder}: trained without TIG, it reconstructs nothing")
+    split = f"{benchmark.plugin.name}/{benchmark.split}"
+    folder = SampleFolder(out, {"reconstruct": split, "pretrained": pretrained.identity})
+    n = min(n or len(benchmark.source), len(benchmark.source))
     shown: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
-    batches = eval_batches(
-        asked.source, batch_size=RECONSTRUCT_BATCH, rank=0, world=1, workers=0,
-        batches=-(-n // RECONSTRUCT_BATCH),
-    )  # fmt: skip
-    with Progress(n, "image") as progress, torch.no_grad():
-        for batch, mask_B in batches:
-            count = min(int(mask_B.sum()), n - int(batch.position_B[0]))
-            batch = first_pairs(to_device(batch, trained.device), count)
-            made = to_grey(trained.model.reconstruct(batch).image_BCHW)
+    with Progress(n, "image") as progress:
+        for batch, images in reconstructed_batches(pretrained, benchmark, n):
             originals = to_grey(pixels(batch.image_B1HW))
-            shown += list(zip(originals, made, strict=True))[: SHOWN_PAIRS - len(shown)]
-            for place, key, image in zip(batch.position_B.tolist(), batch.keys, made, strict=True):
-                if place not in folder.done:
-                    folder.add(place, f"{place:06d}.png", image, {"key": key})
-            progress.advance(min(n, int(batch.position_B[-1]) + 1))
+            shown += list(zip(originals, images, strict=True))[: SHOWN_PAIRS - len(shown)]
+            for number, key, image in zip(batch.position_B.tolist(), batch.keys, images, strict=True):
+                if number not in folder.done:
+                    folder.add(number, f"{number:06d}.png", image, {"key": key})
+            progress.advance(int(batch.position_B[-1]) + 1)
     folder.finish()
     rows = [[pair[side] / 255.0 for pair in shown] for side in (0, 1)]
     save_rows(rows, out / SHEET)

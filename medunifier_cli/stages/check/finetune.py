@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from medunifier_cli.checkpoint.pretrained import fill_pretrained
 from medunifier_cli.data.labels.samples import plan_samples
 from medunifier_cli.plugin_index import load_dataset, load_head
 from medunifier_cli.recipe.load import load_saved
@@ -21,7 +22,7 @@ from medunifier_cli.stages.check.pretrain import (
     look_at_split,
     look_at_vit,
 )
-from medunifier_cli.stages.finetune_task import task_of, with_pretrained
+from medunifier_cli.stages.finetune_task import task_of
 
 
 def look_at_finetuning(recipe: FinetuneRecipe, processes: int = 0, hashes: bool = False) -> Iterator[Finding]:
@@ -55,7 +56,7 @@ def look_at_finetuning(recipe: FinetuneRecipe, processes: int = 0, hashes: bool 
 
 
 def _pretrained(recipe: FinetuneRecipe, found: list[PretrainRecipe]) -> str:
-    run = Run(find_run(with_pretrained(recipe).model.pretrained))
+    run = Run(find_run(fill_pretrained(recipe).model.pretrained))
     found.append(load_saved(run.recipe, PretrainRecipe))
     return f"{run.folder}, trained on {found[0].data.dataset}"
 

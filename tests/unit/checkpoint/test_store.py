@@ -15,7 +15,7 @@ from medunifier_cli.errors import CheckpointError
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing of ours catches it."""
+    """Stands for SIGKILL: no code of the package catches it."""
 
 
 def checkpoint(step: int) -> store.Checkpoint:
@@ -81,7 +81,7 @@ def test_killed_at_any_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("what", ["model.safetensors", "checkpoint.json", "DONE"])
 @pytest.mark.parametrize("how", ["cut", "flip", "gone"])
-def test_damaged_newest_is_passed_over(
+def test_a_damaged_newest_checkpoint_is_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, how: str
 ) -> None:
     store.save(tmp_path, checkpoint(1), keep=2)
@@ -99,7 +99,7 @@ def test_damaged_newest_is_passed_over(
     assert newest.step == 1
     warning = capsys.readouterr().err
     assert "step-00000002" in warning
-    assert "trying the one before" in warning
+    assert "trying the previous checkpoint" in warning
 
 
 def test_full_disk_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
