@@ -108,6 +108,17 @@ def load_saved(path: Path, schema: type[R]) -> R:
     return recipe
 
 
+def load_own(path: Path, schema: type[R]) -> R | None:
+    """The recipe that a run of the stage of `schema` keeps at `path`; None where there is no such run.
+
+    Raises:
+        RecipeError: every problem found, one per line.
+    """
+    if not path.exists() or stage_of(path) != _stage_of_schema(schema):
+        return None
+    return load_saved(path, schema)
+
+
 def _load(path: Path, overrides: tuple[str, ...], schema: Any, saved: bool) -> Any:
     settings = _merge([*_chain(path, schema, saved), read_overrides(overrides, schema)])
     _check_stage(settings, schema, _shown(path))
@@ -219,11 +230,15 @@ def _merge(sources: Sequence[Settings]) -> Settings:
 
 def _check_stage(settings: Settings, schema: type, shown: str) -> None:
     """A recipe for another verb gets one line, not a line for each of its keys."""
-    wanted = next(field.default for field in dataclasses.fields(schema) if field.name == "stage")
+    wanted = _stage_of_schema(schema)
     setting = settings.by_key.get("stage")
     stage = setting.value if setting is not None else wanted
     if isinstance(stage, str) and stage in SCHEMAS and stage != wanted:
         raise RecipeError(f"{shown} is a recipe for `mu {stage}`, not for `mu {wanted}`")
+
+
+def _stage_of_schema(schema: type) -> Any:
+    return next(field.default for field in dataclasses.fields(schema) if field.name == "stage")
 
 
 def _disagreements(recipe: Recipe, settings: Settings, shown: str) -> Iterator[str]:

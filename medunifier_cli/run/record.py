@@ -93,12 +93,18 @@ class Run:
         return old
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, enabled: bool = True) -> Iterator[None]:
         """Keep other processes from writing to this run.
+
+        Args:
+            enabled: False holds nothing, for the ranks other than the main one.
 
         Raises:
             CheckpointError: another process is training it.
         """
+        if not enabled:
+            yield
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as file:
             deadline = time.monotonic() + LOCK_PATIENCE

@@ -38,14 +38,16 @@ Values = dict[str, Tensor]
 class Stage(Protocol):
     """What the loop needs of pre-training, fine-tuning or a prior."""
 
-    module: nn.Module
-    """Called as `module(batch, ...)` by `step`; may come back wrapped for several ranks."""
     steps: int
     """Optimiser steps of the whole run."""
     samples: str
     """What a batch holds, in the plural: the unit of the rate."""
     shown: tuple[str, ...]
     """Losses and monitors of the progress line, in order; all others are in `log.jsonl` alone."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained. `step` gets it back as an argument, wrapped where there are several ranks."""
 
     def start(self) -> None:
         """Load what a new run starts from. Not called where a checkpoint is resumed."""

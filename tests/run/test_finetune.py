@@ -23,7 +23,7 @@ from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages import finetune
-from medunifier_cli.stages.finetune_task import with_pretrained
+from medunifier_cli.stages.running import with_pretrained
 from tests.run.tuned_house import QUICK, House
 
 

@@ -38,7 +38,7 @@ def test_an_exception_leaves_the_old_file_and_no_temporary_one(path: Path, failu
         temporary.write_bytes(b"half of it")
         raise failure
 
-    with pytest.raises(type(failure)), files.atomic_write(path) as file:
+    with pytest.raises(type(failure)), files.atomic_write(path) as file:  # noqa: PT012
         file.write(b"half of it")
         raise failure
     with pytest.raises(type(failure)):
@@ -48,7 +48,9 @@ def test_an_exception_leaves_the_old_file_and_no_temporary_one(path: Path, failu
 
 
 def test_a_file_left_by_a_killed_process_is_written_over(path: Path) -> None:
-    (path.parent / ("file.json" + files.TEMPORARY)).write_bytes(b"a long torn beginning of some other content")
+    (path.parent / ("file.json" + files.TEMPORARY)).write_bytes(
+        b"a long torn beginning of some other content"
+    )
     with files.atomic_write(path) as file:
         file.write(b"new")
     assert path.read_bytes() == b"new"
