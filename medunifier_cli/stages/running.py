@@ -14,9 +14,10 @@ from accelerate import Accelerator
 from medunifier_cli.checkpoint.pretrained import starting_run
 from medunifier_cli.distributed import world
 from medunifier_cli.recipe.load import load_own
-from medunifier_cli.recipe.schema import LoopConfig, OptimConfig, PretrainRecipe
+from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
+from medunifier_cli.recipe.schema_train import LoopConfig, OptimConfig
 from medunifier_cli.run.provenance import command_line, data_facts
 from medunifier_cli.run.record import Run
 from medunifier_cli.train.loop import Stage, fit

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from medunifier_cli.recipe.schema import OptimConfig
+from medunifier_cli.recipe.schema_train import OptimConfig
 
 NO_DECAY = ("word.weight", "position.weight", "query_tokens", "code_KC", "temperature")
 """Embeddings and the temperature; anything one-dimensional (biases, norms) goes with them."""

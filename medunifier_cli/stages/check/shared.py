@@ -15,7 +15,8 @@ from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.files import sha256
 from medunifier_cli.model.weights import require_cached, weights_path
 from medunifier_cli.recipe.load import load_saved
-from medunifier_cli.recipe.schema import LoopConfig, PretrainRecipe
+from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.recipe.schema_train import LoopConfig
 from medunifier_cli.roots import find_run, runs_root, shards_folder
 from medunifier_cli.run.record import Run
 
