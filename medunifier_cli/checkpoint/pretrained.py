@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -13,8 +16,13 @@ from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.objectives.pretraining import build_model
 from medunifier_cli.recipe.load import load_saved, stage_of
 from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
+from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run, newest_run, runs_root
 from medunifier_cli.run.record import Run
+
+Started = TypeVar("Started", FinetuneRecipe, PriorRecipe)
+"""Recipe of a stage that starts from a pre-training run."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,35 @@ def pretrained_run(name: str, verb: str) -> Run:
         CheckpointError: there is none.
     """
     return Run(find_run(name) if name else newest_run(lambda path: is_pretrained(Run(path)), verb))
+
+
+def fill_pretrained(recipe: Started, given: str = "", folder: Path | None = None) -> Started:
+    """The recipe with the pre-training run that it starts from filled in.
+
+    Args:
+        recipe: of fine-tuning or of the priors.
+        given: name or folder from the command line; else the recipe's own, else the one that the run in
+            `folder` started from (so that a newer pre-training run does not change a run that resumes), else
+            the newest pre-training run.
+        folder: of the run that is about to start or resume.
+
+    Raises:
+        CheckpointError: there is none, or it is not a pre-training run with a checkpoint.
+    """
+    name = given or pretrained_of(recipe)
+    if not name and folder is not None:
+        saved = Run(folder).recipe
+        if saved.exists() and stage_of(saved) == recipe.stage:
+            name = pretrained_of(load_saved(saved, type(recipe)))
+    name = starting_run(name, recipe.stage)
+    if isinstance(recipe, FinetuneRecipe):
+        return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, pretrained=name))
+    return dataclasses.replace(recipe, prior=dataclasses.replace(recipe.prior, pretrained=name))
+
+
+def pretrained_of(recipe: FinetuneRecipe | PriorRecipe) -> str:
+    """Name or folder of the pre-training run that a recipe names; empty for the newest."""
+    return recipe.model.pretrained if isinstance(recipe, FinetuneRecipe) else recipe.prior.pretrained
 
 
 def starting_run(wanted: str, verb: str) -> str:

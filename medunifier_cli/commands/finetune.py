@@ -24,11 +24,11 @@ def finetune(recipe: str, pretrained: str, **options: Any) -> None:
     """
     start = StartOptions(**options)
     loaded = load_recipe(recipe, start.overrides, FinetuneRecipe)
+    from medunifier_cli.checkpoint.pretrained import fill_pretrained
     from medunifier_cli.stages.finetune import run_finetuning
-    from medunifier_cli.stages.running import with_pretrained
 
     def fill_in(recipe: FinetuneRecipe, folder: Path) -> FinetuneRecipe:
-        return with_pretrained(recipe, pretrained, folder)
+        return fill_pretrained(recipe, pretrained, folder)
 
     name = f"{loaded.name}-{loaded.data.fraction:g}"
     start.start(run_finetuning, loaded, name, loaded.data.workers, fill_in)

@@ -22,10 +22,10 @@ def fit_prior(recipe: str, pretrained: str, **options: Any) -> None:
     """
     start = StartOptions(**options)
     loaded = load_recipe(recipe, start.overrides, PriorRecipe)
+    from medunifier_cli.checkpoint.pretrained import fill_pretrained
     from medunifier_cli.stages.fit_prior import run_fitting
-    from medunifier_cli.stages.running import with_pretrained
 
     def fill_in(recipe: PriorRecipe, folder: Path) -> PriorRecipe:
-        return with_pretrained(recipe, pretrained, folder)
+        return fill_pretrained(recipe, pretrained, folder)
 
     start.start(run_fitting, loaded, loaded.name, fill_in=fill_in)

@@ -62,6 +62,27 @@ class Source(Protocol[P_co]):
         """Samples by number, read into `room`."""
 
 
+def micro_batch_size(global_batch: int, micro_batch: int, ranks: int, unit: str = "pairs") -> int:
+    """How many samples one rank takes in one forward pass.
+
+    Args:
+        global_batch: samples of all ranks in one optimiser step.
+        micro_batch: of the recipe; 0 divides the global batch by the ranks, without accumulation.
+        unit: what is counted, in the plural.
+
+    Raises:
+        MuError: the global batch is not a whole number of passes of all ranks.
+    """
+    micro = micro_batch or max(1, global_batch // ranks)
+    # A remainder would give some ranks fewer samples, and the mean over ranks would weight samples unequally.
+    if global_batch % (micro * ranks):
+        raise MuError(
+            f"train.global_batch: {global_batch} is not a multiple of {micro} {unit} x {ranks} processes; "
+            "change it, train.micro_batch or the number of processes"
+        )
+    return micro
+
+
 def collate(samples: Sequence[Sample], places: Sequence[int] | NDArray[np.int64]) -> Batch:
     """Samples at their places of the endless order as one batch; images travel as one uint8 tensor."""
     images = torch.from_numpy(np.stack([sample.image_HW for sample in samples])[:, None])
@@ -100,12 +121,7 @@ def train_batches(
     Raises:
         MuError: G does not divide evenly, a damaged sample (shard and key), a worker that died.
     """
-    micro = micro_batch or global_batch // world
-    if micro < 1 or global_batch % (micro * world):
-        raise MuError(
-            f"train.global_batch: {global_batch} is not a multiple of {micro} pairs x {world} ranks; "
-            "change train.global_batch or train.micro_batch"
-        )
+    micro = micro_batch_size(global_batch, micro_batch, world)
     accumulation = global_batch // (micro * world)
     starts = (
         step * global_batch + m * micro * world + rank * micro

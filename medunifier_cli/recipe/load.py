@@ -109,17 +109,6 @@ def load_saved(path: Path, schema: type[R]) -> R:
     return recipe
 
 
-def load_own(path: Path, schema: type[R]) -> R | None:
-    """The recipe that a run of the stage of `schema` keeps at `path`; None where there is no such run.
-
-    Raises:
-        RecipeError: every problem found, one per line.
-    """
-    if not path.exists() or stage_of(path) != _stage_of_schema(schema):
-        return None
-    return load_saved(path, schema)
-
-
 def _load(path: Path, overrides: tuple[str, ...], schema: Any, saved: bool) -> Any:
     settings = _merge([*_chain(path, schema, saved), read_overrides(overrides, schema)])
     _check_stage(settings, schema, _shown(path))
@@ -231,15 +220,11 @@ def _merge(sources: Sequence[Settings]) -> Settings:
 
 def _check_stage(settings: Settings, schema: type, shown: str) -> None:
     """Raise for a recipe of another verb, before each of its keys is reported as unknown."""
-    expected = _stage_of_schema(schema)
+    expected = next(field.default for field in dataclasses.fields(schema) if field.name == "stage")
     setting = settings.by_key.get("stage")
     stage = setting.value if setting is not None else expected
     if isinstance(stage, str) and stage in SCHEMAS and stage != expected:
         raise RecipeError(f"{shown} is a recipe for `mu {stage}`, not for `mu {expected}`")
-
-
-def _stage_of_schema(schema: type) -> Any:
-    return next(field.default for field in dataclasses.fields(schema) if field.name == "stage")
 
 
 def _disagreements(recipe: Recipe, settings: Settings, shown: str) -> Iterator[str]:

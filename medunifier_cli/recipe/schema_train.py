@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from medunifier_cli.errors import MuError
 from medunifier_cli.recipe.bounds import Count, CountOrZero, NonNegative, Positive, Share
 
 
@@ -69,25 +68,6 @@ class LoopConfig:
     """Number of checkpoints to keep."""
     tensorboard: bool = True
     """Write TensorBoard files."""
-
-    def micro_batch_size(self, ranks: int, samples: str = "samples") -> int:
-        """Samples that one rank takes in one forward pass.
-
-        Args:
-            ranks: processes of the run, which the recipe cannot know.
-            samples: what is counted, in the plural, for the message.
-
-        Raises:
-            MuError: the global batch cannot be divided evenly; all ranks must take passes of one size.
-        """
-        micro = self.micro_batch or self.global_batch // ranks
-        if micro < 1 or self.global_batch % (micro * ranks):
-            parts = f"{micro} {samples} x {ranks} processes" if self.micro_batch else f"{ranks} processes"
-            raise MuError(
-                f"train.global_batch: {self.global_batch} is not a multiple of {parts}; change it, "
-                "train.micro_batch or the number of processes"
-            )
-        return micro
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Contradictions between fields: (dotted key of the recipe, what is wrong)."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.checkpoint.priors import build_pair
+from medunifier_cli.data.loader import micro_batch_size
 from medunifier_cli.data.order import SampleOrder
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.errors import CheckpointError
@@ -61,7 +62,9 @@ class PriorFitting:
         self.pretrained_hash, self.codes_hash = trained.identity, codes_hash(train)
         settings = recipe.train
         self.steps = settings.steps or ceil(settings.epochs * len(train) / settings.global_batch)
-        self.micro_batch = settings.micro_batch_size(world.size(), self.samples)
+        self.micro_batch = micro_batch_size(
+            settings.global_batch, settings.micro_batch, world.size(), self.samples
+        )
 
     def start(self) -> None:
         """Nothing to load: a new run starts from random weights."""

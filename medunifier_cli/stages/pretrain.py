@@ -15,7 +15,7 @@ from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.convert import load_bert
 from medunifier_cli.checkpoint.pretrained import restore
 from medunifier_cli.data.contract import Batch
-from medunifier_cli.data.loader import SplitSource, eval_batches, train_batches
+from medunifier_cli.data.loader import SplitSource, eval_batches, micro_batch_size, train_batches
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.report import TextTokenizer
 from medunifier_cli.data.texts.token_table import texts_of
@@ -63,7 +63,9 @@ class Pretraining:
         self.shown: tuple[str, ...] = ("total", *(objective.name for objective in active_objectives(recipe)))
         settings = recipe.train
         self.steps = settings.steps or math.ceil(settings.epochs * len(train) / settings.global_batch)
-        self.micro_batch = settings.micro_batch_size(world.size(), self.samples)
+        self.micro_batch = micro_batch_size(
+            settings.global_batch, settings.micro_batch, world.size(), self.samples
+        )
 
     @property
     def model(self) -> MedUnifier:

@@ -1,19 +1,15 @@
-"""What the three stages do alike: find the run to start from, hold the run folder, train, say how it went."""
+"""What all stages do in the same way: hold the run folder, train, and report how it went."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import click
 from accelerate import Accelerator
 
-from medunifier_cli.checkpoint.pretrained import starting_run
 from medunifier_cli.distributed import world
-from medunifier_cli.recipe.load import load_own
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
@@ -21,32 +17,6 @@ from medunifier_cli.recipe.schema_train import LoopConfig, OptimConfig
 from medunifier_cli.run.provenance import command_line, data_facts
 from medunifier_cli.run.record import Run
 from medunifier_cli.train.loop import Stage, fit
-
-DerivedRecipe = TypeVar("DerivedRecipe", FinetuneRecipe, PriorRecipe)
-
-
-def with_pretrained(recipe: DerivedRecipe, given: str = "", folder: Path | None = None) -> DerivedRecipe:
-    """The recipe with the pre-training run it starts from filled in.
-
-    Args:
-        given: on the command line; else the recipe's own, else the one that the run in `folder` started from,
-            else the newest pre-training run.
-        folder: of the run, which may not exist yet.
-
-    Raises:
-        CheckpointError: there is no such run, or it is not a pre-training run.
-    """
-    # a resumed run keeps the run it started from, though a newer one may have been trained since
-    earlier = load_own(folder / "recipe.yaml", type(recipe)) if folder is not None else None
-    name = given or _pretrained(recipe) or (_pretrained(earlier) if earlier is not None else "")
-    name = starting_run(name, recipe.stage)
-    if isinstance(recipe, FinetuneRecipe):
-        return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, pretrained=name))
-    return dataclasses.replace(recipe, prior=dataclasses.replace(recipe.prior, pretrained=name))
-
-
-def _pretrained(recipe: FinetuneRecipe | PriorRecipe) -> str:
-    return recipe.model.pretrained if isinstance(recipe, FinetuneRecipe) else recipe.prior.pretrained
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from sklearn.metrics import roc_auc_score
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.pretrained import is_pretrained
+from medunifier_cli.checkpoint.pretrained import fill_pretrained, is_pretrained
 from medunifier_cli.cli import mu
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import MuError
@@ -23,7 +23,6 @@ from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages import finetune
-from medunifier_cli.stages.running import with_pretrained
 from tests.run.tuned_house import QUICK, House
 
 
@@ -223,14 +222,14 @@ def test_a_run_of_another_stage_is_no_start_and_is_not_taken_for_pretrained(
     assert is_pretrained(Run(house.pretrained))
     assert not is_pretrained(Run(tuned))
     with pytest.raises(MuError, match=r"is a run of `mu finetune`; name one of `mu pretrain`$"):
-        with_pretrained(house.recipe(), str(tuned))
+        fill_pretrained(house.recipe(), str(tuned))
     with pytest.raises(MuError, match="no run `nothing`"):
-        with_pretrained(house.recipe(), "nothing")
+        fill_pretrained(house.recipe(), "nothing")
 
 
 def test_goes_on_from_the_run_it_started_from_and_not_from_a_newer_one(house: House, tuned: Path) -> None:
     recipe = load_recipe("finetune-demo", (), FinetuneRecipe)
-    assert with_pretrained(recipe, "", tuned).model.pretrained == str(house.pretrained)
+    assert fill_pretrained(recipe, "", tuned).model.pretrained == str(house.pretrained)
 
 
 def test_shards_that_changed_under_a_run_are_refused(

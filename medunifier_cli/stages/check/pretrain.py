@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from medunifier_cli.data.loader import micro_batch_size
 from medunifier_cli.data.texts.report import TextTokenizer
 from medunifier_cli.model.weights import TRANSFORMERS_FILES, weights_path
 from medunifier_cli.plugin_index import load_dataset
@@ -84,5 +85,6 @@ def check_model(recipe: PretrainRecipe) -> str:
 def check_contrast_batch(recipe: PretrainRecipe, processes: int) -> str:
     """As `check_batch`, and among how many pairs ITC and ITM find their negatives: one pass of all ranks."""
     result = check_batch(recipe.train, processes, "pairs")
-    ranks = processes or 1
-    return f"{result}; ITC and ITM contrast among {recipe.train.micro_batch_size(ranks) * ranks}"
+    train, ranks = recipe.train, processes or 1
+    micro = micro_batch_size(train.global_batch, train.micro_batch, ranks)
+    return f"{result}; ITC and ITM contrast among {micro * ranks}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ParamSpec
 
 from medunifier_cli.checkpoint.pretrained import starting_run
+from medunifier_cli.data.loader import micro_batch_size
 from medunifier_cli.data.shards import Shards, read_manifest
 from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.files import sha256
@@ -168,7 +169,7 @@ def check_batch(train: LoopConfig, processes: int, samples: str) -> str:
         MuError: it cannot.
     """
     ranks = processes or 1
-    micro = train.micro_batch_size(ranks, samples)
+    micro = micro_batch_size(train.global_batch, train.micro_batch, ranks, samples)
     passes = train.global_batch // (micro * ranks)
     unknown = "" if processes else " (one per GPU; counted here as one)"
     plural = "es" if ranks > 1 else ""

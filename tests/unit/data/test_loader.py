@@ -214,7 +214,7 @@ def test_workers_outlive_the_signals_of_their_group(source: SplitSource) -> None
 
 
 def test_a_batch_that_does_not_divide_is_refused(source: SplitSource) -> None:
-    with pytest.raises(MuError, match=r"train\.global_batch: 12 is not a multiple of 5 pairs x 2 ranks"):
+    with pytest.raises(MuError, match=r"train\.global_batch: 12 is not a multiple of 5 pairs x 2 processes"):
         list(batches(source, 0, 2, 0, micro_batch=5))
 
 
