@@ -23,8 +23,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def atomic_write(path: Path, tag: str = "", error: type[MuError] = DataError) -> Iterator[IO[bytes]]:
-    """Open a file that replaces `path` only once all of it is on disk: readers see the old content or the new,
-    even after a kill or a power cut.
+    """Open a file that replaces `path` only once all of it is on disk: readers see the old or the new
+    content, even after a kill or a power cut.
 
     Args:
         path: in a folder that exists.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
@@ -19,12 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from medunifier_cli.errors import MissingWeightsError, MuError
+from medunifier_cli.errors import MuError
+from medunifier_cli.model.weights import TRANSFORMERS_FILES, weights_path
 
 if TYPE_CHECKING:
     from medunifier_cli.model.medunifier import MedUnifier
 
-FILES = ("model.safetensors", "pytorch_model.bin")
 PREFIXES = ("Qformer.bert.", "Qformer.", "qformer.", "bert.")
 RENAMED = (
     (".attention.attention.", ".attention.self."),
@@ -102,7 +101,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
         MissingWeightsError: not on this machine.
         MuError: a file that cannot be read.
     """
-    path = weights_path(source)
+    path = weights_path("model.qformer.weights", source, TRANSFORMERS_FILES)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -111,33 +110,6 @@ def read_weights(source: str) -> dict[str, Tensor]:
         raise MuError(f"{path}: damaged, or not a file of weights alone; fetch it again") from error
     state = state.get("model", state)
     return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-
-
-def weights_path(source: str) -> Path:
-    """The weight file of a folder, a file itself, or a cached hub name.
-
-    Raises:
-        MissingWeightsError: none of these; says what to fetch.
-    """
-    path = Path(source).expanduser()
-    if path.is_file():
-        return path
-    for name in FILES:
-        if (path / name).is_file():
-            return path / name
-        if path.exists() or source.count("/") != 1:
-            continue
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(source, name)
-        if isinstance(cached, str):
-            return Path(cached)
-    if path.exists():
-        raise MissingWeightsError(f"{path}: holds none of {', '.join(FILES)}")
-    raise MissingWeightsError(
-        f"{source}: not on this machine; on one with network run `hf download {source}`, "
-        "or name a local folder in model.qformer.weights"
-    )
 
 
 def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,25 +14,27 @@ from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 
 if TYPE_CHECKING:
-    from medunifier_cli.stages.check.pretrain import Finding
+    from medunifier_cli.stages.check.shared import Check
 
 
 @click.command()
 @click.argument("recipe")
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one recipe value.")
-@click.option("--num-processes", type=click.IntRange(min=1), help="Ranks; by default what the recipe says.")
-@click.option("--hashes", is_flag=True, help="Read every shard and compare its SHA-256; takes a while.")
+@click.option(
+    "--num-processes", type=click.IntRange(min=1), help="Number of ranks (default: that of the recipe)."
+)
+@click.option("--hashes", is_flag=True, help="Compare the SHA-256 of every shard; reads all of them.")
 def check(recipe: str, overrides: tuple[str, ...], num_processes: int | None, hashes: bool) -> None:
-    """Find out what a run would miss on a node without network.
+    """Check that everything an offline run needs is in place.
 
-    Looks at shards, weights, tokenizer, sizes and batch of RECIPE, and fetches nothing. All problems are
+    Checks the shards, weights, tokenizer, sizes and batch of RECIPE, and downloads nothing. All problems are
     listed; the exit code is 1 if there is one.
     """
     loaded = load_any(recipe, overrides)
     problems = 0
-    for finding in _findings(loaded, num_processes or 0, hashes):
-        click.echo(f"{'ok' if finding.good else 'problem':<8} {finding.what}: {finding.said}")
-        problems += not finding.good
+    for result in _checks(loaded, num_processes or 0, hashes):
+        click.echo(f"{'ok' if result.ok else 'problem':<8} {result.name}: {result.result}")
+        problems += not result.ok
     if problems:
         raise MuError(
             f"{loaded.name} is not ready: {problems} problem{'s' if problems > 1 else ''}, listed above"
@@ -40,18 +42,18 @@ def check(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ha
     click.echo(f"{loaded.name} is ready")
 
 
-def _findings(recipe: Recipe, processes: int, hashes: bool) -> Iterator[Finding]:
-    """What there is to look at depends on the stage."""
+def _checks(recipe: Recipe, processes: int, hashes: bool) -> Iterator[Check]:
+    """The checks of the recipe's stage, made one by one as they are asked for."""
     if isinstance(recipe, PretrainRecipe):
-        from medunifier_cli.stages.check.pretrain import look
+        from medunifier_cli.stages.check.pretrain import check_pretrain
 
-        return look(recipe, processes, hashes)
+        return check_pretrain(recipe, processes, hashes)
     if isinstance(recipe, FinetuneRecipe):
-        from medunifier_cli.stages.check.finetune import look_at_finetuning
+        from medunifier_cli.stages.check.finetune import check_finetune
 
-        return look_at_finetuning(recipe, processes, hashes)
+        return check_finetune(recipe, processes, hashes)
     if isinstance(recipe, PriorRecipe):
-        from medunifier_cli.stages.check.fit_prior import look_at_priors
+        from medunifier_cli.stages.check.fit_prior import check_fit_prior
 
-        return look_at_priors(recipe, processes, hashes)
+        return check_fit_prior(recipe, processes, hashes)
     raise AssertionError(f"no check for the stage {recipe.stage}")

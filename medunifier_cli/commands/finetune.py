@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,20 +14,21 @@ from medunifier_cli.stages.start import StartOptions, training_options
 
 @click.command()
 @training_options
-@click.option("--from", "started_from", default="", help="Pre-training run; by default the newest.")
-def finetune(recipe: str, started_from: str, **options: Any) -> None:
-    """Fine-tune a pre-trained model for classification; goes on where an earlier call stopped.
+@click.option("--from", "pretrained", default="", help="Pre-training run to start from (default: newest).")
+def finetune(recipe: str, pretrained: str, **options: Any) -> None:
+    """Fine-tune a pre-trained model for classification; resumes from the last checkpoint.
 
     RECIPE is a YAML file or the name of a shipped one, such as `finetune-rsna`. The run is named after the
-    recipe and the fraction. The best epoch by the validation split is kept, and measured once on the
-    held-out split.
+    recipe and the fraction of the training data. The epoch that scores best on the validation split is kept,
+    and measured once on the held-out split.
     """
-    asked = StartOptions(**options)
-    loaded = load_recipe(recipe, asked.overrides, FinetuneRecipe)
+    start = StartOptions(**options)
+    loaded = load_recipe(recipe, start.overrides, FinetuneRecipe)
     from medunifier_cli.checkpoint.pretrained import fill_pretrained
     from medunifier_cli.stages.finetune import run_finetuning
 
-    asked.start(
-        run_finetuning, loaded, f"{loaded.name}-{loaded.data.fraction:g}", loaded.data.workers,
-        complete=lambda found, folder: fill_pretrained(found, started_from, folder),
-    )  # fmt: skip
+    def fill_in(recipe: FinetuneRecipe, folder: Path) -> FinetuneRecipe:
+        return fill_pretrained(recipe, pretrained, folder)
+
+    name = f"{loaded.name}-{loaded.data.fraction:g}"
+    start.start(run_finetuning, loaded, name, loaded.data.workers, fill_in)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,18 +14,18 @@ from medunifier_cli.stages.start import StartOptions, training_options
 
 @click.command()
 @training_options
-@click.option("--from", "started_from", default="", help="Pre-training run; by default the newest.")
-def fit_prior(recipe: str, started_from: str, **options: Any) -> None:
-    """Encode a split to codes, then fit the top and the bottom prior; goes on where an earlier call stopped.
+@click.option("--from", "pretrained", default="", help="Pre-training run to start from (default: newest).")
+def fit_prior(recipe: str, pretrained: str, **options: Any) -> None:
+    """Encode a split to codes and fit the top and bottom priors; resumes from the last checkpoint.
 
     RECIPE is a YAML file or the name of a shipped one, such as `prior` or `prior-demo`.
     """
-    asked = StartOptions(**options)
-    loaded = load_recipe(recipe, asked.overrides, PriorRecipe)
+    start = StartOptions(**options)
+    loaded = load_recipe(recipe, start.overrides, PriorRecipe)
     from medunifier_cli.checkpoint.pretrained import fill_pretrained
     from medunifier_cli.stages.fit_prior import run_fitting
 
-    asked.start(
-        run_fitting, loaded, loaded.name,
-        complete=lambda found, folder: fill_pretrained(found, started_from, folder),
-    )  # fmt: skip
+    def fill_in(recipe: PriorRecipe, folder: Path) -> PriorRecipe:
+        return fill_pretrained(recipe, pretrained, folder)
+
+    start.start(run_fitting, loaded, loaded.name, fill_in=fill_in)

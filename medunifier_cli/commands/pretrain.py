@@ -14,12 +14,12 @@ from medunifier_cli.stages.start import StartOptions, training_options
 @click.command()
 @training_options
 def pretrain(recipe: str, **options: Any) -> None:
-    """Pre-train MedUnifier on prepared shards; goes on where an earlier call stopped.
+    """Pre-train MedUnifier on prepared shards; resumes from the last checkpoint.
 
     RECIPE is a YAML file or the name of a shipped one, such as `full` or `demo`.
     """
-    asked = StartOptions(**options)
-    loaded = load_recipe(recipe, asked.overrides, PretrainRecipe)
+    start = StartOptions(**options)
+    loaded = load_recipe(recipe, start.overrides, PretrainRecipe)
     from medunifier_cli.stages.pretrain import run_pretraining
 
-    asked.start(run_pretraining, loaded, loaded.name, loaded.data.workers)
+    start.start(run_pretraining, loaded, loaded.name, loaded.data.workers)

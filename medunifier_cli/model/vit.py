@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from medunifier_cli.errors import MissingWeightsError, MuError
+from medunifier_cli.model.weights import is_hub_name, local_weights
 from medunifier_cli.recipe.schema import VitConfig
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Radford et al. 2021, their published preprocessing
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-# of a local copy, in the order of preference: safetensors holds no code that loading could run
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 
 
 def pixels(image_B1HW: Tensor) -> Tensor:
@@ -39,23 +38,6 @@ def timm_arguments(recipe: VitConfig, image_size: int) -> dict[str, Any]:
     }
     # 0 stands for the model's own size here, while timm would take a 0 literally
     return {"img_size": image_size, "num_classes": 0, **{k: v for k, v in sizes.items() if v}}
-
-
-def local_weights(folder_or_file: Path) -> Path:
-    """The weight file in a local folder, or the file itself.
-
-    Raises:
-        MissingWeightsError: if there is none.
-    """
-    candidates = (
-        [folder_or_file / name for name in WEIGHT_FILES] if folder_or_file.is_dir() else [folder_or_file]
-    )
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise MissingWeightsError(
-        f"{folder_or_file}: no weights there; expected a file, or one of {', '.join(WEIGHT_FILES)}"
-    )
 
 
 class ImageEncoder(nn.Module):
@@ -141,7 +123,7 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
         arguments["pretrained"] = True
         if path.exists():
             arguments["pretrained_cfg_overlay"] = {"file": str(local_weights(path))}
-        elif weights.count("/") == 1 and not weights.startswith((".", "~")):
+        elif is_hub_name(weights):
             name = f"hf-hub:{weights}"
         else:
             raise MissingWeightsError(

@@ -1,4 +1,14 @@
-"""Settings -> frozen dataclasses: every value is checked against the type its field is declared with."""
+"""Build the frozen dataclasses of a recipe from its settings; the declared type of a field is its check.
+
+>>> @dataclasses.dataclass(frozen=True)
+... class Optim:
+...     peak_lr: Annotated[float, Bounds(0, above=True)] = 1e-4
+>>> settings = Settings({"peak_lr": Setting("fast", "fast", "mine.yaml:3")}, [], set())
+>>> build(Optim, settings)
+Optim(peak_lr=0.0001)
+>>> settings.problems
+["mine.yaml:3: peak_lr: expected a number, not 'fast'"]
+"""
 
 from __future__ import annotations
 
@@ -8,19 +18,26 @@ import math
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from medunifier_cli.recipe.schema import Bounds
+from medunifier_cli.recipe.bounds import Bounds
 from medunifier_cli.recipe.settings import Setting, Settings, field_types
 
 LONGEST_QUOTE = 40
-"""Characters of a wrong value that a message repeats."""
+"""Characters of a wrong value that a message quotes."""
 
 
 class WrongValueError(Exception):
-    """What was expected and what came, one line."""
+    """A value of the wrong type or out of range: what was expected and what was given, in one line."""
 
 
 def build(schema: type, settings: Settings, prefix: str = "") -> Any:
-    """An instance of `schema`; a wrong value leaves the default and adds to `settings.problems`."""
+    """An instance of `schema` with the values of `settings`.
+
+    A wrong value leaves the default and adds a line to `settings.problems`, so that all mistakes are found.
+
+    Args:
+        schema: frozen dataclass whose every field has a default.
+        prefix: dotted key of the section, with its final dot.
+    """
     values = {}
     for name, kind in field_types(schema).items():
         key = prefix + name
@@ -42,7 +59,8 @@ def check(kind: Any, setting: Setting) -> Any:
     """The value of `setting` as the type `kind`.
 
     Raises:
-        WrongValueError: it is of another type or out of bounds.
+        WrongValueError: it is of another type or out of range.
+        TypeError: a mistake in the schema: recipes cannot hold such a type.
     """
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
@@ -115,18 +133,18 @@ def _choice(choices: tuple[Any, ...], setting: Setting) -> Any:
 def _optional(kinds: tuple[Any, ...], setting: Setting) -> Any:
     if setting.value is None and type(None) in kinds:
         return None
-    said = []
+    problems = []
     for kind in kinds:
         if kind is not type(None):
             try:
                 return check(kind, setting)
             except WrongValueError as wrong:
-                said.append(str(wrong))
-    raise WrongValueError("; or ".join(said))
+                problems.append(str(wrong))
+    raise WrongValueError("; or ".join(problems))
 
 
 def _tuple(kinds: tuple[Any, ...], setting: Setting) -> tuple[Any, ...]:
-    """`tuple[X, ...]`: the only kind of list a recipe has."""
+    """`tuple[X, ...]`, the only kind of list in a recipe."""
     if not isinstance(setting.value, list):
         raise WrongValueError(f"expected a list such as [a, b], not {_quote(setting)}")
     items = [dataclasses.replace(setting, value=item, raw=str(item)) for item in setting.value]
@@ -141,6 +159,6 @@ def _quote(setting: Setting) -> str:
 
 
 def _problem(settings: Settings, key: str, setting: Setting, what: str) -> None:
-    said = what if setting.from_override else f"{key}: {what}"
-    settings.problems.append(f"{setting.where}: {said}")
+    line = what if setting.from_override else f"{key}: {what}"  # `where` of an override names the key
+    settings.problems.append(f"{setting.where}: {line}")
     settings.suspects.add(key)

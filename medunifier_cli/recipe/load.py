@@ -1,7 +1,7 @@
-"""A recipe by path or name, with `-o` overrides -> a frozen, checked dataclass; and back to text.
+"""Load a recipe by path or name, with `-o` overrides, as a frozen and checked dataclass; dump it as YAML.
 
-A recipe may start from another: `base: full` takes everything from it and states only what differs. All
-problems of all sources are raised together, each with its place and the nearest valid key.
+A recipe may build on another: with `base: full` it states only what differs from `full`. All problems of all
+sources are raised together, each with its place and the nearest valid key.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from medunifier_cli.recipe.settings import Setting, Settings, YamlError, read_ov
 from medunifier_cli.recipe.stages import SCHEMAS
 
 SHIPPED = "medunifier_recipes"
+"""Package of the recipes that come with the project: the folder `recipes/`."""
 
 
 class Recipe(Protocol):
-    """What a schema must have besides its fields."""
+    """What every recipe has besides its own fields."""
 
     @property
     def stage(self) -> str: ...
@@ -34,7 +35,7 @@ class Recipe(Protocol):
     def name(self) -> str: ...
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """(dotted key, what is wrong); the text names, as dotted keys, the other fields it read."""
+        """Contradictions between fields: (dotted key, what is wrong, naming the other keys it read)."""
         ...
 
 
@@ -42,17 +43,17 @@ R = TypeVar("R", bound=Recipe)
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with the package, sorted."""
+    """Names of the shipped recipes, sorted."""
     return sorted(
         path.name.removesuffix(".yaml") for path in files(SHIPPED).iterdir() if path.name.endswith(".yaml")
     )
 
 
 def find_recipe(path_or_name: str | Path) -> Path:
-    """The file of a recipe: a path, or the bare name of a shipped one. A file wins over a name.
+    """The file of a recipe, given by path or as the name of a shipped one; a file takes precedence.
 
     Raises:
-        RecipeError: there is no such file; names the nearest shipped recipe.
+        RecipeError: there is no such file; the message suggests the nearest shipped recipe.
     """
     path = Path(path_or_name)
     if path.is_file():
@@ -85,12 +86,12 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = (), schema:
     """Read, merge and check a recipe.
 
     Args:
-        path_or_name: a YAML file, or the bare name of a shipped recipe (`full`).
-        overrides: `key=value` in dotted keys, values as YAML; the last one wins.
-        schema: dataclass to fill; its `stage` is the stage the recipe must be for.
+        path_or_name: a YAML file, or the name of a shipped recipe such as `full`.
+        overrides: `key=value` with dotted keys and YAML values; the last one of a key wins.
+        schema: dataclass to fill; its `stage` is the stage that the recipe must be for.
 
     Returns:
-        An instance of `schema`; an empty `name` becomes the file's.
+        An instance of `schema`; an empty `name` becomes that of the file.
 
     Raises:
         RecipeError: every problem found, one per line.
@@ -99,7 +100,7 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = (), schema:
 
 
 def load_saved(path: Path, schema: type[R]) -> R:
-    """The recipe that a run keeps in its folder, also one that an earlier version wrote.
+    """The recipe that a run keeps in its folder, which an earlier version may have written.
 
     Raises:
         RecipeError: every problem found, one per line.
@@ -121,10 +122,10 @@ def _load(path: Path, overrides: tuple[str, ...], schema: Any, saved: bool) -> A
 
 
 def stage_of(path_or_name: str | Path) -> str:
-    """The stage a recipe is for, as it or its base says; `pretrain` where neither does.
+    """The stage that a recipe or its base states; `pretrain` if neither does.
 
     Raises:
-        RecipeError: no such recipe, not YAML, or a stage that nobody knows.
+        RecipeError: no such recipe, not YAML, or an unknown stage.
     """
     path = find_recipe(path_or_name)
     setting = _merge(_chain(path, PretrainRecipe)).by_key.get("stage")
@@ -136,12 +137,12 @@ def stage_of(path_or_name: str | Path) -> str:
 
 
 def load_any(path_or_name: str | Path, overrides: Iterable[str] = (), saved: bool = False) -> Recipe:
-    """A recipe of whatever stage it says it is for; raises as `load_recipe`.
+    """A recipe of any stage, by the stage it states; raises as `load_recipe`.
 
     Args:
-        path_or_name: a YAML file, or the bare name of a shipped recipe.
+        path_or_name: a YAML file, or the name of a shipped recipe.
         overrides: see `load_recipe`.
-        saved: the recipe is one that a run keeps, see `load_saved`.
+        saved: this is a recipe that a run keeps, see `load_saved`.
     """
     path = find_recipe(path_or_name)
     recipe: Recipe = _load(path, tuple(overrides), SCHEMAS[stage_of(path)], saved)
@@ -149,12 +150,12 @@ def load_any(path_or_name: str | Path, overrides: Iterable[str] = (), saved: boo
 
 
 def dump_recipe(recipe: Any) -> str:
-    """The whole recipe as YAML, defaults included; `load_recipe` of it gives an equal recipe."""
+    """The whole recipe as YAML, defaults included; loading it gives an equal recipe."""
     return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True)
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, all the way down."""
+    """The value with tuples, also nested ones, as lists: safe YAML has no tuples."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -163,7 +164,7 @@ def _plain(value: Any) -> Any:
 
 
 def _shown(path: Path) -> str:
-    """The path as messages give it: relative to where the user stands, if it lies below."""
+    """The path as messages show it: relative to the current folder if it is inside."""
     try:
         return str(path.relative_to(Path.cwd())) if path.is_absolute() else str(path)
     except ValueError:
@@ -171,7 +172,7 @@ def _shown(path: Path) -> str:
 
 
 def _chain(path: Path, schema: type, saved: bool = False) -> list[Settings]:
-    """Settings of the recipe and of what it is based on, the deepest base first."""
+    """Settings of a recipe and of its bases, the deepest base first, so that later ones override."""
     chain: list[Settings] = []
     seen: list[Path] = []
     while True:
@@ -197,13 +198,13 @@ def _read(path: Path) -> str:
 
 
 def _base_path(base: Setting, owner: Path) -> Path:
-    """`base: full` is a shipped recipe; `base: mine.yaml` lies beside the recipe that says so."""
+    """The file that `base` names: relative to the recipe that names it, else a path or a shipped recipe."""
     name = base.value
     if not isinstance(name, str) or not name:
         raise RecipeError(f"{base.where}: base: expected the name or file of a recipe")
-    beside = owner.parent / name
+    relative = owner.parent / name
     try:
-        return beside if beside.is_file() else find_recipe(name)
+        return relative if relative.is_file() else find_recipe(name)
     except RecipeError as error:
         raise RecipeError(f"{base.where}: base: {error}") from error
 
@@ -218,16 +219,19 @@ def _merge(sources: Sequence[Settings]) -> Settings:
 
 
 def _check_stage(settings: Settings, schema: type, shown: str) -> None:
-    """A recipe for another verb gets one line, not a line for each of its keys."""
-    wanted = next(field.default for field in dataclasses.fields(schema) if field.name == "stage")
+    """Raise for a recipe of another verb, before each of its keys is reported as unknown."""
+    expected = next(field.default for field in dataclasses.fields(schema) if field.name == "stage")
     setting = settings.by_key.get("stage")
-    stage = setting.value if setting is not None else wanted
-    if isinstance(stage, str) and stage in SCHEMAS and stage != wanted:
-        raise RecipeError(f"{shown} is a recipe for `mu {stage}`, not for `mu {wanted}`")
+    stage = setting.value if setting is not None else expected
+    if isinstance(stage, str) and stage in SCHEMAS and stage != expected:
+        raise RecipeError(f"{shown} is a recipe for `mu {stage}`, not for `mu {expected}`")
 
 
 def _disagreements(recipe: Recipe, settings: Settings, shown: str) -> Iterator[str]:
-    """Problems between fields, less those that touch a key already complained about."""
+    """Contradictions between fields, except those with a key that was reported already.
+
+    Such a field holds its default instead of what the user meant, which may contradict nothing.
+    """
     for key, what in recipe.problems():
         if any(suspect == key or suspect in what for suspect in settings.suspects):
             continue

@@ -1,6 +1,6 @@
-"""The recipe reference of `docs/recipes.md`, generated: `python -m medunifier_cli.recipe.reference`.
+"""Generate the reference part of `docs/recipes.md`: `python -m medunifier_cli.recipe.reference`.
 
-What a field means is the string under it in the source, which Python itself throws away.
+The meaning of a field is the string under it. Python discards such strings, so they are read from the source.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from medunifier_cli.recipe.schema import Bounds
+from medunifier_cli.recipe.bounds import Bounds
 from medunifier_cli.recipe.settings import field_types
 from medunifier_cli.recipe.stages import SCHEMAS
 
@@ -23,18 +23,18 @@ MARK = "<!-- Generated from here on by `python -m medunifier_cli.recipe.referenc
 
 
 def reference() -> str:
-    """Markdown: a table for each section of each schema; a section that several share stands once."""
+    """Markdown with a table for each section of each schema; a section that several share is printed once."""
     parts: list[str] = []
-    told: set[type] = set()
+    printed: set[type] = set()
     for stage, schema in SCHEMAS.items():
         parts.append(f"## `mu {stage}`\n\n{inspect.getdoc(schema)}\n")
-        _sections(schema, "", parts, told)
+        _sections(schema, "", parts, printed)
     return "\n".join(parts)
 
 
 @cache
 def field_docs(schema: type) -> dict[str, str]:
-    """Field name -> the string under it, of the class itself or of the base it inherits the field from."""
+    """Field name -> the string under it, in the class or in the base that declares the field."""
     docs: dict[str, str] = {}
     for base in reversed(schema.__mro__):
         if dataclasses.is_dataclass(base):
@@ -59,15 +59,15 @@ def _own_docs(schema: type) -> dict[str, str]:
     return docs
 
 
-def _sections(schema: type, prefix: str, parts: list[str], told: set[type]) -> None:
+def _sections(schema: type, prefix: str, parts: list[str], printed: set[type]) -> None:
     types, docs = field_types(schema), field_docs(schema)
     plain = {name: kind for name, kind in types.items() if not dataclasses.is_dataclass(kind)}
-    if prefix and schema not in told:
+    if prefix and schema not in printed:
         parts.append(f"### `{prefix}`\n\n{inspect.getdoc(schema)}\n")
     elif prefix:
         parts.append(f"### `{prefix}`\n\nAs above.\n")
         return
-    told.add(schema)
+    printed.add(schema)
     if plain:
         rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
         defaults = {field.name: field.default for field in dataclasses.fields(schema)}
@@ -79,11 +79,11 @@ def _sections(schema: type, prefix: str, parts: list[str], told: set[type]) -> N
         parts.append("\n".join(rows) + "\n")
     for name, kind in types.items():
         if name not in plain:
-            _sections(kind, f"{prefix}.{name}" if prefix else name, parts, told)
+            _sections(kind, f"{prefix}.{name}" if prefix else name, parts, printed)
 
 
 def _words(kind: Any) -> str:
-    """A type as a reader of recipes thinks of it."""
+    """A type in the words of the reference."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         bounds = next(item for item in args[1:] if isinstance(item, Bounds))
@@ -114,7 +114,7 @@ def _default(value: Any) -> str:
 
 
 def main() -> None:
-    """Write the page anew below its mark."""
+    """Rewrite the page below its mark."""
     intro = PAGE.read_text(encoding="utf-8").split(MARK)[0]
     PAGE.write_text(f"{intro}{MARK}\n\n{reference()}", encoding="utf-8")
 

@@ -1,59 +1,46 @@
-"""What a recipe may say. The type is the check; the string under a field is its documentation.
+"""The keys of a pre-training recipe: a field's type is its check, the string under it its documentation.
 
-`load.py` turns YAML and `-o key=value` into these. Bounds stand in `Annotated` metadata; what several
-fields must agree on stands in `problems()` of the dataclass that holds them.
+`load.py` fills these dataclasses from YAML and `-o key=value`. Bounds are `Annotated` metadata; `problems()`
+of a dataclass checks what its fields must agree on. The strings under the fields become `docs/recipes.md`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_type_hints
 
+from medunifier_cli.recipe.bounds import Bounds, Count, CountOrZero, NonNegative, Positive, Share
+from medunifier_cli.recipe.schema_train import OptimConfig, TrainConfig
 
-@dataclass(frozen=True)
-class Bounds:
-    """Closed interval a number must lie in; `above` excludes `low` itself."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    above: bool = False
-
-
-Share = Annotated[float, Bounds(0, 1)]
-Count = Annotated[int, Bounds(1)]
-CountOrZero = Annotated[int, Bounds(0)]
-NonNegative = Annotated[float, Bounds(0)]
-Positive = Annotated[float, Bounds(0, above=True)]
 Weight = Annotated[float, Bounds(0), "weight of an objective"]
-"""Weight of an objective, which has the field's name."""
+"""Weight of the objective that has the name of the field."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which shards, and how a sample becomes a picture and a text."""
+    """The shards, and how image and text of a sample are prepared."""
 
     dataset: str = "mimic-cxr"
-    """Name of the data set plugin; its shards lie under `$MU_DATA/shards/<dataset>`."""
+    """Name of the data set plugin, whose shards are read from `$MU_DATA/shards/<dataset>`."""
     shards: str = ""
-    """Another folder of shards; empty for the place above."""
+    """Folder of shards; empty for that of the data set."""
     train: str = "train"
     """Split to train on."""
     valid: str = "valid"
     """Split to validate on; empty for none."""
     test: str = "test"
-    """Split of the last, held-out evaluation; empty for none."""
+    """Held-out split that is measured once at the end; empty for none."""
     image_size: Count = 224
-    """Edge in pixels; the aspect ratio is not kept (paper, appendix 2)."""
+    """Height and width in pixels; the aspect ratio is not kept (paper, appendix 2)."""
     sections: tuple[str, ...] = ()
-    """Text sections, in order; empty for those the data set plugin names."""
+    """Sections of the report that make up the text, in order; empty for those of the data set plugin."""
     require: Literal["any", "all"] = "any"
-    """Which sections a sample must have to be used: `any` of them, or `all`."""
+    """Use samples that have `any` of the sections, or only those that have `all`."""
     workers: CountOrZero = 4
     """Loader processes per rank; 0 decodes in the training process."""
     limit: CountOrZero = 0
-    """Use only the first so many samples of the train split; 0 for all."""
+    """Use only the first N samples of the train split; 0 for all."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +48,16 @@ class TextConfig:
     """Tokenizer and text length (paper, appendix 2)."""
 
     tokenizer: str = "train"
-    """Hub name or local folder of a BERT tokenizer; `train` learns WordPieces on the train split."""
+    """Hub name or local folder of a BERT tokenizer; `train` trains a WordPiece tokenizer on the train
+    split."""
     vocabulary: Count = 30522
-    """Size of the vocabulary when it is learned; fewer if the texts have fewer."""
+    """Largest vocabulary of a tokenizer that is trained."""
     max_tokens: Annotated[int, Bounds(4, 512)] = 95
-    """L_t with the special tokens; longer texts are cut."""
+    """Tokens of a text, L_t, special tokens included; longer texts are truncated."""
     strip_deidentified: bool = False
-    """Remove `___` and `XXXX`, the marks of removed personal data."""
+    """Remove `___` and `XXXX`, which mark removed personal data."""
     section_marks: bool = False
-    """Put its name before each section (`FINDINGS:`), so that generated reports come in sections too."""
+    """Begin each section with its name (`FINDINGS:`), so that generated reports have sections too."""
 
 
 @dataclass(frozen=True)
@@ -77,23 +65,24 @@ class VitConfig:
     """Image encoder (paper, section 3.2)."""
 
     name: str = "eva_giant_patch14_clip_224"
-    """timm model."""
+    """Name of a vision transformer in timm."""
     weights: str = "random"
-    """`hub` (timm's own), a hub name `org/model`, a local folder or safetensors file, or `random`."""
+    """Initial weights: `hub` (timm's own), a hub name `org/model`, a local folder or file, or `random`."""
     frozen: bool = True
-    """Never trained, run without gradient in bf16 on a GPU. False trains it with the rest."""
+    """Keep the weights fixed, and run without gradient in bf16 on a GPU; `false` trains them with the
+    rest."""
     drop_last_block: bool = True
-    """As BLIP-2: features of the last block but one."""
+    """Take the features of the second to last block, as BLIP-2 does."""
     patch_size: CountOrZero = 0
-    """Another patch size than the model's own; 0 keeps it."""
+    """Patch size in pixels; 0 for that of the named model."""
     width: CountOrZero = 0
-    """Another embedding width D_v; 0 keeps it."""
+    """Embedding width D_v; 0 for that of the named model."""
     depth: CountOrZero = 0
-    """Another number of blocks; 0 keeps it."""
+    """Number of blocks; 0 for that of the named model."""
     heads: CountOrZero = 0
-    """Another number of attention heads; 0 keeps it."""
+    """Number of attention heads; 0 for that of the named model."""
     pixel_norm: Literal["none", "clip"] = "none"
-    """Pixels as they are in [0, 1] (paper) or with CLIP's mean and deviation."""
+    """`none`: pixels in [0, 1] (paper); `clip`: standardised with CLIP's mean and deviation."""
 
 
 @dataclass(frozen=True)
@@ -101,23 +90,24 @@ class QFormerConfig:
     """Image-text encoder with learnable queries (paper, sections 3.2 and 3.3)."""
 
     weights: str = "random"
-    """Hub name or local folder of a BERT, or `random`."""
+    """Initial weights: hub name or local folder of a BERT or BLIP-2 model, or `random`."""
     layers: Count = 12
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     width: Count = 768
-    """D, of queries and text alike."""
+    """Width D of queries and text tokens."""
     heads: Count = 12
-    """Attention heads."""
+    """Number of attention heads."""
     ffn_width: Count = 3072
     """Inner width of both feed-forward networks."""
     queries: Count = 32
-    """L_q learnable embeddings."""
+    """Number of learnable queries, L_q."""
     cross_attention_every: Count = 1
-    """1: in each block, as the paper; 2: in every second, which BLIP-2 weights need."""
+    """Cross-attention in every Nth block: 1 as in the paper; 2 as BLIP-2 weights need."""
     dropout: Annotated[float, Bounds(0, 0.9)] = 0.1
-    """BERT's own, on hidden states and attention."""
+    """Dropout of hidden states and attention weights, as in BERT."""
     init_std: Positive = 0.02
-    """Deviation of random weights, BERT's `initializer_range`; narrow models need about 1 / sqrt(width)."""
+    """Standard deviation of random weights, BERT's `initializer_range`; narrow models need about
+    1 / sqrt(width)."""
 
 
 @dataclass(frozen=True)
@@ -125,62 +115,67 @@ class GeneratorConfig:
     """Text-grounded image generation (paper, section 3.4)."""
 
     codebook_size: Annotated[int, Bounds(2)] = 512
-    """K codes, top and bottom."""
+    """Number of codes K, in the top and in the bottom codebook."""
     code_width: Count = 768
-    """Width of a code."""
+    """Width of a code vector."""
     codebook: Literal["loss", "ema"] = "loss"
-    """`loss`: equation (23); `ema`: running means of the assigned vectors, all-reduced."""
+    """How codes are learned: `loss`, by equation (23); `ema`, as running means of the vectors assigned to
+    them."""
     ema_decay: Share = 0.99
-    """Decay of the running means."""
+    """Decay of the running means per step."""
     revive_dead_codes: bool = False
-    """Put codes nobody chose for a while onto encoder outputs of the batch, and start from such outputs."""
+    """Replace unused codes with encoder outputs of the batch, and initialise the codebook with such
+    outputs."""
     revive_below: NonNegative = 0.05
-    """A code is dead when its running count per step falls under this."""
+    """A code counts as unused when the running mean of its assignments per step falls below this."""
     beta: NonNegative = 0.5
-    """Weight of both commitment terms."""
+    """Weight of both commitment losses."""
     base_width: Count = 1536
-    """Channels of the decoder's base map, halved by each block; the authors' code starts at 4608."""
+    """Channels of the decoder's first map, halved by each block; the authors' code has 4608."""
     norm: Literal["batch", "group"] = "batch"
-    """Normalisation after each ReLU of the decoder; `batch` is synchronised across ranks."""
+    """Normalisation after each ReLU of the decoder; `batch` is synchronised over all ranks."""
     feature_norm: Literal["none", "batch"] = "none"
-    """Non-affine batch normalisation before the adapters' ReLU; a short run from random weights needs it."""
+    """`batch`: non-affine batch normalisation before the adapters' ReLU, which short runs from random weights
+    need."""
     position_scale: NonNegative = 1.0
-    """Strength of the adapters' positional encoding; the paper adds it as it is."""
+    """Factor on the adapters' positional encoding; 1 as in the paper."""
     residual_width: Count = 384
     """Inner channels of a residual block."""
     residual_layers: Count = 2
-    """Layers of a residual block, each with weights of its own."""
+    """Number of layers of a residual block, each with its own weights."""
     rate_scale: Positive = 1.0
-    """Factor on the learning rate of these layers: convolutions stand more than transformers."""
+    """Factor on the learning rate of the generator: convolutions tolerate higher learning rates than
+    transformers."""
 
 
 @dataclass(frozen=True)
 class ObjectivesConfig:
-    """Weights of equation (24). An objective of weight 0 is neither built nor computed."""
+    """Objectives and their weights, equation (24). One of weight 0 is neither built nor computed."""
 
     itc: Weight = 1.0
-    """Image-text contrast."""
+    """Weight of image-text contrast."""
     itm: Weight = 1.0
-    """Image-text matching; needs `itc`, whose similarities choose the negatives."""
+    """Weight of image-text matching; needs `itc`, whose similarities choose the negatives."""
     itg: Weight = 1.0
-    """Image-grounded text generation."""
+    """Weight of image-grounded text generation."""
     tig: Weight = 1.0
-    """Text-grounded image generation."""
+    """Weight of text-grounded image generation."""
     embed_width: Count = 256
-    """E, the space of ITC."""
+    """Width E of the space in which ITC compares images and texts."""
     embed_norm: Literal["none", "batch"] = "none"
-    """Non-affine batch normalisation on the ITC projections; ends the plateau at ln(batch) of short runs."""
+    """`batch`: non-affine batch normalisation of the ITC projections, without which short runs stay at a loss
+    of ln(batch)."""
     temperature: Annotated[float, Bounds(0.01, 0.5)] = 0.07
-    """Start of the learnable temperature."""
+    """Initial value of the learnable temperature of ITC."""
     itc_smoothing: Annotated[float, Bounds(0, 0.9)] = 0.0
-    """Label smoothing of ITC; the published code has 0.1."""
+    """Label smoothing of ITC; the authors' code has 0.1."""
     itm_negatives: Literal["hard", "random"] = "hard"
-    """`hard`: drawn by ITC similarity, as ALBEF (paper); `random`: uniformly."""
+    """How negatives are sampled: `hard`, by ITC similarity as in ALBEF (paper); `random`, uniformly."""
     itm_exclude_same_text: bool = True
-    """Pairs whose texts are equal word for word are never negatives."""
+    """Never use a pair as a negative whose texts are equal word for word."""
 
     def weights(self) -> dict[str, float]:
-        """Weight of each objective that is on, by name."""
+        """Weights of the active objectives, by name."""
         names = [
             name for name, kind in get_type_hints(type(self), include_extras=True).items() if kind is Weight
         ]
@@ -188,86 +183,8 @@ class ObjectivesConfig:
 
 
 @dataclass(frozen=True)
-class AdamWConfig:
-    """What AdamW and its warm-up are told in every stage (paper, appendix 2)."""
-
-    warmup: Share = 0.05
-    """Share of all steps."""
-    beta1: Share = 0.9
-    """First AdamW beta."""
-    beta2: Share = 0.95
-    """Second AdamW beta."""
-    weight_decay: NonNegative = 0.05
-    """On matrices and kernels; biases, norms and embeddings have none."""
-    clip_norm: NonNegative = 1.0
-    """Largest gradient norm; 0 for no clipping."""
-
-
-@dataclass(frozen=True)
-class OptimConfig(AdamWConfig):
-    """AdamW, warm-up and cosine (paper, appendix 2)."""
-
-    peak_lr: Positive = 1e-4
-    """Learning rate after warm-up."""
-    warmup_lr: NonNegative = 1e-5
-    """Learning rate of the first step."""
-    final_lr: NonNegative = 0.0
-    """Learning rate the cosine ends at."""
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """What the training loop is told in every stage: how long, how wide, how often."""
-
-    seed: CountOrZero = 0
-    """Seed of every random draw."""
-    epochs: Positive = 30.0
-    """Passes over the train split; `steps` takes precedence where it is set."""
-    steps: CountOrZero = 0
-    """Optimiser steps; 0 to count epochs."""
-    global_batch: Count = 256
-    """Samples per optimiser step, over all ranks and micro-batches."""
-    micro_batch: CountOrZero = 0
-    """Samples per rank and pass; 0 for all of a rank's share."""
-    precision: Literal["no", "bf16", "fp16"] = "bf16"
-    """Mixed precision; losses are always fp32."""
-    processes: CountOrZero = 0
-    """Processes to start; 0 for one per GPU, or one."""
-    threads: CountOrZero = 0
-    """CPU threads per process; 0 leaves it to PyTorch. Fixed threads make CPU runs repeatable bit for bit."""
-    log_every: Count = 10
-    """Steps between lines of `log.jsonl`."""
-    valid_every: CountOrZero = 1000
-    """Steps between validations; 0 only at the end."""
-    checkpoint_every: Count = 1000
-    """Steps between checkpoints."""
-    keep: Count = 2
-    """Checkpoints kept."""
-    tensorboard: bool = True
-    """Write TensorBoard files through Accelerate's trackers."""
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        """What the fields must agree on: (dotted key of the recipe, what is wrong)."""
-        if self.micro_batch and self.global_batch % self.micro_batch:
-            yield (
-                "train.global_batch",
-                f"{self.global_batch} is not a multiple of train.micro_batch {self.micro_batch}",
-            )
-
-
-@dataclass(frozen=True)
-class TrainConfig(LoopConfig):
-    """How long, how wide, how often."""
-
-    micro_batch: CountOrZero = 64
-    """Pairs per rank and pass; 0 for all of a rank's share. ITC and ITM contrast within one pass."""
-    valid_batches: CountOrZero = 50
-    """Batches per validation; 0 for the whole split."""
-
-
-@dataclass(frozen=True)
 class ModelConfig:
-    """The model's parts."""
+    """The three parts of the model."""
 
     vit: VitConfig = field(default_factory=VitConfig)
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
@@ -279,9 +196,9 @@ class PretrainRecipe:
     """A pre-training run."""
 
     stage: Literal["pretrain"] = "pretrain"
-    """What this recipe is for."""
+    """The verb that the recipe is for."""
     name: str = ""
-    """Name of the run, when the command line gives none; empty for the recipe's file name."""
+    """Name of the run if `--run` gives none; empty for the name of the recipe file."""
     data: DataConfig = field(default_factory=DataConfig)
     text: TextConfig = field(default_factory=TextConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -290,7 +207,7 @@ class PretrainRecipe:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What the fields must agree on: (dotted key, what is wrong, naming every other key looked at)."""
+        """Contradictions between fields: (dotted key, what is wrong, naming every other key it read)."""
         qformer, objectives, train = self.model.qformer, self.objectives, self.train
         if qformer.width % qformer.heads:
             yield (
@@ -300,7 +217,7 @@ class PretrainRecipe:
         if objectives.itm and not objectives.itc:
             yield "objectives.itm", "needs objectives.itc: its similarities choose the hard negatives"
         if not (objectives.itc or objectives.itg or objectives.tig):
-            yield "objectives.itc", "off, as are objectives.itg and objectives.tig; nothing would be trained"
+            yield "objectives.itc", "off, as are objectives.itg and objectives.tig: nothing would be trained"
         if self.optim.warmup_lr > self.optim.peak_lr:
             yield "optim.warmup_lr", f"{self.optim.warmup_lr:g} is above optim.peak_lr {self.optim.peak_lr:g}"
         yield from train.problems()

@@ -1,4 +1,4 @@
-"""What a recipe of `mu fit-prior` may say (paper, section 4.2 and appendix 2; PixelSNAIL as in VQ-VAE-2)."""
+"""The keys of a recipe of `mu fit-prior` (paper, section 4.2 and appendix 2; PixelSNAIL as in VQ-VAE-2)."""
 
 from __future__ import annotations
 
@@ -6,56 +6,59 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from medunifier_cli.recipe.schema import Bounds, Count, CountOrZero, OptimConfig, Share, TrainConfig
+from medunifier_cli.recipe.bounds import Bounds, Count, CountOrZero, Share
+from medunifier_cli.recipe.schema_train import OptimConfig, TrainConfig
 
 
 @dataclass(frozen=True)
 class PriorDataConfig:
-    """Which samples become codes. Data set, texts and image size are the pre-training run's."""
+    """The samples to encode. Data set, texts and image size are those of the pre-training run."""
 
     train: str = ""
-    """Split to fit on; empty for the run's own train split."""
+    """Split to train on; empty for that of the pre-training run."""
     valid: str = ""
-    """Held-out split that nats per code are told on; empty for the run's own."""
+    """Held-out split on which nats per code are measured; empty for that of the pre-training run."""
     limit: CountOrZero = 0
-    """Use only the first so many samples of the train split; 0 for all."""
+    """Use only the first N samples of the train split; 0 for all."""
 
 
 WIDTH_STEP = 16
-"""Every width is a multiple of it, so that no product leaves a rest to the vector instructions; see
-`prior/cache.py`."""
+"""Widths must be multiples of it, so that no element is left over from a vector loop, where `exp` may round
+differently; see `prior/cache.py`."""
 
 
 @dataclass(frozen=True)
 class PixelSnailConfig:
-    """One PixelSNAIL. The paper gives no sizes; these are VQ-VAE-2's at a width that fits 8x8 maps."""
+    """One PixelSNAIL. The paper gives no sizes; these are those of VQ-VAE-2, at a width that suits 8x8
+    maps."""
 
     channels: Count = 256
-    """C, width of the residual stream, a multiple of 16."""
+    """Width C of the residual stream, a multiple of 16."""
     blocks: Count = 4
-    """Blocks, each closed by a causal attention where `attention` is on."""
+    """Number of blocks."""
     layers: Count = 4
-    """Gated residual layers of a block."""
+    """Number of gated residual layers in a block."""
     kernel: Count = 3
-    """Odd width of a layer's causal window: that many columns, (kernel + 1) / 2 rows."""
+    """Width of the causal window of a layer, an odd number of columns; it has (kernel + 1) / 2 rows."""
     stem_kernel: Count = 5
-    """Odd width of the first window, which does not see its own position."""
+    """Width of the first causal window, odd; it excludes the position that is predicted."""
     attention: bool = True
-    """Close each block with attention over all earlier positions."""
+    """End each block with causal attention over all earlier positions."""
     heads: Count = 8
-    """Attention heads; they share A = C / 2 channels."""
+    """Number of attention heads, which share A = C / 2 channels."""
     dropout: Annotated[float, Bounds(0, 0.9)] = 0.1
-    """Inside each residual layer, in training."""
+    """Dropout inside each residual layer."""
     concat_elu: bool = False
-    """Activation elu([x, -x]) of the original code instead of elu(x); doubles a layer's input."""
+    """Use the activation elu([x, -x]) of the original code instead of elu(x); doubles the input of a
+    layer."""
     top_layers: CountOrZero = 4
-    """Bottom prior only: residual layers of the stack that reads the top map."""
+    """Number of residual layers that read the top map (bottom prior only)."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What the fields must agree on: (field, what is wrong)."""
+        """Contradictions between fields: (field, what is wrong)."""
         for name in ("kernel", "stem_kernel"):
             if getattr(self, name) < 3 or getattr(self, name) % 2 == 0:
-                yield name, f"{getattr(self, name)} is not an odd number from 3 on"
+                yield name, f"{getattr(self, name)} is not an odd number of at least 3"
         if self.channels < WIDTH_STEP or self.channels % WIDTH_STEP:
             yield "channels", f"{self.channels} is not a multiple of {WIDTH_STEP}"
         if self.attention and (self.channels // 2) % self.heads:
@@ -67,37 +70,39 @@ class PriorConfig:
     """The two priors of a pre-training run."""
 
     pretrained: str = ""
-    """Pre-training run whose codes are learned, by name or folder; empty for the newest. `--from` says the
-    same."""
+    """Pre-training run whose codes are modelled, by name or folder; empty for the newest. Same as
+    `--from`."""
     condition: Literal["none", "text"] = "none"
-    """`none`: the paper's. `text`: the text's feature enters both priors, so that prompts can be obeyed."""
+    """`none`: unconditional, as in the paper; `text`: both priors take the text feature, so that images
+    follow prompts."""
     drop_text: Share = 0.1
-    """Share of training rows that do without their text, so that guidance works."""
+    """Share of training samples whose text is dropped, which classifier-free guidance needs."""
     sections: bool = True
-    """Show each section of a text alone too, so that short prompts are no surprise."""
+    """Train on single sections of a text as well, so that short prompts work."""
     codebook_vectors: bool = False
-    """Read codes as the quantiser's own vectors behind a linear map, instead of learned embeddings."""
+    """Embed codes by a linear map of their codebook vectors, instead of learned embeddings."""
     top: PixelSnailConfig = field(default_factory=PixelSnailConfig)
     bottom: PixelSnailConfig = field(default_factory=lambda: PixelSnailConfig(attention=False))
 
 
 @dataclass(frozen=True)
 class PriorRecipe:
-    """Top and bottom PixelSNAIL over the codes of a pre-trained run."""
+    """Training of the top and the bottom PixelSNAIL on the codes of a pre-trained run."""
 
     stage: Literal["fit-prior"] = "fit-prior"
-    """What this recipe is for."""
+    """The verb that the recipe is for."""
     name: str = ""
-    """Name of the run, when the command line gives none; empty for the recipe's file name."""
+    """Name of the run if `--run` gives none; empty for the name of the recipe file."""
     data: PriorDataConfig = field(default_factory=PriorDataConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     inception: str = ""
-    """File of torch-fidelity's Inception weights, for FID by `mu score --real`; empty for torch's cache."""
+    """File of torch-fidelity's Inception weights, for the FID of `mu score --real`; empty for torch's
+    cache."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What the fields must agree on: (dotted key, what is wrong, naming every other key looked at)."""
+        """Contradictions between fields: (dotted key, what is wrong, naming every other key it read)."""
         yield from self.train.problems()
         if self.optim.warmup_lr > self.optim.peak_lr:
             yield "optim.warmup_lr", f"{self.optim.warmup_lr:g} is above optim.peak_lr {self.optim.peak_lr:g}"

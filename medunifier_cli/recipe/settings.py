@@ -1,6 +1,7 @@
-"""Recipe text -> settings by dotted key, each with the place it was written: file and line, or `-o`.
+"""Read recipe text into settings by dotted key, each with the place where it was written.
 
-What a key may be called is asked of the schema; what its value may be is `build.py`'s business.
+The place is a file and line, or an option `-o`. Names of keys are checked here, against the schema; values
+are checked in `build.py`.
 """
 
 from __future__ import annotations
@@ -13,14 +14,10 @@ from typing import Any, get_type_hints
 
 import yaml
 
-LIKE = 0.6
-"""Share of letters in common from which a key is offered as the one meant."""
-VERY_LIKE = 0.75
-"""The same, for a key of another section."""
+SIMILAR = 0.6
+"""Ratio of matching characters, from 0 to 1, from which on a key is suggested (difflib's own default)."""
 RENAMED = {"train.validate_every": "train.valid_every"}
-"""Keys of earlier versions -> their names now. A run's own recipe is still read under them."""
-MISSPELT = 0.85
-"""From here on a key of the same section is meant, even if another section has one of exactly this name."""
+"""Keys of earlier versions -> their present names. The recipes that runs keep may still use the old ones."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +25,9 @@ class Setting:
     """One value of a recipe."""
 
     value: object
-    """As YAML reads it."""
+    """The value as YAML reads it."""
     raw: str
-    """As it was written, for a plain scalar; else empty. YAML reads `no` as False and `1e-4` as text."""
+    """The text of an unquoted scalar, else empty: YAML reads `no` as False and `1e-4` as text."""
     where: str
     """`file:line`, or `-o key=value`."""
     from_override: bool = False
@@ -38,20 +35,20 @@ class Setting:
 
 @dataclass
 class Settings:
-    """What one or several sources set, and what is wrong with them."""
+    """What one or several sources set, and the problems found in them."""
 
     by_key: dict[str, Setting]
     problems: list[str]
     suspects: set[str]
-    """Keys that a problem is about, or that a wrong key was probably meant for."""
+    """Keys that a problem is about, and keys that a misspelt one was probably meant for."""
 
 
 class YamlError(Exception):
-    """Text that is no YAML, or no recipe at all: one line with its place."""
+    """Text that is not YAML, or not a mapping: one line with its place."""
 
 
 def field_types(schema: type) -> dict[str, Any]:
-    """Field name -> its type with the bounds (`Annotated` is kept)."""
+    """Field name -> its type, with the bounds in `Annotated`."""
     hints = get_type_hints(schema, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(schema)}
 
@@ -65,29 +62,36 @@ def dotted_keys(schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def nearest_key(key: str, schema: type) -> str | None:
-    """The key that was probably meant: one of its section, its name in another section, or the closest."""
-    known = [other for other in dotted_keys(schema) if not key.startswith(f"{other}.")]
-    section, _, last = key.rpartition(".")
-    ranked = sorted(known, key=lambda other: -difflib.SequenceMatcher(None, key, other).ratio())
-    likeness = difflib.SequenceMatcher(None, key, ranked[0]).ratio()
-    near = not section or ranked[0].startswith(f"{section}.")
-    moved = [other for other in ranked if other.rpartition(".")[2] == last]
-    if moved and not (near and section and likeness >= MISSPELT):
-        return moved[0]
-    return ranked[0] if likeness >= (LIKE if near else VERY_LIKE) else None
+    """The key that a wrong one was probably meant for.
+
+    The most similar of the keys of the same name in other sections and of those of the same section, as far
+    as they are similar at all. None if there is no such key.
+    """
+
+    def likeness(other: str) -> float:
+        return difflib.SequenceMatcher(None, key, other).ratio()
+
+    section, _, name = key.rpartition(".")
+    ranked = sorted(dotted_keys(schema), key=likeness, reverse=True)
+    siblings = [other for other in ranked if other.rpartition(".")[0] == section] or ranked
+    for other in ranked:
+        same_name = other.rpartition(".")[2] == name
+        if same_name or (other in siblings and likeness(other) >= SIMILAR):
+            return other
+    return None
 
 
 def read_text(text: str, shown: str, schema: type, saved: bool = False) -> tuple[Settings, Setting | None]:
-    """Settings of one recipe text, and what its top-level `base` says.
+    """Settings of one recipe text, and the value of its top-level `base`.
 
     Args:
         text: YAML.
-        shown: the file's name as messages give it.
+        shown: name of the file in messages.
         schema: dataclass of the recipe.
-        saved: the recipe of a run, in which keys of earlier versions count.
+        saved: this is the recipe that a run keeps, in which keys of earlier versions are allowed.
 
     Raises:
-        YamlError: no YAML, or not a mapping.
+        YamlError: not YAML, or not a mapping.
     """
     settings = Settings({}, [], set())
     reader = _Reader(shown, schema, settings, saved)
@@ -106,7 +110,7 @@ def read_text(text: str, shown: str, schema: type, saved: bool = False) -> tuple
 
 
 def read_overrides(overrides: tuple[str, ...], schema: type) -> Settings:
-    """Settings of `-o key=value`; values are YAML, a later one wins."""
+    """Settings of the options `-o key=value`; values are YAML, and the last one of a key wins."""
     settings = Settings({}, [], set())
     known = set(dotted_keys(schema))
     for override in overrides:
@@ -121,7 +125,7 @@ def read_overrides(overrides: tuple[str, ...], schema: type) -> Settings:
             try:
                 value = yaml.safe_load(raw)
             except (yaml.YAMLError, ValueError):
-                value = raw  # such as `a: b` or `[x`: plain text, if the key takes text
+                value = raw  # such as `a: b` or `[x`, which is fine for a key that takes text
             settings.by_key[key] = Setting(value, raw.strip(), where, from_override=True)
     return settings
 
@@ -138,8 +142,8 @@ def _unknown(key: str, where: str, schema: type, settings: Settings) -> None:
     else:
         known = list(dotted_keys(schema))
         section = key.rpartition(".")[0]
-        beside = [other for other in known if other.rpartition(".")[0] == section] or field_types(schema)
-        hint = f"there are: {', '.join(other.rpartition('.')[2] for other in beside)}"
+        siblings = [other for other in known if other.rpartition(".")[0] == section] or field_types(schema)
+        hint = f"available: {', '.join(other.rpartition('.')[2] for other in siblings)}"
     settings.problems.append(f"{where}: {key} is not a recipe key; {hint}")
 
 
@@ -151,7 +155,7 @@ def _yaml_line(error: yaml.YAMLError, shown: str) -> str:
 
 
 class _Reader:
-    """Walks the nodes of one text along the schema."""
+    """Walks the YAML nodes of one recipe along its schema, and collects settings and problems."""
 
     def __init__(self, shown: str, schema: type, settings: Settings, saved: bool) -> None:
         self.shown, self.schema, self.settings, self.saved = shown, schema, settings, saved
@@ -178,7 +182,7 @@ class _Reader:
                 self._set(key, self._leaf(loader, value_node, where, key))
             elif isinstance(value_node, yaml.MappingNode):
                 self.section(loader, value_node, types[name], f"{key}.")
-            else:  # a value where a section belongs; an empty one sets nothing
+            else:  # a value where a section belongs: `build` reports it, unless it is empty and sets nothing
                 leaf = self._leaf(loader, value_node, where, key)
                 if leaf is None or leaf.value is not None:
                     self._set(key, leaf)

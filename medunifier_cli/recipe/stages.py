@@ -1,4 +1,4 @@
-"""Which recipes there are: stage, which is also the verb, -> schema. The one table of them."""
+"""The table of recipes: stage, which is also the name of its verb -> schema."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ SCHEMAS: Mapping[str, type[Any]] = {
     "finetune": FinetuneRecipe,
     "fit-prior": PriorRecipe,
 }
-"""In the order of the reference."""
+"""In the order of `docs/recipes.md`."""

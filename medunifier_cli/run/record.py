@@ -99,10 +99,10 @@ class Run:
 
     @contextmanager
     def locked(self, enabled: bool = True) -> Iterator[None]:
-        """Keep other commands from training this run.
+        """Keep other processes from writing to this run.
 
         Args:
-            enabled: False takes no lock: for the ranks other than the main one, which holds it for all.
+            enabled: False holds nothing, for the ranks other than the main one.
 
         Raises:
             CheckpointError: another process is training it.

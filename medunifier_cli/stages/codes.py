@@ -1,6 +1,7 @@
-"""`codes.h5`: every image of a split as its codes, encoded once in evaluation mode, with its text's feature.
+"""Encode the images of a split to codes once, and keep them with the features of their texts in `codes.h5`.
 
-Letters: n samples, T the top map's edge, G the bottom map's edge, V texts of a sample, D width of f_t_cls.
+Letters: n samples, T height and width of the top map, G of the bottom map, V texts of a sample, D width of
+f_t_cls.
 """
 
 from __future__ import annotations
@@ -30,17 +31,18 @@ from medunifier_cli.model.vit import pixels
 from medunifier_cli.terminal.progress import Progress
 
 BATCH = 64
-"""Samples per forward pass and rank."""
+"""Samples per forward pass and rank; changes no code."""
 
 
 @dataclass(frozen=True)
 class Codes:
-    """A split as the priors see it."""
+    """All that the priors read of a split."""
 
     top_nTT: NDArray[np.uint16]
     bottom_nGG: NDArray[np.uint16]
     text_nVD: NDArray[np.float16]
-    """f_t_cls of the whole text, then of each of its sections; where a section is empty, the whole text's."""
+    """Feature f_t_cls of the whole text, then of each of its sections; an empty section has that of the
+    whole."""
     label_n: NDArray[np.int16]
     """Class index, -1 for none or several."""
     key_n: NDArray[np.bytes_]
@@ -50,11 +52,11 @@ class Codes:
 
 
 def encode_split(trained: PretrainedRun, source: SplitSource, sections: bool) -> Codes:
-    """Every sample once and in order; all ranks share the work and get the whole result.
+    """Codes and text features of every sample, in order; all ranks share the work and get the whole result.
 
     Args:
-        source: samples with text: the bottom codes of the paper are made from image and text.
-        sections: also keep the feature of each section alone, so that a prior learns short texts too.
+        source: samples with text: the bottom codes of the paper depend on image and text.
+        sections: add the feature of each section alone, so that a prior learns short texts too.
     """
     parts: list[list[NDArray[Any]]] = []
     batches = eval_batches(source, batch_size=BATCH, rank=world.rank(), world=world.size(), workers=0)
@@ -72,10 +74,10 @@ def encode_split(trained: PretrainedRun, source: SplitSource, sections: bool) ->
             real = _ranks(mask_B.to(trained.device)).bool().cpu()
             parts.append([_ranks(column.to(trained.device)).cpu()[real].numpy() for column in columns])
             progress.advance(sum(len(part[-1]) for part in parts))
-    top_n, bottom_n, text_n, label_n, place_n = (
+    top_n, bottom_n, text_n, label_n, number_n = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
-    keys = [key.encode() for key in source.shards.keys(source.rows[place_n])]
+    keys = [key.encode() for key in source.shards.keys(source.rows[number_n])]
     return Codes(
         top_n.astype(np.uint16), bottom_n.astype(np.uint16), text_n.astype(np.float16),
         label_n.astype(np.int16), np.array(keys),
@@ -83,15 +85,15 @@ def encode_split(trained: PretrainedRun, source: SplitSource, sections: bool) ->
 
 
 def _ranks(rows: Tensor) -> Tensor:
-    """[B, ...] of each rank -> [ranks * B, ...]."""
+    """[B, ...] of each rank -> [ranks * B, ...], rank after rank, which is the order of the samples."""
     return torch.cat(world.collect_rows(rows))
 
 
 def _section_features(
     trained: PretrainedRun, source: SplitSource, places: list[int], whole_BD: Tensor
 ) -> list[Tensor]:
-    """[B, D] for each section of the recipe's text; a row without it keeps the whole text's."""
-    settings, found = trained.recipe.text, []
+    """A feature [B, D] for each section of the recipe's text; rows without the section get `whole_BD`."""
+    settings, features = trained.recipe.text, []
     metas = [source.meta(place) for place in places]
     for section in source.sections:
         texts = [
@@ -102,16 +104,17 @@ def _section_features(
         feature_BD = whole_BD.float().clone()
         if rows:
             ids = [trained.tokenizer.encode(texts[row], settings.max_tokens) for row in rows]
-            feature_BD[rows] = trained.model.encode_text(PackedText.of(ids, trained.device)).float()
-        found.append(feature_BD)
-    return found
+            packed = PackedText.of(ids, trained.device)
+            feature_BD[rows] = trained.model.encode_text(packed).float()
+        features.append(feature_BD)
+    return features
 
 
 def write_codes(path: Path, splits: Mapping[str, Codes], made_of: Mapping[str, Any]) -> None:
-    """Write `codes.h5`, a group per split, under its name only when it is whole.
+    """Write `codes.h5` atomically, with a group for each split.
 
     Args:
-        made_of: what the codes follow from (checkpoint, data, options), as JSON; compared when read.
+        made_of: all that the codes depend on (checkpoint, data, options), as JSON; `read_codes` compares it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -136,32 +139,32 @@ def read_codes(path: Path, splits: tuple[str, ...], made_of: Mapping[str, Any]) 
     """Read and verify `codes.h5`.
 
     Raises:
-        CheckpointError: cut short, damaged, or made of another checkpoint, other data or other options.
+        CheckpointError: damaged, or made from another checkpoint, other data or other options.
     """
     again = "delete it and run `mu fit-prior` again"
     try:
         with h5py.File(path) as file:
-            theirs = json.loads(file.attrs["made_of"])
-            for name, ours in made_of.items():
-                if theirs.get(name) != ours:
+            written = json.loads(file.attrs["made_of"])
+            for name, value in made_of.items():
+                if written.get(name) != value:
                     raise CheckpointError(
-                        f"{path}: made of another {name} ({theirs.get(name)}, now {ours}); start over with "
-                        "--fresh, or give this prior a name of its own with --run"
+                        f"{path}: made from another {name} ({written.get(name)}, now {value}); start over "
+                        "with --fresh, or give this run another name with --run"
                     )
-            found = {}
+            result = {}
             for split in splits:
                 group = file[split]
                 codes = Codes(**{field.name: group[field.name.split("_")[0]][:] for field in fields(Codes)})
                 if group.attrs["sha256"] != codes_hash(codes):
-                    raise CheckpointError(f"{path}: the codes of {split} are not those written; {again}")
-                found[split] = codes
+                    raise CheckpointError(f"{path}: the codes of {split} were changed since; {again}")
+                result[split] = codes
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: cut short or damaged; {again}") from error
-    return found
+        raise CheckpointError(f"{path}: damaged or incomplete; {again}") from error
+    return result
 
 
 def codes_hash(codes: Codes) -> str:
-    """SHA-256 over names, types, shapes and bytes, 64 hex digits."""
+    """SHA-256 of all columns with their names, types and shapes, as 64 hex digits."""
     digest = hashlib.sha256()
     for name, column in _columns(codes).items():
         digest.update(f"{name} {column.dtype} {column.shape}".encode())

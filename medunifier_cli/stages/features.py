@@ -1,6 +1,7 @@
-"""The uni-modal queries of chosen images, computed once for (checkpoint, samples) and kept in HDF5.
+"""Compute the uni-modal queries of labelled images once, and keep them in HDF5 for training a probe.
 
-n samples, Q queries, D width. What a frozen model says of an image does not change, so a probe reads it here.
+With a frozen model they never change, so a probe trains on them alone. Letters: n samples, Q queries, D
+width.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fine-tuning (paper, section 4): a pre-trained model, a new head and labels for the loop."""
+"""Fine-tune a pre-trained model for classification (paper, section 4): model, head and labels as a stage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -34,48 +33,53 @@ from medunifier_cli.model.classifier import Classifier, build_head
 from medunifier_cli.objectives.classify import balanced, classification_loss
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run
-from medunifier_cli.run.provenance import command_line, data_facts
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.features import compute_features, features_file, read_features
 from medunifier_cli.stages.finetune_results import TASK, measure, probabilities, scores_of
-from medunifier_cli.stages.finetune_task import Task, task_of
+from medunifier_cli.stages.finetune_task import Task, resolve_task
+from medunifier_cli.stages.running import open_run, train_stage
 from medunifier_cli.train.accelerator import accelerator_of
-from medunifier_cli.train.loop import Values, fit
+from medunifier_cli.train.loop import Values
 
 Source = LabelledImages | LabelledFeatures
 
 EVAL_BATCH = 64
+"""Images per rank and pass in evaluation; changes no result."""
 BEST = "best."
-"""Before the names of the best epoch's weights in a checkpoint."""
+"""Prefix, in a checkpoint, of the names of the best epoch's weights."""
 
 
 class Finetuning:
-    """The stage: what `loop.fit` asks for, for a head on the queries."""
+    """Fine-tuning as a stage of `train.loop.fit`, which says what each method is for.
+
+    Args:
+        sources: `train` and `valid`, and `test` where there is one.
+        samples_hash: SHA-256 of `samples.json`: a run resumes only on the samples it was started with.
+    """
 
     def __init__(
         self, recipe: FinetuneRecipe, task: Task, trained: PretrainedRun, sources: Mapping[str, Source],
         samples_hash: str, device: torch.device,
     ) -> None:  # fmt: skip
         self.recipe, self.task, self.sources, self.device = recipe, task, sources, device
-        self.started_from, self.samples_hash = trained.identity, samples_hash
+        self.pretrained_hash, self.samples_hash = trained.identity, samples_hash
         qformer = trained.recipe.model.qformer
         classes = task.plugin.classes
         head = build_head(task.head, qformer.queries, qformer.width, len(classes), recipe.train.seed)
-        self.classifier = Classifier(trained.model, head, recipe.model.freeze).to(device)
-        self.module: nn.Module = self.classifier
+        self.module = Classifier(trained.model, head, recipe.model.freeze).to(device)
         self.settings = recipe.train.for_loop(len(sources["train"]))
         self.steps = self.settings.steps
         self.weight_2C: Tensor | None = None
         if recipe.model.balance:
-            counted = counts(sources["train"].target, len(classes))
-            self.weight_2C = balanced(counted, task.kind == "one").to(device)
+            frequency = counts(sources["train"].target, len(classes))
+            self.weight_2C = balanced(frequency, task.kind == "one").to(device)
         self.samples = "images"
         self.shown: tuple[str, ...] = ("total", "accuracy", "auroc")
         self.best_value, self.best_step = -1.0, 0
         self.best: dict[str, Tensor] = {}
 
     def start(self) -> None:
-        """The pre-trained model and the new head are all there is."""
+        """Nothing to load: `__init__` got the pre-trained model, and a new head starts at random."""
 
     def batches(self, first_step: int) -> Iterator[list[Labelled]]:
         """Micro-batches of each step, on the device."""
@@ -92,145 +96,148 @@ class Finetuning:
         return classification_loss(module(batch.input), batch.target, self.weight_2C)
 
     def validate(self, step: int) -> Mapping[str, float]:
-        """Scores of the validation split; the weights are kept when the headline was never higher."""
+        """Scores of the validation split; keeps the weights if the headline metric is the best so far."""
         logits = self.predict(self.sources["valid"])
         target = self.sources["valid"].target
         scores_nC = probabilities(logits, self.task.kind == "one")
-        found = scores_of(target, scores_nC, self.task.plugin.classes).scores
-        value = found[self.task.metric]
+        scores = scores_of(target, scores_nC, self.task.plugin.classes).scores
+        value = scores[self.task.metric]
+        # strictly: of equal epochs the first, which has fitted the training samples least
         if value > self.best_value:
             self.best_value, self.best_step = value, step
-            weights = self.classifier.weights()
+            weights = self.module.weights()
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
-        given = torch.from_numpy(logits).to(self.device), torch.from_numpy(np.asarray(target)).to(self.device)
-        losses, _ = classification_loss(*given)
-        return {"total": float(losses["total"]), **found, "best": self.best_value}
+        # without the class weights of training, so that the losses of recipes can be compared
+        losses, _ = classification_loss(
+            torch.from_numpy(logits).to(self.device), torch.from_numpy(np.asarray(target)).to(self.device)
+        )
+        return {"total": float(losses["total"]), **scores, "best": self.best_value}
 
     def predict(self, source: Source) -> NDArray[np.float32]:
         """Logits of every sample in order, [n, C], on every rank; evaluation mode, fp32."""
-        self.classifier.eval()
+        self.module.eval()
         parts = []
+        # ranks take turns at stretches of EVAL_BATCH, so that rows gathered rank after rank are in order; the
+        # last batch is filled up with repeats, which the final cut removes
         with torch.no_grad():
             for batch, _ in eval_batches(
                 source, batch_size=EVAL_BATCH, rank=world.rank(), world=world.size(), workers=self._workers()
             ):
-                logits = self.classifier(batch.to(self.device).input)
+                logits = self.module(batch.to(self.device).input)
                 parts.append(world.gather(logits.float()).cpu())
         return np.asarray(torch.cat(parts)[: len(source)].numpy(), np.float32)
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
-        """Weights that fine-tuning changes; those of the best epoch so far, and how good it was."""
+        """Weights that fine-tuning changes, as they are and as they were in the best epoch, and its score."""
         best = {BEST + name: tensor for name, tensor in self.best.items()}
         return {
-            **self.classifier.weights(),
+            **self.module.weights(),
             **best,
             "best": torch.tensor([self.best_value, self.best_step], dtype=torch.float64),
         }
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raises RuntimeError when names or shapes differ, KeyError without a best epoch."""
+        """Load the tensors that `checkpoint_tensors` returned.
+
+        Raises:
+            RuntimeError: names or shapes differ.
+            KeyError: there is no best epoch.
+        """
         value, step = tensors["best"].tolist()
         self.best_value, self.best_step = value, int(step)
         self.best = {
             name.removeprefix(BEST): tensor for name, tensor in tensors.items() if name.startswith(BEST)
         }
-        self.load({name: tensor for name, tensor in tensors.items() if name in self.classifier.weights()})
+        self.load({name: tensor for name, tensor in tensors.items() if name in self.module.weights()})
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Put weights into the classifier. Raises RuntimeError when one is missing or of another shape."""
-        missing = sorted(self.classifier.weights().keys() - weights.keys())
-        result = self.classifier.load_state_dict(dict(weights), strict=False)
+        """Load the weights that fine-tuning changes.
+
+        Raises:
+            RuntimeError: one is missing or of another shape.
+        """
+        missing = sorted(self.module.weights().keys() - weights.keys())
+        result = self.module.load_state_dict(dict(weights), strict=False)
         if missing or result.unexpected_keys:
             raise RuntimeError(f"missing {missing[:3]}, unexpected {result.unexpected_keys[:3]}")
 
     def facts(self) -> dict[str, Any]:
-        """What the run started from and learned from."""
-        return {"pretrained": self.started_from, "samples": self.samples_hash}
+        """Hashes of the pre-trained checkpoint and of `samples.json`: a resumed run must have the same."""
+        return {"pretrained": self.pretrained_hash, "samples": self.samples_hash}
 
     def scale(self, name: str) -> float:
-        """Learning rate of a parameter over the head's."""
+        """Learning rate of a parameter relative to the head's, which is the loop's."""
         optim = self.recipe.optim
         return 1.0 if name.startswith("head.") else optim.model_lr / optim.head_lr
 
     def _workers(self) -> int:
+        # features come from a memory-mapped file, with nothing to decode
         return 0 if self.recipe.model.freeze else self.recipe.data.workers
 
 
 def run_finetuning(recipe: FinetuneRecipe, folder: Path) -> None:
-    """One rank of a fine-tuning run, from wherever `folder` stands to its end.
+    """One rank of a fine-tuning run: start it, or resume it from its last checkpoint, and measure it.
 
     Args:
         recipe: with `model.pretrained` filled in.
 
     Raises:
-        Stopped: a signal came; run the same again.
-        MuError: anything the user must mend.
+        Stopped: a signal came; the same command resumes.
+        MuError: what the user has to mend.
     """
-    run, task = Run(folder), task_of(recipe)
-    started_from = Run(find_run(recipe.model.pretrained))
-    size = task.image_size(started_from)
-    parts = plan_samples(recipe.data, task.shards, task.plugin, task.kind, size)  # before a folder is made
+    run, task = Run(folder), resolve_task(recipe)
+    pretrained = Run(find_run(recipe.model.pretrained))
+    size = task.image_size(pretrained)
+    # a split without labels or classes is an error before there is a run folder
+    parts = plan_samples(recipe.data, task.shards, task.plugin, task.kind, size)
     accelerator = accelerator_of(recipe.train, folder)
-    if world.is_main():
-        with run.locked():
-            _finetune(recipe, run, task, started_from, parts, accelerator)
-    else:
-        _finetune(recipe, run, task, started_from, parts, accelerator)
-
-
-def _finetune(
-    recipe: FinetuneRecipe, run: Run, task: Task, started_from: Run, parts: list[Part],
-    accelerator: Accelerator,
-) -> None:  # fmt: skip
-    path, plugin = run.folder / SAMPLES, task.plugin
-    if world.is_main():
-        run.begin(recipe, {recipe.data.dataset: data_facts(task.shards)}, command_line())
-        if not path.exists():
-            write_text(path, json.dumps(choose_samples(parts, plugin.classes, recipe.data.workers), indent=1))
-    world.barrier()
-    samples = read_samples(path)
-    trained = restore(started_from, accelerator.device)
-    images = {part.role: open_samples(samples[part.role], part) for part in parts}
-    sources: Mapping[str, Source] = images
-    if recipe.model.freeze:
-        sources = _features(trained, recipe, images)
-    stage = Finetuning(recipe, task, trained, sources, sha256(path), accelerator.device)
-    if world.is_main():
+    with open_run(run, recipe, recipe.data.dataset, task.shards):
+        samples = _samples(recipe, run, task, parts)
+        trained = restore(pretrained, accelerator.device)
+        images = {part.role: open_samples(samples[part.role], part) for part in parts}
+        sources: Mapping[str, Source] = images
+        if recipe.model.freeze:
+            sources = _features(trained, recipe, images)
+        samples_hash = sha256(run.folder / SAMPLES)
+        stage = Finetuning(recipe, task, trained, sources, samples_hash, accelerator.device)
         train = samples["train"]
-        click.echo(
-            f"mu: {run.folder}: {train['n']:,} images of {recipe.data.dataset}/{train['split']} "
-            f"({train['rule']}) from {started_from.folder}; {stage.steps:,} steps of "
-            f"{recipe.train.global_batch} on {world.size()} {accelerator.device.type} "
-            f"process{'es' if world.size() > 1 else ''}",
-            err=True,
+        subject = (
+            f"{train['n']:,} images of {recipe.data.dataset}/{train['split']} ({train['rule']}) from "
+            f"{pretrained.folder}"
         )
-    done = fit(stage, run, accelerator, stage.settings, recipe.optim.for_loop())
-    accelerator.end_training()
-    if world.is_main() and not done:
-        click.echo(f"mu: {run.folder} is complete: {stage.steps:,} steps", err=True)
-    _finish(recipe, run, stage, trained, samples)
+        train_stage(stage, run, accelerator, stage.settings, recipe.optim.for_loop(), subject)
+        _finish(recipe, run, stage, trained, samples)
+
+
+def _samples(recipe: FinetuneRecipe, run: Run, task: Task, parts: list[Part]) -> Mapping[str, Any]:
+    """The content of the run's `samples.json`: chosen at the first start, and the same ever after."""
+    path = run.folder / SAMPLES
+    if world.is_main() and not path.exists():
+        samples = choose_samples(parts, task.plugin.classes, recipe.data.workers)
+        write_text(path, json.dumps(samples, indent=1))
     world.barrier()
+    return read_samples(path)
 
 
 def _features(
     trained: PretrainedRun, recipe: FinetuneRecipe, images: Mapping[str, LabelledImages]
 ) -> dict[str, LabelledFeatures]:
     """The queries of all samples, computed by the main rank unless they are cached."""
-    made = {}
-    for role, chosen in images.items():
-        path = features_file(trained, chosen, recipe.data.dataset)
+    features = {}
+    for role, source in images.items():
+        path = features_file(trained, source, recipe.data.dataset)
         if world.is_main():
-            reader = Classifier(trained.model, nn.Identity(), freeze=True)
-            compute_features(trained, reader, chosen, path, recipe.data.workers)
+            encoder = Classifier(trained.model, nn.Identity(), freeze=True)
+            compute_features(trained, encoder, source, path, recipe.data.workers)
         world.barrier()
-        made[role] = LabelledFeatures(chosen, read_features(path))
-    return made
+        features[role] = LabelledFeatures(source, read_features(path))
+    return features
 
 
 def _finish(
     recipe: FinetuneRecipe, run: Run, stage: Finetuning, trained: PretrainedRun, samples: Mapping[str, Any]
 ) -> None:
-    """Keep the best epoch's weights under `best/`, and measure them on the held-out split, once."""
+    """Save the best epoch's weights under `best/`, and measure them on the held-out split, once."""
     best = run.folder / "best"
     stage.load(stage.best)
     if world.is_main() and store.steps(best) != [stage.best_step]:
@@ -247,16 +254,21 @@ def _finish(
         )
     if "test" not in stage.sources:
         return
-    metrics = _measured(run, recipe.data.dataset, identity)
+    # once: looking again after a change of mind is how a test split turns into a validation split
+    metrics = _earlier_result(run, recipe.data.dataset, identity)
     if metrics is None:
         logits = stage.predict(stage.sources["test"])
         if world.is_main():
             tuned = dataclasses.replace(trained, run=run, step=stage.best_step, identity=identity)
             pretrained = {"run": trained.run.folder.name, "step": trained.step, "hash": trained.identity}
-            chosen = {"epoch": round(epoch, 2), "metric": stage.task.metric, "validation": stage.best_value}
+            best_epoch = {
+                "epoch": round(epoch, 2),
+                "metric": stage.task.metric,
+                "validation": stage.best_value,
+            }
             metrics = measure(
                 tuned, recipe, stage.sources["test"], logits, stage.task.plugin.classes,
-                {"samples": samples, "pretrained": pretrained, "best": chosen},
+                {"samples": samples, "pretrained": pretrained, "best": best_epoch},
             )  # fmt: skip
     if world.is_main() and metrics is not None:
         n = len(stage.sources["test"])
@@ -267,8 +279,8 @@ def _finish(
         click.echo(table(metrics))
 
 
-def _measured(run: Run, dataset: str, identity: str) -> list[Metric] | None:
-    """The held-out result of these very weights, where there is one."""
+def _earlier_result(run: Run, dataset: str, identity: str) -> list[Metric] | None:
+    """The held-out result of the weights with the hash `identity`; None if they were not measured yet."""
     for result in read_results(run.results):
         same = result["task"] == TASK and result["dataset"] == dataset
         if same and result["checkpoint"]["hash"] == identity:

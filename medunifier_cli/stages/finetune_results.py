@@ -1,6 +1,6 @@
-"""A fine-tuned model measured: scores of a split, the held-out result with intervals, the samples beside it.
+"""Score a fine-tuned classifier: metrics of a split, and the held-out result with intervals and samples.
 
-n samples, C classes.
+Letters: n samples, C classes.
 """
 
 from __future__ import annotations
@@ -19,24 +19,31 @@ from medunifier_cli.scores.bootstrap import intervals
 from medunifier_cli.scores.classification import ClassScores, classification_scores, multilabel_scores
 
 TASK = "finetune"
+"""Name of the task in result files."""
 SHOWN = ("auroc", "accuracy", "macro_f1", "micro_f1")
+"""Scores of the result's table, in order, where they are defined."""
 INTERVAL_SEED = 0
+"""Fixed, so that the interval of given predictions is one number and not a choice."""
 
 
 def probabilities(logits_nC: NDArray[np.float32], one_class: bool) -> NDArray[np.float64]:
-    """Softmax over classes, or the sigmoid of each."""
+    """Softmax over classes, or the sigmoid of each class; [n, C] in [0, 1]."""
     logits = logits_nC.astype(np.float64)
     if one_class:
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+    # the sigmoid, written so that no exponential overflows
     return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))
 
 
 def scores_of(target: NDArray[Any], scores_nC: NDArray[np.float64], classes: tuple[str, ...]) -> ClassScores:
-    """AUROC, accuracy (one class a sample), F1, and all by class.
+    """AUROC, accuracy (where a sample has one class) and F1, over all classes and by class.
+
+    Args:
+        target: class indices [n], or labels [n, C] of 0, 1 and NaN (unknown).
 
     Raises:
-        DataError: a score that is not a number.
+        DataError: a score is not a number.
     """
     if target.ndim == 1:
         return classification_scores(target, scores_nC, classes)
@@ -47,29 +54,29 @@ def measure(
     tuned: PretrainedRun, recipe: FinetuneRecipe, source: LabelledImages | LabelledFeatures,
     logits_nC: NDArray[np.float32], classes: tuple[str, ...], origin: Mapping[str, Any],
 ) -> list[Metric]:  # fmt: skip
-    """Score the held-out split; writes `results/finetune-<dataset>-<split>.json`, the samples beside it.
+    """Score the held-out split; writes `results/finetune-<dataset>-<split>.json` and `.samples.jsonl`.
 
     Args:
-        tuned: names the run, and step and hash of the best weights.
-        origin: `samples`, the content of `samples.json`; `pretrained`, the run it started from; `best`, how
-            the weights were chosen.
+        tuned: the run, and step and hash of its best weights.
+        origin: `samples`, the content of `samples.json`; `pretrained`, the run it started from; `best`, the
+            epoch chosen and its score on the validation split.
     """
     images = source.images if isinstance(source, LabelledFeatures) else source
     target, one_class = source.target, source.target.ndim == 1
     scores_nC = probabilities(logits_nC, one_class)
-    found = scores_of(target, scores_nC, classes)
+    result = scores_of(target, scores_nC, classes)
     spread = intervals(
         lambda rows: scores_of(target[rows], scores_nC[rows], classes).scores, len(target),
         groups=images.shards.index["subject"][images.rows], seed=INTERVAL_SEED,
     )  # fmt: skip
-    floors = _floors(target, len(classes))
+    chance = _chance_levels(target, len(classes))
     metrics = [
         Metric(
-            f"fine-tuned {name}", found.scores.get(name), floors.get(name),
+            f"fine-tuned {name}", result.scores.get(name), chance.get(name),
             low=spread[name].low if name in spread else None,
             high=spread[name].high if name in spread else None,
         )
-        for name in SHOWN if name in found.scores
+        for name in SHOWN if name in result.scores
     ]  # fmt: skip
     samples, split = origin["samples"], images.shards.split
     train = samples["train"]
@@ -88,9 +95,9 @@ def measure(
             "pretrained": origin["pretrained"],
             "best": origin["best"],
             "classes": list(classes),
-            "per_class": found.per_class,
-            "confusion": None if found.confusion_CC is None else found.confusion_CC.tolist(),
-            "notes": found.notes,
+            "per_class": result.per_class,
+            "confusion": None if result.confusion_CC is None else result.confusion_CC.tolist(),
+            "notes": result.notes,
             "interval": {"level": 0.95, "draws": 1000, "seed": INTERVAL_SEED, "unit": "patient"},
         },
     )  # fmt: skip
@@ -103,14 +110,14 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     for key, truth, scores in zip(keys, target, scores_nC.tolist(), strict=True):
         if target.ndim == 1:
-            said: Any = classes[int(truth)]
+            labels: Any = classes[int(truth)]
         else:
-            said = {name: None if np.isnan(v) else int(v) for name, v in zip(classes, truth, strict=True)}
-        yield {"key": key, "truth": said, "scores": dict(zip(classes, scores, strict=True))}
+            labels = {name: None if np.isnan(v) else int(v) for name, v in zip(classes, truth, strict=True)}
+        yield {"key": key, "truth": labels, "scores": dict(zip(classes, scores, strict=True))}
 
 
-def _floors(target: NDArray[Any], classes: int) -> dict[str, float]:
-    """What no skill reaches: always the most frequent class; every label said."""
+def _chance_levels(target: NDArray[Any], classes: int) -> dict[str, float]:
+    """Scores without skill: always the most frequent class, or every label predicted."""
     positive = counts(target, classes)[1]
     if target.ndim == 1:
         return {"auroc": 0.5, "accuracy": float(positive.max() / len(target)), "macro_f1": 1 / classes}
@@ -125,13 +132,14 @@ def _floors(target: NDArray[Any], classes: int) -> dict[str, float]:
 
 
 def _protocol(recipe: FinetuneRecipe, one_class: bool) -> str:
-    how = "head alone trained on frozen features" if recipe.model.freeze else "model and head trained"
-    what = (
+    training = "head alone trained on frozen features" if recipe.model.freeze else "model and head trained"
+    scoring = (
         "samples with exactly one class; softmax; auroc: of two classes, else the mean over classes"
         if one_class
-        else "all samples with a known label; a sigmoid for each; means over labels, said from 0.5 on"
+        else "all samples with a known label; a sigmoid for each; means over labels, predicted from 0.5 on"
     )
     return (
-        f"uni-modal queries, {how}; {what}; best epoch by the validation split, the test split measured "
-        "once; floor: chance, the most frequent class, every label said; 95 % bootstrap over patients"
+        f"uni-modal queries, {training}; {scoring}; best epoch by the validation split, the test split "
+        "measured once; baseline: chance, the most frequent class, every label predicted; 95 % bootstrap "
+        "over patients"
     )

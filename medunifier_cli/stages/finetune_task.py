@@ -1,4 +1,4 @@
-"""What a fine-tuning recipe asks for, resolved: classes, head, loss, metric, and the run it starts from."""
+"""Resolve the names in a fine-tuning recipe: the data set and its classes, the head, the loss, the metric."""
 
 from __future__ import annotations
 
@@ -24,28 +24,30 @@ class Task:
     """A classification task."""
 
     plugin: DatasetPlugin
-    """With the classes that the shards were prepared with."""
+    """The data set, with the classes that its shards were prepared with."""
     shards: Path
+    """Folder of the shards."""
     head: HeadPlugin
     kind: Kind
+    """`one` class a sample (softmax, cross entropy) or `many` (a sigmoid each, binary cross entropy)."""
     metric: str
-    """`auroc` or `accuracy`: chooses the best epoch."""
+    """`auroc` or `accuracy`: the headline, by which the best epoch is chosen."""
 
-    def image_size(self, started_from: Run) -> int:
+    def image_size(self, pretrained: Run) -> int:
         """Edge of the images that a pre-trained run takes, in pixels.
 
         Raises:
-            CheckpointError: it is no pre-training run, or has no checkpoint.
+            CheckpointError: it is not a pre-training run, or has no checkpoint.
         """
-        check_pretrained(started_from)
-        return load_saved(started_from.recipe, PretrainRecipe).data.image_size
+        check_pretrained(pretrained)
+        return load_saved(pretrained.recipe, PretrainRecipe).data.image_size
 
 
-def task_of(recipe: FinetuneRecipe) -> Task:
-    """Look up what the recipe names.
+def resolve_task(recipe: FinetuneRecipe) -> Task:
+    """Look up the data set and head of a recipe; loss and metric come from it, the head or the data set.
 
     Raises:
-        MuError: an unknown data set or head, or a metric that its loss does not allow.
+        MuError: an unknown data set or head, or a metric that the loss does not allow.
         DataError: no shards, or fewer than two classes.
     """
     head = load_head(recipe.model.head)
@@ -55,15 +57,14 @@ def task_of(recipe: FinetuneRecipe) -> Task:
         raise DataError(f"{folder}: no such folder of shards; run `mu prepare {plugin.name}`")
     plugin = plugin.with_classes(tuple((read_manifest(folder) or {}).get("classes", ())))
     if len(plugin.classes) < 2:
-        named = ", ".join(plugin.classes) or "none"
-        raise DataError(
-            f"{plugin.name} names fewer than two classes ({named}): there is nothing to fine-tune on"
-        )
+        classes = ", ".join(plugin.classes) or "none"
+        raise DataError(f"{plugin.name} has fewer than two classes ({classes}): nothing to fine-tune on")
     kind: Kind = "one" if (recipe.model.loss or head.loss) == "cross_entropy" else "many"
+    # accuracy, the headline of some data sets, is defined for exactly one class a sample
     metric = recipe.model.metric or head.metric or (plugin.headline_metric if kind == "one" else "auroc")
     if kind == "many" and metric == "accuracy":
         raise MuError(
-            f"head `{head.name}`: accuracy needs one class a sample, and its loss allows any number; "
+            f"head `{head.name}`: accuracy needs one class a sample, but its loss allows any number; "
             "set model.metric to auroc"
         )
     return Task(plugin, folder, head, kind, metric)

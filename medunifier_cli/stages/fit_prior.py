@@ -1,4 +1,4 @@
-"""Fitting the priors: images to codes once, then both PixelSNAILs through the shared loop.
+"""Fit the priors (paper, section 4.2): encode images to codes once, then train both PixelSNAILs as a stage.
 
 Letters: B maps of a batch, n of a split, K codes.
 """
@@ -6,16 +6,15 @@ Letters: B maps of a batch, n of a split, K codes.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Iterator, Mapping
+from math import ceil, exp
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -29,22 +28,23 @@ from medunifier_cli.errors import CheckpointError
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
 from medunifier_cli.evaluate.results import Metric, table, write_result
 from medunifier_cli.prior.baseline import Baseline, baseline, refuse_collapsed
-from medunifier_cli.prior.pair import CodeBatch, PriorPair
+from medunifier_cli.prior.pair import CodeBatch
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run
-from medunifier_cli.run.provenance import command_line, data_facts
+from medunifier_cli.run.provenance import data_facts
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.codes import Codes, codes_hash, encode_split, read_codes, write_codes
+from medunifier_cli.stages.running import open_run, train_stage
 from medunifier_cli.train.accelerator import accelerator_of
-from medunifier_cli.train.loop import Values, fit
+from medunifier_cli.train.loop import Values
 
 CODES = "codes.h5"
 LEVELS = ("top", "bottom")
 
 
 class PriorFitting:
-    """The stage: what `loop.fit` asks for, for both priors at once."""
+    """Fitting both priors at once as a stage of `train.loop.fit`, which says what each method is for."""
 
     def __init__(
         self,
@@ -56,78 +56,92 @@ class PriorFitting:
     ) -> None:
         self.recipe, self.train_codes, self.valid_codes, self.device = recipe, train, valid, device
         torch.manual_seed(recipe.train.seed)
-        self.module: nn.Module = build_pair(recipe, trained).to(device)
-        self.pair = self.module
+        self.module = build_pair(recipe, trained).to(device)
         self.samples = "maps"
         self.shown: tuple[str, ...] = ("total", *LEVELS)
-        self.pretrained, self.codes = trained.identity, codes_hash(train)
+        self.pretrained_hash, self.codes_hash = trained.identity, codes_hash(train)
         settings = recipe.train
-        self.steps = settings.steps or math.ceil(settings.epochs * len(train) / settings.global_batch)
-        self.micro = micro_batch_size(settings.global_batch, settings.micro_batch, world.size(), "maps")
+        self.steps = settings.steps or ceil(settings.epochs * len(train) / settings.global_batch)
+        self.micro_batch = micro_batch_size(
+            settings.global_batch, settings.micro_batch, world.size(), self.samples
+        )
 
     def start(self) -> None:
-        """A new run starts from random weights."""
+        """Nothing to load: a new run starts from random weights."""
 
     def scale(self, name: str) -> float:
-        """One learning rate for all."""
+        """1: both priors share one learning rate."""
         return 1.0
 
     def batches(self, first_step: int) -> Iterator[list[CodeBatch]]:
-        """Micro-batches of each step: places of the endless order, as in pre-training."""
+        """This rank's micro-batches of each step: consecutive positions of the endless shuffled order.
+
+        As `data.loader.train_batches` cuts it, but without its processes: the codes are in memory.
+        """
         settings = self.recipe.train
         order = SampleOrder(len(self.train_codes), settings.seed)
-        stretch = self.micro * world.size()
+        samples_per_pass = self.micro_batch * world.size()
         for step in range(first_step, self.steps):
-            starts = range(step * settings.global_batch, (step + 1) * settings.global_batch, stretch)
-            yield [self._train_batch(order, start + world.rank() * self.micro) for start in starts]
+            starts = range(step * settings.global_batch, (step + 1) * settings.global_batch, samples_per_pass)
+            yield [self._train_batch(order, start + world.rank() * self.micro_batch) for start in starts]
 
     def _train_batch(self, order: SampleOrder, start: int) -> CodeBatch:
-        seed, places = self.recipe.train.seed, range(start, start + self.micro)
-        samples = order.indices(places.start, places.stop)
+        seed, positions = self.recipe.train.seed, range(start, start + self.micro_batch)
+        samples = order.indices(positions.start, positions.stop)
         if self.recipe.prior.condition == "none":
             return self._batch(self.train_codes, samples)
         views = self.train_codes.text_nVD.shape[1]
-        view_B = (draws.uniform(seed, draws.TEXT_VIEW, places) * views).long().numpy()
-        drop_B = draws.uniform(seed, draws.TEXT_DROP, places) < self.recipe.prior.drop_text
+        # by position, not by batch: the number of ranks and a resumed run change no draw
+        view_B = (draws.uniform(seed, draws.TEXT_VIEW, positions) * views).long().numpy()
+        drop_B = draws.uniform(seed, draws.TEXT_DROP, positions) < self.recipe.prior.drop_text
         return self._batch(self.train_codes, samples, view_B, drop_B.to(self.device))
 
     def _batch(
         self, codes: Codes, samples: NDArray[np.int64], view_B: Any = 0, drop_B: Tensor | None = None
     ) -> CodeBatch:
-        def placed(rows: NDArray[Any], kind: type[Any]) -> Tensor:
+        def to_device(rows: NDArray[Any], kind: type[Any]) -> Tensor:
             return torch.from_numpy(rows.astype(kind)).to(self.device)
 
         with_text = self.recipe.prior.condition == "text"
         return CodeBatch(
-            placed(codes.top_nTT[samples], np.int64),
-            placed(codes.bottom_nGG[samples], np.int64),
-            placed(codes.text_nVD[samples, view_B], np.float32) if with_text else None,
+            to_device(codes.top_nTT[samples], np.int64),
+            to_device(codes.bottom_nGG[samples], np.int64),
+            to_device(codes.text_nVD[samples, view_B], np.float32) if with_text else None,
             drop_B,
         )
 
     def step(self, module: nn.Module, batch: CodeBatch, step: int, micro: int) -> tuple[Values, Values]:
         """Nats per code and accuracy of one micro-batch."""
-        out: tuple[Values, Values] = module(batch)
-        return out
+        losses_and_monitors: tuple[Values, Values] = module(batch)
+        return losses_and_monitors
 
     def validate(self, step: int) -> Mapping[str, float]:
-        """Held-out nats per code and accuracy of both levels."""
-        return {} if self.valid_codes is None else self.measure(self.valid_codes)
+        """Held-out nats per code and accuracy of both levels; empty without a validation split."""
+        if self.valid_codes is None:
+            return {}
+        return self.measure(self.valid_codes, self.recipe.train.valid_batches)
 
-    def measure(self, codes: Codes, without_text: bool = False) -> dict[str, float]:
-        """Every map of a split once (as `train.valid_batches` allows), with its whole text or with none."""
-        assert isinstance(self.pair, PriorPair)
-        stretch, limit = self.micro * world.size(), self.recipe.train.valid_batches
-        n = min(len(codes), limit * stretch) if limit else len(codes)
+    def measure(self, codes: Codes, batches: int = 0, without_text: bool = False) -> dict[str, float]:
+        """Nats per code and accuracy of both levels over a split, the same on every rank.
+
+        Args:
+            batches: stop after this number of batches; 0 for the whole split.
+            without_text: drop every text; otherwise each map is measured with its whole text.
+        """
+        per_pass = self.micro_batch * world.size()
+        n = min(len(codes), batches * per_pass) if batches else len(codes)
         total = torch.zeros(2, 2, dtype=torch.float64, device=self.device)
-        for start in range(world.rank() * self.micro, n + stretch - 1 - (n - 1) % stretch, stretch):
-            places = np.arange(start, start + self.micro)
-            drop_B = torch.ones(self.micro, dtype=torch.bool, device=self.device) if without_text else None
-            batch = self._batch(codes, np.minimum(places, n - 1), 0, drop_B)
-            total += self.pair.sums(batch, torch.from_numpy(places < n).to(self.device))
+        # as `data.loader.eval_batches`: passes of one size on all ranks, with rows past the end that repeat
+        # the last map and are masked out of the sums
+        end = ceil(n / per_pass) * per_pass
+        for start in range(world.rank() * self.micro_batch, end, per_pass):
+            positions = np.arange(start, start + self.micro_batch)
+            drop_B = torch.ones(self.micro_batch).bool().to(self.device) if without_text else None
+            batch = self._batch(codes, np.minimum(positions, n - 1), 0, drop_B)
+            total += self.module.sums(batch, torch.from_numpy(positions < n).to(self.device))
         total = world.all_sum(total).cpu()
         numbers = {}
-        for row, (level, maps) in enumerate(zip(LEVELS, (codes.top_nTT, codes.bottom_nGG), strict=True)):
+        for row, (level, maps) in enumerate(zip(LEVELS, maps_of(codes), strict=True)):
             count = n * maps[0].size
             numbers[level] = float(total[row, 0]) / count
             numbers[f"{level}_accuracy"] = float(total[row, 1]) / count
@@ -136,29 +150,40 @@ class PriorFitting:
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """All weights and buffers."""
-        return dict(self.pair.state_dict())
+        return dict(self.module.state_dict())
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raises RuntimeError when names or shapes differ."""
-        self.pair.load_state_dict(dict(tensors))
+        """Load the tensors that `checkpoint_tensors` returned.
+
+        Raises:
+            RuntimeError: names or shapes differ.
+        """
+        self.module.load_state_dict(dict(tensors))
 
     def facts(self) -> dict[str, Any]:
-        """Whose codes these are."""
-        return {"pretrained": self.pretrained, "codes": self.codes}
+        """Hashes of the pre-trained checkpoint and of the codes: a resumed run must have the same."""
+        return {"pretrained": self.pretrained_hash, "codes": self.codes_hash}
 
 
 def check_codes(pretrained: PretrainRecipe, folder: Path) -> None:
-    """Raises CheckpointError where a pre-training run has no codes."""
+    """Check that a pre-training run has codes.
+
+    Raises:
+        CheckpointError: it was trained without TIG.
+    """
     if not pretrained.objectives.tig:
-        raise CheckpointError(f"{folder}: trained without TIG, it has no codes to fit priors on")
+        raise CheckpointError(f"{folder}: trained without TIG, so it has no codes to fit priors on")
 
 
 def run_fitting(recipe: PriorRecipe, folder: Path) -> None:
-    """One rank of `mu fit-prior`, from wherever `folder` stands to its end.
+    """One rank of a run of priors: start it, or resume it from its last checkpoint, and measure it.
+
+    Args:
+        recipe: with `prior.pretrained` filled in.
 
     Raises:
-        Stopped: a signal came; run the same again.
-        MuError: anything the user must mend.
+        Stopped: a signal came; the same command resumes.
+        MuError: what the user has to mend.
     """
     run = Run(folder)
     accelerator = accelerator_of(recipe.train, folder)
@@ -170,118 +195,114 @@ def run_fitting(recipe: PriorRecipe, folder: Path) -> None:
         train.source.rows = train.source.rows[: recipe.data.limit]
     name = recipe.data.valid or own.valid
     valid = open_benchmark(trained, split=name) if name else None
-    if world.is_main():
-        with run.locked():
-            _fit(recipe, run, accelerator, trained, train, valid)
-    else:
-        _fit(recipe, run, accelerator, trained, train, valid)
+    with open_run(run, recipe, train.plugin.name, train.shards):
+        codes = _codes(recipe, run, trained, [split for split in (train, valid) if split is not None])
+        train_codes = codes[train.split]
+        valid_codes = codes[valid.split] if valid is not None else None
+        # before the hours of fitting: priors on codes that are the same for every image learn nothing
+        baselines = _baselines(train_codes, valid_codes or train_codes, trained)
+        stage = PriorFitting(recipe, trained, train_codes, valid_codes, accelerator.device)
+        shapes = " and ".join(f"{m.shape[1]}x{m.shape[2]}" for m in maps_of(train_codes))
+        subject = f"{len(train_codes):,} maps of {shapes} codes from {trained.run.folder}, condition " + (
+            recipe.prior.condition
+        )
+        train_stage(stage, run, accelerator, recipe.train, recipe.optim, subject)
+        if valid is not None and valid_codes is not None:
+            _measure(stage, run, trained, valid, valid_codes, baselines)
 
 
-def _fit(
-    recipe: PriorRecipe, run: Run, accelerator: Accelerator, trained: PretrainedRun, train: Benchmark,
-    valid: Benchmark | None,
-) -> None:  # fmt: skip
-    if world.is_main():
-        run.begin(recipe, {train.plugin.name: data_facts(train.shards)}, command_line())
-    world.barrier()
-    codes = _codes(recipe, run, trained, [asked for asked in (train, valid) if asked is not None])
-    train_codes = codes[train.split]
-    valid_codes = codes[valid.split] if valid is not None else None
+def maps_of(codes: Codes) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    """Top and bottom maps of a split, in the order of `LEVELS`."""
+    return codes.top_nTT, codes.bottom_nGG
+
+
+def _baselines(train: Codes, heldout: Codes, trained: PretrainedRun) -> dict[str, Baseline]:
+    """What no prior at all reaches, for each level.
+
+    Raises:
+        CheckpointError: the codes have collapsed.
+    """
     size = trained.recipe.model.generator.codebook_size
-    floors = {}
-    for level, column in (("top", "top_nTT"), ("bottom", "bottom_nGG")):
-        maps = getattr(train_codes, column)
-        floors[level] = baseline(maps, getattr(valid_codes or train_codes, column), size)
-        refuse_collapsed(level, floors[level], size, str(trained.run.folder))
-    stage = PriorFitting(recipe, trained, train_codes, valid_codes, accelerator.device)
-    if world.is_main():
-        shapes = " and ".join(
-            f"{m.shape[1]}x{m.shape[2]}" for m in (train_codes.top_nTT, train_codes.bottom_nGG)
-        )
-        click.echo(
-            f"mu: {run.folder}: {len(train_codes):,} maps of {shapes} codes, from {trained.run.folder}; "
-            f"{stage.steps:,} steps of {recipe.train.global_batch}, condition {recipe.prior.condition}",
-            err=True,
-        )
-    done = fit(stage, run, accelerator, recipe.train, recipe.optim)
-    accelerator.end_training()
-    if not done and world.is_main():
-        click.echo(f"mu: {run.folder} is complete: {stage.steps:,} steps", err=True)
-    if valid is not None and valid_codes is not None:
-        _measure(stage, run, trained, valid, valid_codes, floors)
-    world.barrier()
+    baselines = {}
+    for level, train_maps, heldout_maps in zip(LEVELS, maps_of(train), maps_of(heldout), strict=True):
+        baselines[level] = baseline(train_maps, heldout_maps, size)
+        refuse_collapsed(level, baselines[level], size, str(trained.run.folder))
+    return baselines
 
 
 def _codes(
     recipe: PriorRecipe, run: Run, trained: PretrainedRun, splits: list[Benchmark]
 ) -> dict[str, Codes]:
-    """The run's `codes.h5`, made where it is not there yet."""
+    """Codes of each split from the run's `codes.h5`, which the first start writes."""
     path = run.folder / CODES
     made_of = {
         "checkpoint": trained.identity,
         "data": data_facts(splits[0].shards)["manifest"],
-        "choice of samples": {asked.split: len(asked.source) for asked in splits},
+        "choice of samples": {split.split: len(split.source) for split in splits},
         "text sections": recipe.prior.sections,
     }
     if not path.exists():
         started = time.monotonic()
-        made = {asked.split: encode_split(trained, asked.source, recipe.prior.sections) for asked in splits}
+        codes = {split.split: encode_split(trained, split.source, recipe.prior.sections) for split in splits}
         if world.is_main():
-            write_codes(path, made, made_of)
-            count = sum(map(len, made.values()))
+            write_codes(path, codes, made_of)
+            count = sum(map(len, codes.values()))
             seconds = time.monotonic() - started
             click.echo(f"mu: {path}: {count:,} images encoded in {seconds:.0f} s", err=True)
         world.barrier()
-    return read_codes(path, tuple(asked.split for asked in splits), made_of)
+    return read_codes(path, tuple(split.split for split in splits), made_of)
 
 
 def _measure(
-    stage: PriorFitting,
-    run: Run,
-    trained: PretrainedRun,
-    valid: Benchmark,
-    codes: Codes,
-    floors: dict[str, Baseline],
-) -> None:
-    """The last weights on the held-out split: results file, and a table on stdout."""
+    stage: PriorFitting, run: Run, trained: PretrainedRun, valid: Benchmark, codes: Codes,
+    baselines: Mapping[str, Baseline],
+) -> None:  # fmt: skip
+    """Measure the last weights on the held-out split: a result file, and a table on stdout."""
     checkpoint = store.newest(run.checkpoints, only=("model",))
-    assert checkpoint is not None
+    assert checkpoint is not None  # `fit` has just written or found it
     stage.load_tensors(checkpoint.tensors["model"])
-    stage.pair.eval()
-    stage.recipe = dataclasses.replace(
-        stage.recipe, train=dataclasses.replace(stage.recipe.train, valid_batches=0)
-    )
+    stage.module.eval()
     with torch.no_grad():
-        found = stage.measure(codes)
-        blind = stage.measure(codes, without_text=True) if stage.recipe.prior.condition == "text" else {}
-    metrics = []
-    for level in LEVELS:
-        floor = floors[level]
-        metrics += [
-            Metric(f"{level} prior, nats per code", found[level], floor.unigram),
-            Metric(f"{level}, a unigram for each place", floor.place_unigram, floor.unigram, "nats"),
-            Metric(f"{level} prior, accuracy", found[f"{level}_accuracy"], floor.accuracy),
-            Metric(f"{level} codes, perplexity", math.exp(found[level]), floor.perplexity, "under the prior"),
-        ]
-        if blind:
-            metrics.append(Metric(f"{level} prior without text, nats per code", blind[level], floor.unigram))
+        numbers = stage.measure(codes)
+        with_text = stage.recipe.prior.condition == "text"
+        without_text = stage.measure(codes, without_text=True) if with_text else {}
+    metrics = _metrics(numbers, without_text, baselines)
     if not world.is_main():
         return
-    seen = dataclasses.replace(
+    fitted = dataclasses.replace(
         trained, run=run, step=checkpoint.step, identity=store.identity(run.checkpoints, checkpoint.step)
     )
     write_result(
-        seen, "priors", valid.plugin.name, valid.split, valid.shards, n=len(codes), metrics=metrics,
+        fitted, "priors", valid.plugin.name, valid.split, valid.shards, n=len(codes), metrics=metrics,
         seed=stage.recipe.train.seed,
         protocol=(
-            "every held-out map once, with its whole text where the priors are conditioned; floor of nats: "
-            "codes drawn independently by their frequency in training; floor of accuracy: the most frequent "
-            "code of each place; floor of perplexity: of the training codes without any context"
+            "every held-out map once, with its whole text where the priors are conditioned; baseline of "
+            "nats: codes sampled independently by their frequency in training; of accuracy: the most "
+            "frequent code of each position; of perplexity: that of the training codes without any context"
         ),
         more={
             "pretrained": trained.identity,
-            "baseline": {level: dataclasses.asdict(floor) for level, floor in floors.items()},
+            "baseline": {level: dataclasses.asdict(result) for level, result in baselines.items()},
         },
     )  # fmt: skip
     click.echo(f"{run.folder}, {valid.plugin.name}/{valid.split}, n = {len(codes):,}")
     click.echo(table(metrics))
+
+
+def _metrics(
+    numbers: Mapping[str, float], without_text: Mapping[str, float], baselines: Mapping[str, Baseline]
+) -> list[Metric]:
+    """What `PriorFitting.measure` returned, each number beside that of no prior at all."""
+    metrics = []
+    for level in LEVELS:
+        base = baselines[level]
+        metrics += [
+            Metric(f"{level} prior, nats per code", numbers[level], base.unigram),
+            Metric(f"{level}, a unigram for each place", base.place_unigram, base.unigram, "nats"),
+            Metric(f"{level} prior, accuracy", numbers[f"{level}_accuracy"], base.accuracy),
+            Metric(f"{level} codes, perplexity", exp(numbers[level]), base.perplexity, "under the prior"),
+        ]
+        if without_text:
+            nats = without_text[level]
+            metrics.append(Metric(f"{level} prior without text, nats per code", nats, base.unigram))
+    return metrics

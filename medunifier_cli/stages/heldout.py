@@ -1,7 +1,7 @@
-"""What pre-training itself was asked to do, measured on a held-out split: TIG and ITM.
+"""Measure the objectives of pre-training on a held-out split: reconstruction and codebooks (TIG), and ITM.
 
-Image quality and codebook use need every image once; ITM is asked about each image with its own text and with
-one other, so that guessing is right half of the time.
+Reconstruction and codebook use take every image once. ITM sees each image with its own text and with another
+one, so that guessing is right half of the time.
 """
 
 from __future__ import annotations
@@ -25,18 +25,23 @@ from medunifier_cli.page.pictures import save_pairs
 from medunifier_cli.terminal.progress import Progress
 
 BATCH = 64
+"""Samples per forward pass; changes no result beyond rounding."""
 SHOWN = 16
-"""Pairs in the picture."""
+"""Images in the picture of reconstructions."""
 
 
 def evaluate(
     trained: PretrainedRun, train: SplitSource, heldout: SplitSource, split: str, shards: Path
 ) -> list[Metric]:
-    """Measure and write `results/pretraining-<dataset>-<split>.json`.
+    """Measure the active objectives and write `results/pretraining-<dataset>-<split>.json`.
 
     Args:
-        train: for the mean image, the floor of reconstruction.
-        heldout: the split to measure on.
+        train: its mean image is the baseline of reconstruction.
+        heldout: the split to measure, named `split`.
+        shards: folder of both.
+
+    Returns:
+        The metrics; none, and no file, for a run with neither TIG nor ITM.
     """
     objectives, dataset = trained.recipe.objectives, trained.recipe.data.dataset
     metrics: list[Metric] = []
@@ -49,9 +54,9 @@ def evaluate(
             trained, "pretraining", dataset, split, shards, n=len(heldout), seed=trained.recipe.train.seed,
             metrics=metrics,
             protocol=(
-                "PSNR: mean over images, values in [0, 1]; floor: the mean training image. Perplexity "
+                "PSNR: mean over images, values in [0, 1]; baseline: the mean training image. Perplexity "
                 "and dead codes: over all codes of the split. ITM: each image with its own text and with one "
-                "drawn from the texts that differ from it; floor: guessing. Intervals: 95 %, 1,000 "
+                "sampled from the texts that differ from it; baseline: guessing. Intervals: 95 %, 1,000 "
                 "bootstrap resamples of patients"
             ),
         )  # fmt: skip
@@ -59,13 +64,18 @@ def evaluate(
 
 
 def psnr(image_BCHW: Tensor, other_BCHW: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, peak 1, [B]."""
+    """Peak signal-to-noise ratio of each image in dB, [B]; the peak is 1.
+
+    Args:
+        image_BCHW: values in [0, 1].
+        other_BCHW: clamped to [0, 1] first, as a picture of it would be.
+    """
     error_B = (image_BCHW - other_BCHW.clamp(0, 1)).square().flatten(1).mean(dim=1)
-    return -10 * torch.log10(error_B.clamp(min=1e-12))
+    return -10 * torch.log10(error_B.clamp(min=1e-12))  # equal images get 120 dB and not infinity
 
 
 def mean_image(source: SplitSource) -> Tensor:
-    """Mean of a split's images, [1, 1, H, W] in [0, 1]."""
+    """Mean of all images of a split, [1, 1, H, W] in [0, 1]."""
     total = np.zeros((source.data.image_size,) * 2)
     for batch, mask_B in eval_batches(source, batch_size=BATCH, rank=0, world=1, workers=0):
         total += batch.image_B1HW[mask_B].double().sum(dim=(0, 1)).numpy()
@@ -77,7 +87,7 @@ def _reconstruction(
 ) -> list[Metric]:
     average = mean_image(train).to(trained.device)
     quality: list[Tensor] = []
-    floor: list[Tensor] = []
+    baseline: list[Tensor] = []
     counts: list[Tensor] = []
     with torch.no_grad(), Progress(len(heldout), "image") as progress:
         for number, (batch, mask_B) in enumerate(
@@ -85,19 +95,20 @@ def _reconstruction(
         ):
             batch = first_pairs(to_device(batch, trained.device), int(mask_B.sum()))
             image = pixels(batch.image_B1HW)
-            made = trained.model.reconstruct(batch)
-            quality.append(psnr(image, made.image_BCHW.float()).cpu())
-            floor.append(psnr(image, average.expand_as(image)).cpu())
-            counts.append(torch.stack([made.top.count_K, made.bottom.count_K]).cpu())
+            reconstruction = trained.model.reconstruct(batch)
+            quality.append(psnr(image, reconstruction.image_BCHW.float()).cpu())
+            baseline.append(psnr(image, average.expand_as(image)).cpu())
+            counts.append(torch.stack([reconstruction.top.count_K, reconstruction.bottom.count_K]).cpu())
             progress.advance(sum(map(len, quality)))
             if number == 0:
                 path = trained.run.samples / f"reconstructions-{split}.png"
-                save_pairs(image[:SHOWN], made.image_BCHW[:SHOWN], path)
+                save_pairs(image[:SHOWN], reconstruction.image_BCHW[:SHOWN], path)
     top_K, bottom_K = torch.stack(counts).sum(dim=0)
     size = float(len(top_K))
-    whose = patients(heldout, np.arange(len(heldout)))
+    groups = patients(heldout, np.arange(len(heldout)))
+    mean_image_psnr = float(torch.cat(baseline).mean())
     return [
-        mean("reconstruction PSNR", torch.cat(quality), float(torch.cat(floor).mean()), "dB", groups=whose),
+        mean("reconstruction PSNR", torch.cat(quality), mean_image_psnr, "dB", groups=groups),
         Metric("perplexity, top codebook", float(perplexity(top_K)), 1.0, f"of {size:.0f}"),
         Metric("perplexity, bottom codebook", float(perplexity(bottom_K)), 1.0, f"of {size:.0f}"),
         Metric("dead codes, top codebook", float((top_K == 0).sum()), size - 1),
@@ -112,26 +123,29 @@ def _matching(trained: PretrainedRun, heldout: SplitSource) -> Metric:
     pairs: list[int] = []
     for start in range(0, len(heldout), BATCH):
         own = range(start, min(start + BATCH, len(heldout)))
-        asking = [i for i in own if partner_n[i] >= 0]
-        numbers = [*own, *(int(partner_n[i]) for i in asking)]
+        paired = [i for i in own if partner_n[i] >= 0]
+        numbers = [*own, *(int(partner_n[i]) for i in paired)]
         batch = to_device(collate([heldout.sample(i) for i in numbers], numbers), trained.device)
-        image_M = torch.tensor([*range(len(own)), *(i - start for i in asking)])
+        image_M = torch.tensor([*range(len(own)), *(i - start for i in paired)])
         matched_M = torch.arange(len(numbers)) < len(own)
+        # an image is encoded once, and matched with both of its texts
         with torch.no_grad():
             memory = trained.model.encode_image(pixels(batch.image_B1HW[: len(own)]))
             logits = trained.model.match(memory, image_M, batch.text)
         hits.append((logits.argmax(dim=1) == 1).cpu() == matched_M)
-        pairs += [*own, *asking]
-    whose = patients(heldout, np.array(pairs))
-    return mean("ITM accuracy, random pairs", torch.cat(hits), 0.5, groups=whose)
+        pairs += [*own, *paired]
+    groups = patients(heldout, np.array(pairs))
+    return mean("ITM accuracy, random pairs", torch.cat(hits), 0.5, groups=groups)
 
 
 def other_texts(source: SplitSource, seed: int) -> NDArray[np.int64]:
-    """For each sample one whose text differs, drawn uniformly by (seed, sample); -1 if all are equal."""
+    """For each sample another one whose text differs, [n], uniformly by (seed, sample); -1 if all are
+    equal."""
     n = len(source)
-    drawn = (draws.uniform(seed, draws.NEGATIVE_TEXT, range(n)).numpy() * n).astype(np.int64)
-    differs = source.digests != source.digests[drawn]
+    other_n = (draws.uniform(seed, draws.NEGATIVE_TEXT, range(n)).numpy() * n).astype(np.int64)
+    differs = source.digests != source.digests[other_n]
+    # the few samples that hit an equal text: one of all that differ, by the same random number
     for i in np.flatnonzero(~differs):
         rest = np.flatnonzero(source.digests != source.digests[i])
-        drawn[i] = rest[drawn[i] % len(rest)] if len(rest) else -1
-    return drawn
+        other_n[i] = rest[other_n[i] % len(rest)] if len(rest) else -1
+    return other_n

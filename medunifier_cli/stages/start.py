@@ -1,4 +1,7 @@
-"""What the verbs that train have in common: their options, `--fresh`, `--sbatch`, one process or several."""
+"""Start a training verb: its options, `--fresh`, `--sbatch`, and one process or several.
+
+Imports no torch, so that `mu pretrain --help` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,32 @@ from typing import Any, TypeVar
 
 import click
 
-from medunifier_cli.distributed import launch
+from medunifier_cli.distributed import launch, sbatch
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import runs_root
-from medunifier_cli.stages import sbatch
 
 AnyRecipe = TypeVar("AnyRecipe", PretrainRecipe, FinetuneRecipe, PriorRecipe)
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one recipe value."),
-    click.option("--run", "name", default="", help="Name of the run; by default the recipe's."),
+    click.option("--run", "name", default="", help="Name of the run (default: that of the recipe)."),
     click.option(
-        "--num-processes", type=click.IntRange(min=1), help="Ranks here; by default one per GPU, or one."
+        "--num-processes",
+        type=click.IntRange(min=1),
+        help="Processes to start on this machine (default: one per GPU, or one).",
     ),
-    click.option("--fresh", is_flag=True, help="Start over; an existing run is moved aside, not deleted."),
-    click.option("--sbatch", is_flag=True, help="Print a SLURM script for this command and do nothing."),
+    click.option(
+        "--fresh", is_flag=True, help="Start over; an existing run is renamed to NAME.old-1, not deleted."
+    ),
+    click.option("--sbatch", is_flag=True, help="Print a SLURM script for this command and exit."),
 )
 
 
 def training_options(verb: Verb) -> Verb:
-    """Gives a verb the argument RECIPE and the options of `Asked`."""
+    """Give a click command the argument RECIPE and the options that `StartOptions` holds."""
     for option in reversed(_OPTIONS):
         verb = option(verb)
     return click.argument("recipe")(verb)  # type: ignore[no-any-return]
@@ -40,7 +46,7 @@ def training_options(verb: Verb) -> Verb:
 
 @dataclass(frozen=True)
 class StartOptions:
-    """The values of `training_options`."""
+    """Values of the options that `training_options` adds."""
 
     overrides: tuple[str, ...]
     name: str
@@ -49,36 +55,43 @@ class StartOptions:
     sbatch: bool
 
     def start(
-        self, work: Callable[[AnyRecipe, Path], None], recipe: AnyRecipe, name: str, workers: int = 0,
-        complete: Callable[[AnyRecipe, Path], AnyRecipe] | None = None,
+        self, train: Callable[[AnyRecipe, Path], None], recipe: AnyRecipe, default_name: str,
+        workers: int = 0, fill_in: Callable[[AnyRecipe, Path], AnyRecipe] | None = None,
     ) -> None:  # fmt: skip
-        """Call `work(recipe, folder)` in this process, in the group it is in, or in new ranks.
+        """Call `train(recipe, run folder)` in this process, or in each of several new ones.
+
+        A process that `srun`, `torchrun` or `accelerate launch` started is one rank already, and starts none.
 
         Args:
-            name: of the run where the command line gives none.
+            train: picklable, as new processes are spawned.
+            default_name: of the run, unless `--run` gives another.
             workers: loader processes per rank, for the SLURM script.
-            complete: fills in what the recipe leaves open, once `--fresh` has moved an old run aside.
+            fill_in: completes the recipe with what depends on the run folder, before any process starts.
         """
-        name = self.name or name
+        name = self.name or default_name
         folder = runs_root() / name
-        wanted = recipe.train.processes
+        in_recipe = recipe.train.processes
         if self.sbatch:
-            click.echo(sbatch.script(sys.argv[1:], name, self.num_processes or wanted or 1, workers))
+            # the login node that prints the script may have no GPU to count
+            click.echo(sbatch.script(sys.argv[1:], name, self.num_processes or in_recipe or 1, workers))
             return
         from medunifier_cli.distributed import world
-        from medunifier_cli.run import record
+        from medunifier_cli.run.record import Run
 
         joined = launch.joined_group()
+        # one rank alone renames, or the second would move the new run aside
         if self.fresh and (not joined or launch.joined_rank() == 0):
-            old = record.Run(folder).set_aside()
+            old = Run(folder).set_aside()
             if old is not None:
                 click.echo(f"mu: {folder} is now {old}", err=True)
-        if complete is not None:
-            recipe = complete(recipe, folder)
-        processes = 1 if joined else launch.wanted_processes(self.num_processes or 0, wanted)
+        # after --fresh: the old run's recipe must not decide what the new one starts from; and before any
+        # rank starts: all must agree on "the newest run", which may change while they start
+        if fill_in is not None:
+            recipe = fill_in(recipe, folder)
+        processes = 1 if joined else launch.wanted_processes(self.num_processes or 0, in_recipe)
         if processes > 1:
-            sys.exit(launch.run_ranks(processes, work, (recipe, folder)))
+            sys.exit(launch.run_ranks(processes, train, (recipe, folder)))
         try:
-            work(recipe, folder)
+            train(recipe, folder)
         finally:
             world.leave()

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-from medunifier_cli.recipe.schema import LoopConfig
+from medunifier_cli.recipe.schema_train import LoopConfig
 
 
 def accelerator_of(settings: LoopConfig, folder: Path, leaves_weights_unused: bool = False) -> Accelerator:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from medunifier_cli.checkpoint import store
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.errors import CheckpointError, MuError, Stopped
-from medunifier_cli.recipe.schema import LoopConfig, OptimConfig
+from medunifier_cli.recipe.schema_train import LoopConfig, OptimConfig
 from medunifier_cli.run.log import Log
 from medunifier_cli.run.record import Run
 from medunifier_cli.terminal.progress import Progress
@@ -38,14 +38,16 @@ Values = dict[str, Tensor]
 class Stage(Protocol):
     """What the loop needs from pre-training, fine-tuning or a prior."""
 
-    module: nn.Module
-    """Called as `module(batch, ...)` by `step`; may come back wrapped for several ranks."""
     steps: int
     """Optimiser steps of the whole run."""
     samples: str
     """What a batch holds, in the plural: the progress line counts these per second."""
     shown: tuple[str, ...]
     """Losses and monitors on the progress line, in order; all others are in `log.jsonl` alone."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained. `step` gets it back as an argument, wrapped where there are several ranks."""
 
     def start(self) -> None:
         """Load the weights that a new run starts from. Not called where a checkpoint is resumed."""

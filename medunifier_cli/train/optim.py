@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from medunifier_cli.recipe.schema import OptimConfig
+from medunifier_cli.recipe.schema_train import OptimConfig
 
 # The paper (appendix 2) says AdamW with a weight decay of 0.05 and no more. Biases and norms have none, as in
 # BERT and nearly everywhere since. These here are our choice:

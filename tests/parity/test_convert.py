@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
-from medunifier_cli.checkpoint import convert
 from medunifier_cli.checkpoint.convert import load_bert
 from medunifier_cli.errors import MissingWeightsError, MuError
 from medunifier_cli.model.medunifier import MedUnifier
+from medunifier_cli.model.weights import weights_path
 from tests.parity.test_qformer import bert, blip2
 from tests.tiny import VOCABULARY, scatter, tiny_model
 
@@ -172,7 +172,9 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_bert(ours(), str(tmp_path))
     with pytest.raises(MissingWeightsError, match="hf download nobody/never-heard-of"):
         load_bert(ours(), "nobody/never-heard-of")
-    with pytest.raises(MissingWeightsError, match="no/such/folder: not on this machine"):
+    with pytest.raises(
+        MissingWeightsError, match="no/such/folder is neither a folder, a file nor a hub name"
+    ):
         load_bert(ours(), "no/such/folder")
 
 
@@ -184,4 +186,4 @@ def test_a_cached_hub_name_is_found(hub_folder: Path, monkeypatch: pytest.Monkey
         return str(path) if name == "org/blip" and path.exists() else None
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
-    assert convert.weights_path("org/blip") == hub_folder / "model.safetensors"
+    assert weights_path("model.qformer.weights", "org/blip") == hub_folder / "model.safetensors"

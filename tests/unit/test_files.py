@@ -38,7 +38,7 @@ def test_an_exception_leaves_the_old_file_and_no_temporary_one(path: Path, failu
         temporary.write_bytes(b"half of it")
         raise failure
 
-    with pytest.raises(type(failure)), files.atomic_write(path) as file:
+    with pytest.raises(type(failure)), files.atomic_write(path) as file:  # noqa: PT012
         file.write(b"half of it")
         raise failure
     with pytest.raises(type(failure)):

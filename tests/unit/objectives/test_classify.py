@@ -14,8 +14,8 @@ from medunifier_cli.model.classifier import Classifier, build_head
 from medunifier_cli.model.head_contract import HeadPlugin
 from medunifier_cli.objectives.classify import balanced, classification_loss
 from medunifier_cli.plugin_index import load_head
-from medunifier_cli.recipe.schema import OptimConfig
 from medunifier_cli.recipe.schema_finetune import FinetuneOptimConfig
+from medunifier_cli.recipe.schema_train import OptimConfig
 from medunifier_cli.train.optim import adamw, set_rate
 from tests.tiny import draw_batch, tiny_model
 

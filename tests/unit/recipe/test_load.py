@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import pytest
 
 from medunifier_cli.errors import RecipeError
+from medunifier_cli.recipe.bounds import Bounds
 from medunifier_cli.recipe.load import (
     dump_recipe,
     find_recipe,
@@ -19,7 +20,7 @@ from medunifier_cli.recipe.load import (
     load_saved,
     stage_of,
 )
-from medunifier_cli.recipe.schema import Bounds, PretrainRecipe
+from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 
 
@@ -64,7 +65,7 @@ class TestMistakes:
             ),
             (
                 "text:\n  zzzzzzzz: 1\n",
-                "2: text.zzzzzzzz is not a recipe key; there are: "
+                "2: text.zzzzzzzz is not a recipe key; available: "
                 "tokenizer, vocabulary, max_tokens, strip_deidentified, section_marks",
             ),
             ("train:\n  seed: true\n", "2: train.seed: expected a whole number, not 'true'"),
@@ -109,7 +110,7 @@ class TestMistakes:
 
     def test_no_similar_key_lists_what_there_is(self) -> None:
         (line,) = problems("zzz: 1\n")
-        assert line.startswith("mine.yaml:1: zzz is not a recipe key; there are: stage, name, data,")
+        assert line.startswith("mine.yaml:1: zzz is not a recipe key; available: stage, name, data,")
 
     @pytest.mark.parametrize(
         ("override", "line"),

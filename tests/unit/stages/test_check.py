@@ -79,7 +79,7 @@ def test_all_problems_at_once_with_what_to_do(shards: Path) -> None:
     assert result.exit_code == 1
     expected = [
         ("shards of train", "train-000000.tar"),
-        ("shards of train", "train-000001.tar: listed in the manifest and not there"),
+        ("shards of train", "train-000001.tar: listed in the manifest but missing"),
         ("shards of exam", "no split 'exam'; the splits there are test, train, valid"),
         ("tokenizer", "`hf download some/tokenizer "),
         ("image encoder weights", "`hf download some/vit`"),
@@ -88,9 +88,9 @@ def test_all_problems_at_once_with_what_to_do(shards: Path) -> None:
         ("batch", "36 is not a multiple of 12 pairs x 2 processes"),
     ]
     found = problems(result)
-    for line, (what, said) in zip(found, expected, strict=True):
-        assert line.startswith(f"problem  {what}: ")
-        assert said in line
+    for line, (name, message) in zip(found, expected, strict=True):
+        assert line.startswith(f"problem  {name}: ")
+        assert message in line
     assert result.stderr == "mu: demo is not ready: 8 problems, listed above\n"
 
 
@@ -101,7 +101,7 @@ def test_changed_shard_of_the_same_size_is_found_by_its_hash(shards: Path) -> No
     path.write_bytes(bytes(body))
     assert check("demo", "-o", f"data.shards={shards}").exit_code == 0
     (line,) = problems(check("demo", "-o", f"data.shards={shards}", "--hashes"))
-    assert "valid-000001.tar: its contents are not those the manifest names" in line
+    assert "valid-000001.tar: its contents differ from the manifest" in line
 
 
 @pytest.mark.parametrize(("held", "good"), [(32, False), (64, True), (224, True)])

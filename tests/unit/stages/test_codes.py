@@ -45,14 +45,14 @@ def test_codes_come_back_as_written(path: Path) -> None:
 
 def test_a_file_cut_short_is_refused(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match="cut short or damaged; delete it"):
+    with pytest.raises(CheckpointError, match="damaged or incomplete; delete it"):
         read_codes(path, ("train",), MADE_OF)
 
 
 def test_changed_codes_are_refused(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["train/top"][0, 0, 0] = (file["train/top"][0, 0, 0] + 1) % 16
-    with pytest.raises(CheckpointError, match="not those written"):
+    with pytest.raises(CheckpointError, match="were changed since"):
         read_codes(path, ("train",), MADE_OF)
 
 

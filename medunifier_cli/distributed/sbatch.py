@@ -1,4 +1,4 @@
-"""A SLURM script for a training command: warned before its time ends, requeued, and gone on with."""
+"""Write a SLURM script that checkpoints before the time limit, requeues itself and resumes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ import shlex
 from collections.abc import Sequence
 
 WARNING_SECONDS = 300
-"""Before the time limit SLURM sends SIGUSR1: time for one step and one checkpoint."""
+"""How long before the time limit SLURM sends SIGUSR1: enough for one step and one checkpoint."""
+MEMORY_PER_PROCESS = 48
+"""Main memory per GPU, in GB."""
 
 
 def script(arguments: Sequence[str], name: str, processes: int, workers: int) -> str:
-    """The script's text.
+    """The text of the script.
 
     Args:
-        arguments: of `mu`, without `--sbatch`.
-        name: of the run, for the job's name and log.
+        arguments: the command line of `mu`; `--sbatch` is removed from it.
+        name: of the run, for the names of the job and its log.
         processes: GPUs of one node.
         workers: loader processes per rank.
     """
     command = shlex.join(["mu", *(word for word in arguments if word != "--sbatch")])
+    # `--signal=B:` warns the shell alone, so bash starts mu in the background and passes the signal on: bash
+    # runs a trap only between commands, and `wait` is the one command that a signal interrupts. As it then
+    # returns before mu has ended, it is called until there is no such process.
     return f"""\
 #!/bin/bash
 #SBATCH --job-name=mu-{name}
@@ -26,7 +31,7 @@ def script(arguments: Sequence[str], name: str, processes: int, workers: int) ->
 #SBATCH --ntasks=1
 #SBATCH --gpus-per-node={processes}
 #SBATCH --cpus-per-task={processes * (workers + 1)}
-#SBATCH --mem={processes * 48}G
+#SBATCH --mem={processes * MEMORY_PER_PROCESS}G
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:USR1@{WARNING_SECONDS}
 #SBATCH --requeue
@@ -35,7 +40,7 @@ def script(arguments: Sequence[str], name: str, processes: int, workers: int) ->
 
 export HF_HUB_OFFLINE=1
 
-# The shell passes SLURM's warning on; mu saves a checkpoint and leaves with 75.
+# SLURM warns this shell, which passes the signal on; mu saves a checkpoint and exits with 75.
 {command} &
 child=$!
 trap 'kill -USR1 "$child"' USR1

@@ -1,0 +1,89 @@
+"""The keys of a recipe that say how to train, in every stage: optimiser and loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from medunifier_cli.recipe.bounds import Count, CountOrZero, NonNegative, Positive, Share
+
+
+@dataclass(frozen=True)
+class AdamWConfig:
+    """Settings of AdamW and its warm-up that every stage has (paper, appendix 2)."""
+
+    warmup: Share = 0.05
+    """Share of all steps over which the learning rate rises linearly."""
+    beta1: Share = 0.9
+    """Decay of the first moment."""
+    beta2: Share = 0.95
+    """Decay of the second moment."""
+    weight_decay: NonNegative = 0.05
+    """Weight decay of matrices and convolution kernels; biases, norms and embeddings have none."""
+    clip_norm: NonNegative = 1.0
+    """Norm to which gradients are clipped; 0 for no clipping."""
+
+
+@dataclass(frozen=True)
+class OptimConfig(AdamWConfig):
+    """AdamW with linear warm-up and cosine decay (paper, appendix 2)."""
+
+    peak_lr: Positive = 1e-4
+    """Learning rate after warm-up."""
+    warmup_lr: NonNegative = 1e-5
+    """Learning rate of the first step."""
+    final_lr: NonNegative = 0.0
+    """Learning rate at the end of the cosine decay."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Length, batch size and intervals of training that every stage has."""
+
+    seed: CountOrZero = 0
+    """Seed of all random numbers."""
+    epochs: Positive = 30.0
+    """Passes over the train split; ignored if `steps` is set."""
+    steps: CountOrZero = 0
+    """Optimiser steps; 0 to use `epochs`."""
+    global_batch: Count = 256
+    """Samples per optimiser step, over all ranks and passes."""
+    micro_batch: CountOrZero = 0
+    """Samples per rank and forward pass; 0 for the rank's whole share of the global batch."""
+    precision: Literal["no", "bf16", "fp16"] = "bf16"
+    """Mixed precision; losses are always computed in fp32."""
+    processes: CountOrZero = 0
+    """Processes to start; 0 for one per GPU, or one without a GPU."""
+    threads: CountOrZero = 0
+    """CPU threads per process; 0 for PyTorch's default. A fixed number makes CPU runs repeatable bit for
+    bit."""
+    log_every: Count = 10
+    """Steps between two lines of `log.jsonl`."""
+    valid_every: CountOrZero = 1000
+    """Steps between two validations; 0 to validate only at the end."""
+    checkpoint_every: Count = 1000
+    """Steps between two checkpoints."""
+    keep: Count = 2
+    """Number of checkpoints to keep."""
+    tensorboard: bool = True
+    """Write TensorBoard files."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Contradictions between fields: (dotted key of the recipe, what is wrong)."""
+        if self.micro_batch and self.global_batch % self.micro_batch:
+            yield (
+                "train.global_batch",
+                f"{self.global_batch} is not a multiple of train.micro_batch {self.micro_batch}",
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig(LoopConfig):
+    """Length, batch size and intervals of training."""
+
+    micro_batch: CountOrZero = 64
+    """Samples per rank and forward pass; 0 for the rank's whole share of the global batch. ITC and ITM
+    contrast the pairs of one pass over all ranks."""
+    valid_batches: CountOrZero = 50
+    """Batches of a validation; 0 for the whole split."""
