@@ -1,4 +1,4 @@
-"""Restore the best classifier of a run of `mu finetune`, ready to use."""
+"""Build the classifier that `mu finetune` trains, and restore the best one of a run."""
 
 from __future__ import annotations
 
@@ -14,6 +14,17 @@ from medunifier_cli.recipe.load import load_saved, stage_of
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run
 from medunifier_cli.run.record import Run
+
+
+def build_classifier(recipe: FinetuneRecipe, pretrained: PretrainedRun, classes: int) -> Classifier:
+    """The pre-trained model and a new head with random weights, as fine-tuning starts from.
+
+    Raises:
+        MuError: an unknown head, or one that gives no logits [B, C].
+    """
+    shape = pretrained.recipe.model.qformer
+    head = build_head(load_head(recipe.model.head), shape.queries, shape.width, classes, recipe.train.seed)
+    return Classifier(pretrained.model, head, recipe.model.freeze)
 
 
 def restore_classifier(run: Run) -> tuple[PretrainedRun, Classifier, tuple[str, ...]]:
@@ -36,9 +47,7 @@ def restore_classifier(run: Run) -> tuple[PretrainedRun, Classifier, tuple[str, 
     # From the run, not from the data set: these are the classes that the head was trained on, in its order,
     # even if the shards were prepared again or are gone.
     classes = tuple(read_samples(run.folder / SAMPLES)["train"]["positives"])
-    shape = pretrained.recipe.model.qformer
-    head = build_head(load_head(recipe.model.head), shape.queries, shape.width, len(classes), seed=0)
-    network = Classifier(pretrained.model, head, recipe.model.freeze)
+    network = build_classifier(recipe, pretrained, len(classes))
     # Not strict: a frozen encoder is not in the checkpoint of a probe, and comes from the pre-training run.
     missing, unexpected = network.load_state_dict(dict(best.tensors["model"]), strict=False)
     if unexpected or any(name.startswith("head.") for name in missing):

@@ -1,4 +1,4 @@
-"""The disk format of a checkpoint, known here and nowhere else.
+"""Write and read checkpoints; no other module depends on their disk format.
 
     checkpoints/step-00000120/
         model.safetensors optimizer.safetensors rng.safetensors   tensors by name

@@ -1,4 +1,4 @@
-"""Sample a token or a code from logits: temperature, top-k, top-p, and draws independent of the batch size.
+"""Sample tokens or codes from logits, with random numbers that do not depend on the batch size.
 
 R rows, K classes.
 """
@@ -17,15 +17,15 @@ from medunifier_cli.errors import MuError
 
 @dataclass(frozen=True)
 class Draws:
-    """Settings of sampling from logits."""
+    """Seed and settings of sampling a code from logits."""
 
     seed: int
     temperature: float = 1.0
-    """Divides the logits; 0 always takes the likeliest code."""
+    """Divides the logits; 0 always takes the most likely code."""
     top_k: int = 0
-    """Keep the k likeliest codes and any that tie with the last of them; 0 keeps all."""
+    """Keep the k most likely codes, and those as likely as the last of them; 0 keeps all."""
     top_p: float = 1.0
-    """Keep the likeliest codes that together reach this share; 1 keeps all."""
+    """Keep the most likely codes that together reach this probability; 1 keeps all."""
     guidance: float = 1.0
     """Classifier-free guidance g: logits without text + g * (with - without); 1 is plain conditioning."""
 

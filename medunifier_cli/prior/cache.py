@@ -59,7 +59,7 @@ class CachedConv:
         self.column_of = nearest(width, constants[0].shape[1]).to(conditioning.device)
         # The strict first layer leaves out the position itself: its input there is the code to be sampled.
         taps = self.reach + (not conv.strict)
-        # Views stay valid, as buffers are only ever written in place: made once, not at each position. One
+        # Views stay valid, as buffers are only ever written in place: one list for all positions. One
         # product per tile instead of one batched product: a batched one could choose its summation order by
         # the number of tiles, and then a sample's bits would depend on the batch.
         self.products = [

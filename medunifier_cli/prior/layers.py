@@ -30,8 +30,8 @@ class CausalConv(nn.Module):
     def __init__(self, width: int, out: int, kernel: int, *, strict: bool = False) -> None:
         """`strict` leaves out the position itself, as the first layer must."""
         super().__init__()
-        # Only the first layer sees the code at its own position. Its output does not depend on that code any
-        # more, so later layers may read their own position and keep its information.
+        # The input of the first layer at a position is the very code to be predicted there, so it must be
+        # left out. Inputs of later layers no longer depend on that code: these may read their own position.
         self.reach = kernel // 2
         self.strict = strict
         # Together the two kernels hold the causal half of one kernel x kernel window; one bias is enough.

@@ -80,7 +80,7 @@ class _Sampler:
     ) -> None:
         self.prior, self.shape, self.draws = prior, shape, draws
         self.device = prior.head.weight.device
-        # A transposed copy of every kernel: made once, then read by all threads.
+        # A rearranged copy of every kernel, shared by all threads: they only read it.
         self.weights = product_weights(prior)
         self.rows = tile_rows(self.device)
         self.first_tile, offset = divmod(samples.start, self.rows)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
+from medunifier_cli.checkpoint.classifier import build_classifier
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.data.labels.labelled import Labelled, LabelledFeatures, LabelledImages, counts
 from medunifier_cli.data.labels.samples import (
@@ -29,7 +30,7 @@ from medunifier_cli.data.loader import eval_batches, train_batches
 from medunifier_cli.distributed import world
 from medunifier_cli.evaluate.results import Metric, read_results, table
 from medunifier_cli.files import sha256, write_text
-from medunifier_cli.model.classifier import Classifier, build_head
+from medunifier_cli.model.classifier import Classifier
 from medunifier_cli.objectives.classify import balanced, classification_loss
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run
@@ -63,10 +64,8 @@ class Finetuning:
     ) -> None:  # fmt: skip
         self.recipe, self.task, self.sources, self.device = recipe, task, sources, device
         self.pretrained_hash, self.samples_hash = trained.identity, samples_hash
-        qformer = trained.recipe.model.qformer
         classes = task.plugin.classes
-        head = build_head(task.head, qformer.queries, qformer.width, len(classes), recipe.train.seed)
-        self.module = Classifier(trained.model, head, recipe.model.freeze).to(device)
+        self.module = build_classifier(recipe, trained, len(classes)).to(device)
         self.settings = recipe.train.for_loop(len(sources["train"]))
         self.steps = self.settings.steps
         self.weight_2C: Tensor | None = None

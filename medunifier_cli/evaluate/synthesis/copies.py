@@ -154,8 +154,8 @@ def copies_suspected(comparisons: Mapping[str, Nearness]) -> bool:
     Args:
         comparisons: `AS_THEY_ARE`, and `RECONSTRUCTED` and `ALL_RECONSTRUCTED` where they could be made.
     """
-    # Against training images as they are, both references must agree: beside sharp held-out images alone, any
-    # smooth image could look near, and beside smooth ones alone, any sharp one.
+    # Against training images as they are, both references must agree: compared with sharp held-out images
+    # alone, any smooth image could look near, and compared with smooth ones alone, any sharp one.
     tests = [[comparisons[name] for name in (AS_THEY_ARE, RECONSTRUCTED) if name in comparisons]]
     if ALL_RECONSTRUCTED in comparisons:
         tests.append([comparisons[ALL_RECONSTRUCTED]])
@@ -230,9 +230,9 @@ def _write(
         n=len(judged.distance_n), seed=SEED, metrics=metrics,
         protocol=(
             f"{fakes.name}: 1 - pixel correlation with the most correlated of the {CANDIDATES} images of "
-            f"{train.name} nearest by encoder features, beside the same of held-out {unseen.name}; copies "
+            f"{train.name} nearest by encoder features, against the same of held-out {unseen.name}; copies "
             "are suspected when the share nearer than the held-out 1 % quantile is improbable "
-            f"(p < {ALPHA / 2:g}, beta-binomial) either beside held-out images both as they are and "
+            f"(p < {ALPHA / 2:g}, beta-binomial) either against held-out images both as they are and "
             "reconstructed, or with training and held-out images all reconstructed"
         ),
         more={

@@ -1,7 +1,7 @@
 """`mu score --classifier`: measure whether synthetic images show the class that their prompts request.
 
-The judge is a classifier fine-tuned on real images only. Its accuracy on held-out real images is reported
-beside, as no generator can be expected to exceed it. C classes, n images.
+The judge is a classifier fine-tuned on real images only. Its accuracy on held-out real images is reported as
+well, as no generator can be expected to exceed it. C classes, n images.
 """
 
 from __future__ import annotations

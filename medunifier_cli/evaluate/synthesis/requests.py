@@ -69,7 +69,9 @@ def read_requests(prompt: str, prompts: str, plugin: DatasetPlugin) -> list[Imag
                 if "prompt" not in (rows.fieldnames or ()):
                     raise DataError(f"{path}: a table of prompts needs a column `prompt`")
                 requests = [
-                    ImageRequest(row["prompt"].strip(), f"{path}:{rows.line_num}", row.get("class") or "")
+                    ImageRequest(
+                        (row["prompt"] or "").strip(), f"{path}:{rows.line_num}", row.get("class") or ""
+                    )
                     for row in rows
                 ]
             else:

@@ -57,7 +57,7 @@ def test_derived_runs_are_those_that_name_this_one_however_they_spell_it(
     own_roots: Path, old: Run, new: Run
 ) -> None:
     write_run(own_roots, "b-by-name", finetune_recipe("old"))
-    write_run(own_roots, "a-by-path", prior_recipe(str(old.folder)))
+    write_run(own_roots, "a-by-path", prior_recipe(str(old.folder / ".." / "old")))
     write_run(own_roots, "of-the-other", finetune_recipe("new"))
     write_run(own_roots, "of-a-deleted-one", prior_recipe("deleted"))
     write_run(own_roots, "of-none-yet", finetune_recipe())

@@ -44,7 +44,7 @@ def test_text_file_keeps_line_numbers_and_skips_blank_lines(tmp_path: Path) -> N
 
 def test_table_takes_prompt_and_class_from_any_column_and_other_columns_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "prompts.csv"
-    path.write_text('id,class,prompt\n1,Edema,"Mild, diffuse edema"\n2,,Clear lungs\n3,Edema,\n')
+    path.write_text('id,class,prompt\n1,Edema,"Mild, diffuse edema"\n2,,Clear lungs\n3,Edema,\n4\n')
     assert read_requests("", str(path), PHANTOM) == [
         ImageRequest("Mild, diffuse edema", f"{path}:2", "Edema"),
         ImageRequest("Clear lungs", f"{path}:3"),
