@@ -239,7 +239,7 @@ def test_shards_that_changed_under_a_run_are_refused(
     folder = Path(shutil.copytree(done[0], tmp_path / "run"))
     path = folder / "samples.json"
     path.write_text(path.read_text().replace('"shards": "', '"shards": "0', 1))
-    with pytest.raises(MuError, match="is not the one this run chose its samples from"):
+    with pytest.raises(MuError, match="has changed since this run selected its samples"):
         house.tune(folder)
 
 

@@ -57,12 +57,12 @@ def test_images_without_reports(house: House, tmp_path: Path) -> None:
         (
             {"train": {"Normal": 9}},
             (),
-            "split 'train': all 9 samples have one class, Normal; nothing to tell",
+            "split 'train': all 9 samples have one class, Normal; there is nothing",
         ),
         ({"test": {"Pneumonia": 3}}, (), "split 'test': all 3 samples have one class, Pneumonia"),
-        ({"valid": {}}, (), "no split 'valid'; the splits there are test, train"),
+        ({"valid": {}}, (), "no split 'valid'; available: test, train"),
         ({}, ("data.fraction=0.1",), None),
-        ({}, ("data.fraction=0.06",), "no sample of Pneumonia among 1; take a larger data.fraction"),
+        ({}, ("data.fraction=0.06",), "no sample of Pneumonia among 1; use a larger data.fraction"),
         ({}, ("model.head=lineer",), "no head `lineer`; did you mean `linear`?"),
         ({}, ("data.dataset=rsnaa",), "no data set `rsnaa`; did you mean `rsna`?"),
         (

@@ -65,4 +65,4 @@ def _samples(recipe: FinetuneRecipe) -> str:
     parts = plan_samples(recipe.data, task.shards, task.plugin, task.kind, image_size=1)
     said = ", ".join(f"{len(part.images):,} {part.role}" for part in parts)
     train = next(part for part in parts if part.role == "train")
-    return f"{said}; {len(task.plugin.classes)} classes, {task.metric}; train: {train.chosen.rule}"
+    return f"{said}; {len(task.plugin.classes)} classes, {task.metric}; train: {train.selection.rule}"
