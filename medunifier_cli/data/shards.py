@@ -190,7 +190,8 @@ class Shards:
         if not columns.size:
             return np.full(len(columns), -1, np.int64)
         # `class_of` is Python code of a plugin, so it is called once per distinct row of labels; there are
-        # far fewer of these than samples. Rows are compared as bytes: as numbers, NaN (blank) is unequal to NaN.
+        # far fewer of these than samples. Rows are compared as bytes: as a number, NaN (blank) is unequal
+        # to itself.
         rows_as_bytes = columns.view(np.dtype((np.void, columns[:1].nbytes)))[:, 0]
         _, first, inverse = np.unique(rows_as_bytes, return_index=True, return_inverse=True)
         classes = [plugin.class_of(self.label_dict(columns[row])) for row in first]

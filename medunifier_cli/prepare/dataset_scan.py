@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from medunifier_cli.data.contract import Drop, Record
-from medunifier_cli.data.shard_scan import digest64
 from medunifier_cli.errors import DataError
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
@@ -53,9 +52,9 @@ class DatasetScan:
     """Number of rows left out by the plugin, by reason."""
     shared: int = 0
     """Number of subjects in more than one split."""
-    _keys: set[int] = field(default_factory=set, init=False)
-    _splits_of: dict[int, int] = field(default_factory=dict, init=False)
-    """Hash of a subject -> its splits, a bit for each."""
+    _keys: set[str] = field(default_factory=set, init=False)
+    _splits_of: dict[str, int] = field(default_factory=dict, init=False)
+    """Subject -> the splits it is in, one bit for each of `_splits`."""
     _splits: list[str] = field(default_factory=list, init=False)
 
     def chunks(self, items: Iterator[Record | Drop]) -> Iterator[Chunk]:
@@ -100,21 +99,20 @@ class DatasetScan:
                 f"{record.source}: key {record.key!r} must be 1 to 90 letters, digits, _ and -; "
                 "the data set plugin has to make it so"
             )
-        # 64-bit hashes instead of the strings: of MIMIC-CXR's 377,110 keys any two are equal with a
-        # probability of 4e-9, and the strings would take three times the memory.
-        key = digest64(record.key)
-        if key in self._keys:
+        # All keys are kept, 68 MiB with the subjects at the size of MIMIC-CXR (377,110 images): the first
+        # repeated key is then reported hours before its shard would be written.
+        if record.key in self._keys:
             raise DataError(
                 f"{record.source}: key {record.key!r} appears twice; the data set plugin has to make keys "
                 "unique"
             )
-        self._keys.add(key)
+        self._keys.add(record.key)
         self._check_subject(record)
 
     def _check_subject(self, record: Record) -> None:
-        subject, bit = digest64(record.subject), 1 << self._splits.index(record.split)
-        before = self._splits_of.get(subject, 0)
-        self._splits_of[subject] = before | bit
+        bit = 1 << self._splits.index(record.split)
+        before = self._splits_of.get(record.subject, 0)
+        self._splits_of[record.subject] = before | bit
         if before and not before & bit:
             self.shared += before.bit_count() == 1  # a third split does not count the subject again
             if not self.shared_subjects:
