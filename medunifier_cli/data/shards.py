@@ -62,8 +62,7 @@ def fill_index(out: NDArray[Any], rows: Sequence[IndexRow], shard: int, names: S
 
 def split_names(folder: Path) -> list[str]:
     """The splits that have shards in `folder`, sorted."""
-    matches = (SHARD_NAME.fullmatch(path.name) for path in folder.glob("*.tar"))
-    return sorted({match["split"] for match in matches if match})
+    return sorted(_shards_by_split(folder))
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -106,13 +105,10 @@ class Shards:
         fingerprint: str,
         classes: Sequence[str] = (),
     ) -> None:
-        self.folder = folder
-        self.split = split
-        self.names = tuple(names)
+        self.folder, self.split = folder, split
+        self.names, self.label_names, self.classes = tuple(names), tuple(label_names), tuple(classes)
         self.index = index
-        self.label_names = tuple(label_names)
         self.fingerprint = fingerprint
-        self.classes = tuple(classes)
         self._files: OrderedDict[int, int] = OrderedDict()
 
     @classmethod
@@ -186,7 +182,7 @@ class Shards:
         -1 where a sample has no class.
         """
         plugin = plugin.with_classes(self.classes)
-        columns = self.index["labels"].copy()
+        columns = self.index["labels"].copy()  # contiguous, as the view below needs it
         if not columns.size:
             return np.full(len(columns), -1, np.int64)
         # `class_of` is Python code of a plugin, so it is called once per distinct row of labels; there are
@@ -209,6 +205,7 @@ class Shards:
             data = os.pread(self._file(shard), size, offset)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        # Reading past the end is no error to the kernel: it returns fewer bytes.
         if len(data) != size:
             raise DataError(f"{path}: ends before byte {offset + size:,}; run `mu prepare` again")
         return data
@@ -232,6 +229,7 @@ class Shards:
             self.close()
 
     def __getstate__(self) -> dict[str, Any]:
+        # Descriptors are numbers of this process; elsewhere they would name other files.
         state = self.__dict__ | {"_files": OrderedDict()}
         # A memory map pickles as a copy of its contents; its path lets the receiver map the same pages.
         if isinstance(self.index, np.memmap):
@@ -276,10 +274,7 @@ def _check_size(path: Path, expected: int, again: str) -> None:
 
 
 def _open_foreign(folder: Path, split: str) -> Shards:
-    names = sorted(
-        (path.name for path in folder.glob("*.tar") if _split_of(path.name) == split),
-        key=lambda name: (int(SHARD_NAME.fullmatch(name)["number"]), name),  # type: ignore[index]
-    )
+    names = _shards_by_split(folder)[split]
     rows = [scan_shard(folder / name) for name in names]
     labels = sorted({name for shard in rows for row in shard for name in row.labels})
     key_bytes = max((len(row.key.encode()) for shard in rows for row in shard), default=0)
@@ -288,11 +283,17 @@ def _open_foreign(folder: Path, split: str) -> Shards:
     for number, shard in enumerate(rows):
         fill_index(index[start : start + len(shard)], shard, number, labels)
         start += len(shard)
+    # Sizes and index instead of contents: hashing foreign shards at every start would mean reading them all.
     sizes = "".join(f"{name} {(folder / name).stat().st_size}\n" for name in names)
     fingerprint = hashlib.sha256(sizes.encode() + index.tobytes()).hexdigest()
     return Shards(folder, split, names, index, labels, fingerprint)
 
 
-def _split_of(name: str) -> str:
-    match = SHARD_NAME.fullmatch(name)
-    return match["split"] if match else ""
+def _shards_by_split(folder: Path) -> dict[str, list[str]]:
+    """File names of the shards of each split, in order."""
+    matches = [match for path in folder.glob("*.tar") if (match := SHARD_NAME.fullmatch(path.name))]
+    by_split: dict[str, list[str]] = {}
+    # By number and not by name: without leading zeros, `train-10.tar` would come before `train-9.tar`.
+    for match in sorted(matches, key=lambda match: (int(match["number"]), match.string)):
+        by_split.setdefault(match["split"], []).append(match.string)
+    return by_split

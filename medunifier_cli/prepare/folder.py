@@ -1,4 +1,4 @@
-"""Names of the files in a prepared folder.
+"""Names of the files in a prepared folder, and the locks on it.
 
 Next to the shards `<split>-<nnnnnn>.tar` and `manifest.json`, which `data.shards` defines as it reads them:
 
@@ -14,7 +14,12 @@ Next to the shards `<split>-<nnnnnn>.tar` and `manifest.json`, which `data.shard
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+from collections.abc import Iterator
 from pathlib import Path
+
+from medunifier_cli.errors import DataError
 
 REJECTS = "rejects.jsonl"
 INDEX = ".index.npy"
@@ -45,3 +50,26 @@ def shard_path(folder: Path, name: str) -> Path:
 def receipt_path(folder: Path, name: str) -> Path:
     """Receipt of the shard `name`, `<split>-<nnnnnn>`."""
     return folder / RECEIPTS / f"{name}.json"
+
+
+@contextlib.contextmanager
+def locked(out: Path, part: tuple[int, int]) -> Iterator[None]:
+    """One call per part at a time, unless the file system has no locks."""
+    with open(out / RECEIPTS / f"lock-{part[0]}of{part[1]}", "wb") as file:
+        try:
+            # Not flock: forked workers inherit it, and would hold it a moment longer than a killed parent.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise DataError(f"{out}: another `mu prepare` is running on it; wait until it ends") from error
+        except OSError:
+            pass
+        yield
+
+
+@contextlib.contextmanager
+def join_lock(out: Path) -> Iterator[None]:
+    """Held while the manifest is written: two parts may finish the last shards at the same time."""
+    with open(out / RECEIPTS / "lock-join", "wb") as file:
+        with contextlib.suppress(OSError):
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        yield

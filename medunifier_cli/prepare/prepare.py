@@ -7,7 +7,6 @@ another part of a job array, resumes from the receipts. The manifest is written 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections import Counter
@@ -22,7 +21,7 @@ from medunifier_cli.data.shards import MANIFEST
 from medunifier_cli.errors import DataError
 from medunifier_cli.files import TEMPORARY, explained, write_json
 from medunifier_cli.prepare.dataset_scan import Chunk, DatasetScan
-from medunifier_cli.prepare.folder import DROPS, RECEIPTS, SETTINGS
+from medunifier_cli.prepare.folder import DROPS, RECEIPTS, SETTINGS, join_lock, locked
 from medunifier_cli.prepare.join import join
 from medunifier_cli.prepare.manifest import made_with, tally
 from medunifier_cli.prepare.render import TASK, Reject, RenderedSample, render_all
@@ -81,7 +80,7 @@ def prepare(job: Job) -> dict[str, Any] | None:
     _warn(progress, plan.warnings)
     with explained(job.out / RECEIPTS):
         (job.out / RECEIPTS).mkdir(parents=True, exist_ok=True)
-    with _locked(job.out, job.part):
+    with locked(job.out, job.part):
         _check_settings(job)
         with _drops_file(job) as drops, progress:
             call = _Call(job, plan, progress, drops)
@@ -94,7 +93,7 @@ def prepare(job: Job) -> dict[str, Any] | None:
                 "the part that makes the last one writes the manifest"
             )
             return None
-        with _join_lock(job.out):
+        with join_lock(job.out):
             shards = [receipt for receipt in receipts if receipt is not None]
             manifest = join(job.out, shards, call.scan, plan, job.plugin, job.settings())
     _warn(progress, manifest["warnings"][len(plan.warnings) :])
@@ -278,26 +277,3 @@ def _drops_file(job: Job) -> Iterator[IO[bytes]]:
         os.replace(path, job.out / RECEIPTS / DROPS)
     finally:
         path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(out: Path, part: tuple[int, int]) -> Iterator[None]:
-    """One call per part at a time, unless the file system has no locks."""
-    with open(out / RECEIPTS / f"lock-{part[0]}of{part[1]}", "wb") as file:
-        try:
-            # Not flock: forked workers inherit it, and would hold it a moment longer than a killed parent.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise DataError(f"{out}: another `mu prepare` is running on it; wait until it ends") from error
-        except OSError:
-            pass
-        yield
-
-
-@contextlib.contextmanager
-def _join_lock(out: Path) -> Iterator[None]:
-    """Held while the manifest is written: two parts may finish the last shards at the same time."""
-    with open(out / RECEIPTS / "lock-join", "wb") as file:
-        with contextlib.suppress(OSError):
-            fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
