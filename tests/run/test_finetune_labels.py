@@ -68,7 +68,7 @@ def test_images_without_reports(house: House, tmp_path: Path) -> None:
         (
             {},
             ("data.dataset=siim",),
-            "no sample of split 'train' has a label to learn; is data.dataset the one",
+            "no sample of split 'train' has a label to learn; is data.dataset the data set",
         ),
         ({}, ("data.train=exam",), "no split 'exam'"),
     ],
