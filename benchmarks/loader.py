@@ -33,7 +33,6 @@ from medunifier_cli.data.loader import SplitSource, train_batches
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.prepare.prepare import Job, prepare
-from medunifier_cli.prepare.progress import PrepareProgress
 from medunifier_cli.recipe.schema import DataConfig, TextConfig
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "covid-chestxray" / "images"
@@ -79,7 +78,7 @@ def picture(i: int, size: int) -> NDArray[np.uint8]:
 def shards(folder: Path, n: int, size: int) -> SplitSource:
     """Prepared shards of `n` images, opened."""
     plugin = Stand(n)
-    prepare(Job(plugin, folder, folder, {}, size=size, workers=2), PrepareProgress())
+    prepare(Job(plugin, folder, folder, {}, size=size, workers=2))
     tokenizer = TextTokenizer.train([" ".join(WORDS)], 200)
     return SplitSource(
         Shards.open(folder, "train"), tokenizer, DataConfig(image_size=size), TextConfig(), plugin

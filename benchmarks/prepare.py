@@ -37,7 +37,6 @@ from PIL import Image
 from medunifier_cli.data.contract import DatasetPlugin, FileImage, Plan, Record
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.prepare.prepare import Job, prepare
-from medunifier_cli.prepare.progress import PrepareProgress
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "covid-chestxray" / "images"
 LARGE = (2544, 3056)
@@ -198,7 +197,7 @@ class Files(DatasetPlugin):
 
 def prepare_files(raw: Path, out: Path, n: int) -> None:
     """The whole of `mu prepare` but its command line, with 2 workers."""
-    prepare(Job(Files(), raw, out, {"n": n}, size=32, workers=2), PrepareProgress())
+    prepare(Job(Files(), raw, out, {"n": n}, size=32, workers=2))
 
 
 def peak(raw: Path, out: Path, n: int) -> float:

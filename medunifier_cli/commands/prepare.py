@@ -1,4 +1,4 @@
-"""`mu prepare DATASET`."""
+"""`mu prepare DATASET`: a raw download to shards."""
 
 from __future__ import annotations
 
@@ -34,19 +34,41 @@ class Part(click.ParamType["tuple[int, int]"]):
 
 @click.command()
 @click.argument("dataset", required=False)
-@click.option("--raw", type=click.Path(path_type=Path), help="The download; by default $MU_DATA/raw/DATASET.")
-@click.option("--out", type=click.Path(path_type=Path), help="By default $MU_DATA/shards/DATASET.")
-@click.option("--size", type=click.IntRange(8, 4096), default=224, show_default=True, help="Edge in pixels.")
+@click.option(
+    "--raw",
+    type=click.Path(path_type=Path),
+    help="Folder of the raw download  [default: $MU_DATA/raw/DATASET].",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for the shards  [default: $MU_DATA/shards/DATASET].",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(8, 4096),
+    default=224,
+    show_default=True,
+    help="Edge of the square images, in pixels.",
+)
 @click.option(
     "--format", "form", type=click.Choice(["png", "jpg"]), default="png", show_default=True,
-    help="Of the images in the shards; png keeps every grey level.",
+    help="Image format in the shards; png is lossless.",
 )  # fmt: skip
-@click.option("--shard-size", type=click.IntRange(min=1), default=2000, show_default=True, help="Samples.")
-@click.option("--workers", type=click.IntRange(min=1), help="Decoding processes; by default one per core.")
-@click.option("--part", type=Part(), default="1/1", help="Make part I of N, for job arrays.")
-@click.option("--max-rejects", type=click.IntRange(min=0), help="Stop when more images are unusable.")
-@click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="An option of the data set.")
-@click.option("--list", "show_list", is_flag=True, help="Show the data sets, what they need, their options.")
+@click.option(
+    "--shard-size", type=click.IntRange(min=1), default=2000, show_default=True, help="Records per shard."
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Number of decoding processes.  [default: one per core]"
+)
+@click.option("--part", type=Part(), default="1/1", help="Make only part I of N, for job arrays.")
+@click.option(
+    "--max-rejects", type=click.IntRange(min=0), help="Stop when more than this many images are unusable."
+)
+@click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Set an option of the data set.")
+@click.option(
+    "--list", "show_list", is_flag=True, help="List the data sets with their raw files and options."
+)
 def prepare(
     dataset: str | None,
     raw: Path | None,
@@ -60,18 +82,19 @@ def prepare(
     overrides: tuple[str, ...],
     show_list: bool,
 ) -> None:
-    """Turn a raw download into shards, with a manifest of what is in them and what was left out.
+    """Convert a raw download into shards, with a manifest of their contents and of what was left out.
 
-    Goes on at the last whole shard when it is run again. `--list` shows the data sets.
+    Run it again after an interruption: it resumes after the last finished shard. `--list` shows the data
+    sets.
     """
-    from medunifier_cli.prepare.progress import PrepareProgress, listing, summary
+    from medunifier_cli.prepare.summary import listing, summary
 
     if show_list:
-        known = {dataset: load_dataset(dataset)} if dataset else load_all(DATASETS)
-        click.echo(listing(known))
+        plugins = {dataset: load_dataset(dataset)} if dataset else load_all(DATASETS)
+        click.echo(listing(plugins))
         return
     if not dataset:
-        raise click.UsageError("which data set? `mu prepare --list` shows them")
+        raise click.UsageError("no data set given; `mu prepare --list` shows them")
     from medunifier_cli.prepare.prepare import Job
     from medunifier_cli.prepare.prepare import prepare as run
 
@@ -88,14 +111,14 @@ def prepare(
         part=part,
         max_rejects=max_rejects,
     )
-    manifest = run(job, PrepareProgress())
+    manifest = run(job)
     if manifest is not None:
         click.echo(summary(manifest), err=True)
-        click.echo(f"\n{job.out}: {manifest['samples']:,} images; look at sheet-*.png", err=True)
+        click.echo(f"\n{job.out}: {manifest['samples']:,} images; inspect sheet-*.png", err=True)
 
 
 def cores() -> int:
-    """Cores this process may use; a SLURM job has fewer than its node."""
+    """Number of cores this process may use; in a SLURM job fewer than the node has."""
     import os
 
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -105,7 +128,7 @@ def plugin_options(plugin: DatasetPlugin, overrides: tuple[str, ...]) -> dict[st
     """A value for each option of the plugin.
 
     Raises:
-        DataError: all unknown names and impossible values at once, each on its own line.
+        DataError: lists all unknown names and impossible values, each on its own line.
     """
     values: dict[str, Any] = {name: option.default for name, option in plugin.options.items()}
     problems = []
@@ -125,7 +148,7 @@ def plugin_options(plugin: DatasetPlugin, overrides: tuple[str, ...]) -> dict[st
 def _value(name: str, text: str, options: Mapping[str, Option]) -> str | int | float | bool:
     if name not in options:
         nearest = difflib.get_close_matches(name, options, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(options) or 'none'}"
+        hint = f"did you mean {nearest[0]}?" if nearest else f"options: {', '.join(options) or 'none'}"
         raise ValueError(f"no such option; {hint}")
     option = options[name]
     kind = type(option.default)

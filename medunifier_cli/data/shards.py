@@ -1,7 +1,7 @@
-"""Reading WebDataset shards by offset: `<split>-<nnnnnn>.tar` with `<key>.png|jpg` and `<key>.json`.
+"""Random access to WebDataset shards: `<split>-<nnnnnn>.tar` with `<key>.png|jpg` and `<key>.json`.
 
-`mu prepare` leaves an index beside the shards, which is memory-mapped: opening a split costs no memory and
-no scan. Shards from elsewhere, without a manifest, are scanned once.
+`mu prepare` writes an index next to the shards. It is memory-mapped, so that opening a split takes no memory
+and no scan. Shards from elsewhere, without a manifest, are scanned when they are opened.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.data.contract import DatasetPlugin
-from medunifier_cli.data.shard_scan import Row, digest64, scan_shard
+from medunifier_cli.data.shard_scan import IndexRow, digest64, scan_shard
 from medunifier_cli.errors import DataError
 
 MANIFEST = "manifest.json"
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d+)\.tar")
 OPEN_SHARDS = 256
-"""File descriptors kept per process."""
+"""Maximum number of open shards per process; a shell often allows 1,024 descriptors."""
 
 
 def index_dtype(key_bytes: int, labels: int) -> np.dtype[Any]:
-    """One row per sample: where its two members lie, and what a loader asks for without opening the JSON.
+    """The row of a sample in an index: where its two files are, and what a loader needs of its metadata.
 
-    `subject` is a 64-bit hash; `labels` holds NaN where the label is blank. Offsets and sizes are in bytes
-    and point at the contents, past the tar header.
+    Offsets and sizes are in bytes and refer to the contents, past the tar header. `subject` is a 64-bit
+    hash; `labels` holds NaN where a label is blank.
     """
+    # Byte order is spelled out, since an index may be read on another machine than it was written on.
     return np.dtype(
         [
             ("key", f"S{max(key_bytes, 1)}"),
@@ -48,8 +49,8 @@ def index_dtype(key_bytes: int, labels: int) -> np.dtype[Any]:
     )
 
 
-def fill_index(out: NDArray[Any], rows: Sequence[Row], shard: int, names: Sequence[str]) -> None:
-    """Write the rows of one shard into `out`, a stretch of an index with `labels` named `names`."""
+def fill_index(out: NDArray[Any], rows: Sequence[IndexRow], shard: int, names: Sequence[str]) -> None:
+    """Write the rows of one shard into `out`, a slice of an index whose `labels` are named `names`."""
     for slot, row in zip(out, rows, strict=True):
         slot["key"] = row.key.encode()
         slot["subject"] = digest64(row.subject)
@@ -61,15 +62,14 @@ def fill_index(out: NDArray[Any], rows: Sequence[Row], shard: int, names: Sequen
 
 def split_names(folder: Path) -> list[str]:
     """The splits that have shards in `folder`, sorted."""
-    found = (SHARD_NAME.fullmatch(path.name) for path in folder.glob("*.tar"))
-    return sorted({match["split"] for match in found if match})
+    return sorted(_shards_by_split(folder))
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest beside the shards, None where there is none.
+    """The manifest of a folder of shards; None if it has none.
 
     Raises:
-        DataError: it is there and cannot be read.
+        DataError: the manifest cannot be read.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -84,15 +84,15 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 class Shards:
-    """One split of one folder of shards. Reads with `pread`, so forks and threads may share it; it pickles.
+    """One split of one folder of shards. Picklable, and safe to share between threads and forked processes.
 
     Attributes:
         folder, split: what was opened.
-        names: shard file names in order.
-        index: structured array, see `index_dtype`; memory-mapped when there is a manifest.
+        names: file names of the shards, in order.
+        index: structured array, see `index_dtype`; memory-mapped if there is a manifest.
         label_names: names of the columns of `index["labels"]`.
-        classes: class names the split was prepared with; empty where there is no manifest.
-        fingerprint: hex hash of the split's contents (of names and sizes where there is no manifest).
+        classes: class names the split was prepared with; empty if there is no manifest.
+        fingerprint: hex hash of the split's contents (without a manifest, of index, file names and sizes).
     """
 
     def __init__(
@@ -105,13 +105,10 @@ class Shards:
         fingerprint: str,
         classes: Sequence[str] = (),
     ) -> None:
-        self.folder = folder
-        self.split = split
-        self.names = tuple(names)
+        self.folder, self.split = folder, split
+        self.names, self.label_names, self.classes = tuple(names), tuple(label_names), tuple(classes)
         self.index = index
-        self.label_names = tuple(label_names)
         self.fingerprint = fingerprint
-        self.classes = tuple(classes)
         self._files: OrderedDict[int, int] = OrderedDict()
 
     @classmethod
@@ -119,16 +116,16 @@ class Shards:
         """Open a split.
 
         Raises:
-            DataError: no such folder or split, an index that does not fit, a shard of another size.
+            DataError: no such folder or split, or index and shards do not match the manifest.
         """
         folder = Path(folder)
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder of shards; run `mu prepare` first")
         manifest = read_manifest(folder)
-        there = sorted(manifest.get("splits", {})) if manifest else split_names(folder)
-        if split not in there:
-            known = f"the splits there are {', '.join(there)}" if there else "there are no shards"
-            raise DataError(f"{folder}: no split {split!r}; {known}")
+        splits = sorted(manifest.get("splits", {})) if manifest else split_names(folder)
+        if split not in splits:
+            choices = f"available: {', '.join(splits)}" if splits else "the folder has no shards"
+            raise DataError(f"{folder}: no split {split!r}; {choices}")
         return _open_prepared(folder, split, manifest) if manifest else _open_foreign(folder, split)
 
     def __len__(self) -> int:
@@ -138,20 +135,21 @@ class Shards:
         """Image file and metadata of sample i.
 
         Raises:
-            DataError: the shard is cut or gone.
+            DataError: the shard is truncated or missing.
         """
         return self.image(i), self.meta(i)
 
     def image(self, i: int) -> bytes:
-        """The image file of sample i (PNG or JPEG), as it lies in the shard."""
+        """The image file of sample i, PNG or JPEG, not decoded."""
         row = self.index[i]
         return self._pread(int(row["shard"]), int(row["image_offset"]), int(row["image_size"]))
 
     def images(self, rows: NDArray[np.int64]) -> list[bytes]:
-        """The image files of several samples; looks the index up once."""
-        found = self.index[rows]
-        columns = (found[name].tolist() for name in ("shard", "image_offset", "image_size"))
-        return [self._pread(*where) for where in zip(*columns, strict=True)]
+        """The image files of several samples."""
+        # Whole columns at once: picking fields out of one structured row after the other is slow in numpy.
+        entries = self.index[rows]
+        columns = (entries[name].tolist() for name in ("shard", "image_offset", "image_size"))
+        return [self._pread(*location) for location in zip(*columns, strict=True)]
 
     def keys(self, rows: NDArray[np.int64]) -> list[str]:
         """Keys of several samples."""
@@ -171,64 +169,70 @@ class Shards:
         """Key of sample i."""
         return bytes(self.index[i]["key"]).decode()
 
-    def labels(self, i: int) -> dict[str, float | None]:
-        """Labels of sample i from the index, None where blank; single precision."""
-        return self.label_dict(self.index[i]["labels"])
-
     def label_dict(self, row: NDArray[Any]) -> dict[str, float | None]:
-        """A row of `index["labels"]` as a dictionary."""
+        """A row of `index["labels"]` by name, None where blank; single precision."""
         return {
-            name: None if value != value else float(value)
+            name: None if value != value else float(value)  # only NaN differs from itself
             for name, value in zip(self.label_names, row.tolist(), strict=True)
         }
 
     def class_indices(self, plugin: DatasetPlugin) -> NDArray[np.int64]:
-        """`plugin.class_of` of every sample, -1 where there is none, int64 [n].
+        """`plugin.class_of` of every sample, under the classes the split was prepared with; int64 [n].
 
-        Under the classes the split was prepared with; the plugin is asked once per distinct row of labels.
+        -1 where a sample has no class.
         """
         plugin = plugin.with_classes(self.classes)
-        columns = self.index["labels"].copy()
+        columns = self.index["labels"].copy()  # contiguous, as the view below needs it
         if not columns.size:
             return np.full(len(columns), -1, np.int64)
-        whole_rows = columns.view(np.dtype((np.void, columns[:1].nbytes)))[:, 0]  # NaN equals NaN as bytes
-        _, first, which = np.unique(whole_rows, return_index=True, return_inverse=True)
+        # `class_of` is Python code of a plugin, so it is called once per distinct row of labels; there are
+        # far fewer of these than samples. Rows are compared as bytes: as a number, NaN (blank) is unequal
+        # to itself.
+        rows_as_bytes = columns.view(np.dtype((np.void, columns[:1].nbytes)))[:, 0]
+        _, first, inverse = np.unique(rows_as_bytes, return_index=True, return_inverse=True)
         classes = [plugin.class_of(self.label_dict(columns[row])) for row in first]
-        return np.array([-1 if c is None else c for c in classes], np.int64)[which]
+        return np.array([-1 if c is None else c for c in classes], np.int64)[inverse]
 
     def where(self, i: int) -> str:
-        """`folder/train-000003.tar: key`, for messages."""
+        """`<folder>/train-000003.tar: <key>`, for messages."""
         return f"{self.folder / self.names[int(self.index[i]['shard'])]}: {self.key(i)}"
 
     def _pread(self, shard: int, offset: int, size: int) -> bytes:
         path = self.folder / self.names[shard]
         try:
+            # Not seek and read: forked workers share the file position of a descriptor opened before the
+            # fork, and would move it under each other.
             data = os.pread(self._file(shard), size, offset)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        # Reading past the end is no error to the kernel: it returns fewer bytes.
         if len(data) != size:
             raise DataError(f"{path}: ends before byte {offset + size:,}; run `mu prepare` again")
         return data
 
     def _file(self, shard: int) -> int:
         if shard not in self._files:
+            # First opened, first closed. The order of samples is random, so a smarter rule would not find
+            # more files open.
             while len(self._files) >= OPEN_SHARDS:
                 os.close(self._files.popitem(last=False)[1])
             self._files[shard] = os.open(self.folder / self.names[shard], os.O_RDONLY)
         return self._files[shard]
 
     def close(self) -> None:
-        """Close the files; the next read opens them again."""
+        """Close the files; they are opened again when needed."""
         while self._files:
             os.close(self._files.popitem()[1])
 
     def __del__(self) -> None:
-        if hasattr(self, "_files"):
+        if hasattr(self, "_files"):  # missing if __init__ itself failed
             self.close()
 
     def __getstate__(self) -> dict[str, Any]:
+        # Descriptors are numbers of this process; elsewhere they would name other files.
         state = self.__dict__ | {"_files": OrderedDict()}
-        if isinstance(self.index, np.memmap):  # a map would travel as a copy of its contents
+        # A memory map pickles as a copy of its contents; its path lets the receiver map the same pages.
+        if isinstance(self.index, np.memmap):
             state["index"] = Path(str(self.index.filename))
         return state
 
@@ -244,9 +248,11 @@ def _open_prepared(folder: Path, split: str, manifest: Mapping[str, Any]) -> Sha
         shards = manifest["splits"][split]["shards"]
         entry = manifest["index"][split]
         path = folder / entry["file"]
+        # The index is hashed (megabytes), the shards are not (up to hundreds of gigabytes): their sizes show
+        # a truncated copy. `mu check` compares their hashes on request.
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest != entry["sha256"]:
-            raise DataError(f"{path}: is not the index that {MANIFEST} describes; {again}")
+            raise DataError(f"{path}: does not match {MANIFEST}; {again}")
         index = np.load(path, mmap_mode="r", allow_pickle=False)
         for shard in shards:
             _check_size(folder / shard["name"], shard["bytes"], again)
@@ -263,15 +269,12 @@ def _check_size(path: Path, expected: int, again: str) -> None:
     size = path.stat().st_size
     if size != expected:
         raise DataError(
-            f"{path}: {size:,} bytes, {expected:,} expected: the shard is cut or changed; {again}"
+            f"{path}: {size:,} bytes, {expected:,} expected: the shard is truncated or changed; {again}"
         )
 
 
 def _open_foreign(folder: Path, split: str) -> Shards:
-    names = sorted(
-        (path.name for path in folder.glob("*.tar") if _split_of(path.name) == split),
-        key=lambda name: (int(SHARD_NAME.fullmatch(name)["number"]), name),  # type: ignore[index]
-    )
+    names = _shards_by_split(folder)[split]
     rows = [scan_shard(folder / name) for name in names]
     labels = sorted({name for shard in rows for row in shard for name in row.labels})
     key_bytes = max((len(row.key.encode()) for shard in rows for row in shard), default=0)
@@ -280,11 +283,17 @@ def _open_foreign(folder: Path, split: str) -> Shards:
     for number, shard in enumerate(rows):
         fill_index(index[start : start + len(shard)], shard, number, labels)
         start += len(shard)
+    # Sizes and index instead of contents: hashing foreign shards at every start would mean reading them all.
     sizes = "".join(f"{name} {(folder / name).stat().st_size}\n" for name in names)
     fingerprint = hashlib.sha256(sizes.encode() + index.tobytes()).hexdigest()
     return Shards(folder, split, names, index, labels, fingerprint)
 
 
-def _split_of(name: str) -> str:
-    match = SHARD_NAME.fullmatch(name)
-    return match["split"] if match else ""
+def _shards_by_split(folder: Path) -> dict[str, list[str]]:
+    """File names of the shards of each split, in order."""
+    matches = [match for path in folder.glob("*.tar") if (match := SHARD_NAME.fullmatch(path.name))]
+    by_split: dict[str, list[str]] = {}
+    # By number and not by name: without leading zeros, `train-10.tar` would come before `train-9.tar`.
+    for match in sorted(matches, key=lambda match: (int(match["number"]), match.string)):
+        by_split.setdefault(match["split"], []).append(match.string)
+    return by_split

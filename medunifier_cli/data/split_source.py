@@ -60,12 +60,14 @@ class SplitSource:
         self.text_recipe = text
         self.sections = data.sections or plugin.text_sections
         self._table = token_table(shards, self.sections, data, text, tokenizer)
+        # The text of a sample without words: the Q-Former needs at least [CLS] to attend to.
         self._blank = np.array([tokenizer.cls_id, tokenizer.sep_id], np.int32)
         # Decided once and for the whole split, before training: if a worker skipped empty texts when it met
         # them, the position of every later sample would depend on what had been read before.
         has_text = np.diff(self._table.start) > 0
         self.excluded = int((~has_text).sum()) if need_text else 0
         self.rows: NDArray[np.int64] = np.flatnonzero(has_text) if need_text else np.arange(len(shards))
+        # After the samples without text are gone: `limit` is the number of samples that are trained on.
         if shards.split == data.train and data.limit:
             self.rows = self.rows[: data.limit]
         if not len(self.rows):
@@ -73,6 +75,8 @@ class SplitSource:
                 f"{shards.folder}: no sample of split {shards.split!r} is left; {self.excluded:,} of "
                 f"{len(shards):,} have no text in {', '.join(self.sections)} (data.sections, data.require)"
             )
+        # Of all samples at once, while the plugin is at hand: workers get labels as numbers, and plugins from
+        # elsewhere need not pickle.
         self.labels = shards.class_indices(plugin)[self.rows]
         self.digests: NDArray[np.int64] = self._table.digest[self.rows].astype(np.int64)
 

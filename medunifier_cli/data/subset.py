@@ -1,7 +1,7 @@
-"""A part of a folder of shards under one name: a split, a drawn subset of the manifest, or a list of keys.
+"""Open part of a folder of shards: a split, a subset listed in the manifest, or a list of keys.
 
-A subset (`zeroshot`, `train-0.01`) may take samples from several splits; it opens as one `Shards`, in the
-order of its keys, so that everything downstream treats it as a split.
+A subset (`zeroshot`, `train-0.01`) may contain samples of several splits. It is opened as one `Shards`, in
+the order of its keys, so that everything downstream can treat it like a split.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ KEY_COLUMN = "key"
 
 
 def parts_of(folder: Path) -> tuple[list[str], list[str]]:
-    """(splits, drawn subsets) that `open_part` knows in a folder of shards."""
+    """Names of the splits and of the subsets in a folder of shards."""
     manifest = read_manifest(folder) or {}
     splits = sorted(manifest["splits"]) if "splits" in manifest else split_names(folder)
     return splits, [name for name in manifest.get("subsets") or {} if name not in splits]
 
 
 def open_part(folder: Path, name: str) -> Shards:
-    """Open a split or, where there is none of that name, a drawn subset of the manifest.
+    """Open a split or, if there is none of that name, a subset listed in the manifest.
 
-    Subset ids whose image was rejected when the shards were written (`not_written`) are left out.
+    Keys of a subset whose image was rejected when the shards were written (`not_written`) are left out.
 
     Raises:
-        DataError: no such folder, split or subset, or shards that are not those of the manifest.
+        DataError: no such folder, split or subset, or shards that do not match the manifest.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of shards; run `mu prepare` first")
@@ -42,50 +42,50 @@ def open_part(folder: Path, name: str) -> Shards:
         return Shards.open(folder, name)
     if name not in subsets:
         raise DataError(
-            f"{folder}: no split or subset {name!r}; the splits there are {', '.join(splits)}, the subsets "
-            f"{', '.join(subsets)}"
+            f"{folder}: no split or subset {name!r}; available splits: {', '.join(splits)}; "
+            f"subsets: {', '.join(subsets)}"
         )
     entry = (read_manifest(folder) or {})["subsets"][name]
-    lost = set(entry.get("not_written", ()))
-    return open_keys(folder, name, [key for key in entry["keys"] if key not in lost])
+    rejected = set(entry.get("not_written", ()))
+    return open_keys(folder, name, [key for key in entry["keys"] if key not in rejected])
 
 
 def open_keys(folder: Path, name: str, keys: Sequence[str]) -> Shards:
-    """Samples with these keys, in their order, from whichever splits hold them.
+    """The samples with these keys, in this order, from all splits of the folder.
 
     Args:
-        name: what the part is called in results.
+        name: name of the part in results.
 
     Raises:
-        DataError: no key, one that is given twice, or one that is in no split.
+        DataError: no keys, a repeated key, or a key that is in no split.
     """
     if not keys:
         raise DataError(f"{folder}: subset {name!r} has no samples")
     if len(set(keys)) < len(keys):
         twice = next(key for i, key in enumerate(keys) if key in keys[:i])
         raise DataError(f"{name}: key {twice!r} is listed twice")
-    place = {key.encode(): i for i, key in enumerate(keys)}
+    position_of = {key.encode(): i for i, key in enumerate(keys)}
     opened = [Shards.open(folder, split) for split in parts_of(folder)[0]]
     labels = list(dict.fromkeys(label for shards in opened for label in shards.label_names))
-    index = np.zeros(len(keys), index_dtype(max(map(len, place)), len(labels)))
+    index = np.zeros(len(keys), index_dtype(max(map(len, position_of)), len(labels)))
     index["labels"] = np.nan
     names: list[str] = []
-    found = np.zeros(len(keys), bool)
+    filled = np.zeros(len(keys), bool)
     for shards in opened:
-        rows = np.flatnonzero(np.isin(shards.index["key"], np.array(list(place), dtype="S")))
-        here = np.array([place[key] for key in shards.index["key"][rows].tolist()], np.int64)
+        rows = np.flatnonzero(np.isin(shards.index["key"], np.array(list(position_of), dtype="S")))
+        positions = np.array([position_of[key] for key in shards.index["key"][rows].tolist()], np.int64)
         for field in index.dtype.names or ():
             if field not in ("labels", "shard"):
-                index[field][here] = shards.index[field][rows]
+                index[field][positions] = shards.index[field][rows]
         columns = [labels.index(label) for label in shards.label_names]
-        index["labels"][here[:, None], columns] = shards.index["labels"][rows]
-        index["shard"][here] = shards.index["shard"][rows] + len(names)
+        index["labels"][positions[:, None], columns] = shards.index["labels"][rows]
+        index["shard"][positions] = shards.index["shard"][rows] + len(names)
         names += shards.names
-        found[here] = True
-    if not found.all():
+        filled[positions] = True
+    if not filled.all():
         raise DataError(
-            f"{folder}: {int((~found).sum()):,} of {len(keys):,} keys of {name!r} are in no split, the first "
-            f"is {keys[int(np.argmin(found))]!r}"
+            f"{folder}: {int((~filled).sum()):,} of {len(keys):,} keys of {name!r} are in no split, "
+            f"the first is {keys[int(np.argmin(filled))]!r}"
         )
     contents = "".join(shards.fingerprint for shards in opened) + "\n".join(keys)
     fingerprint = hashlib.sha256(contents.encode()).hexdigest()
@@ -93,15 +93,15 @@ def open_keys(folder: Path, name: str, keys: Sequence[str]) -> Shards:
 
 
 def read_keys(path: Path) -> list[str]:
-    """Keys listed in a file: one a line, a CSV with a column `key`, or a JSON list.
+    """Keys listed in a file: one per line, a CSV with a column `key`, or a JSON list.
 
     Raises:
-        DataError: it cannot be read, or lists nothing.
+        DataError: the file cannot be read, or lists no key.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable list of keys; write one key a line") from error
+        raise DataError(f"{path}: not a readable list of keys; write one key per line") from error
     if path.suffix == ".json":
         try:
             keys = json.loads(text)

@@ -1,4 +1,4 @@
-"""A contact sheet: the picture a person looks at before training on a split."""
+"""Contact sheets: some images of a split with their texts and labels, to inspect before training on it."""
 
 from __future__ import annotations
 
@@ -16,31 +16,34 @@ COLUMNS, ROWS = 6, 4
 TILE = 200
 """Edge of an image, in pixels."""
 LINES = 3
-"""Of text under an image: two of the report, one of the labels."""
+"""Lines of text under an image: two of the report, one of the labels."""
 FONT_SIZE, LINE_HEIGHT, GAP = 11, 14, 6
+"""In pixels."""
 PAPER, INK, FAINT = 250, 20, 110
+"""Grey levels of background, report and labels."""
 
 
 def write_sheet(shards: Shards, text_sections: Sequence[str], path: Path) -> None:
     """Write up to 24 samples, evenly spread over the split, each with the start of its text and its labels.
 
     Args:
-        shards: at least one sample.
-        text_sections: where the text is looked for, in order.
+        shards: a split of at least one sample.
+        text_sections: the first of these sections that is not empty is shown.
 
     Raises:
         DataError: the disk is full, or a shard cannot be read.
     """
-    chosen = np.unique(np.linspace(0, len(shards) - 1, COLUMNS * ROWS).round().astype(int)).tolist()
-    columns = min(COLUMNS, len(chosen))
-    rows = -(-len(chosen) // columns)
+    # `unique`: a small split would show the same sample several times.
+    samples = np.unique(np.linspace(0, len(shards) - 1, COLUMNS * ROWS).round().astype(int)).tolist()
+    columns = min(COLUMNS, len(samples))
+    rows = -(-len(samples) // columns)
     cell_width, cell_height = TILE + GAP, TILE + LINES * LINE_HEIGHT + 2 * GAP
     sheet = Image.new("L", (columns * cell_width + GAP, rows * cell_height + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(FONT_SIZE)
-    for place, i in enumerate(chosen):
-        left = GAP + place % columns * cell_width
-        top = GAP + place // columns * cell_height
+    for cell, i in enumerate(samples):
+        left = GAP + cell % columns * cell_width
+        top = GAP + cell // columns * cell_height
         body, meta = shards.read(i)
         with Image.open(io.BytesIO(body), formats=("PNG", "JPEG")) as image:
             sheet.paste(image.convert("L").resize((TILE, TILE), Image.Resampling.LANCZOS), (left, top))
@@ -51,11 +54,11 @@ def write_sheet(shards: Shards, text_sections: Sequence[str], path: Path) -> Non
             draw.text((left, top), _fit(line, font), fill=ink, font=font)
             top += LINE_HEIGHT
     with atomic_write(path) as file:
-        sheet.save(file, "PNG", compress_level=1, compress_type=3)  # run lengths, as the shards
+        sheet.save(file, "PNG", compress_level=1, compress_type=3)  # run-length coding, see render.PNG
 
 
 def _labels(meta: dict[str, object]) -> str:
-    """Positive labels, then uncertain ones with a question mark; the view in front."""
+    """The view, then positive labels, then uncertain ones with a question mark."""
     labels = meta.get("labels")
     values = labels.items() if isinstance(labels, dict) else ()
     named = [name for name, value in values if value == 1] + [f"{n}?" for n, value in values if value == -1]
@@ -63,7 +66,7 @@ def _labels(meta: dict[str, object]) -> str:
 
 
 def _lines(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:
-    """The first two lines that the text makes."""
+    """The first two lines of the wrapped text; the second may be too long, see `_fit`."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -78,6 +81,7 @@ def _lines(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> lis
 
 
 def _fit(line: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """The line, shortened to the width of an image if it is longer."""
     if font.getlength(line) <= TILE:
         return line
     while line and font.getlength(line + "...") > TILE:

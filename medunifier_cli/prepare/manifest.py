@@ -1,4 +1,4 @@
-"""`manifest.json`: what a folder of shards holds, where it came from and what was left out."""
+"""The parts of `manifest.json`: what a folder of shards holds, its origin, and what was left out."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from medunifier_cli.data.contract import Plan, Record
 
 VERSION = 1
-"""Of the manifest's format."""
+"""Version of the manifest's format."""
 TOLERANCE = 0.02
-"""Share of the expected count that may be missing, or too many, without a word."""
+"""Relative deviation from the expected count that triggers no warning."""
 VALUES = {1.0: "positive", 0.0: "negative", -1.0: "uncertain"}
 UNKNOWN = "unknown"
-"""View of an image that has none."""
+"""View of an image whose view is not known."""
 
 
 def made_with() -> dict[str, str]:
-    """Versions of what decides a shard's bytes."""
+    """Versions of the packages that the bytes of a shard depend on."""
     return {name: version(name) for name in ("medunifier", "pillow", "pydicom")}
 
 
@@ -33,19 +33,19 @@ def tally(records: Iterable[Record], text_sections: Sequence[str]) -> dict[str, 
         name: Counter() for name in ("views", "text_kinds", "sections", "text")
     }
     for record in records:
-        full = [name for name, text in record.sections.items() if text.strip()]
+        sections = [name for name, text in record.sections.items() if text.strip()]
         counts["views"][record.view or UNKNOWN] += 1
         counts["text_kinds"][record.text_kind] += 1
-        counts["sections"].update(full)
-        counts["text"]["there" if set(full) & set(text_sections) else "none"] += 1
+        counts["sections"].update(sections)
+        counts["text"]["there" if set(sections) & set(text_sections) else "none"] += 1
     return {name: dict(sorted(count.items())) for name, count in counts.items()}
 
 
 def add_up(tallies: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
-    """The tallies of several shards as one."""
+    """The sum of the tallies of several shards."""
     total: dict[str, Counter[str]] = {}
-    for one in tallies:
-        for name, counts in one.items():
+    for counts_by_name in tallies:
+        for name, counts in counts_by_name.items():
             total.setdefault(name, Counter()).update(counts)
     return {name: dict(sorted(counts.items())) for name, counts in total.items()}
 
@@ -63,44 +63,45 @@ def label_counts(index: NDArray[Any], names: Sequence[str]) -> dict[str, dict[st
 
 
 def class_counts(numbers: NDArray[np.int64], classes: Sequence[str]) -> dict[str, int]:
-    """Samples of exactly one positive class, by class; -1 is none of them."""
-    found = np.bincount(numbers[numbers >= 0], minlength=len(classes))
-    return dict(zip(classes, found.tolist(), strict=True))
+    """Number of samples of each class; -1, for none or several positive classes, is not counted."""
+    counts = np.bincount(numbers[numbers >= 0], minlength=len(classes))
+    return dict(zip(classes, counts.tolist(), strict=True))
 
 
-def shortfalls(expected: Mapping[str, int], found: Mapping[str, int]) -> list[str]:
-    """One line for each count that is far from that of the full download.
+def count_warnings(expected: Mapping[str, int], written: Mapping[str, int]) -> list[str]:
+    """One line for each count that deviates from that of the full download by more than 2 %.
 
     Args:
-        expected: by split or `all`.
-        found: samples written, by split.
+        expected: by split or under `all`.
+        written: number of samples written, by split.
     """
     lines = []
     for name, number in expected.items():
-        there = sum(found.values()) if name == "all" else found.get(name, 0)
+        count = sum(written.values()) if name == "all" else written.get(name, 0)
         where = "" if name == "all" else f" in {name}"
-        if there < number * (1 - TOLERANCE):
-            lines.append(f"found {there:,} of about {number:,} images{where}: is the download complete?")
-        elif there > number * (1 + TOLERANCE):
-            lines.append(f"found {there:,} images{where}, about {number:,} expected: is it another release?")
+        if count < number * (1 - TOLERANCE):
+            lines.append(f"found {count:,} of about {number:,} images{where}: is the download complete?")
+        elif count > number * (1 + TOLERANCE):
+            lines.append(f"found {count:,} images{where}, about {number:,} expected: is it another release?")
     return lines
 
 
 def subset_entries(plan: Plan, keys: NDArray[Any]) -> dict[str, Any]:
-    """The drawn subsets with rule, seed and ids; `not_written` lists ids whose image was rejected.
+    """The subsets with rule, seed and keys; `not_written` lists keys whose image was rejected.
 
     Args:
         keys: all keys written, as bytes.
     """
     entries: dict[str, Any] = {}
     for name, subset in plan.subsets.items():
-        drawn = np.array([key.encode() for key in subset.keys], dtype="S")
-        lost = drawn[~np.isin(drawn, keys)] if len(drawn) else drawn
+        listed = np.array([key.encode() for key in subset.keys], dtype="S")
+        # An empty array has no string type, which `isin` refuses to compare.
+        lost = listed[~np.isin(listed, keys)] if len(listed) else listed
         entries[name] = {
             "rule": subset.rule,
             "seed": subset.seed,
-            "n": len(drawn),
-            "keys": [key.decode() for key in drawn.tolist()],
+            "n": len(listed),
+            "keys": [key.decode() for key in listed.tolist()],
         }
         if len(lost):
             entries[name]["not_written"] = [key.decode() for key in lost.tolist()]

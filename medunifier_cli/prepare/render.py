@@ -1,4 +1,4 @@
-"""Decoding records in worker processes: record in, file contents or a reject out, in the same order."""
+"""Decode records in worker processes: a record becomes the files of a sample, or a reject; order is kept."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from medunifier_cli.data.contract import Record
 from medunifier_cli.data.images.image import GreyImage, bytes_of, image_from
 from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.errors import DataError
+from medunifier_cli.prepare.dataset_scan import json_value
 from medunifier_cli.prepare.pool import ordered_map
-from medunifier_cli.prepare.walk import plain
 
-FORMATS = ("png", "jpg")
 JPG_QUALITY = 95
 PNG = {"compress_level": 1, "compress_type": 3}
-"""zlib's run-length strategy: on radiographs a third of the time of level 6 and 4 % smaller (measured)."""
+"""zlib's run-length strategy: on radiographs a third of the time of level 6, and 4 % smaller (measured)."""
 TASK = 4
 """Records per message to a worker."""
 
@@ -29,12 +28,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Rendered:
-    """One sample as it goes into the tar."""
+class RenderedSample:
+    """One sample as it is written to the tar."""
 
     key: str
     image: bytes
+    """Contents of the image file, PNG or JPEG."""
     json: bytes
+    """Contents of the metadata file."""
     subject: str
     labels: dict[str, float | None]
 
@@ -48,10 +49,10 @@ class Reject:
     reason: str
     detail: str
     bytes: int | None
-    """Size of the file; another size at the next start means that it was replaced, and is tried again."""
+    """Size of the file. If a restart finds another size, the file was replaced and is tried again."""
 
 
-def render(record: Record, size: int, form: str) -> Rendered | Reject:
+def render(record: Record, size: int, form: str) -> RenderedSample | Reject:
     """Decode and resize one record.
 
     Args:
@@ -59,7 +60,7 @@ def render(record: Record, size: int, form: str) -> Rendered | Reject:
         form: `png` or `jpg`.
 
     Raises:
-        DataError: something the user has to change first, such as a missing DICOM decoder.
+        DataError: something the user has to fix first, such as a missing DICOM decoder.
     """
     try:
         image = image_from(record.image, size)
@@ -67,17 +68,19 @@ def render(record: Record, size: int, form: str) -> Rendered | Reject:
         return Reject(record.key, record.source, error.reason, error.detail, bytes_of(record.image))
     except DataError as error:
         raise DataError(f"{record.source}: {error}") from error
-    return Rendered(
+    metadata = json.dumps(meta_of(record, image), ensure_ascii=False, default=json_value)
+    return RenderedSample(
         key=record.key,
         image=encode(image, form),
-        json=json.dumps(meta_of(record, image), ensure_ascii=False, default=plain).encode(errors="replace"),
+        # Half a surrogate pair, as some tables hold, has no UTF-8 and becomes a question mark.
+        json=metadata.encode(errors="replace"),
         subject=record.subject,
         labels=dict(record.labels),
     )
 
 
 def encode(image: GreyImage, form: str) -> bytes:
-    """The image file of a shard."""
+    """Contents of the image file, as `form`."""
     file = io.BytesIO()
     if form == "png":
         Image.fromarray(image.pixels).save(file, "PNG", **PNG)
@@ -87,7 +90,7 @@ def encode(image: GreyImage, form: str) -> bytes:
 
 
 def meta_of(record: Record, image: GreyImage) -> dict[str, object]:
-    """What `<key>.json` holds: raw sections, all labels (blank is null), where the image came from."""
+    """Contents of `<key>.json`: raw sections, all labels (blank is null), origin of the image."""
     return {
         "key": record.key,
         "split": record.split,
@@ -108,12 +111,12 @@ def meta_of(record: Record, image: GreyImage) -> dict[str, object]:
 
 def render_all(
     tasks: Iterable[tuple[T, list[Record]]], size: int, form: str, workers: int
-) -> Generator[tuple[T, list[Rendered | Reject]], None, None]:
-    """Render the records of each task; the answers come in the order of the tasks.
+) -> Generator[tuple[T, list[RenderedSample | Reject]], None, None]:
+    """Render the records of each task; the results come in the order of the tasks.
 
     Args:
         tasks: (anything, records); read only as far ahead as the workers need.
-        workers: processes; 0 and 1 decode in this one.
+        workers: number of processes; 0 and 1 decode in this one.
 
     Raises:
         MuError: a worker died.
@@ -121,5 +124,5 @@ def render_all(
     return ordered_map(partial(_render_task, size=size, form=form), tasks, workers)
 
 
-def _render_task(records: list[Record], size: int, form: str) -> list[Rendered | Reject]:
+def _render_task(records: list[Record], size: int, form: str) -> list[RenderedSample | Reject]:
     return [render(record, size, form) for record in records]

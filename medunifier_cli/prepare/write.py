@@ -1,4 +1,4 @@
-"""Writing shards: whole files or none, the same bytes every time."""
+"""Write shards: each is complete or absent, and the same records give the same bytes."""
 
 from __future__ import annotations
 
@@ -7,35 +7,44 @@ import hashlib
 import json
 import os
 import tarfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medunifier_cli.data.shard_scan import Row
+from medunifier_cli.data.shard_scan import IndexRow
+from medunifier_cli.errors import DataError
 from medunifier_cli.files import TEMPORARY, atomic_write, explained, sync
-from medunifier_cli.prepare.render import Reject, Rendered
-from medunifier_cli.prepare.walk import Chunk
+from medunifier_cli.prepare.dataset_scan import Chunk
+from medunifier_cli.prepare.folder import receipt_path, shard_path
+from medunifier_cli.prepare.render import Reject, RenderedSample
 
-RECEIPTS = ".progress"
-"""Folder in the shards' folder with one small file per finished shard; a restart goes on from them."""
 RECORD = 10240
-"""A tar ends on a multiple of so many bytes."""
+"""Bytes; the length of a tar is a multiple of this."""
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What is known of a finished shard, so that it needs neither decoding nor reading again."""
+    """What is known about a finished shard, so that it is neither decoded nor read again.
+
+    The file on disk also holds the index rows of the shard. They are not kept in memory, see `load_rows`: a
+    data set of any size then takes the memory of one shard.
+    """
 
     name: str
     split: str
     fingerprint: str
-    """Of the records it was made from, see `Chunk`."""
+    """Hash of the records it was made from, see `Chunk`."""
     bytes: int
+    """Size of the tar."""
     sha256: str
-    rows: list[Row] = field(default_factory=list)
-    rejects: list[Reject] = field(default_factory=list)
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Samples by view, by kind of text, ...; see `manifest.tally`."""
+    rejects: list[Reject]
+    counts: dict[str, dict[str, int]]
+    """Number of samples by view, by kind of text, ...; see `manifest.tally`."""
+    samples: int
+    key_bytes: int
+    """Length of the longest key."""
+    labels: tuple[str, ...]
+    """Names of all labels in the shard, in the order they appear."""
 
     @property
     def file(self) -> str:
@@ -43,41 +52,52 @@ class Receipt:
         return f"{self.name}.tar"
 
 
-def receipt_path(folder: Path, name: str) -> Path:
-    """Where the receipt of shard `name` lies."""
-    return folder / RECEIPTS / f"{name}.json"
-
-
-def save_receipt(folder: Path, receipt: Receipt) -> None:
-    """Write a receipt, whole or not at all."""
-    with atomic_write(receipt_path(folder, receipt.name)) as file:
-        file.write(json.dumps(asdict(receipt), ensure_ascii=False).encode())
-
-
 def load_receipt(folder: Path, name: str, fingerprint: str) -> Receipt | None:
-    """The receipt of a shard that is there, whole and made from the same records; None otherwise."""
+    """The receipt of a shard that is complete and made from the same records; None for any other."""
     try:
-        known: dict[str, Any] = json.loads(receipt_path(folder, name).read_bytes())
-        known["rows"] = [
-            Row(row["key"], row["subject"], tuple(row["image"]), tuple(row["json"]), row["labels"])
-            for row in known["rows"]
-        ]
-        known["rejects"] = [Reject(**reject) for reject in known["rejects"]]
-        receipt = Receipt(**known)
-        whole = not receipt.rows or (folder / receipt.file).stat().st_size == receipt.bytes
+        saved: dict[str, Any] = json.loads(receipt_path(folder, name).read_bytes())
+        rows = saved.pop("rows")
+        receipt = Receipt(
+            **saved | {"rejects": [Reject(**reject) for reject in saved["rejects"]]},
+            samples=len(rows),
+            key_bytes=max((len(row["key"]) for row in rows), default=0),
+            labels=tuple(dict.fromkeys(name for row in rows for name in row["labels"])),
+        )
+        # By size alone: hashing every shard would make a restart as slow as reading the data set.
+        whole = not rows or (folder / receipt.file).stat().st_size == receipt.bytes
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return None  # absent, torn or of another version: the shard is made again
     return receipt if whole and receipt.fingerprint == fingerprint else None
 
 
+def load_rows(folder: Path, receipt: Receipt) -> list[IndexRow]:
+    """The index rows of a shard, from its receipt on disk.
+
+    Raises:
+        DataError: another call has replaced or deleted the receipt.
+    """
+    try:
+        saved = json.loads(receipt_path(folder, receipt.name).read_bytes())
+        if saved["sha256"] != receipt.sha256:
+            raise ValueError("another shard")
+        return [
+            IndexRow(**row | {"image": tuple(row["image"]), "json": tuple(row["json"])})
+            for row in saved["rows"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder / receipt.file}: changed while the index was written; run the same command again"
+        ) from error
+
+
 class ShardWriter:
-    """One tar in the making, under a temporary name until `finish`."""
+    """A tar being written, under a temporary name until `finish`."""
 
     def __init__(self, folder: Path, chunk: Chunk, form: str) -> None:
         self.folder = folder
         self.chunk = chunk
         self.form = form
-        self.rows: list[Row] = []
+        self.rows: list[IndexRow] = []
         self.rejects: list[Reject] = []
         self._path = folder / f"{chunk.name}.tar{TEMPORARY}"
         self._hash = hashlib.sha256()
@@ -85,60 +105,69 @@ class ShardWriter:
         with explained(self._path):
             self._file = open(self._path, "wb")  # noqa: SIM115 - closed by finish or abandon
 
-    def add(self, answer: Rendered | Reject) -> None:
+    def add(self, rendered: RenderedSample | Reject) -> None:
         """Append a sample, or note a reject.
 
         Raises:
             DataError: the disk is full or cannot be written to.
         """
-        if isinstance(answer, Reject):
-            self.rejects.append(answer)
+        if isinstance(rendered, Reject):
+            self.rejects.append(rendered)
             return
-        image = self._member(f"{answer.key}.{self.form}", answer.image)
-        meta = self._member(f"{answer.key}.json", answer.json)
-        self.rows.append(Row(answer.key, answer.subject, image, meta, answer.labels))
+        image = self._member(f"{rendered.key}.{self.form}", rendered.image)
+        meta = self._member(f"{rendered.key}.json", rendered.json)
+        self.rows.append(IndexRow(rendered.key, rendered.subject, image, meta, rendered.labels))
 
-    def finish(self, counts: dict[str, dict[str, int]]) -> Receipt:
-        """End the tar, bring it to the disk, give it its name, leave a receipt with these counts.
+    def finish(self, counts: dict[str, dict[str, int]]) -> None:
+        """End the tar, sync it to the disk, give it its final name, and write its receipt.
+
+        Args:
+            counts: of the samples written, see `manifest.tally`.
 
         Raises:
             DataError: as `add`.
         """
         end = self._size + 1024
         self._write(bytes(1024 + -end % RECORD))
-        receipt = Receipt(
-            name=self.chunk.name,
-            split=self.chunk.split,
-            fingerprint=self.chunk.fingerprint,
-            bytes=self._size,
-            sha256=self._hash.hexdigest(),
-            rows=self.rows,
-            rejects=self.rejects,
-            counts=counts,
-        )
         with explained(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             if self.rows:
-                os.replace(self._path, self.folder / receipt.file)
+                os.replace(self._path, shard_path(self.folder, self.chunk.name))
             else:
                 self._path.unlink()
+            # The order matters: a receipt that reached the disk before its shard would, after a power cut,
+            # vouch for a file that is not there.
             sync(self.folder)
-            save_receipt(self.folder, receipt)
-        return receipt
+            self._write_receipt(counts)
+
+    def _write_receipt(self, counts: dict[str, dict[str, int]]) -> None:
+        receipt = {
+            "name": self.chunk.name,
+            "split": self.chunk.split,
+            "fingerprint": self.chunk.fingerprint,
+            "bytes": self._size,
+            "sha256": self._hash.hexdigest(),
+            "rows": [asdict(row) for row in self.rows],
+            "rejects": [asdict(reject) for reject in self.rejects],
+            "counts": counts,
+        }
+        with atomic_write(receipt_path(self.folder, self.chunk.name)) as file:
+            file.write(json.dumps(receipt, ensure_ascii=False).encode())
 
     def abandon(self) -> None:
-        """Leave nothing behind of an unfinished shard; nothing to do for a finished one."""
+        """Delete an unfinished shard; does nothing after `finish`."""
         if self._file.closed:
             return
-        with contextlib.suppress(OSError):  # what is still buffered may not fit either
+        with contextlib.suppress(OSError):  # on a full disk, flushing the buffer fails as well
             self._file.close()
         self._path.unlink(missing_ok=True)
 
     def _member(self, name: str, body: bytes) -> tuple[int, int]:
-        """Append one file; returns offset and size of its contents."""
-        info = tarfile.TarInfo(name)  # time, user and group are 0 and nobody: the same bytes every time
+        """Append one file; returns offset and size of its contents in bytes."""
+        # A new TarInfo has time, user and group 0, so that the bytes do not depend on when and by whom.
+        info = tarfile.TarInfo(name)
         info.size = len(body)
         self._write(info.tobuf(tarfile.USTAR_FORMAT))
         offset = self._size

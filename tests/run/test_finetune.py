@@ -206,7 +206,7 @@ def test_an_unreadable_image_is_left_out_and_counted(
     body[start : start + int(row["image_size"])] = bytes(int(row["image_size"]))
     path.write_bytes(bytes(body))
     result = house.tune(tmp_path / "run", shards=shards)
-    assert "1 of 60 images cannot be read; left out" in capsys.readouterr().err
+    assert "1 of 60 images cannot be read; they are left out" in capsys.readouterr().err
     assert result["train"]["n"] == 59
     assert result["train"]["unreadable"] == [opened.key(7)]
     assert result["left_out"]["train"]["unreadable"] == 1
@@ -239,7 +239,7 @@ def test_shards_that_changed_under_a_run_are_refused(
     folder = Path(shutil.copytree(done[0], tmp_path / "run"))
     path = folder / "samples.json"
     path.write_text(path.read_text().replace('"shards": "', '"shards": "0', 1))
-    with pytest.raises(MuError, match="is not the one this run chose its samples from"):
+    with pytest.raises(MuError, match="has changed since this run selected its samples"):
         house.tune(folder)
 
 

@@ -16,10 +16,9 @@ from PIL import Image
 from medunifier_cli.cli import mu
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import DataError
+from medunifier_cli.prepare.folder import RECEIPTS
 from tests.hand_made import covid_raw, read_covid_csv, write_covid_csv
 from tests.run.prepare_covid import call, contents, done, refused, started
-
-RECEIPTS = ".progress"
 
 
 @pytest.fixture
@@ -46,7 +45,9 @@ def test_shards_hold_what_the_table_says(raw: Path, tmp_path: Path) -> None:
             assert meta["sections"].get("clinical_notes", "") == row["clinical_notes"]
             assert (meta["subject"], meta["text_kind"]) == (row["patientid"], "clinical_notes")
             assert meta["key"] == shards.key(i)
-            assert {k: v for k, v in shards.labels(i).items() if v is not None} == meta["labels"]
+            assert {
+                k: v for k, v in shards.label_dict(shards.index["labels"][i]).items() if v is not None
+            } == meta["labels"]
             seen += 1
     assert seen == manifest["samples"] == 30
 
@@ -174,7 +175,7 @@ def test_raw_folders_that_cannot_be_used(tmp_path: Path) -> None:
 
 def test_the_raw_folder_is_only_read(raw: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in raw.rglob("*")}
-    assert "lies in the raw folder, which is only read" in refused(raw, raw / "shards")
+    assert "is inside the raw folder, which is never written to" in refused(raw, raw / "shards")
     assert {path: path.stat().st_mtime_ns for path in raw.rglob("*")} == before
 
 
@@ -183,7 +184,7 @@ def test_other_settings_are_not_mixed_in(raw: Path, tmp_path: Path) -> None:
     done(raw, out)
     before = contents(out)
     for args in (["--size", "16"], ["-o", "seed=3"], ["--format", "jpg"], ["--shard-size", "7"]):
-        assert "begun with other settings" in refused(raw, out, *args)
+        assert "was started with other settings" in refused(raw, out, *args)
     assert contents(out) == before
 
 

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medunifier_cli.prepare.folder import RECEIPTS
 from tests.hand_made import covid_raw
 from tests.run.prepare_covid import contents, done, refused, started
-
-RECEIPTS = ".progress"
 
 
 @pytest.fixture
@@ -125,7 +124,7 @@ def test_two_calls_at_once_are_refused(raw: Path, tmp_path: Path) -> None:
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        assert "another `mu prepare` is at work there" in refused(raw, out)
+        assert "another `mu prepare` is running on it" in refused(raw, out)
         other.kill()
     done(raw, out)
 

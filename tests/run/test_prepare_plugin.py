@@ -1,6 +1,7 @@
 """What the core does for any plugin: DICOM, leaks, subsets, expected counts, classes of the options."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +15,6 @@ from medunifier_cli.data.contract import DatasetPlugin, DrawnImage, Drop, FileIm
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import DataError
 from medunifier_cli.prepare.prepare import Job, prepare
-from medunifier_cli.prepare.progress import PrepareProgress
 from tests.unit.data.images.test_dicom import RAMP12, body, make
 
 
@@ -42,9 +42,9 @@ class Small(DatasetPlugin):
 
 
 def record(i: int, split: str = "train", **changes: Any) -> Record:
-    said: dict[str, Any] = {"key": f"k{i}", "subject": f"p{i}", "study": "s", "source": f"{i}.dcm"}
-    said |= {"image": DrawnImage(bars)} | changes
-    return Record(split=split, **said)
+    fields: dict[str, Any] = {"key": f"k{i}", "subject": f"p{i}", "study": "s", "source": f"{i}.dcm"}
+    fields |= {"image": DrawnImage(bars)} | changes
+    return Record(split=split, **fields)
 
 
 def run(plugin: DatasetPlugin, tmp_path: Path, **changes: Any) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def run(plugin: DatasetPlugin, tmp_path: Path, **changes: Any) -> dict[str, Any]
     raw.mkdir(exist_ok=True)
     (raw / "something").touch()
     settings: dict[str, Any] = {"size": 32, "shard_size": 4} | changes
-    manifest = prepare(Job(plugin, raw, tmp_path / "out", {}, **settings), PrepareProgress())
+    manifest = prepare(Job(plugin, raw, tmp_path / "out", {}, **settings))
     assert manifest is not None
     assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
     return manifest
@@ -72,7 +72,7 @@ def test_dicom_is_decoded_and_its_inversion_noted(tmp_path: Path) -> None:
     assert {(m["bit_depth"], m["original_height"], m["original_width"]) for m in metas} == {(12, 48, 64)}
 
 
-def test_a_missing_decoder_is_said_before_anything_is_decoded(
+def test_a_missing_decoder_is_reported_before_anything_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = make(RAMP12)
@@ -95,12 +95,12 @@ def test_drawn_images_come_at_the_size_asked_for(tmp_path: Path) -> None:
 
 def test_a_leaking_split_is_an_error_unless_the_options_ask_for_it(tmp_path: Path) -> None:
     made: list[Record | Drop] = [record(0), record(1, "test", subject="p0")]
-    with pytest.raises(DataError, match="a patient on both sides"):
+    with pytest.raises(DataError, match="a patient in two splits"):
         run(Small(made), tmp_path)
     assert run(Small(made, allow_shared_subjects=True), tmp_path)["shared_subjects"] == 1
 
 
-def test_subsets_expected_counts_and_warnings_are_said(
+def test_subsets_expected_counts_and_warnings_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = [record(0), record(1, image=FileImage(tmp_path / "none")), Drop("filtered: lateral view", "x")]
@@ -111,9 +111,9 @@ def test_subsets_expected_counts_and_warnings_are_said(
         "rule": "drawn by hand", "seed": 5, "n": 2, "keys": ["k0", "k1"], "not_written": ["k1"],
     }  # fmt: skip
     assert manifest["drops"] == {"filtered: lateral view": 1, "missing": 1}
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == "warning: views are guessed"
-    assert said[-1] == "warning: found 1 of about 1,000 images: is the download complete?"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "warning: views are guessed"
+    assert lines[-1] == "warning: found 1 of about 1,000 images: is the download complete?"
 
 
 def test_classes_of_the_options_are_the_ones_counted_and_loaded(tmp_path: Path) -> None:
@@ -132,14 +132,14 @@ def test_a_split_that_is_wholly_rejected_leaves_no_shard(tmp_path: Path) -> None
     made: list[Record | Drop] = [record(i) for i in range(3)]
     made += [record(9, "test", image=FileImage(tmp_path / "none"))]
     assert list(run(Small(made), tmp_path)["splits"]) == ["train"]
-    with pytest.raises(DataError, match="no split 'test'; the splits there are train"):
+    with pytest.raises(DataError, match="no split 'test'; available: train"):
         Shards.open(tmp_path / "out", "test")
 
 
 def test_plain_lines_tell_how_far_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medunifier_cli.prepare.progress.PLAIN_EVERY", 0)
+    monkeypatch.setattr("medunifier_cli.terminal.progress.PLAIN_EVERY", 0)
     run(Small([record(i) for i in range(20)]), tmp_path)
     lines = capsys.readouterr().err.splitlines()
-    assert any(line.startswith("16 of 20 rows, 0 rejected, ") for line in lines)
+    assert any(re.fullmatch(r"row 16/20  0 rejected  \S+ images/s", line) for line in lines)

@@ -1,4 +1,4 @@
-"""DICOM -> 8-bit grey: bits stored, rescale, VOI, MONOCHROME1 (DICOM PS3.3, C.7.6.3 and C.11.2)."""
+"""Decode a DICOM to 8-bit grey levels: rescale, VOI window, MONOCHROME1 (PS3.3, C.7.6.3 and C.11.2)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from medunifier_cli.errors import DataError
 
 INSTALL = "`pip install 'medunifier[dicom]'`"
 LEVELS = 1 << 16
-"""Grey levels are computed once per distinct stored value up to so many, then looked up."""
+"""If stored values span fewer levels than this, grey levels are computed once per level and looked up."""
 
 
 class MissingDecoderError(DataError):
-    """A compression that no installed package decodes: one to install, not thousands of files to skip."""
+    """A compression that no installed package decodes. Fatal, as it would reject thousands of good files."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,20 @@ class DicomPixels:
     pixels: NDArray[np.uint8]
     """[height, width], 0 is black."""
     bit_depth: int
-    """Bits stored."""
+    """The attribute Bits Stored."""
     inverted: bool
-    """Was MONOCHROME1."""
+    """Whether the file is MONOCHROME1; `pixels` are inverted already."""
 
 
 def dicom_pixels(file: IO[bytes], tone: DicomTone) -> DicomPixels:
     """Decode a single-frame DICOM.
 
     Raises:
-        BadImage: no image in it, cut, damaged, or of several frames.
-        MissingDecoderError: compressed in a way nothing installed can decode.
+        BadImage: the file has no image or several frames, is truncated or damaged.
+        MissingDecoderError: it has a compression that nothing installed can decode.
     """
-    # pydicom prints what it finds odd, values included; what matters is raised below.
+    # pydicom logs irregularities together with attribute values, which may be patient data; what matters is
+    # raised below.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -56,19 +57,19 @@ def dicom_pixels(file: IO[bytes], tone: DicomTone) -> DicomPixels:
             return _pixels(dataset, tone)
         except (BadImage, MissingDecoderError):
             raise
-        except Exception as error:  # a damaged file makes decoders raise anything
-            few = "less than" in str(error) or isinstance(error, EOFError)
-            raise BadImage("truncated" if few else "undecodable", type(error).__name__) from error
+        except Exception as error:  # decoders raise all kinds of errors on damaged files
+            cut = "less than" in str(error) or isinstance(error, EOFError)
+            raise BadImage("truncated" if cut else "undecodable", type(error).__name__) from error
 
 
 def missing_decoder(file: IO[bytes]) -> str | None:
-    """What to install before the pixels of this file can be decoded; None when nothing is missing."""
+    """Which package to install to decode this file; None if nothing is missing."""
     try:
         header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=[])
         _check_decoder(header)
     except MissingDecoderError as error:
         return str(error)
-    except Exception:  # a damaged file: found again, and listed, when it is decoded
+    except Exception:  # a damaged file, which is rejected when it is decoded
         return None
     return None
 
@@ -87,15 +88,16 @@ def _check_decoder(dataset: pydicom.Dataset) -> None:
 
 def _pixels(dataset: pydicom.Dataset, tone: DicomTone) -> DicomPixels:
     if "PixelData" not in dataset:
-        cut = "Rows" in dataset  # pydicom passes over an element that ends too early
+        cut = "Rows" in dataset  # pydicom skips an element that is shorter than its length
         raise BadImage("truncated" if cut else "undecodable", "no pixel data")
     if int(dataset.get("NumberOfFrames") or 1) > 1:
         raise BadImage("undecodable", f"{dataset.NumberOfFrames} frames")
     _check_decoder(dataset)
     if not hasattr(dataset, "file_meta") or "TransferSyntaxUID" not in dataset.file_meta:
-        dataset.ensure_file_meta()  # without a preamble: the default encoding of the standard
+        # A file without preamble does not name its encoding: the standard's default applies.
+        dataset.ensure_file_meta()
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-    stored = pixel_array(dataset)  # bits beyond those stored, where old files keep overlays, are cleared
+    stored = pixel_array(dataset)  # clears the bits above Bits Stored, where old files keep overlays
     depth = int(dataset.BitsStored)
     kind = str(dataset.PhotometricInterpretation)
     if kind == "PALETTE COLOR":
@@ -110,13 +112,15 @@ def _pixels(dataset: pydicom.Dataset, tone: DicomTone) -> DicomPixels:
         pixels = 255 - pixels
     if tone == "equalise":
         pixels = equalise(pixels)
+    # After the inversion, so that padding is black in MONOCHROME1 as well. The other tones follow
+    # MIMIC-CXR-JPG, which leaves padding as it is.
     if padding is not None and tone == "window":
         pixels[padding] = 0
     return DicomPixels(pixels, depth, inverted)
 
 
 def _padding(stored: NDArray[Any], dataset: pydicom.Dataset) -> NDArray[np.bool_] | None:
-    """Where the pixels are padding around the image (PS3.3, C.7.5.1.1.2)."""
+    """Mask of the padding around the image (PS3.3, C.7.5.1.1.2); None if there is none."""
     first = dataset.get("PixelPaddingValue")
     if first is None:
         return None
@@ -131,7 +135,7 @@ def _grey(
 ) -> NDArray[np.uint8]:
     """Stored values -> grey levels, not yet inverted."""
     if tone != "window":
-        # MIMIC-CXR-JPG: minimum and maximum of the stored values, nothing else.
+        # As MIMIC-CXR-JPG was made: minimum and maximum of the stored values, no rescale and no window.
         values = stored.astype(np.float32)
         span = max(float(values.max() - values.min()), 1.0)
         return _uint8(np.floor((values - values.min()) * (255 / span)))
@@ -142,24 +146,26 @@ def _grey(
         if table is not None:
             return _uint8(table[stored.astype(np.int64) - low])
     else:
-        whole = _window(stored, dataset)
-        if whole is not None:
-            return whole
+        windowed = _window(stored, dataset)
+        if windowed is not None:
+            return windowed
     values = np.asarray(apply_modality_lut(stored, dataset))
     if int(dataset.BitsStored) <= 8 and values.min() >= 0 and values.max() <= 255:
         return _uint8(values * (255 / (2 ** int(dataset.BitsStored) - 1)))
     if padding is None:
         return rescale_intensity(values)
-    kept = values.copy()
-    kept[padding] = np.median(values[~padding])
-    return rescale_intensity(kept)
+    # Padding is often an extreme value; at the median it cannot move the percentiles.
+    without_padding = values.copy()
+    without_padding[padding] = np.median(values[~padding])
+    return rescale_intensity(without_padding)
 
 
 def _window(stored: NDArray[Any], dataset: pydicom.Dataset) -> NDArray[np.uint8] | None:
-    """VOI look-up table or first window of the file (PS3.3, C.11.2.1); None where it has neither."""
+    """Apply the VOI look-up table or the first window (PS3.3, C.11.2.1); None if the file has neither."""
     if "VOILUTSequence" in dataset and dataset.VOILUTSequence:
         item = dataset.VOILUTSequence[0]
         levels = np.asarray(apply_voi(np.asarray(apply_modality_lut(stored, dataset)), dataset, 0))
+        # Some tables exceed the bit depth they declare.
         top = max(2 ** int(item.LUTDescriptor[2]) - 1, int(levels.max()))
         return _uint8(levels.astype(np.float32) * (255 / top))
     centre, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
@@ -188,10 +194,10 @@ def _first(value: Any) -> float | None:
 
 
 def equalise(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Global histogram equalisation as OpenCV's `equalizeHist`, which MIMIC-CXR-JPG used.
+    """Global histogram equalisation like OpenCV's `equalizeHist`, which MIMIC-CXR-JPG used.
 
     Args:
-        pixels: uint8, any shape; the darkest level present becomes 0, the brightest 255.
+        pixels: of any shape; the darkest level present becomes 0, the brightest 255.
     """
     histogram = np.bincount(pixels.reshape(-1), minlength=256)
     darkest = int(histogram[np.flatnonzero(histogram)[0]])

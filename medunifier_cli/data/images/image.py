@@ -1,7 +1,8 @@
-"""From a file of any kind to 8-bit grey at one size, as the paper does it: squashed, aspect ratio not kept.
+"""Decode an image file of any format to 8-bit grey levels and resize it to a square, as the paper does.
 
-What a file is follows from its content: 13 `.jpg` of covid-chestxray are PNG. An image is decoded whole, so
-that a truncated one is found; Pillow's LOAD_TRUNCATED_IMAGES, which fills the rest with grey, stays off.
+The aspect ratio is not preserved. The format is recognised by content: 13 `.jpg` of covid-chestxray are PNG.
+Images are decoded completely, so that truncated ones are detected; Pillow's LOAD_TRUNCATED_IMAGES, which
+fills the rest with grey, stays off.
 """
 
 from __future__ import annotations
@@ -26,29 +27,31 @@ from medunifier_cli.data.images.levels import BadImage, rescale_intensity
 from medunifier_cli.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
-"""What Pillow may try; leaves out those that start other programs (EPS)."""
+"""Formats that Pillow may try, without those that start other programs (EPS)."""
 LARGEST = 2 * 89_478_485
-"""Pixels; twice Pillow's own limit, where it speaks of a decompression bomb."""
+"""Maximum number of pixels: twice Pillow's own limit, above which it reports a decompression bomb."""
 TAIL = 1 << 16
+"""Bytes at the end of a file in which its end marker is looked for."""
 GZIP = b"\x1f\x8b"
 UNREADABLE = (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 DEEP = {"I;16": 16, "I;16B": 16, "I;16L": 16, "I;16N": 16, "I": 32, "F": 32}
-"""Bits of Pillow's modes with more than 8 per channel."""
+"""Bit depth of Pillow's modes with more than 8 bits per channel."""
 
 
 @dataclass(frozen=True)
 class GreyImage:
-    """An image as the shards hold it."""
+    """A decoded and resized image."""
 
     pixels: NDArray[np.uint8]
     """[size, size], 0 is black."""
     height: int
-    """Of the original, in pixels."""
+    """Height of the original, in pixels."""
     width: int
+    """Width of the original, in pixels."""
     bit_depth: int
-    """Bits per channel of the original; of a DICOM the bits stored."""
+    """Bits per channel of the original; for a DICOM the bits stored."""
     inverted: bool
-    """MONOCHROME1, inverted here."""
+    """True for a MONOCHROME1 DICOM, whose levels were inverted here."""
 
 
 def image_from(source: ImageSource, size: int) -> GreyImage:
@@ -59,12 +62,14 @@ def image_from(source: ImageSource, size: int) -> GreyImage:
 
     Raises:
         BadImage: missing, truncated or undecodable.
-        DataError: a DICOM whose compression nothing installed can decode.
+        DataError: a DICOM with a compression that nothing installed can decode.
     """
     if isinstance(source, DrawnImage):
         pixels = source.draw(size)
         if pixels.shape != (size, size) or pixels.dtype != np.uint8:
-            raise DataError(f"a drawn image is {pixels.dtype} {pixels.shape}, not uint8 ({size}, {size})")
+            raise DataError(
+                f"a synthetic image was drawn as {pixels.dtype} {pixels.shape}, not uint8 ({size}, {size})"
+            )
         return GreyImage(pixels, size, size, 8, False)
     try:
         with opened(source) as file:
@@ -78,9 +83,11 @@ def image_from(source: ImageSource, size: int) -> GreyImage:
 
 
 def opened(source: FileImage | ZipImage) -> IO[bytes]:
-    """The image file, to be closed by the caller; raises what the file system does, KeyError for a member.
+    """Open an image file, to be closed by the caller. Gzipped files (`.dcm.gz`) are unpacked.
 
-    A gzipped file (some copies of MIMIC-CXR have `.dcm.gz`) is unpacked.
+    Raises:
+        OSError: the file or archive cannot be opened.
+        KeyError: the archive has no such member.
     """
     if not isinstance(source, FileImage):
         return io.BytesIO(_archive(source.archive).read(source.member))
@@ -94,7 +101,7 @@ def opened(source: FileImage | ZipImage) -> IO[bytes]:
 
 
 def head_of(source: ImageSource, size: int = 132) -> bytes:
-    """The first bytes of an image file, none where it cannot be read."""
+    """The first bytes of an image file; empty if it cannot be read."""
     if not isinstance(source, DrawnImage):
         with contextlib.suppress(*UNREADABLE), opened(source) as file:
             return file.read(size)
@@ -102,7 +109,7 @@ def head_of(source: ImageSource, size: int = 132) -> bytes:
 
 
 def bytes_of(source: ImageSource) -> int | None:
-    """Size of the file, None where there is none: what tells that a reject was replaced."""
+    """Size of the file, None if there is none. A changed size shows that a rejected file was replaced."""
     try:
         if isinstance(source, FileImage):
             return source.path.stat().st_size
@@ -114,15 +121,17 @@ def bytes_of(source: ImageSource) -> int | None:
 
 
 def is_dicom(head: bytes) -> bool:
-    """Whether a file that begins so is DICOM, with its preamble or, as old files are, without."""
+    """Whether the first 132 bytes of a file are those of a DICOM, with or (old files) without preamble."""
     if head[128:132] == b"DICM":
         return True
+    # Without a preamble the file begins with a data element of group 2 or 8, whose value representation is
+    # either two letters or, in the implicit encoding, a four-byte length whose upper half is zero.
     implicit = head[6:8] == b"\x00\x00"
     return head[:2] in (b"\x02\x00", b"\x08\x00") and (implicit or head[4:6].isalpha())
 
 
 def resize_to_square(grey: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Mode L of any size -> uint8 [size, size], bilinear with antialiasing (torchvision's on a PIL image)."""
+    """Mode L of any size -> uint8 [size, size], bilinear with antialiasing, as torchvision on a PIL image."""
     if grey.size != (size, size):
         grey = grey.resize((size, size), Image.Resampling.BILINEAR)
     return np.array(grey)
@@ -141,27 +150,22 @@ def _decode(file: IO[bytes], size: int, tone: DicomTone) -> GreyImage:
     if is_dicom(head):
         from medunifier_cli.data.images.dicom import dicom_pixels
 
-        found = dicom_pixels(file, tone)
-        height, width = found.pixels.shape
-        return GreyImage(
-            resize_to_square(Image.fromarray(found.pixels), size),
-            height,
-            width,
-            found.bit_depth,
-            found.inverted,
-        )
+        dicom = dicom_pixels(file, tone)
+        height, width = dicom.pixels.shape
+        square = resize_to_square(Image.fromarray(dicom.pixels), size)
+        return GreyImage(square, height, width, dicom.bit_depth, dicom.inverted)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of bombs (LARGEST is the limit) and of odd EXIF
+        warnings.simplefilter("ignore")  # about large images (LARGEST is our limit) and malformed EXIF
         try:
             return _decode_picture(file, size)
         except BadImage:
             raise
         except UnidentifiedImageError as error:
-            known = head.startswith((b"\xff\xd8", b"\x89PNG"))
-            raise BadImage("truncated" if known else "undecodable", "no image Pillow knows") from error
+            recognised = head.startswith((b"\xff\xd8", b"\x89PNG"))
+            raise BadImage("truncated" if recognised else "undecodable", "no image Pillow knows") from error
         except Image.DecompressionBombError as error:
             raise BadImage("undecodable", f"more than {LARGEST:,} pixels") from error
-        except Exception as error:  # a damaged file makes decoders raise anything
+        except Exception as error:  # decoders raise all kinds of errors on damaged files
             cut = "truncat" in str(error).lower() or not _is_whole(file, head)
             raise BadImage("truncated" if cut else "undecodable", type(error).__name__) from error
 
@@ -171,31 +175,33 @@ def _decode_picture(file: IO[bytes], size: int) -> GreyImage:
         width, height = image.size
         if width * height > LARGEST:
             raise BadImage("undecodable", f"{width} x {height} pixels")
-        turned = image.getexif().get(0x0112, 1)
+        orientation = image.getexif().get(0x0112, 1)
         mode, kind = image.mode, image.format
         if kind in ("JPEG", "MPO"):
-            # The decoder scales by 1/2, 1/4 or 1/8 while it decodes, never below the size asked for, and
-            # takes the luma alone: half the time, under 0.5 grey levels apart.
+            # The decoder scales by 1/2, 1/4 or 1/8 while it decodes, never below `size`, and decodes only the
+            # luma: half the time, and less than 0.5 grey levels from full decoding.
             image.draft("L", (size, size))
         image.load()
         grey = _grey(image)
-    if turned != 1:
+    if orientation != 1:
+        # Set again, since `_grey` may have returned a new image without it.
         exif = Image.Exif()
-        exif[0x0112] = turned
+        exif[0x0112] = orientation
         grey.info["exif"] = exif.tobytes()
         grey = ImageOps.exif_transpose(grey)
-    if turned in (5, 6, 7, 8):
+    if orientation in (5, 6, 7, 8):  # those that swap the axes
         width, height = height, width
     if kind in ("JPEG", "MPO") and not _is_whole(file, b"\xff\xd8"):
-        raise BadImage("truncated", "no end-of-image mark")  # zero-filled downloads decode without error
+        # An interrupted download that was filled up with zeros decodes without an error.
+        raise BadImage("truncated", "no end-of-image mark")
     depth = DEEP.get(mode, 1 if mode == "1" else 8)
-    if mode == "I" and kind == "PNG":
+    if mode == "I" and kind == "PNG":  # Pillow widens 16-bit PNGs to 32 bits
         depth = 16
     return GreyImage(resize_to_square(grey, size), height, width, depth, False)
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """Any mode -> L; what is transparent is shown before black, the background of a radiograph."""
+    """Any mode -> L; transparent pixels are shown on black, the background of a radiograph."""
     if image.mode in DEEP:
         return Image.fromarray(rescale_intensity(np.array(image)))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
@@ -206,7 +212,7 @@ def _grey(image: Image.Image) -> Image.Image:
 
 
 def _is_whole(file: IO[bytes], head: bytes) -> bool:
-    """Whether a JPEG or PNG has its end mark; True for other kinds, which have none."""
+    """Whether a JPEG or PNG has its end marker; True for other formats, which have none."""
     file.seek(0, io.SEEK_END)
     file.seek(max(0, file.tell() - TAIL))
     tail = file.read().rstrip(b"\0")

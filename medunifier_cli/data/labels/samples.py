@@ -1,6 +1,6 @@
-"""The samples of a fine-tuning run: chosen once, written to the run's `samples.json`, read from there after.
+"""The samples of a fine-tuning run: selected once, recorded in the run's `samples.json`, reused after that.
 
-What is wrong with them (a class without sample, one class only) is said before anything is trained.
+Problems (a class without samples, a single class) are reported before training starts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.labels import labelled
-from medunifier_cli.data.labels.fraction import Chosen, choose
+from medunifier_cli.data.labels.fraction import Selection, select
 from medunifier_cli.data.labels.labelled import Kind, LabelledImages
 from medunifier_cli.data.subset import open_part
 from medunifier_cli.errors import CheckpointError, DataError
@@ -29,27 +29,28 @@ ROLES = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class Part:
-    """The samples of one split before any image is read."""
+    """The samples selected from one split, before any image is read."""
 
     role: str
     """`train`, `valid` or `test`."""
     images: LabelledImages
-    chosen: Chosen
+    selection: Selection
     fraction: float
     without_label: int
+    """Number of samples of the split without a known label."""
 
 
 def plan_samples(
     recipe: FinetuneDataConfig, folder: Path, plugin: DatasetPlugin, kind: Kind, image_size: int
 ) -> list[Part]:
-    """Which samples of which split; looks at labels and at no image.
+    """Select the samples of each split by their labels; reads no image.
 
     Args:
-        folder: of the shards.
+        folder: folder of the shards.
         plugin: with the classes that the shards were prepared with.
 
     Raises:
-        DataError: a split without labels or without a class that is needed; says which.
+        DataError: a split lacks labels, or samples of a class that is needed.
     """
     parts = []
     for role in ROLES:
@@ -59,19 +60,19 @@ def plan_samples(
         shards = open_part(folder, split)
         target = labelled.targets_of(shards, plugin, kind)
         fraction = recipe.fraction if role == "train" else 1.0
-        chosen = choose(shards, target, fraction, recipe.fraction_seed)
-        images = LabelledImages(shards, chosen.rows, target[chosen.rows], image_size)
-        part = Part(role, images, chosen, fraction, int((~labelled.is_known(target)).sum()))
+        selection = select(shards, target, fraction, recipe.fraction_seed)
+        images = LabelledImages(shards, selection.rows, target[selection.rows], image_size)
+        part = Part(role, images, selection, fraction, int((~labelled.is_known(target)).sum()))
         _check_classes(part, images, plugin.classes)
         parts.append(part)
     return parts
 
 
 def choose_samples(parts: Sequence[Part], classes: tuple[str, ...], workers: int) -> dict[str, Any]:
-    """What `samples.json` holds. Every image is read once; those that cannot be are left out and counted.
+    """The contents of `samples.json`. Reads every image once; unreadable ones are reported and left out.
 
     Raises:
-        DataError: what is left lacks a class.
+        DataError: the samples left lack a class.
     """
     entries = {}
     for part in parts:
@@ -81,7 +82,7 @@ def choose_samples(parts: Sequence[Part], classes: tuple[str, ...], workers: int
         if bad.any():
             click.echo(
                 f"mu: warning: {shards.folder}: split {shards.split!r}: {int(bad.sum()):,} of {len(bad):,} "
-                "images cannot be read; left out, and listed in the run's samples.json",
+                "images cannot be read; they are left out and listed in the run's samples.json",
                 err=True,
             )
             _check_classes(part, images, classes)
@@ -91,8 +92,8 @@ def choose_samples(parts: Sequence[Part], classes: tuple[str, ...], workers: int
             "shards": shards.fingerprint,
             "n": len(images),
             "fraction": part.fraction,
-            "rule": part.chosen.rule,
-            "seed": part.chosen.seed,
+            "rule": part.selection.rule,
+            "seed": part.selection.seed,
             "keys": images.keys if part.fraction < 1 else None,
             "unreadable": shards.keys(part.images.rows[bad]),
             "without_label": part.without_label,
@@ -102,29 +103,31 @@ def choose_samples(parts: Sequence[Part], classes: tuple[str, ...], workers: int
 
 
 def open_samples(entry: Mapping[str, Any], part: Part) -> LabelledImages:
-    """The samples that an entry of `samples.json` names, among those of its part.
+    """The samples of a part that its entry of `samples.json` names.
 
     Raises:
-        CheckpointError: the shards, or their drawn subset, are no longer those they were chosen from.
+        CheckpointError: the shards, or a subset of them, have changed since the samples were selected.
     """
     images, shards = part.images, part.images.shards
     bad = np.isin(
         shards.index["key"][images.rows], np.array([key.encode() for key in entry["unreadable"]], "S")
     )
-    left = images.without(bad)
-    if shards.fingerprint != entry["shards"] or (entry["keys"] is not None and left.keys != entry["keys"]):
+    remaining = images.without(bad)
+    # Keys are recorded for a fraction only: for a whole split the fingerprint implies them, and 377,110 keys
+    # would make the file unreadable for people.
+    if shards.fingerprint != entry["shards"] or entry["keys"] not in (None, remaining.keys):
         raise CheckpointError(
-            f"{images.folder}: split {entry['split']!r} is not the one this run chose its samples from; "
+            f"{images.folder}: split {entry['split']!r} has changed since this run selected its samples; "
             "give the run another name with --run, or start over with --fresh"
         )
-    return left
+    return remaining
 
 
 def read_samples(path: Path) -> dict[str, Any]:
-    """`samples.json`.
+    """Read `samples.json`.
 
     Raises:
-        CheckpointError: it is gone or damaged.
+        CheckpointError: the file is missing or damaged.
     """
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -133,10 +136,10 @@ def read_samples(path: Path) -> dict[str, Any]:
 
 
 def _check_classes(part: Part, images: LabelledImages, classes: tuple[str, ...]) -> None:
-    """Training needs each class and something beside it; a measurement needs two classes.
+    """Check that samples suffice: training needs every class and its absence, an evaluation two classes.
 
     Raises:
-        DataError: it has not.
+        DataError: names what is missing.
     """
     target, few = images.target, part.fraction < 1
     what = f"{images.folder}: split {images.shards.split!r}"
@@ -144,19 +147,21 @@ def _check_classes(part: Part, images: LabelledImages, classes: tuple[str, ...])
     if not len(target):
         raise DataError(f"{what}: no sample with a known label and a readable image is left")
     negative, positive = labelled.counts(target, len(classes))
-    there = [name for name, count in zip(classes, positive, strict=True) if count]
-    if target.ndim == 1 and len(there) == 1 and not few:
+    present = [name for name, count in zip(classes, positive, strict=True) if count]
+    if target.ndim == 1 and len(present) == 1 and not few:
         raise DataError(
-            f"{what}: all {len(target):,} samples have one class, {there[0]}; nothing to tell apart"
+            f"{what}: all {len(target):,} samples have one class, {present[0]}; there is nothing to classify"
         )
     if part.role != "train":
         if target.ndim == 2 and not ((negative > 0) & (positive > 0)).any():
-            raise DataError(f"{what}: no label has both positives and negatives; nothing to tell apart")
-        return
-    advice = "take a larger data.fraction" if few else "it cannot be learned; prepare data that have some"
-    for missing, counted in (("of", positive), ("without", negative)):
-        lacking = [name for name, count in zip(classes, counted, strict=True) if not count]
-        if lacking:
             raise DataError(
-                f"{what}: no sample {missing} {', '.join(lacking)} among {len(target):,}; {advice}"
+                f"{what}: no label has both positives and negatives; there is nothing to classify"
+            )
+        return
+    advice = "use a larger data.fraction" if few else "it cannot be learned; prepare data that contain it"
+    for relation, counts in (("of", positive), ("without", negative)):
+        missing = [name for name, count in zip(classes, counts, strict=True) if not count]
+        if missing:
+            raise DataError(
+                f"{what}: no sample {relation} {', '.join(missing)} among {len(target):,}; {advice}"
             )

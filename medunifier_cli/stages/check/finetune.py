@@ -66,4 +66,4 @@ def check_samples(recipe: FinetuneRecipe) -> str:
     parts = plan_samples(recipe.data, task.shards, task.plugin, task.kind, image_size=1)
     sizes = ", ".join(f"{len(part.images):,} {part.role}" for part in parts)
     train = next(part for part in parts if part.role == "train")
-    return f"{sizes}; {len(task.plugin.classes)} classes, {task.metric}; train: {train.chosen.rule}"
+    return f"{sizes}; {len(task.plugin.classes)} classes, {task.metric}; train: {train.selection.rule}"

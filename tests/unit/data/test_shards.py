@@ -22,7 +22,7 @@ def test_reads_what_was_written_in_order(tmp_path: Path) -> None:
         key, image, meta = sample(i)
         assert shards.read(i) == (image, meta)
         assert shards.key(i) == key
-        assert shards.labels(i) == meta["labels"]
+        assert shards.label_dict(shards.index["labels"][i]) == meta["labels"]
 
 
 def test_reads_what_the_webdataset_library_wrote(tmp_path: Path) -> None:
@@ -39,8 +39,8 @@ def test_blank_labels_stay_blank(tmp_path: Path) -> None:
     rows = [sample(0, labels={"A": 0.0, "B": None}), sample(1, labels={"B": -1.0})]
     write_shard(tmp_path / "test-000000.tar", rows)
     shards = Shards.open(tmp_path, "test")
-    assert shards.labels(0) == {"A": 0.0, "B": None}
-    assert shards.labels(1) == {"A": None, "B": -1.0}
+    assert shards.label_dict(shards.index["labels"][0]) == {"A": 0.0, "B": None}
+    assert shards.label_dict(shards.index["labels"][1]) == {"A": None, "B": -1.0}
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])
@@ -59,7 +59,8 @@ def test_classes_are_asked_once_per_distinct_row_of_labels(tmp_path: Path, n: in
 
 def test_no_labels_at_all(tmp_path: Path) -> None:
     write_shard(tmp_path / "test-000000.tar", [sample(0, labels={})])
-    assert Shards.open(tmp_path, "test").labels(0) == {}
+    shards = Shards.open(tmp_path, "test")
+    assert shards.label_dict(shards.index["labels"][0]) == {}
 
 
 def test_pickles_and_is_shared_by_processes(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_few_files_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_missing_split_lists_the_splits_there_are(tmp_path: Path) -> None:
     write_split(tmp_path, "train", 2, 2)
     write_split(tmp_path, "held-out", 2, 2)
-    with pytest.raises(DataError, match="no split 'valid'; the splits there are held-out, train"):
+    with pytest.raises(DataError, match="no split 'valid'; available: held-out, train"):
         Shards.open(tmp_path, "valid")
 
 
@@ -97,7 +98,7 @@ def test_a_shard_cut_in_half_is_named(tmp_path: Path, keep: float) -> None:
     path = write_split(tmp_path, "train", 40, 40) / "train-000000.tar"
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * keep)])
-    with pytest.raises(DataError, match=r"train-000000\.tar: not a whole tar"):
+    with pytest.raises(DataError, match=r"train-000000\.tar: not a complete tar"):
         Shards.open(tmp_path, "train")
 
 
@@ -106,7 +107,7 @@ def test_a_shard_cut_between_two_members_is_named(tmp_path: Path) -> None:
     shards = Shards.open(tmp_path, "train")
     end = int(shards.index[4]["image_offset"]) - 512
     path.write_bytes(path.read_bytes()[:end])
-    with pytest.raises(DataError, match=r"train-000000\.tar: not a whole tar"):
+    with pytest.raises(DataError, match=r"train-000000\.tar: not a complete tar"):
         Shards.open(tmp_path, "train")
 
 

@@ -34,7 +34,7 @@ def test_a_drawn_subset_opens_as_one_split(rsna: Prepared) -> None:
         image, meta = shards.read(i)
         assert image == rsna.pictures[key]
         assert meta["labels"] == rsna.samples[key]["labels"]
-        assert shards.labels(i) == rsna.samples[key]["labels"]
+        assert shards.label_dict(shards.index["labels"][i]) == rsna.samples[key]["labels"]
     found = shards.class_indices(Rsna())
     wanted = [0 if rsna.samples[key]["labels"]["Pneumonia"] else 1 for key in keys]
     assert found.tolist() == wanted

@@ -10,8 +10,8 @@ from medunifier_cli.data.shards import index_dtype
 from medunifier_cli.prepare.manifest import (
     add_up,
     class_counts,
+    count_warnings,
     label_counts,
-    shortfalls,
     subset_entries,
     tally,
 )
@@ -52,14 +52,14 @@ def test_classes_in_their_official_order() -> None:
     assert list(counts.items()) == [("A", 1), ("B", 0), ("C", 2)]
 
 
-def test_a_large_difference_to_the_full_download_is_said() -> None:
+def test_a_large_deviation_from_the_full_download_triggers_a_warning() -> None:
     expected = {"all": 243_300, "test": 100, "train": 1000}
-    said = shortfalls(expected, {"train": 1010, "test": 194})
-    assert said == [
+    warnings = count_warnings(expected, {"train": 1010, "test": 194})
+    assert warnings == [
         "found 1,204 of about 243,300 images: is the download complete?",
         "found 194 images in test, about 100 expected: is it another release?",
     ]
-    assert shortfalls({"all": 1000}, {"train": 990}) == []
+    assert count_warnings({"all": 1000}, {"train": 990}) == []
 
 
 def test_subsets_keep_their_ids_and_say_which_were_not_written() -> None:

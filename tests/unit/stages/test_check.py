@@ -80,7 +80,7 @@ def test_all_problems_at_once_with_what_to_do(shards: Path) -> None:
     expected = [
         ("shards of train", "train-000000.tar"),
         ("shards of train", "train-000001.tar: listed in the manifest but missing"),
-        ("shards of exam", "no split 'exam'; the splits there are test, train, valid"),
+        ("shards of exam", "no split 'exam'; available: test, train, valid"),
         ("tokenizer", "`hf download some/tokenizer "),
         ("image encoder weights", "`hf download some/vit`"),
         ("text encoder weights", "`hf download some/bert`"),

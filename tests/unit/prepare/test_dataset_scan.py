@@ -9,26 +9,26 @@ import pytest
 
 from medunifier_cli.data.contract import Drop, FileImage, Record
 from medunifier_cli.errors import DataError
-from medunifier_cli.prepare.walk import Chunk, CompactMap, Walk
+from medunifier_cli.prepare.dataset_scan import Chunk, DatasetScan
 
 
 def record(i: int, split: str = "train", **changes: Any) -> Record:
-    said = {"key": f"k{i}", "subject": f"p{i}", "study": f"s{i}", "source": f"images/{i}.png"} | changes
-    return Record(image=FileImage(Path(f"{i}.png")), split=split, **said)
+    fields = {"key": f"k{i}", "subject": f"p{i}", "study": f"s{i}", "source": f"images/{i}.png"} | changes
+    return Record(image=FileImage(Path(f"{i}.png")), split=split, **fields)
 
 
 def cut(
     items: list[Record | Drop], size: int = 4, shared: bool = False
-) -> tuple[list[Chunk], Walk, list[Drop]]:
+) -> tuple[list[Chunk], DatasetScan, list[Drop]]:
     dropped: list[Drop] = []
-    walk = Walk(size, shared, dropped.append)
-    return list(walk.chunks(iter(items))), walk, dropped
+    scan = DatasetScan(size, shared, dropped.append)
+    return list(scan.chunks(iter(items))), scan, dropped
 
 
 def test_shards_are_full_in_the_order_of_the_plan() -> None:
     items: list[Record | Drop] = [record(i, "train" if i % 3 else "test") for i in range(15)]
     items.insert(3, Drop("filtered: lateral view", "x.png"))
-    chunks, walk, dropped = cut(items)
+    chunks, scan, dropped = cut(items)
     names = {chunk.name: [r.key for r in chunk.records] for chunk in chunks}
     assert names == {
         "train-000000": ["k1", "k2", "k4", "k5"],
@@ -38,11 +38,10 @@ def test_shards_are_full_in_the_order_of_the_plan() -> None:
         "train-000002": ["k13", "k14"],
     }
     assert sorted(chunk.ordinal for chunk in chunks) == list(range(5))
-    assert walk.records == {"train": 10, "test": 5}
-    assert (walk.drops, walk.items, dropped) == ({"filtered: lateral view": 1}, 16, [items[3]])
+    assert (scan.drops, dropped) == ({"filtered: lateral view": 1}, [items[3]])
 
 
-def test_a_fingerprint_follows_everything_a_record_says() -> None:
+def test_a_fingerprint_depends_on_everything_in_a_record() -> None:
     plain = cut([record(1)])[0][0].fingerprint
     assert cut([record(1)])[0][0].fingerprint == plain
     others: list[dict[str, Any]] = [
@@ -82,17 +81,17 @@ def test_a_split_that_makes_no_file_name_is_refused() -> None:
         cut([record(1, "a/b")])
 
 
-def test_compact_map_is_a_dictionary() -> None:
-    rng = np.random.default_rng(0)
-    fast, slow = CompactMap(), dict[str, int]()
-    for name in (f"n{i}" for i in rng.integers(0, 6000, 20_000).tolist()):
-        bits = 1 << int(rng.integers(0, 16))
-        assert fast.merge(name, bits) == slow.get(name, 0)
-        slow[name] = slow.get(name, 0) | bits
-    assert len(fast) == len(slow)
+def test_any_number_of_splits_is_told_apart() -> None:
+    """One bit per split, in integers of any length: folds of a cross-validation are splits too."""
+    items: list[Record | Drop] = [record(i, f"fold{i}", subject="p") for i in range(70)]
+    chunks, scan, _ = cut(items, shared=True)
+    assert len(chunks) == 70
+    assert scan.shared == 1
+    with pytest.raises(DataError, match="subject 'p' is in 'fold1' and in 'fold0'"):
+        cut(items)
 
 
-def test_walking_holds_no_more_than_the_shards_under_way() -> None:
+def test_a_scan_holds_no_more_than_the_shards_under_way() -> None:
     """The plan is a stream: shard by shard, not all at once."""
     taken = 0
 
@@ -102,6 +101,6 @@ def test_walking_holds_no_more_than_the_shards_under_way() -> None:
             taken += 1
             yield record(i)
 
-    chunks = Walk(10, False, lambda drop: None).chunks(stream())
+    chunks = DatasetScan(10, False, lambda drop: None).chunks(stream())
     next(chunks)
     assert taken == 10
