@@ -66,8 +66,8 @@ def test_only_three_differences_are_named(tmp_path: Path) -> None:
 
 CHANGES = {
     "name": "other", "data.workers": "0", "data.shards": "/elsewhere", "train.processes": "3",
-    "train.log_every": "7", "train.valid_every": "7", "train.valid_batches": "7", "train.checkpoint_every": "7",
-    "train.keep": "7", "train.tensorboard": "false",
+    "train.log_every": "7", "train.valid_every": "7", "train.valid_batches": "7",
+    "train.checkpoint_every": "7", "train.keep": "7", "train.tensorboard": "false",
 }  # fmt: skip
 
 
