@@ -139,12 +139,13 @@ def _matching(trained: PretrainedRun, heldout: SplitSource) -> Metric:
 
 
 def other_texts(source: SplitSource, seed: int) -> NDArray[np.int64]:
-    """For each sample another one whose text differs, [n], uniformly by (seed, sample); -1 if all are
-    equal."""
+    """For each sample another one whose text differs, [n], by (seed, sample); -1 if all texts are equal.
+
+    Uniform, except that a draw which hits an equal text is moved to one of the others without a second draw.
+    """
     n = len(source)
     other_n = (draws.uniform(seed, draws.NEGATIVE_TEXT, range(n)).numpy() * n).astype(np.int64)
     differs = source.digests != source.digests[other_n]
-    # the few samples that hit an equal text: one of all that differ, by the same random number
     for i in np.flatnonzero(~differs):
         rest = np.flatnonzero(source.digests != source.digests[i])
         other_n[i] = rest[other_n[i] % len(rest)] if len(rest) else -1

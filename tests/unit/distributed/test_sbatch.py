@@ -1,0 +1,75 @@
+"""The SLURM script, run by bash with stand-ins for `mu` and `scontrol`."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from medunifier_cli.distributed.sbatch import WARNING_SECONDS, script
+
+ARGUMENTS = ["pretrain", "my recipe.yaml", "-o", "name=a b", "--sbatch"]
+
+MU = """#!/bin/bash
+printf '%s\\n' "$@" > arguments
+trap 'echo USR1 > signal; sleep 0.3; exit 75' USR1
+trap 'echo TERM > signal; exit 75' TERM
+if [ -n "$CODE" ]; then exit "$CODE"; fi
+touch started
+while true; do sleep 0.05; done
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A folder with the script, a `mu` that waits for a signal, and a `scontrol` that notes its arguments."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "mu").write_text(MU)
+    (tools / "scontrol").write_text('#!/bin/bash\necho "$@" > requeued\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    (tmp_path / "job.sh").write_text(script(ARGUMENTS, "demo", 2, 3))
+    return tmp_path
+
+
+def start(job: Path, code: str = "") -> subprocess.Popen[bytes]:
+    path = f"{job / 'bin'}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "SLURM_JOB_ID": "17", "CODE": code}
+    return subprocess.Popen(["bash", "job.sh"], cwd=job, env=env)
+
+
+def test_header_asks_for_a_warning_a_requeue_and_room_for_all_processes() -> None:
+    settings = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", script(ARGUMENTS, "demo", 2, 3), re.MULTILINE))
+    assert settings["job-name"] == "mu-demo"
+    assert settings["gpus-per-node"] == "2"
+    assert settings["cpus-per-task"] == "8"  # two processes, each with three loaders
+    assert settings["ntasks"] == "1"  # mu starts the others itself
+    assert settings["signal"] == f"B:USR1@{WARNING_SECONDS}"
+    assert settings["open-mode"] == "append"  # a requeued job continues its log
+    assert "requeue" in settings
+
+
+@pytest.mark.parametrize("name", ["USR1", "TERM"])
+def test_a_signal_reaches_mu_and_the_job_is_requeued_once_it_has_saved(job: Path, name: str) -> None:
+    process = start(job)
+    deadline = time.monotonic() + 20
+    while not (job / "started").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(getattr(signal, f"SIG{name}"))
+    assert process.wait(timeout=20) == 75
+    assert (job / "signal").read_text() == f"{name}\n"
+    assert (job / "requeued").read_text() == "requeue 17\n"
+    assert (job / "arguments").read_text().splitlines() == ARGUMENTS[:-1]
+
+
+@pytest.mark.parametrize("code", ["0", "1"])
+def test_an_end_or_an_error_is_the_jobs_and_requeues_nothing(job: Path, code: str) -> None:
+    assert start(job, code).wait(timeout=20) == int(code)
+    assert not (job / "requeued").exists()

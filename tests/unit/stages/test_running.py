@@ -1,0 +1,87 @@
+"""The frame of a stage: lock, record of the start, messages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medunifier_cli.distributed import world
+from medunifier_cli.errors import CheckpointError
+from medunifier_cli.recipe.load import load_recipe
+from medunifier_cli.run import record
+from medunifier_cli.run.record import Run
+from medunifier_cli.stages import running
+from medunifier_cli.stages.running import open_run, train_stage
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "run")
+
+
+def test_a_start_is_recorded_under_a_lock_that_ends_with_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "LOCK_PATIENCE", 0.0)
+    recipe = load_recipe("demo")
+    with open_run(run, recipe, "phantom", tmp_path):
+        assert run.recipe.exists()
+        assert list(json.loads(run.provenance.read_text())["data"]) == ["phantom"]
+        with pytest.raises(CheckpointError, match="another process is training this run"):
+            open_run(run, recipe, "phantom", tmp_path).__enter__()
+    with pytest.raises(KeyError), open_run(run, recipe, "phantom", tmp_path):
+        raise KeyError("a failure inside")
+    with open_run(run, recipe, "phantom", tmp_path):
+        assert len(json.loads(run.provenance.read_text())["starts"]) == 3
+
+
+def test_other_ranks_neither_lock_nor_write(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world, "is_main", lambda: False)
+    with open_run(run, load_recipe("demo"), "phantom", tmp_path):
+        assert not run.folder.exists()
+
+
+def test_all_ranks_wait_for_the_record_and_for_the_end(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    barriers: list[bool] = []
+    monkeypatch.setattr(world, "barrier", lambda: barriers.append(run.recipe.exists()))
+    with open_run(run, load_recipe("demo"), "phantom", tmp_path):
+        assert barriers == [True]
+    assert barriers == [True, True]
+
+
+class Device:
+    type = "cpu"
+
+
+class FakeAccelerator:
+    device = Device()
+    ended = 0
+
+    def end_training(self) -> None:
+        self.ended += 1
+
+
+class FakeStage:
+    steps = 1200
+
+
+@pytest.mark.parametrize(("steps", "complete"), [(7, False), (0, True)])
+def test_what_is_trained_is_said_first_and_a_complete_run_at_the_end(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], steps: int, complete: bool
+) -> None:
+    monkeypatch.setattr(running, "fit", lambda *_: steps)
+    recipe, accelerator = load_recipe("demo"), FakeAccelerator()
+    stage: Any = FakeStage()
+    with_types: Any = accelerator
+    train_stage(stage, run, with_types, recipe.train, recipe.optim, "40 pairs of phantom/train")
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first == f"mu: {run.folder}: 40 pairs of phantom/train; 1,200 steps of 32 on 1 cpu process"
+    assert rest == ([f"mu: {run.folder} is complete: 1,200 steps"] if complete else [])
+    assert accelerator.ended == 1
