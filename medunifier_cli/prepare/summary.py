@@ -39,7 +39,7 @@ def summary(manifest: Mapping[str, Any]) -> str:
 
 
 def listing(plugins: Mapping[str, DatasetPlugin]) -> str:
-    """The list of `mu prepare --list`: each data set with its raw files, terms, citation, splits and options."""
+    """The list of `mu prepare --list`: each data set, its raw files, terms, citation, splits, options."""
     blocks = []
     for dataset, plugin in plugins.items():
         lines = [f"{dataset}: {plugin.title}"]
