@@ -37,12 +37,12 @@ class Part(click.ParamType["tuple[int, int]"]):
 @click.option(
     "--raw",
     type=click.Path(path_type=Path),
-    help="Folder of the raw download  [default: $MU_DATA/raw/DATASET].",
+    help="Folder of the raw download.  [default: $MU_DATA/raw/DATASET]",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder for the shards  [default: $MU_DATA/shards/DATASET].",
+    help="Folder for the shards.  [default: $MU_DATA/shards/DATASET]",
 )
 @click.option(
     "--size",

@@ -83,12 +83,10 @@ def test_a_split_that_makes_no_file_name_is_refused() -> None:
 
 def test_any_number_of_splits_is_told_apart() -> None:
     """One bit per split, in integers of any length: folds of a cross-validation are splits too."""
-    items: list[Record | Drop] = [record(i, f"fold{i}", subject="p") for i in range(70)]
-    chunks, scan, _ = cut(items, shared=True)
-    assert len(chunks) == 70
-    assert scan.shared == 1
-    with pytest.raises(DataError, match="subject 'p' is in 'fold1' and in 'fold0'"):
-        cut(items)
+    items: list[Record | Drop] = [record(i, f"fold{i}") for i in range(70)]
+    assert len(cut(items)[0]) == 70
+    with pytest.raises(DataError, match="subject 'p68' is in 'fold69' and in 'fold68'"):
+        cut([*items, record(70, "fold69", subject="p68")])
 
 
 def test_a_scan_holds_no_more_than_the_shards_under_way() -> None:
