@@ -32,7 +32,7 @@ def tiny_recipe(*overrides: str) -> PretrainRecipe:
 
 
 def tiny_model(*overrides: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> MedUnifier:
-    """With every weight drawn, norms and biases too, so that none can be left out unseen."""
+    """A model whose weights are all random, norms and biases too, so that none can be left out unnoticed."""
     torch.manual_seed(seed)
     model = MedUnifier(tiny_recipe(*overrides), VOCABULARY).to(dtype)
     scatter(model)
@@ -40,7 +40,7 @@ def tiny_model(*overrides: str, seed: int = 0, dtype: torch.dtype = torch.float6
 
 
 def scatter(module: torch.nn.Module) -> None:
-    """Draw all weights of a module in place, wide enough that attention is not flat."""
+    """Fill all weights of a module with random numbers, large enough that attention is not uniform."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if name.endswith("temperature"):
@@ -55,7 +55,7 @@ def pack(texts: Sequence[Sequence[int]]) -> PackedText:
 
 
 def pad(texts: Sequence[Sequence[int]], longest: int) -> Tensor:
-    """Token ids in a grid, 0 behind each text."""
+    """Token ids in a grid, padded with 0."""
     return torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts])
 
 

@@ -39,7 +39,7 @@ def wanted_processes(requested: int, recipe: int) -> int:
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     ranks = requested or recipe or gpus or 1
-    # NCCL refuses two ranks on one GPU, in words that nobody understands
+    # NCCL refuses two ranks on one GPU, but only later and in a message that does not say what to do
     if gpus and ranks > gpus:
         raise MuError(f"{ranks} processes requested, but there are {gpus} GPUs; give --num-processes {gpus}")
     return ranks

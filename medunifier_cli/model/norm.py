@@ -37,7 +37,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         # `all_sum` carries gradient: each row moves the statistics that all ranks divide by
         mean = world.all_sum(x.sum(reduced_dims)) / count
         x = x - mean.view(shape)
-        # from centred values: E[x^2] - E[x]^2 cancels where the mean is large beside the deviation
+        # from centred values: E[x^2] - E[x]^2 cancels where the mean is large and the deviation small
         variance = world.all_sum((x * x).sum(reduced_dims)) / count
         # running variance is unbiased (n - 1), the one normalised with is not: both as PyTorch does it
         self._update_running_statistics(mean.detach(), (variance * count / (count - 1)).detach())

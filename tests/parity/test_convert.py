@@ -1,4 +1,4 @@
-"""Weights under other projects' names. That their numbers are right is held in test_qformer."""
+"""Load weights under the names of other projects; test_qformer tests that the numbers are right."""
 
 from __future__ import annotations
 
@@ -120,16 +120,16 @@ def test_cross_attention_must_stand_in_the_same_blocks(hub_folder: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("model.qformer.width=16", "is 32 wide, the recipe's model 16"),
         ("model.qformer.ffn_width=48", r"ffn_text.* of shape"),
         ("text.max_tokens=20", "text.max_tokens: 20 is more than the 16 positions"),
     ],
 )
-def test_weights_of_another_size(tmp_path: Path, override: str, said: str) -> None:
+def test_weights_of_another_size(tmp_path: Path, override: str, message: str) -> None:
     bert().save_pretrained(tmp_path)
-    with pytest.raises(MuError, match=said) as error:
+    with pytest.raises(MuError, match=message) as error:
         load_bert(ours(override), str(tmp_path))
     assert "\n" not in str(error.value)
 

@@ -1,4 +1,4 @@
-"""Who can see whom, proved by changing something and looking what moves."""
+"""Which rows attend to which, tested by changing one input and looking which outputs change."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def test_reading_text_sees_all_of_that_text_and_no_image(qformer: QFormer, text:
 
 
 def test_uni_modal_queries_see_their_image_and_no_text(qformer: QFormer) -> None:
-    """`read_image` takes no text; that it equals a full pass under the uni-modal mask, for any text, is
-    held in test_qformer."""
+    """`encode_image` takes no text; that it equals a full pass under the uni-modal mask, for any text, is
+    tested in test_qformer."""
     before, after = qformer.encode_image(image()), qformer.encode_image(image(changed=1))
     assert moved(before.query_BQD, after.query_BQD).tolist() == [False, True, False, False]
 
@@ -117,8 +117,8 @@ def test_neighbours_in_the_batch_do_not_leak(qformer: QFormer, run: Pass) -> Non
         else:
             alone = run(qformer, pack([TEXTS[row]]), own_image)
         rows = slice(START[row], START[row] + LENGTHS[row]) if run is decode_text else slice(row, row + 1)
-        found = together[rows]
-        torch.testing.assert_close(found, alone, atol=1e-10, rtol=1e-10)
+        in_batch = together[rows]
+        torch.testing.assert_close(in_batch, alone, atol=1e-10, rtol=1e-10)
 
 
 def test_dec_instead_of_cls_moves_every_word(qformer: QFormer) -> None:

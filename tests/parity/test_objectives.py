@@ -42,9 +42,9 @@ def unit(*shape: int, seed: int = 0) -> Tensor:
 
 def same_with_gradients(ours: Tensor, plain: Tensor, inputs: list[Tensor], **near: float) -> None:
     torch.testing.assert_close(ours, plain.to(ours.dtype), **near)
-    found = torch.autograd.grad(ours, inputs, retain_graph=True)
+    gradients = torch.autograd.grad(ours, inputs, retain_graph=True)
     expected = torch.autograd.grad(plain, inputs, retain_graph=True)
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(one, other, **near)
         assert bool(one.any())
 
@@ -86,18 +86,18 @@ def test_itg_equals_equation_15_over_real_tokens() -> None:
     texts = draw_texts(3, seed=2)
     lengths, text = [len(t) for t in texts], pack(texts)
     grid = rand(3, max(lengths), VOCABULARY).requires_grad_()
-    said, next_P = decoder_inputs_and_targets(text, DEC)
-    read = torch.arange(max(lengths)) < said.lengths_B[:, None]
-    ours = itg_loss(grid[read], next_P).loss / len(next_P)
+    inputs, target_P = decoder_inputs_and_targets(text, DEC)
+    read = torch.arange(max(lengths)) < inputs.lengths_B[:, None]
+    ours = itg_loss(grid[read], target_P).loss / len(target_P)
     plain = loop_itg(grid, pad(texts, max(lengths)), lengths)
     same_with_gradients(ours, plain, [grid], **CLOSE)
 
 
 def test_what_the_decoder_reads_and_says() -> None:
-    said, next_P = decoder_inputs_and_targets(pack([[CLS, 7, 8, SEP], [CLS, SEP], [CLS, 9, SEP]]), DEC)
-    assert said.ids_N.tolist() == [DEC, 7, 8, DEC, DEC, 9]
-    assert said.lengths_B.tolist() == [3, 1, 2]
-    assert next_P.tolist() == [7, 8, SEP, SEP, 9, SEP]
+    inputs, target_P = decoder_inputs_and_targets(pack([[CLS, 7, 8, SEP], [CLS, SEP], [CLS, 9, SEP]]), DEC)
+    assert inputs.ids_N.tolist() == [DEC, 7, 8, DEC, DEC, 9]
+    assert inputs.lengths_B.tolist() == [3, 1, 2]
+    assert target_P.tolist() == [7, 8, SEP, SEP, 9, SEP]
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -131,10 +131,10 @@ def test_a_step_equals_the_plain_objectives(every: int, equal: tuple[tuple[int, 
     }
     for name, loss in expected.items():
         inputs = [p for p in model.parameters() if p.requires_grad]
-        found = torch.autograd.grad(losses[name], inputs, retain_graph=True, allow_unused=True)
-        wanted = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(losses[name], inputs, retain_graph=True, allow_unused=True)
+        plain_gradients = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
         torch.testing.assert_close(losses[name], loss, **CLOSE)
-        for one, other in zip(found, wanted, strict=True):
+        for one, other in zip(gradients, plain_gradients, strict=True):
             assert one is not None or other is None or not other.any()
             if one is not None:
                 expected_gradient = torch.zeros_like(one) if other is None else other
@@ -155,20 +155,20 @@ def test_tig_equals_equations_18_to_23() -> None:
     f_q = memory.query_BQD
     text_cls = model.encode_text(batch.text)
     weights = dict(model.generator.named_parameters())
-    made = generate(weights, f_q, memory.patch_BVD, text_cls, 32)
-    loss = plain_tig(image, made, 0.5)
+    generated = generate(weights, f_q, memory.patch_BVD, text_cls, 32)
+    loss = plain_tig(image, generated, 0.5)
     inputs = [
         p for n, p in model.named_parameters() if p.requires_grad and "head" not in n and n != "temperature"
     ]
-    found = torch.autograd.grad(losses["tig"], inputs, allow_unused=True)
+    gradients = torch.autograd.grad(losses["tig"], inputs, allow_unused=True)
     expected = torch.autograd.grad(loss, inputs, allow_unused=True)
     torch.testing.assert_close(losses["tig"], loss, **POSITIONS_FP32)
-    assert sum(g is not None for g in found) > 50
-    for one, other in zip(found, expected, strict=True):
+    assert sum(g is not None for g in gradients) > 50
+    for one, other in zip(gradients, expected, strict=True):
         assert (one is None) == (other is None)
         if one is not None and other is not None:
             torch.testing.assert_close(one, other, **POSITIONS_FP32)
-    for level, name in ((made[1], "top"), (made[2], "bottom")):
+    for level, name in ((generated[1], "top"), (generated[2], "bottom")):
         share = torch.tensor(list(Counter(level.code.flatten().tolist()).values())) / level.code.numel()
         expected_perplexity = float(torch.exp(-(share * share.log()).sum()))
         assert float(monitors[f"perplexity_{name}"]) == pytest.approx(expected_perplexity, rel=1e-5)

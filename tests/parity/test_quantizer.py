@@ -30,10 +30,10 @@ def three_vectors() -> Tensor:
 
 
 def test_forward_takes_the_nearest_code() -> None:
-    made = two_codes()(three_vectors())
-    assert made.code_BHW.tolist() == [[[0, 0, 1]]]
-    assert made.z_q_BCHW.tolist() == [[[[0.0, 0.0, 4.0]], [[0.0, 0.0, 2.0]]]]
-    assert made.count_K.tolist() == [2.0, 1.0]
+    quantised = two_codes()(three_vectors())
+    assert quantised.code_BHW.tolist() == [[[0, 0, 1]]]
+    assert quantised.z_q_BCHW.tolist() == [[[[0.0, 0.0, 4.0]], [[0.0, 0.0, 2.0]]]]
+    assert quantised.count_K.tolist() == [2.0, 1.0]
 
 
 def test_a_tie_takes_the_first_code() -> None:
@@ -75,9 +75,9 @@ def test_running_means_by_hand() -> None:
     count, total = [1.0, 1.0], [[0.0, 0.0], [4.0, 2.0]]
     vectors = ([2, 1], [[0.0, 1.0], [3.0, 3.0]])
     for _ in range(2):
-        made = quantiser(three_vectors())
-        assert made.code_BHW.tolist() == [[[0, 0, 1]]]
-        assert float(made.codebook_loss) == 0.0
+        quantised = quantiser(three_vectors())
+        assert quantised.code_BHW.tolist() == [[[0, 0, 1]]]
+        assert float(quantised.codebook_loss) == 0.0
         count = [0.75 * c + 0.25 * n for c, n in zip(count, vectors[0], strict=True)]
         total = [[0.75 * a + 0.25 * b for a, b in zip(s, v, strict=True)]
                  for s, v in zip(total, vectors[1], strict=True)]  # fmt: skip
@@ -139,8 +139,8 @@ def test_revival_needs_training_and_a_generator() -> None:
 
 
 def test_look_up_gives_the_codes() -> None:
-    found = two_codes().look_up(torch.tensor([[[1, 0]]]))
-    assert found.tolist() == [[[[4.0, 0.0]], [[2.0, 0.0]]]]
+    vectors = two_codes().look_up(torch.tensor([[[1, 0]]]))
+    assert vectors.tolist() == [[[[4.0, 0.0]], [[2.0, 0.0]]]]
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,9 @@ def test_two_processes_really_ran(outcomes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_two_ranks_equal_one(outcomes: dict[str, Any], variant: str) -> None:
-    alone = outcomes["0 of 1"]["found"][variant]
+    alone = outcomes["0 of 1"]["values"][variant]
     for rank in ("0 of 2", "1 of 2"):
-        together = outcomes[rank]["found"][variant]
+        together = outcomes[rank]["values"][variant]
         assert together.keys() == alone.keys()
         for name, expected in alone.items():
             torch.testing.assert_close(
@@ -58,18 +58,18 @@ def test_two_ranks_equal_one(outcomes: dict[str, Any], variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_comparison_compares_something(outcomes: dict[str, Any], variant: str) -> None:
-    found = outcomes["0 of 2"]["found"][variant]
-    gradients = {name: g for name, g in found.items() if name.startswith("step 1, gradient of")}
+    values = outcomes["0 of 2"]["values"][variant]
+    gradients = {name: g for name, g in values.items() if name.startswith("step 1, gradient of")}
     assert len(gradients) > 100
     assert {name.split(".")[0].split()[-1] for name in gradients} >= {"qformer", "generator", "vision_norm"}
     silent = [name for name, gradient in gradients.items() if not gradient.any()]
     assert not silent
     if variant != "no contrast":
-        assert {"step 1, itc", "step 1, itm", "step 1, itg", "step 1, tig"} <= found.keys()
+        assert {"step 1, itc", "step 1, itm", "step 1, itg", "step 1, tig"} <= values.keys()
 
 
 def test_running_means_and_revived_codes_moved(outcomes: dict[str, Any]) -> None:
-    ema = outcomes["1 of 2"]["found"]["ema codebook, revival, batch-normed features"]
+    ema = outcomes["1 of 2"]["values"]["ema codebook, revival, batch-normed features"]
     assert bool(ema["state generator.quantise_top.started"])
     unmoved = tiny_model(*VARIANTS["ema codebook, revival, batch-normed features"]).state_dict()
     for level in ("top", "bottom"):

@@ -113,16 +113,16 @@ def test_geometry_follows_from_image_and_patch(image_size: int, patch_size: int,
     grid = image_size // patch_size
     generator = ImageGenerator(NARROW, Sizes(image_size, patch_size, 6, 5, queries)).eval()
     with torch.no_grad():
-        made = generator(torch.randn(2, queries, 5), torch.randn(2, grid * grid, 6), torch.randn(2, 5))
-        assert made.image_BCHW.shape == (2, 3, image_size, image_size)
-        assert made.top.code_BHW.shape == (2, grid // 2, grid // 2)
-        assert made.bottom.code_BHW.shape == (2, grid, grid)
-        again = generator.from_codes(made.top.code_BHW, made.bottom.code_BHW)
-    torch.testing.assert_close(again, made.image_BCHW)
+        generated = generator(torch.randn(2, queries, 5), torch.randn(2, grid * grid, 6), torch.randn(2, 5))
+        assert generated.image_BCHW.shape == (2, 3, image_size, image_size)
+        assert generated.top.code_BHW.shape == (2, grid // 2, grid // 2)
+        assert generated.bottom.code_BHW.shape == (2, grid, grid)
+        again = generator.from_codes(generated.top.code_BHW, generated.bottom.code_BHW)
+    torch.testing.assert_close(again, generated.image_BCHW)
 
 
 @pytest.mark.parametrize(
-    ("image_size", "patch_size", "queries", "changes", "said"),
+    ("image_size", "patch_size", "queries", "changes", "message"),
     [
         (56, 14, 4, {}, "data.image_size: 56 cannot be halved 4 times"),
         (48, 16, 4, {}, "data.image_size: a 3x3 patch grid has no half"),
@@ -135,16 +135,16 @@ def test_geometry_follows_from_image_and_patch(image_size: int, patch_size: int,
     ],
 )
 def test_what_cannot_be_built_says_so_in_one_line(
-    image_size: int, patch_size: int, queries: int, changes: dict[str, int], said: str
+    image_size: int, patch_size: int, queries: int, changes: dict[str, int], message: str
 ) -> None:
     with pytest.raises(MuError) as error:
         ImageGenerator(replace(NARROW, **changes), Sizes(image_size, patch_size, 6, 5, queries))  # type: ignore[arg-type]
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (("data.image_size=60",), "60"),
         (("model.vit.patch_size=12",), "12"),
@@ -153,10 +153,10 @@ def test_what_cannot_be_built_says_so_in_one_line(
         (("model.vit.weights=no/such/folder/anywhere",), "model.vit.weights: no/such/folder/anywhere"),
     ],
 )
-def test_an_image_encoder_that_cannot_be_built(overrides: tuple[str, ...], said: str) -> None:
+def test_an_image_encoder_that_cannot_be_built(overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(MuError) as error:
         MedUnifier(tiny_recipe(*overrides), VOCABULARY)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -166,5 +166,5 @@ def test_the_whole_model_at_other_sizes(image_size: int, patch_size: int, querie
         f"data.image_size={image_size}", f"model.vit.patch_size={patch_size}",
         f"model.qformer.queries={queries}", dtype=torch.float32,
     )  # fmt: skip
-    made = model.eval().reconstruct(draw_batch(2, image_size=image_size))
-    assert made.image_BCHW.shape == (2, 3, image_size, image_size)
+    generated = model.eval().reconstruct(draw_batch(2, image_size=image_size))
+    assert generated.image_BCHW.shape == (2, 3, image_size, image_size)

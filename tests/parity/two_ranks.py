@@ -43,7 +43,7 @@ def run(variant: str) -> dict[str, torch.Tensor]:
             objectives, broadcast_buffers=False, find_unused_parameters=variant == "no contrast"
         )
     share = PAIRS // world.size()
-    found = {}
+    values = {}
     for step in range(STEPS):
         batch = draw_batch(PAIRS, seed=step, equal=[(0, 4)])
         mine = part_of(batch, slice(world.rank() * share, (world.rank() + 1) * share))
@@ -52,13 +52,13 @@ def run(variant: str) -> dict[str, torch.Tensor]:
         losses["total"].backward()
         monitors.pop("itc_accuracy", None)  # texts 0 and 4 are equal: the best one is for rounding to say
         for name, value in {**losses, **monitors}.items():
-            found[f"step {step}, {name}"] = world.mean(value.double())
+            values[f"step {step}, {name}"] = world.mean(value.double())
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
-                found[f"step {step}, gradient of {name}"] = parameter.grad.clone()
+                values[f"step {step}, gradient of {name}"] = parameter.grad.clone()
     for name, tensor in model.state_dict().items():
-        found[f"state {name}"] = tensor.detach().clone()
-    return found
+        values[f"state {name}"] = tensor.detach().clone()
+    return values
 
 
 def main() -> None:
@@ -66,9 +66,9 @@ def main() -> None:
     torch.set_num_threads(1)
     if ranks > 1:
         dist.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=ranks)
-    found = {variant: run(variant) for variant in VARIANTS}
+    values = {variant: run(variant) for variant in VARIANTS}
     torch.save(
-        {"pid": os.getpid(), "rank": world.rank(), "size": world.size(), "found": found},
+        {"pid": os.getpid(), "rank": world.rank(), "size": world.size(), "values": values},
         out / f"{rank}-of-{ranks}.pt",
     )
     world.leave()

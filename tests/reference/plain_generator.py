@@ -19,7 +19,7 @@ BATCH_NORM_EPS = 1e-5
 
 
 class PlainMap(NamedTuple):
-    """A level: what the adapter made, which codes were nearest, and the codes themselves with gradient."""
+    """A level: output of the adapter, indices of the nearest codes, and the codes with gradient."""
 
     z_e: Tensor
     code: Tensor

@@ -6,7 +6,7 @@ All of it is in this file: a weight in the recipe, the objective with a head of 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
@@ -86,13 +85,6 @@ def recipe_with(*overrides: str) -> FiveRecipe:
     )
     recipe: FiveRecipe = load_recipe("full", [*SMALL, *loop, *overrides], schema=FiveRecipe)
     return recipe
-
-
-@pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield Accelerator(cpu=True, mixed_precision="no")
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 Stage = Callable[[FiveRecipe, Run], Pretraining]

@@ -14,7 +14,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
@@ -88,13 +87,6 @@ class LineStage:
 
     def facts(self) -> dict[str, Any]:
         return {"source": self.source}
-
-
-@pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield Accelerator(cpu=True, mixed_precision="no")
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 SETTINGS = LoopConfig(
