@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -171,3 +172,13 @@ def test_help_of_each_verb_does_not_import_torch(verb: str) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert f"Usage: mu {verb}" in done.stdout
     assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_of_each_option_begins_with_a_noun_or_an_imperative(verb: str) -> None:
+    """As far as that can be told: not with a preposition, a number or an "only" that has no verb."""
+    command = cli.mu.get_command(click.Context(cli.mu), verb)
+    assert command is not None
+    helps = [param.help or "" for param in command.params if isinstance(param, click.Option)]
+    wrong = ("Of ", "Only ", "Over ", "In ", "By ", "From ", "For ", "At ")
+    assert [text for text in helps if text.startswith(wrong) or not text[:1].isupper()] == []
