@@ -174,12 +174,15 @@ class ObjectivesConfig:
     itm_exclude_same_text: bool = True
     """Never use a pair as a negative whose texts are equal word for word."""
 
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Every objective there is a weight for."""
+        kinds = get_type_hints(cls, include_extras=True)
+        return tuple(name for name, kind in kinds.items() if kind is Weight)
+
     def weights(self) -> dict[str, float]:
-        """Weights of the active objectives, by name."""
-        names = [
-            name for name, kind in get_type_hints(type(self), include_extras=True).items() if kind is Weight
-        ]
-        return {name: getattr(self, name) for name in names if getattr(self, name)}
+        """Weight of each objective that is on, by name."""
+        return {name: getattr(self, name) for name in self.names() if getattr(self, name)}
 
 
 @dataclass(frozen=True)
@@ -216,8 +219,9 @@ class PretrainRecipe:
             )
         if objectives.itm and not objectives.itc:
             yield "objectives.itm", "needs objectives.itc: its similarities choose the hard negatives"
-        if not (objectives.itc or objectives.itg or objectives.tig):
-            yield "objectives.itc", "off, as are objectives.itg and objectives.tig: nothing would be trained"
+        if not objectives.weights():
+            first, *others = (f"objectives.{name}" for name in objectives.names())
+            yield first, f"off, as are {', '.join(others)}: nothing would be trained"
         if self.optim.warmup_lr > self.optim.peak_lr:
             yield "optim.warmup_lr", f"{self.optim.warmup_lr:g} is above optim.peak_lr {self.optim.peak_lr:g}"
         yield from train.problems()
