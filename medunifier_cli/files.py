@@ -77,7 +77,7 @@ def explained(path: Path, error: type[MuError] = DataError) -> Iterator[None]:
                 f"{path.parent / name}: no space left for it ({os.strerror(failure.errno)}); nothing "
                 "half-written is left, finished files stay: make room and run the same command again"
             ) from failure
-        raise error(f"{path.parent / name}: cannot be written ({failure.strerror})") from failure
+        raise error(f"{path.parent / name}: cannot be written ({failure.strerror or failure})") from failure
 
 
 def write_text(path: Path, text: str, error: type[MuError] = DataError) -> None:

@@ -43,6 +43,17 @@ def leaves_weights_unused(recipe: PretrainRecipe) -> bool:
     return not any(objective.reaches_every_weight for objective in active_objectives(recipe))
 
 
+def curves_of(recipe: PretrainRecipe) -> dict[str, str]:
+    """Numbers of a pre-training run's log that get a curve on its page, in order: name -> heading."""
+    active = active_objectives(recipe)
+    curves = {"total": "Loss, all objectives"}
+    curves |= {objective.name: objective.title for objective in active}
+    # all losses before all monitors: losses are compared with each other, on axes of their own kind
+    for objective in active:
+        curves |= objective.monitors
+    return curves | {"lr": "Learning rate"}
+
+
 def build_model(recipe: PretrainRecipe, vocabulary: int, load: bool = True) -> MedUnifier:
     """The model with the heads of every active objective.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +17,7 @@ from medunifier_cli.errors import DataError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Real = TypeVar("Real", np.float32, np.float64)
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,13 @@ class ClassScores:
     """Counts, rows are the truth; None for multi-label."""
     notes: list[str] = field(default_factory=list)
     """What was left out and why, one line each."""
+
+
+def softmax(scores_NC: NDArray[Real], temperature: float = 1.0) -> NDArray[Real]:
+    """Softmax over classes, in the precision of the scores."""
+    shifted = np.exp((scores_NC - scores_NC.max(axis=1, keepdims=True)) / temperature)
+    probability_NC: NDArray[Real] = shifted / shifted.sum(axis=1, keepdims=True)
+    return probability_NC
 
 
 def accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:

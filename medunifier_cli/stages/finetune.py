@@ -272,5 +272,5 @@ def _measured(run: Run, dataset: str, identity: str) -> list[Metric] | None:
     for result in read_results(run.results):
         same = result["task"] == TASK and result["dataset"] == dataset
         if same and result["checkpoint"]["hash"] == identity:
-            return [Metric(**metric) for metric in result["metrics"]]
+            return [Metric.from_json(metric) for metric in result["metrics"]]
     return None

@@ -26,7 +26,7 @@ from medunifier_cli.data.order import SampleOrder
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.errors import CheckpointError, MuError
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
-from medunifier_cli.evaluate.results import Metric, table, write_result
+from medunifier_cli.evaluate.results import Metric, Result, table
 from medunifier_cli.prior.baseline import Baseline, baseline, refuse_collapsed
 from medunifier_cli.prior.pair import CodeBatch, PriorPair
 from medunifier_cli.recipe.load import load_saved, stage_of
@@ -289,8 +289,8 @@ def _measure(
     seen = dataclasses.replace(
         trained, run=run, step=checkpoint.step, identity=store.identity(run.checkpoints, checkpoint.step)
     )
-    write_result(
-        seen, "priors", valid.plugin.name, valid.split, valid.shards, n=len(codes), metrics=metrics,
+    Result(
+        "priors", valid.plugin.name, valid.split, valid.shards, n=len(codes), metrics=metrics,
         seed=stage.recipe.train.seed,
         protocol=(
             "every held-out map once, with its whole text where the priors are conditioned; floor of nats: "
@@ -301,6 +301,6 @@ def _measure(
             "pretrained": trained.identity,
             "baseline": {level: dataclasses.asdict(floor) for level, floor in floors.items()},
         },
-    )  # fmt: skip
+    ).write(seen)  # fmt: skip
     click.echo(f"{run.folder}, {valid.plugin.name}/{valid.split}, n = {len(codes):,}")
     click.echo(table(metrics))

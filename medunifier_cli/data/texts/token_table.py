@@ -1,4 +1,4 @@
-"""The texts of a split, composed and cut into tokens once, and kept beside the shards.
+"""Compose and tokenise the texts of a split once, and cache the tokens next to the shards.
 
 A training run reads each text many times and needs to know beforehand which samples have one. So the
 metadata of a split is read through once per (sections, tokenizer); workers then open no JSON at all.
@@ -6,23 +6,20 @@ metadata of a split is read through once per (sections, tokenizer); workers then
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.report import TextTokenizer, compose, digest
 from medunifier_cli.recipe.schema import DataConfig, TextConfig
+from medunifier_cli.run.cache import cached
 
 CACHE = ".cache"
 """Folder beside the shards; it may be deleted at any time."""
@@ -59,13 +56,13 @@ def text_table(
     rule = [VERSION, shards.fingerprint, list(sections), data.require, text.strip_deidentified]
     rule += [text.max_tokens, tokenizer.fingerprint, *(["marks"] if text.section_marks else [])]
     name = hashlib.sha256(json.dumps(rule).encode()).hexdigest()[:16]
-    path = shards.folder / CACHE / f"{shards.split}-{name}.safetensors"
-    table = _load(path, len(shards))
-    if table is None:
-        table = _build(texts_of(shards, sections, data, text), len(shards), text.max_tokens, tokenizer)
-        with contextlib.suppress(OSError):
-            _save(table, path)
-    return table
+    path = shards.folder / CACHE / f"{shards.split}-{name}.h5"
+
+    def tokens() -> dict[str, NDArray[Any]]:
+        texts = texts_of(shards, sections, data, text)
+        return vars(_build(texts, len(shards), text.max_tokens, tokenizer))
+
+    return TextTable(**cached(path, json.dumps(rule), tokens))
 
 
 def _build(texts: Iterator[str], n: int, max_tokens: int, tokenizer: TextTokenizer) -> TextTable:
@@ -82,23 +79,3 @@ def _build(texts: Iterator[str], n: int, max_tokens: int, tokenizer: TextTokeniz
             row += 1
         pieces = [np.concatenate(pieces)] if len(pieces) > 64 * CHUNK else pieces
     return TextTable(np.concatenate(pieces), start, digests)
-
-
-def _load(path: Path, n: int) -> TextTable | None:
-    try:
-        table = TextTable(**load_file(path))
-    except Exception:  # absent or damaged: it is a cache
-        return None
-    return table if len(table.digest) == n else None
-
-
-def _save(table: TextTable, path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")  # ranks may do this at the same time
-    os.close(handle)
-    try:
-        save_file({"ids_N": table.ids_N, "start": table.start, "digest": table.digest}, name)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

@@ -14,7 +14,7 @@ from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.checkpoint.priors import is_fitted, restore_priors
 from medunifier_cli.errors import MissingWeightsError, MuError
-from medunifier_cli.evaluate.results import Metric, mean, write_result
+from medunifier_cli.evaluate.results import Metric, Result, mean
 from medunifier_cli.evaluate.synthesis.image_sets import ImageSet, encoder_features, open_images
 from medunifier_cli.evaluate.synthesis.inception import fid_and_kid, load_inception
 from medunifier_cli.roots import shards_folder
@@ -40,7 +40,7 @@ class Scorer:
     """Inception's weights by the priors' recipe, see `load_inception`."""
 
     def judge(self) -> PretrainedRun:
-        """As `write_result` takes it: results carry the hash of the run they lie in."""
+        """As `Result.write` takes it: results carry the hash of the run they lie in."""
         step = store.steps(self.run.checkpoints)[-1]
         identity = store.identity(self.run.checkpoints, step)
         return dataclasses.replace(self.trained, run=self.run, step=step, identity=identity)
@@ -109,7 +109,7 @@ def _metrics(
     if name == "FID":
         fid, kid, deviation = fid_and_kid(real_nD, fake_nD, seed)
         values = [("", fid)]
-    metrics = [Metric(f"{name}, {kind}", values[0][1], low=interval.low, high=interval.high)]
+    metrics = [Metric.of(f"{name}, {kind}", values[0][1], interval)]
     if name == "FID":
         metrics.append(Metric(f"KID, {kind}", kid, note=f"standard deviation over subsets {deviation:.5f}"))
     rows = np.random.default_rng(seed)
@@ -126,8 +126,8 @@ def _write(
     seed: int,
 ) -> None:  # fmt: skip
     own = scorer.trained.recipe.data
-    write_result(
-        scorer.judge(), "synthesis", own.dataset, fakes.kind, scorer.shards(), n=n, seed=seed,
+    Result(
+        "synthesis", own.dataset, fakes.kind, scorer.shards(), n=n, seed=seed,
         metrics=metrics,
         protocol=(
             f"{n:,} images of {fakes.name} against {len(reals):,} of {reals.name}, all 8-bit grey at "
@@ -138,4 +138,4 @@ def _write(
         ),
         more={"real": {"name": reals.name, "n": len(reals)}, "fake": {"name": fakes.name, "n": n},
               "extractors": used},
-    )  # fmt: skip
+    ).write(scorer.judge())  # fmt: skip

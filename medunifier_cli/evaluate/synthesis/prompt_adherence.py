@@ -19,7 +19,7 @@ from medunifier_cli.checkpoint.classifier import restore_classifier
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import open_benchmark, patients
-from medunifier_cli.evaluate.results import Metric, mean, write_result
+from medunifier_cli.evaluate.results import Metric, Result, mean
 from medunifier_cli.evaluate.synthesis.frechet import Scorer
 from medunifier_cli.evaluate.synthesis.image_sets import FolderImages, SplitImages, batches
 from medunifier_cli.evaluate.synthesis.synthesis import reconstructions
@@ -71,8 +71,8 @@ def prompts_obeyed(scorer: Scorer, fake: str, classifier: str) -> list[Metric]:
         for i, name in enumerate(classes)
         if confusion[i].sum()
     ]
-    write_result(
-        scorer.judge(), "conformance", scorer.trained.recipe.data.dataset, images.kind, scorer.shards(),
+    Result(
+        "conformance", scorer.trained.recipe.data.dataset, images.kind, scorer.shards(),
         n=len(label_n), seed=SEED, metrics=metrics,
         protocol=(
             f"the likeliest of {len(classes)} classes by {tuned.run.folder.name}, fine-tuned on real images; "
@@ -83,7 +83,7 @@ def prompts_obeyed(scorer: Scorer, fake: str, classifier: str) -> list[Metric]:
             "classifier": {"run": tuned.run.folder.name, "hash": tuned.identity}, "classes": list(classes),
             "confusion": confusion.tolist(), "settings": _settings(images.lines),
         },
-    )  # fmt: skip
+    ).write(scorer.judge())  # fmt: skip
     return metrics
 
 
