@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 @click.option("--run", "name", default="", help="Run to use; by default the newest pre-trained one.")
 @click.option("--data", "dataset", default="", help="Data set; by default the run's own.")
 @click.option("--split", default="", help="Split; by default the run's held-out one.")
-@click.option("--limit", type=click.IntRange(min=0), default=0, metavar="N", help="Use only the first N samples of the split; 0 for all.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Use only the first N samples of the split; 0 for all.",
+)
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default=None,
     help="Folder for the reports and scores of a split; by default the run's results/.",
@@ -72,8 +78,8 @@ def report(
 ) -> None:  # fmt: skip
     """Write radiology reports for a split, or for image FILES.
 
-    FILES are PNG, JPEG or DICOM, or folders of them: the reports go to standard output. Without FILES, reports
-    are written for the run's held-out split and scored against the radiologists'.
+    FILES are PNG, JPEG or DICOM, or folders of them: the reports go to standard output. Without FILES, the
+    run's held-out split gets reports, and they are scored against the radiologists'.
     """
     from medunifier_cli.checkpoint.pretrained import pretrained_run, restore
     from medunifier_cli.evaluate.reports.writer import Decoding, files_under
@@ -111,7 +117,9 @@ def _report_split(
     click.echo(table(shown))
     for note in reported.scored.notes:
         click.echo(f"mu: {note}", err=True)
-    click.echo(f"mu: {reported.scored.n:,} reports in {reported.reports}; all scores: `mu score --reports`", err=True)
+    click.echo(
+        f"mu: {reported.scored.n:,} reports in {reported.reports}; all scores: `mu score --reports`", err=True
+    )
 
 
 def _report_files(trained: PretrainedRun, settings: Decoding, paths: list[Path], as_json: bool) -> None:

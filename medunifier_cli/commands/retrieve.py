@@ -21,7 +21,11 @@ import click
     "--image", type=click.Path(path_type=Path), help="Image file to search the split's reports with."
 )
 @click.option(
-    "--top", type=click.IntRange(min=1), default=20, show_default=True, help="Number of hits that a search shows."
+    "--top",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Number of hits that a search shows.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the gallery; by default in the run.")
 def retrieve(
@@ -31,7 +35,7 @@ def retrieve(
     """Measure image-to-text and text-to-image retrieval on a split, or search it.
 
     With --query or --image nothing is measured: the best hits are written as a gallery, a folder of static
-    HTML, and its path is printed. It holds images and reports of the split: treat it like the data themselves.
+    HTML, and its path is printed. It holds images and reports of the split: treat it like the data.
     """
     if query is not None and image is not None:
         raise click.UsageError("search by --query or by --image, not by both")

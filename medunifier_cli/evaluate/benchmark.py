@@ -1,4 +1,4 @@
-"""Open the samples a task is measured on: a split, a prepared subset or a list of keys, read as in training."""
+"""Open the samples a task is measured on: a split, a prepared subset or a list of keys."""
 
 from __future__ import annotations
 

@@ -33,7 +33,11 @@ class GalleryImage:
 
 
 def write_gallery(
-    folder: Path, title: str, about: Mapping[str, str], cards: Sequence[GalleryImage], query: GalleryImage | None = None
+    folder: Path,
+    title: str,
+    about: Mapping[str, str],
+    cards: Sequence[GalleryImage],
+    query: GalleryImage | None = None,
 ) -> Path:
     """Write `index.html` and thumbnails; replaces an older gallery in the same folder.
 

@@ -14,6 +14,7 @@ from medunifier_cli.page.document import facts, grid, save_page
 from medunifier_cli.page.plot import Curve, plot
 from medunifier_cli.run.record import Run
 
+
 def write_run_page(run: Run, rows: list[list[str]], curves: Mapping[str, str]) -> Path:
     """Write the table of results, curves of the log and the pictures that the run has left.
 

@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from medunifier_cli.errors import DataError
 from medunifier_cli.scores.search import Top, check_k, search
 
-
 KS = (1, 5, 10)
 """Depths that the paper reports (tables 2 and 6)."""
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}

@@ -117,6 +117,7 @@ def write_codes(path: Path, splits: Mapping[str, Codes], made_of: Mapping[str, A
     Args:
         made_of: what the codes follow from (checkpoint, data, options), as JSON; compared when read.
     """
+
     def write(temporary: Path) -> None:
         with h5py.File(temporary, "w") as file:
             file.attrs["made_of"] = json.dumps(made_of, sort_keys=True)

@@ -26,7 +26,11 @@ BATCH = 64
 
 def features_file(trained: PretrainedRun, images: LabelledImages, dataset: str) -> Path:
     """Where the queries of these images are cached; the name holds a hash of everything they depend on."""
-    return trained.run.folder / "cache" / f"queries-{dataset}-{images.shards.split}-{_digest(trained, images)}.h5"
+    return (
+        trained.run.folder
+        / "cache"
+        / f"queries-{dataset}-{images.shards.split}-{_digest(trained, images)}.h5"
+    )
 
 
 def compute_features(

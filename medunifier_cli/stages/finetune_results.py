@@ -24,6 +24,8 @@ from medunifier_cli.scores.classification import (
 )
 
 TASK = "finetune"
+CURVES = {"total": "Loss", "accuracy": "Accuracy", "auroc": "AUROC", "lr": "Learning rate"}
+"""Numbers of the log that get a curve on the run's page: name -> heading."""
 SHOWN = ("auroc", "accuracy", "macro_f1", "micro_f1")
 INTERVAL_SEED = 0
 

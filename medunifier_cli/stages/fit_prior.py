@@ -41,6 +41,13 @@ from medunifier_cli.train.loop import Values, fit
 
 CODES = "codes.h5"
 LEVELS = ("top", "bottom")
+CURVES = {
+    "total": "Loss, both priors",
+    **{level: f"Loss of the {level} prior, nats per code" for level in LEVELS},
+    **{f"{level}_accuracy": f"Accuracy of the {level} prior" for level in LEVELS},
+    "lr": "Learning rate",
+}
+"""Numbers of the log that get a curve on the run's page: name -> heading."""
 
 
 class PriorFitting:

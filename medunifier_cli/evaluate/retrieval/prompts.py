@@ -1,4 +1,4 @@
-"""Select the prompts that describe each class in zero-shot classification, and read and write them as YAML."""
+"""Select the prompts that describe each class in zero-shot classification; read and write them as YAML."""
 
 from __future__ import annotations
 

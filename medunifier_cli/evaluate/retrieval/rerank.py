@@ -45,7 +45,9 @@ def match_scores(
         CheckpointError: the run was trained without ITM.
     """
     if not trained.recipe.objectives.itm:
-        raise CheckpointError(f"{trained.run.folder}: trained without ITM, it cannot re-rank by image-text matching")
+        raise CheckpointError(
+            f"{trained.run.folder}: trained without ITM, it cannot re-rank by image-text matching"
+        )
     # Sorted by image, so that an image with many candidate texts is encoded once.
     order = np.lexsort((text_P, image_P))
     image, text = image_P[order], text_P[order]

@@ -68,8 +68,8 @@ def measure_retrieval(
     labels = features.label_n[usable_n]
     if len(np.unique(labels)) < 2:
         raise DataError(
-            f"{benchmark.shards}: split {benchmark.split!r} has {len(labels):,} samples with text and exactly "
-            f"one class, and {len(np.unique(labels))} classes among them; ranking needs two or more"
+            f"{benchmark.shards}: split {benchmark.split!r} has {len(labels):,} samples with text and "
+            f"exactly one class, and {len(np.unique(labels))} classes among them; ranking needs two or more"
         )
     if rerank > len(labels):
         raise DataError(f"--rerank {rerank}: there are only {len(labels):,} candidates")
@@ -127,7 +127,7 @@ def _scores(pairs: _Pairs, indices_QK: NDArray[np.int64]) -> dict[str, NDArray[n
 
 
 def _rows(pairs: _Pairs, top: Mapping[str, Top], classes: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The best candidates of each sample, best first: keys of the samples whose text (or image) was retrieved.
+    """The best candidates of each sample, best first: keys of samples whose text or image was retrieved.
 
     Equal numbers under `text` are equal texts.
     """

@@ -32,7 +32,12 @@ PATIENT_DATA = "Images and reports are those of the split: keep this page where 
 
 
 def search_by_text(
-    trained: PretrainedRun, benchmark: Benchmark, text: str, top: int, rerank: int = 0, out: Path | None = None
+    trained: PretrainedRun,
+    benchmark: Benchmark,
+    text: str,
+    top: int,
+    rerank: int = 0,
+    out: Path | None = None,
 ) -> Path:
     """Write a gallery of the images of a split that fit a text best.
 
@@ -49,7 +54,9 @@ def search_by_text(
         DataError: the text is empty or too long.
         CheckpointError: the run lacks ITC, or ITM with `rerank`.
     """
-    features = embed_split(trained, benchmark.source, benchmark.plugin.name, benchmark.split, benchmark.shards)
+    features = embed_split(
+        trained, benchmark.source, benchmark.plugin.name, benchmark.split, benchmark.shards
+    )
     text_1E = embed_texts(trained, [text])
     check_finite(trained, text_1E)
     scores_n = similarity(features.image_nQE, text_1E)[:, 0]
@@ -65,7 +72,12 @@ def search_by_text(
 
 
 def search_by_image(
-    trained: PretrainedRun, benchmark: Benchmark, path: Path, top: int, rerank: int = 0, out: Path | None = None
+    trained: PretrainedRun,
+    benchmark: Benchmark,
+    path: Path,
+    top: int,
+    rerank: int = 0,
+    out: Path | None = None,
 ) -> Path:
     """Write a gallery of the reports of a split that fit an image file best, each with its own image.
 
@@ -76,10 +88,14 @@ def search_by_image(
         DataError: the file is no image, or the split has no report.
     """
     uploaded = read_images([path], trained.recipe.data.image_size)
-    features = embed_split(trained, benchmark.source, benchmark.plugin.name, benchmark.split, benchmark.shards)
+    features = embed_split(
+        trained, benchmark.source, benchmark.plugin.name, benchmark.split, benchmark.shards
+    )
     with_text = np.flatnonzero(features.has_text_n)
     if not len(with_text):
-        raise DataError(f"{benchmark.shards}: split {benchmark.split!r} has no reports to find; search it by --query")
+        raise DataError(
+            f"{benchmark.shards}: split {benchmark.split!r} has no reports to find; search it by --query"
+        )
     image_1QE = embed_images(trained, pixels(uploaded.image_B1HW.to(trained.device)))
     check_finite(trained, image_1QE)
     scores_n = similarity(image_1QE, features.text_nE[with_text])[0]

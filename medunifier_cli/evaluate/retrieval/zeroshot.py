@@ -77,7 +77,9 @@ class Outcome:
     """Of the confusion matrix."""
 
 
-def ensembles_of(plugin: DatasetPlugin, prompts: str, count: int | None, over: str, seed: int) -> list[Ensemble]:
+def ensembles_of(
+    plugin: DatasetPlugin, prompts: str, count: int | None, over: str, seed: int
+) -> list[Ensemble]:
     """The ensembles that the options of `mu zeroshot` ask for, one for each prompt set.
 
     Args:
@@ -246,7 +248,9 @@ def render_files(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], form
     return render(cells, form)
 
 
-def _row(key: str, probability_C: NDArray[np.float32], label: int, classes: tuple[str, ...]) -> dict[str, Any]:
+def _row(
+    key: str, probability_C: NDArray[np.float32], label: int, classes: tuple[str, ...]
+) -> dict[str, Any]:
     return {
         "key": key,
         "class": classes[label],
