@@ -1,9 +1,9 @@
 """Cached beam search against full recomputation: 12 layers of 768, 32 queries, 95 tokens, 2 threads.
 
 The slow side keeps what an image costs once (`encode_image`) and reads the whole text anew for every token,
-all positions in one pass. Its cost grows with the length, so it is timed at a stated number of lengths, evenly
-spread, and their mean is scaled to all 94; a full search over fewer tokens checks that both sides write the
-same. Random weights, and [SEP] forbidden, so that every text takes its full length.
+all positions in one pass. Its cost grows with the length, so it is timed at a stated number of lengths,
+evenly spread, and their mean is scaled to all 94; a full search over fewer tokens checks that both sides
+write the same. Random weights, and [SEP] forbidden, so that every text takes its full length.
 
     python benchmarks/decoding.py [--images 4] [--beams 3] [--lengths 6] [--rounds 1]
 """

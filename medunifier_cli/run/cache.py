@@ -1,8 +1,8 @@
 """Cache arrays on disk: an HDF5 file that knows what it was made of and is made again if that has changed.
 
 A cache may be deleted at any time and never decides a result. A file that is damaged, or does not say what it
-was made of, is reported on stderr and made again; a file made of something else (another checkpoint, other data) is
-replaced without a word, because that is what happens after every training.
+was made of, is reported on stderr and made again; a file made of something else (another checkpoint,
+other data) is replaced without a word, because that is what happens after every training.
 """
 
 from __future__ import annotations

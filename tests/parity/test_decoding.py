@@ -241,7 +241,7 @@ def test_bad_settings_and_nan_are_errors() -> None:
         beam_search(step_of(table(0, 4), 1), 1, Constraints(**good), 0, CPU)
     with pytest.raises(MuError, match="temperature"):
         nucleus(step_of(table(0, 4), 1), [0], Constraints(**good), Draws(0, temperature=math.nan), CPU)
-    with pytest.raises(MuError, match="gives NaN for words"):
+    with pytest.raises(MuError, match="logits are NaN"):
         greedy(lambda token_R, _: torch.full((len(token_R), 4), torch.nan), 1, Constraints(**good), CPU)
 
 

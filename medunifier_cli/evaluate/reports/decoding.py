@@ -42,7 +42,7 @@ class Constraints:
     forbidden_ids: tuple[int, ...] = ()
     """Token ids that never occur in a text."""
     repetition_penalty: float = 1.0
-    """Divides positive scores of tokens already in the text, multiplies negative ones (Keskar et al. 2019)."""
+    """Divides positive scores of tokens in the text, multiplies negative ones (Keskar et al. 2019)."""
     no_repeat_ngram: int = 0
     """No n-gram of this many tokens occurs twice; 0 allows it."""
 

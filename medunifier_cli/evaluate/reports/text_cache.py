@@ -1,8 +1,8 @@
 """Decode text over images one token at a time; keys and values of earlier tokens are cached.
 
 The queries of an image never change while its text is written: their keys and values come first in the cache,
-computed once by `encode_image`, and no text token attends to the image itself. `QFormer.decode_text` gives the
-same logits for all tokens at once.
+computed once by `encode_image`, and no text token attends to the image itself. `QFormer.decode_text` computes
+the same logits for all tokens at once.
 
 R rows (unfinished texts), H heads, Q queries, L maximum number of tokens, D width, K token ids.
 """
@@ -29,7 +29,7 @@ class TextCache:
         self.model, self.length, self.queries = model, 0, model.qformer.queries
         self.blocks = [block for block in model.qformer.blocks if isinstance(block, Block)]
         self.image_R = torch.arange(len(memory.query_BQD), device=memory.query_BQD.device)
-        # [R, H, Q + L, D / H] for each block; the part of the queries is filled, the text follows step by step
+        # [R, H, Q + L, D / H] for each block; the part of the queries is filled, that of the text grows
         padding = (0, 0, 0, max_tokens)
         self.keys = [torch.nn.functional.pad(keys, padding) for keys, _ in memory.own]
         self.values = [torch.nn.functional.pad(values, padding) for _, values in memory.own]

@@ -37,8 +37,8 @@ class PaperObjectives:
 
 @dataclass(frozen=True)
 class Measure:
-    """A column, and the number of a run that belongs there: task, data set, split (empty for any), and how the
-    metric's name ends."""
+    """A column, and the number of a run that belongs there: task, data set, split (empty for any), end of the
+    metric's name."""
 
     name: str
     task: str
