@@ -28,7 +28,7 @@ from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.gallery import GalleryImage, write_gallery
 from medunifier_cli.scores.search import similarity, top_k
 
-PATIENT_DATA = "Images and reports are those of the split: keep this page where the data may be kept."
+PATIENT_DATA = "Images and reports are those of the split: keep this page only where the data may be kept."
 
 
 def search_by_text(

@@ -179,9 +179,9 @@ def _metrics(
 
 def protocol(ensemble: Ensemble) -> str:
     """How it was measured, in one sentence."""
-    drawn = f"{ensemble.count} prompts drawn per class" if ensemble.count else "all prompts"
+    prompts = f"{ensemble.count} prompts drawn per class" if ensemble.count else "all prompts"
     return (
-        f"samples with exactly one class; {drawn}; max over queries, {ensemble.over} over prompts, softmax "
+        f"samples with exactly one class; {prompts}; max over queries, {ensemble.over} over prompts, softmax "
         "over classes; auroc and macro_f1: means over classes; floor of accuracy: always the most frequent "
         "class. Intervals: 95 %, 1,000 bootstrap resamples of patients"
     )
