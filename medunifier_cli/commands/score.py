@@ -146,8 +146,9 @@ def _score_images(run: str, options: ScoreOptions) -> None:
 
     judge_images(
         Wanted(
-            run, options.fake, options.real, options.copies, options.heldout, options.classifier,
-            options.extractor, options.inception, options.images, options.seed,
+            run=run, fake=options.fake, real=options.real, copies=options.copies, heldout=options.heldout,
+            classifier=options.classifier, extractor=options.extractor, inception=options.inception,
+            images=options.images, seed=options.seed,
         )
     )  # fmt: skip
 
