@@ -28,7 +28,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from medunifier_cli.data.contract import PackedText
-from medunifier_cli.evaluate.reports.decoding import Rules, beam_search
+from medunifier_cli.evaluate.reports.decoding import Constraints, beam_search
 from medunifier_cli.evaluate.reports.text_cache import TextCache
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.model.qformer import ImageMemory
@@ -50,19 +50,19 @@ class Recomputed:
 
     def __init__(self, model: MedUnifier, memory: ImageMemory) -> None:
         self.model, self.memory = model, memory
-        self.said_RT = torch.empty(len(memory.query_BQD), 0, dtype=torch.int64)
+        self.tokens_RT = torch.empty(len(memory.query_BQD), 0, dtype=torch.int64)
 
     def step(self, token_R: Tensor, parent_R: Tensor) -> Tensor:
         """Logits [R, K] of the next token."""
         self.memory = _rows(self.memory, parent_R)
-        self.said_RT = torch.cat([self.said_RT[parent_R], token_R[:, None]], dim=1)
-        return whole_text(self.model, self.memory, self.said_RT)
+        self.tokens_RT = torch.cat([self.tokens_RT[parent_R], token_R[:, None]], dim=1)
+        return whole_text(self.model, self.memory, self.tokens_RT)
 
 
-def whole_text(model: MedUnifier, memory: ImageMemory, said_RT: Tensor) -> Tensor:
+def whole_text(model: MedUnifier, memory: ImageMemory, tokens_RT: Tensor) -> Tensor:
     """Logits [R, K] after texts of equal length, read from their first token on."""
-    rows, length = said_RT.shape
-    text = PackedText(said_RT.flatten(), torch.full((rows,), length))
+    rows, length = tokens_RT.shape
+    text = PackedText(tokens_RT.flatten(), torch.full((rows,), length))
     return model.word_logits(model.qformer.decode_text(memory, text).view(rows, length, -1)[:, -1])
 
 
@@ -74,9 +74,9 @@ def _rows(memory: ImageMemory, row_R: Tensor) -> ImageMemory:
 def seconds_of_cached(model: MedUnifier, memory: ImageMemory, beams: int) -> float:
     """One search over all 94 tokens."""
     cache = TextCache(model, memory, LONGEST - 1)
-    rules = Rules(FIRST, END, LONGEST - 1, LONGEST - 2, never=(FIRST,))
+    constraints = Constraints(FIRST, END, LONGEST - 1, LONGEST - 2, forbidden_ids=(FIRST,))
     start = time.perf_counter()
-    beam_search(cache.step, len(memory.query_BQD), rules, beams, CPU)
+    beam_search(cache.step, len(memory.query_BQD), constraints, beams, CPU)
     return time.perf_counter() - start
 
 
@@ -85,9 +85,9 @@ def seconds_of_recomputed(model: MedUnifier, memory: ImageMemory, beams: int, le
     rows = _rows(memory, torch.arange(len(memory.query_BQD)).repeat_interleave(beams))
     took = []
     for length in lengths:
-        said_RT = torch.randint(5, FIRST, (len(rows.query_BQD), length))
+        tokens_RT = torch.randint(5, FIRST, (len(rows.query_BQD), length))
         start = time.perf_counter()
-        whole_text(model, rows, said_RT)
+        whole_text(model, rows, tokens_RT)
         took.append(time.perf_counter() - start)
     return statistics.mean(took) * (LONGEST - 1)
 
@@ -113,7 +113,7 @@ def main() -> None:
     with torch.inference_mode():
         features = torch.randn(args.images, 257, model.vit.width)
         memory = model.qformer.encode_image(features)
-        short = Rules(FIRST, END, CHECKED, CHECKED - 1, never=(FIRST,))
+        short = Constraints(FIRST, END, CHECKED, CHECKED - 1, forbidden_ids=(FIRST,))
         fast = beam_search(TextCache(model, memory, CHECKED).step, args.images, short, args.beams, CPU)
         slow = beam_search(Recomputed(model, memory).step, args.images, short, args.beams, CPU)
         same = [one.tokens for one in fast] == [one.tokens for one in slow]

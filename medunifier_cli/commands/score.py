@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,106 +14,192 @@ if TYPE_CHECKING:
     from medunifier_cli.run.record import Run
 
 
+@dataclass(frozen=True)
+class ScoreOptions:
+    """The options as typed; the help of each is below."""
+
+    form: str
+    tables: bool | None
+    """True for the paper's tables, False for rows, None to decide by what the runs have."""
+    page: bool
+    baselines: bool
+    reports: Path | None
+    outputs: Path | None
+    clinical: bool
+    fake: str
+    real: str
+    copies: bool
+    heldout: str
+    classifier: str
+    extractor: str
+    inception: str
+    images: int
+    seed: int
+
+    @property
+    def judges_images(self) -> bool:
+        """Whether an option is given that is only for images."""
+        only_for_images = (self.fake, self.real, self.heldout, self.classifier, self.inception)
+        return any((*only_for_images, self.copies, self.images))
+
+
 @click.command()
 @click.argument("runs", nargs=-1)
 @click.option(
     "--format", "form", type=click.Choice(["text", "markdown", "csv"]), default="text", show_default=True,
-    help="How tables are written.",
+    help="Format of tables.",
 )  # fmt: skip
 @click.option(
     "--tables/--rows", "tables", default=None,
-    help="The paper's tables or all numbers of the runs; by default the tables, if a run has a number there.",
+    help="Print the paper's tables, or all numbers of the runs; by default the tables if a run has a number "
+    "there.",
 )  # fmt: skip
 @click.option("--page", is_flag=True, help="Write each run's page/index.html instead, and print its path.")
-@click.option("--baselines", is_flag=True, help="In the paper's tables, show the other methods' rows too.")
+@click.option("--baselines", is_flag=True, help="Show the rows of other methods in the paper's tables.")
 @click.option(
     "--reports", type=click.Path(path_type=Path), default=None,
-    help="Score a file of reports: JSON lines with `reference` and `hypothesis`, as `mu report` writes.",
+    help="File of reports to score: JSON lines with `reference` and `hypothesis`, as `mu report` writes.",
 )  # fmt: skip
 @click.option(
     "--outputs", type=click.Path(path_type=Path), default=None,
-    help="Score a file of per-sample outputs, as results/*.samples.jsonl: classification or rankings.",
+    help="File of per-sample outputs to score, as results/*.samples.jsonl: classification or rankings.",
 )  # fmt: skip
-@click.option("--clinical", is_flag=True, help="With --reports: CheXbert and RadGraph F1 too.")
+@click.option("--clinical", is_flag=True, help="Add CheXbert and RadGraph F1 to --reports.")
 @click.option(
-    "--fake", default="", help="Judge these images: a folder, such as of `mu synthesize`, or a split."
-)
-@click.option("--real", default="", help="With --fake: real images to compare with, a folder or a split.")
-@click.option("--copies", is_flag=True, help="With --fake: look for copies of training images.")
+    "--fake", default="",
+    help="Images to evaluate: a folder, for example one of `mu synthesize`, or a split.",
+)  # fmt: skip
+@click.option("--real", default="", help="Real images to compare --fake with: a folder or a split.")
+@click.option("--copies", is_flag=True, help="Test whether --fake holds copies of training images.")
 @click.option(
-    "--heldout", default="", help="With --copies: split of unseen images; by default the held-out one."
+    "--heldout", default="", help="Split of unseen images for --copies; by default the held-out one."
 )
 @click.option(
-    "--classifier", default="", help="With --fake: fine-tuned run that says whether prompts are obeyed."
-)
+    "--classifier", default="",
+    help="Fine-tuned run that classifies --fake, to tell whether images show what their prompts ask for.",
+)  # fmt: skip
 @click.option(
     "--extractor", type=click.Choice(["auto", "encoder", "inception", "both"]), default="auto",
-    show_default=True, help="With --real: features; auto takes Inception's where its weights are there.",
+    show_default=True,
+    help="Features for --real: the run's encoder, Inception, or both; auto adds Inception if its weights "
+    "are there.",
 )  # fmt: skip
 @click.option(
     "--inception", default="",
-    help="With --real: file of torch-fidelity's Inception weights; by default what the priors' recipe names.",
+    help="File of torch-fidelity's Inception weights; by default the one that the priors' recipe names.",
 )  # fmt: skip
-@click.option("--images", type=click.IntRange(min=0), default=0, help="With --real: judge only so many.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of draws and intervals."
-)
-def score(
-    runs: tuple[str, ...], form: str, tables: bool | None, page: bool, baselines: bool,
-    reports: Path | None, outputs: Path | None, clinical: bool, fake: str, real: str, copies: bool,
-    heldout: str, classifier: str, extractor: str, inception: str, images: int, seed: int,
-) -> None:  # fmt: skip
-    """Print what one or several runs reached: the paper's tables beside them, or each number and its floor.
+    "--images", type=click.IntRange(min=0), default=0, metavar="N",
+    help="Compare only N images of --fake with --real; 0 for all.",
+)  # fmt: skip
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True,
+    help="Seed of the selected images and of intervals.",
+)  # fmt: skip
+def score(runs: tuple[str, ...], **options: Any) -> None:
+    """Print what one or several runs reached: the paper's tables with these runs, or all numbers.
 
-    RUNS are names or folders; by default the newest one with results. A run brings along what was
-    fine-tuned or fitted from it, and stands in the rows of the paper whose objectives its recipe has.
+    RUNS are names or folders; by default the newest one with results. Runs that were fine-tuned or fitted
+    from a run count as its results. A run fills the rows of the paper whose objectives its recipe has.
     """
-    if reports is not None or clinical:
-        if reports is None or runs or fake:
+    given = ScoreOptions(**options)
+    if given.reports is not None or given.clinical:
+        if given.reports is None or runs or given.fake:
             raise click.UsageError("reports are scored with --reports FILE alone, or with --clinical")
-        from medunifier_cli.evaluate.reports.reporting import render_scores, score_file
-
-        scored = score_file(reports, clinical)
-        click.echo(render_scores(scored, form))
-        for note in scored.notes:
-            click.echo(f"mu: {note}", err=True)
-        return
-    if outputs is not None:
-        from medunifier_cli.evaluate.results import table
-        from medunifier_cli.evaluate.tables.saved_outputs import score_outputs
-
-        metrics, notes = score_outputs(outputs)
-        click.echo(table(metrics))
-        for note in notes:
-            click.echo(f"mu: {note}", err=True)
-        return
-    if any((fake, real, copies, heldout, classifier, inception, images)):
-        if not fake or len(runs) > 1:
+        _score_reports(given.reports, given)
+    elif given.outputs is not None:
+        _score_outputs(given.outputs)
+    elif given.judges_images:
+        if not given.fake or len(runs) > 1:
             raise click.UsageError("images are judged with --fake and one run at most")
-        from medunifier_cli.evaluate.synthesis.judge import ImageOptions, judge_images
+        _score_images(runs[0] if runs else "", given)
+    elif given.page:
+        _write_pages(_runs(runs))
+    else:
+        _print_tables(_runs(runs), given)
 
-        judge_images(
-            ImageOptions(
-                fake=fake, run=runs[0] if runs else "", real=real, copies=copies, heldout=heldout,
-                classifier=classifier, extractor=extractor, inception=inception, images=images, seed=seed,
-            )
-        )  # fmt: skip
-        return
+
+def _score_reports(path: Path, options: ScoreOptions) -> None:
+    """`--reports`: text scores, findings and, with `--clinical`, the clinical scores of a file."""
+    from medunifier_cli.evaluate.reports.reporting import render_scores, score_file
+
+    scored = score_file(path, options.clinical)
+    click.echo(render_scores(scored, options.form))
+    for note in scored.notes:
+        click.echo(f"mu: {note}", err=True)
+
+
+def _score_outputs(path: Path) -> None:
+    """`--outputs`: classification or ranking scores of a file."""
+    from medunifier_cli.evaluate.results import table
+    from medunifier_cli.evaluate.tables.saved_outputs import score_outputs
+
+    metrics, notes = score_outputs(path)
+    click.echo(table(metrics))
+    for note in notes:
+        click.echo(f"mu: {note}", err=True)
+
+
+def _score_images(run: str, options: ScoreOptions) -> None:
+    """`--fake`: distances to real images, copies and prompt adherence, as far as asked for."""
+    from medunifier_cli.evaluate.synthesis.judge import ImageOptions, judge_images
+
+    judge_images(
+        ImageOptions(
+            fake=options.fake, run=run, real=options.real, copies=options.copies, heldout=options.heldout,
+            classifier=options.classifier, extractor=options.extractor, inception=options.inception,
+            images=options.images, seed=options.seed,
+        )
+    )  # fmt: skip
+
+
+def _write_pages(runs: list[Run]) -> None:
+    """`--page`: each run's page."""
+    from medunifier_cli.checkpoint.lineage import recipe_of
+    from medunifier_cli.evaluate.tables.tables import rows_of
+    from medunifier_cli.objectives.pretraining import curves_of
+    from medunifier_cli.page.run_page import write_run_page
+    from medunifier_cli.recipe.schema import PretrainRecipe
+    from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
+    from medunifier_cli.recipe.schema_prior import PriorRecipe
+    from medunifier_cli.stages import finetune_results, fit_prior
+
+    for run in runs:
+        recipe = recipe_of(run) or PretrainRecipe()  # a recipe that cannot be read must not cost the page
+        if isinstance(recipe, FinetuneRecipe):
+            curves = finetune_results.CURVES
+        elif isinstance(recipe, PriorRecipe):
+            curves = fit_prior.CURVES
+        else:
+            curves = curves_of(recipe)
+        click.echo(str(write_run_page(run, rows_of([run]), curves)))
+
+
+def _print_tables(runs: list[Run], options: ScoreOptions) -> None:
+    """Without another mode: the paper's tables if a run has a number there, else all numbers."""
+    from medunifier_cli.evaluate.render import render
+    from medunifier_cli.evaluate.tables.beside_paper import Evidence, read_evidence, sections, unmatched_runs
+    from medunifier_cli.evaluate.tables.tables import WORDS, render_sections, rows_of
+
+    evidence: list[Evidence] = [] if options.tables is False else [read_evidence(run) for run in runs]
+    shown = sections(evidence, options.baselines) if evidence else []
+    if options.tables or any(section.filled for section in shown):
+        notes = dict.fromkeys(note for one in evidence for note in one.notes)
+        for line in [*unmatched_runs(evidence), *notes]:
+            click.echo(f"mu: {line}", err=True)
+        click.echo(render_sections(shown, options.form))
+    else:
+        click.echo(render(rows_of(runs, intervals=options.form == "csv"), options.form, WORDS))
+
+
+def _runs(names: tuple[str, ...]) -> list[Run]:
     from medunifier_cli.run.record import Run
 
-    chosen = [Run(find_run(run)) for run in runs] or [_newest()]
-    if page:
-        from medunifier_cli.evaluate.tables.tables import rows_of
-        from medunifier_cli.page.run_page import write_run_page
-
-        for run in chosen:
-            click.echo(str(write_run_page(run, rows_of([run]))))
-        return
-    click.echo(_table(chosen, form, tables, baselines))
+    return [Run(find_run(name)) for name in names] or [_newest()]
 
 
 def _newest() -> Run:
-    """The run with results that was trained last; where it was made from another one, that one."""
+    """The run with results that was trained last, or the run that it was derived from."""
     from medunifier_cli.checkpoint.lineage import base_of
     from medunifier_cli.run.record import Run
 
@@ -120,18 +207,8 @@ def _newest() -> Run:
     base = base_of(run)
     if base is None or base.folder == run.folder:
         return run
-    click.echo(f"mu: which was made from {base.folder}; shows that one with all made from it", err=True)
+    click.echo(
+        f"mu: this run was derived from {base.folder}; showing that run and every run derived from it",
+        err=True,
+    )
     return base
-
-
-def _table(runs: list[Run], form: str, tables: bool | None, baselines: bool) -> str:
-    from medunifier_cli.evaluate.tables.beside_paper import measured, sections, strangers
-    from medunifier_cli.evaluate.tables.tables import render, render_sections, rows_of
-
-    found = [] if tables is False else [measured(run) for run in runs]
-    shown = sections(found, baselines) if found else []
-    if tables or any(section.filled for section in shown):
-        for line in [*strangers(found), *dict.fromkeys(note for run in found for note in run.notes)]:
-            click.echo(f"mu: {line}", err=True)
-        return render_sections(shown, form)
-    return render(rows_of(runs, intervals=form == "csv"), form)

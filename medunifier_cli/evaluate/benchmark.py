@@ -1,19 +1,21 @@
-"""Which samples a task works on: a split, a drawn subset or a list of keys, under the run's own settings."""
+"""Open the samples a task is measured on: a split, a prepared subset or a list of keys."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
-from medunifier_cli.data.contract import DatasetPlugin
-from medunifier_cli.data.loader import SplitSource
+from medunifier_cli.data.contract import Batch, DatasetPlugin
+from medunifier_cli.data.loader import SplitSource, eval_batches
 from medunifier_cli.data.subset import open_keys, open_part, parts_of, read_keys
 from medunifier_cli.errors import MuError
 from medunifier_cli.plugin_index import load_dataset
@@ -22,13 +24,13 @@ from medunifier_cli.roots import shards_folder
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A split, or part of one, as a task wants it."""
+    """A split, or part of one, opened for a run."""
 
     plugin: DatasetPlugin
     """With the classes that the shards were prepared with."""
     source: SplitSource
     split: str
-    """Name in results: of the split or subset, or `ids-<file>`."""
+    """Name in results: the split or subset, or `ids-<file>`."""
     shards: Path
 
 
@@ -36,19 +38,19 @@ def open_benchmark(
     trained: PretrainedRun, dataset: str = "", split: str = "", need_text: bool = True, *,
     ids: Path | None = None, prefer_benchmark: bool = False,
 ) -> Benchmark:  # fmt: skip
-    """Open a split or drawn subset with the run's tokenizer and image size.
+    """Open a split or subset with the run's tokenizer and image size.
 
     Args:
         dataset: empty for the run's own.
         split: a split or a subset of the manifest; empty for the run's `data.test`, or `test` of another
-            data set, or what its plugin names as benchmark where it has no `test`.
+            data set, or the benchmark that its plugin names if it has no `test`.
         need_text: leave out samples without text.
         ids: a file of sample keys, instead of a split.
-        prefer_benchmark: an empty `split` means the plugin's `benchmark_split` first.
+        prefer_benchmark: with an empty `split`, try the plugin's `benchmark_split` first.
 
     Raises:
         MuError: the run has no held-out split and none was named.
-        DataError: no such shards, split or subset; keys that are not there.
+        DataError: no such shards, split or subset; or keys that the shards do not hold.
     """
     own = trained.recipe.data
     plugin = load_dataset(dataset or own.dataset)
@@ -67,23 +69,37 @@ def open_benchmark(
     return Benchmark(plugin.with_classes(shards.classes), source, split, folder)
 
 
+def evaluation_batches(
+    source: SplitSource, batch_size: int, batches: int = 0
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Every sample of a split once and in order, read by this process alone.
+
+    Args:
+        batches: stop after this many; 0 reads the whole split.
+
+    Returns:
+        Batch and mask_B, see `eval_batches`.
+    """
+    return eval_batches(source, batch_size=batch_size, rank=0, world=1, workers=0, batches=batches)
+
+
 def patients(source: SplitSource, numbers: NDArray[np.int64]) -> NDArray[np.uint64] | None:
-    """Whose images some samples are, for intervals; None where the shards do not tell patients apart."""
-    found: NDArray[np.uint64] = source.shards.index["subject"][source.rows[numbers]]
-    return found if len(np.unique(found)) > 1 else None
+    """The patient of each of these samples, for intervals; None if the shards do not tell patients apart."""
+    patient_n: NDArray[np.uint64] = source.shards.index["subject"][source.rows[numbers]]
+    return patient_n if len(np.unique(patient_n)) > 1 else None
 
 
 def _default_split(
     trained: PretrainedRun, plugin: DatasetPlugin, folder: Path, heldout: str, prefer_benchmark: bool
 ) -> str:
     benchmark = plugin.benchmark_split
-    there = [name for names in parts_of(folder) for name in names] if folder.is_dir() else []
-    if benchmark in there and (prefer_benchmark or heldout not in there):
+    prepared = [name for names in parts_of(folder) for name in names] if folder.is_dir() else []
+    if benchmark in prepared and (prefer_benchmark or heldout not in prepared):
         return benchmark
     if not heldout:
         raise MuError(f"{trained.run.folder}: its recipe names no data.test; give --split")
-    if benchmark and prefer_benchmark and heldout in there:
+    if benchmark and prefer_benchmark and heldout in prepared:
         click.echo(
-            f"mu: {folder} has no {benchmark}, the benchmark of {plugin.name}; takes {heldout}", err=True
+            f"mu: {folder} has no {benchmark}, the benchmark of {plugin.name}; using {heldout}", err=True
         )
     return heldout

@@ -1,10 +1,10 @@
-"""Result files: what was measured, how, on what. Two runs of one command write the same bytes."""
+"""Result files: what was measured, how, and on which data. The same command writes the same bytes again."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,78 +12,114 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
+from medunifier_cli.evaluate.render import interval as interval_cell
+from medunifier_cli.evaluate.render import number, render
 from medunifier_cli.files import write_text
 from medunifier_cli.run.provenance import data_facts, versions
 from medunifier_cli.run.record import Run
-from medunifier_cli.scores.bootstrap import mean_intervals
+from medunifier_cli.scores.bootstrap import Interval, mean_intervals
+
+BASELINE_KEY = "floor"
+"""What result files call a metric's baseline; the key is older than the name."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number."""
+    """One measured number."""
 
     name: str
     value: float | None
-    """None where it could not be measured; `note` says why."""
-    floor: float | None = None
-    """What no skill at all would give: chance, the mean image, ..."""
+    """None if it could not be measured; `note` says why."""
+    baseline: float | None = None
+    """The value reached without any skill: chance, the most frequent class, the mean image."""
     unit: str = ""
     note: str = ""
     low: float | None = None
-    """Ends of the 95 % bootstrap interval, None where there is none."""
+    """Lower end of the 95 % bootstrap interval; None if there is no interval."""
     high: float | None = None
+    """Upper end."""
+
+    @classmethod
+    def of(
+        cls, name: str, value: float | None, interval: Interval | None, baseline: float | None = None,
+        unit: str = "", note: str = "",
+    ) -> Metric:  # fmt: skip
+        """A metric and its bootstrap interval; None for no interval."""
+        low, high = (interval.low, interval.high) if interval is not None else (None, None)
+        return cls(name, value, baseline, unit, note, low, high)
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Metric:
+        """A metric as a result file holds it."""
+        return cls(**{("baseline" if key == BASELINE_KEY else key): value for key, value in entry.items()})
+
+    def as_json(self) -> dict[str, Any]:
+        """The metric as a result file holds it."""
+        return {(BASELINE_KEY if key == "baseline" else key): value for key, value in vars(self).items()}
+
+    @property
+    def title(self) -> str:
+        """The name, with the unit in brackets if there is one."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
 
 
 def mean(
-    name: str, values_n: ArrayLike, floor: float | None = None, unit: str = "", *,
+    name: str, values_n: ArrayLike, baseline: float | None = None, unit: str = "", *,
     groups: ArrayLike | None = None, seed: int = 0,
 ) -> Metric:  # fmt: skip
-    """The mean over samples, such as the share of hits, and its bootstrap interval.
+    """The mean over samples, for example the share of hits, with its bootstrap interval.
 
     Args:
-        values_n: [n] numbers, or whether each is a hit.
-        groups: [n] patients, drawn whole.
+        values_n: [n] numbers, or booleans that are True for a hit.
+        groups: [n] patients; the bootstrap resamples patients as a whole. None resamples samples.
     """
     values = np.asarray(values_n, dtype=np.float64)
-    span = mean_intervals({name: values}, groups, seed=seed)[name]
-    return Metric(name, float(values.mean()), floor, unit, low=span.low, high=span.high)
+    interval = mean_intervals({name: values}, groups, seed=seed)[name]
+    return Metric.of(name, float(values.mean()), interval, baseline, unit)
 
 
-def write_result(
-    trained: PretrainedRun, task: str, dataset: str, split: str, shards: Path, *,
-    protocol: str, n: int, seed: int, metrics: Sequence[Metric],
-    more: Mapping[str, Any] | None = None,
-) -> Path:  # fmt: skip
-    """Write `results/<task>-<dataset>-<split>.json` of a run.
+@dataclass(frozen=True)
+class Result:
+    """One task measured on one split: the content of a result file."""
 
-    Args:
-        shards: folder of the split, for the hash of its manifest.
-        protocol: how it was measured, in one sentence.
-        n: samples.
-        seed: of what was drawn: samples, prompts, words, resamples.
-        more: anything else that fits JSON.
-    """
-    content = {
-        "task": task,
-        "dataset": dataset,
-        "split": split,
-        "protocol": protocol,
-        "n": n,
-        "seed": seed,
-        "metrics": [asdict(metric) for metric in metrics],
-        "checkpoint": {"step": trained.step, "hash": trained.identity},
-        "data": data_facts(shards),
-        "versions": versions(),
-        **(more or {}),
-    }
-    trained.run.results.mkdir(parents=True, exist_ok=True)
-    path = trained.run.results / f"{task}-{dataset}-{split}.json"
-    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
-    return path
+    task: str
+    dataset: str
+    split: str
+    shards: Path
+    """Folder of the split; the file keeps the hash of its manifest."""
+    protocol: str
+    """How it was measured, in one sentence."""
+    n: int
+    """Number of samples."""
+    seed: int
+    """Seed of whatever is random in the task: samples, prompts, words, resamples."""
+    metrics: Sequence[Metric]
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Further facts of this task that fit JSON."""
+
+    def write(self, trained: PretrainedRun) -> Path:
+        """Write `results/<task>-<dataset>-<split>.json` of the run that was measured; returns its path."""
+        content = {
+            "task": self.task,
+            "dataset": self.dataset,
+            "split": self.split,
+            "protocol": self.protocol,
+            "n": self.n,
+            "seed": self.seed,
+            "metrics": [metric.as_json() for metric in self.metrics],
+            "checkpoint": {"step": trained.step, "hash": trained.identity},
+            "data": data_facts(self.shards),
+            "versions": versions(),
+            **self.more,
+        }
+        trained.run.results.mkdir(parents=True, exist_ok=True)
+        path = trained.run.results / f"{self.task}-{self.dataset}-{self.split}.json"
+        write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+        return path
 
 
 def write_samples(run: Run, task: str, dataset: str, split: str, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Per-sample outputs beside the result file: `results/<task>-<dataset>-<split>.samples.jsonl`.
+    """Write per-sample outputs next to the result file: `results/<task>-<dataset>-<split>.samples.jsonl`.
 
     Args:
         rows: one mapping per sample, in the order of the split; fits JSON.
@@ -95,30 +131,22 @@ def write_samples(run: Run, task: str, dataset: str, split: str, rows: Iterable[
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """All result files of a run, by name."""
+    """All result files of a run, sorted by file name."""
     paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
     return [json.loads(path.read_text()) for path in paths]
 
 
-def table(metrics: Sequence[Metric], decimals: int = 3) -> str:
-    """Metrics as aligned lines: name, value, 95 % interval where there is one, floor."""
-    rows = [("", "value", "95 % interval", "floor")]
-    for metric in metrics:
-        value = "-" if metric.value is None else f"{metric.value:.{decimals}f}"
-        floor = "" if metric.floor is None else f"{metric.floor:.{decimals}f}"
-        rows.append((metric.name + (f" ({metric.unit})" if metric.unit else ""), value, span(metric), floor))
+def table(metrics: Sequence[Metric]) -> str:
+    """Metrics as aligned lines: name, value, 95 % interval (if any metric has one) and baseline."""
+    rows = [["", "value", "95 % interval", "baseline"]]
+    rows += [
+        [metric.title, number(metric.value, "-"), span(metric), number(metric.baseline)] for metric in metrics
+    ]
     if not any(row[2] for row in rows[1:]):
-        rows = [(name, value, "", floor) for name, value, _, floor in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = []
-    for name, *numbers in rows:
-        cells = [f"{text:>{width}}" for text, width in zip(numbers, widths[1:], strict=True) if width]
-        lines.append("  ".join([f"{name:<{widths[0]}}", *cells]).rstrip())
-    return "\n".join(lines)
+        rows = [[row[0], row[1], row[3]] for row in rows]
+    return render(rows, "text")
 
 
-def span(metric: Metric, decimals: int = 3) -> str:
-    """The interval as `0.123-0.456`, empty where there is none."""
-    if metric.low is None or metric.high is None:
-        return ""
-    return f"{metric.low:.{decimals}f}-{metric.high:.{decimals}f}"
+def span(metric: Metric) -> str:
+    """A metric's interval as `0.123-0.456`; empty if it has none."""
+    return interval_cell(metric.low, metric.high)

@@ -1,4 +1,4 @@
-"""A person's own image files: PNG, JPEG or DICOM -> what the model looks at."""
+"""Read image files that the user names (PNG, JPEG or DICOM) at the size the model takes."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from medunifier_cli.errors import DataError
 
 
 @dataclass(frozen=True)
-class Files:
-    """Images read, and those left out."""
+class UserImages:
+    """Images that could be read, and the files that could not."""
 
     paths: list[Path]
-    """Of the images read, in the order given."""
+    """Files of the images, in the order given."""
     image_B1HW: Tensor
     """uint8 grey levels."""
     skipped: dict[Path, str]
-    """Path -> why."""
+    """File -> why it could not be read."""
 
 
-def read_images(paths: Sequence[Path], size: int) -> Files:
-    """Decode files at the model's size; one that cannot be read is said on stderr and counted.
+def read_images(paths: Sequence[Path], size: int) -> UserImages:
+    """Decode files at the model's size; unreadable ones are reported on stderr, counted and skipped.
 
     Args:
-        size: edge in pixels, of the recipe.
+        size: edge in pixels, from the recipe.
 
     Raises:
         DataError: none can be read.
     """
-    (files,) = read_batches(paths, size, len(paths))
-    return files
+    (images,) = read_image_batches(paths, size, len(paths))
+    return images
 
 
-def read_batches(paths: Sequence[Path], size: int, batch: int) -> Iterator[Files]:
-    """`read_images` of so many files at a time, some of which may have no image that can be read."""
+def read_image_batches(paths: Sequence[Path], size: int, batch: int) -> Iterator[UserImages]:
+    """The same, `batch` files at a time; a batch may hold no readable image."""
     left_out = 0
     for start in range(0, len(paths), batch):
-        kept, images, skipped = [], [], {}
+        readable, images, skipped = [], [], {}
         for path in paths[start : start + batch]:
             try:
                 images.append(image_from(FileImage(path), size).pixels)
-                kept.append(path)
+                readable.append(path)
             except (BadImage, DataError) as error:
                 skipped[path] = str(error).rstrip(": ")
                 click.echo(f"mu: {path}: left out ({skipped[path]})", err=True)
@@ -59,6 +59,6 @@ def read_batches(paths: Sequence[Path], size: int, batch: int) -> Iterator[Files
             few = f"{paths[0]} is no" if len(paths) == 1 else f"none of {len(paths):,} files is an"
             raise DataError(f"{few} image that can be read")
         grey_BHW = np.stack(images) if images else np.empty((0, size, size), np.uint8)
-        yield Files(kept, torch.from_numpy(grey_BHW[:, None]), skipped)
+        yield UserImages(readable, torch.from_numpy(grey_BHW[:, None]), skipped)
     if left_out:
         click.echo(f"mu: {left_out:,} of {len(paths):,} files left out", err=True)

@@ -1,4 +1,4 @@
-"""A page of images beside the training images they resemble most."""
+"""Write a page of images, each with the training image it resembles most."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Pair:
     training_name: str
     correlation: float
     suspicious: bool
-    """Nearer than all but 1 % of unseen images."""
+    """Nearer to training than 99 % of unseen images are."""
 
 
 def write_pairs(folder: Path, about: Mapping[str, str], pairs: Sequence[Pair]) -> Path:
-    """Write `index.html` and the pictures, the nearest pair first; an older page there is replaced."""
+    """Write `index.html` and the pictures, the nearest pair first; replaces an older page."""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     for old in images.glob("*.png"):

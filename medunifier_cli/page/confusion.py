@@ -1,4 +1,4 @@
-"""A confusion matrix as a picture: counts, and the share of its row as depth of blue."""
+"""Draw a confusion matrix as a PNG: counts, shaded by their share of the row."""
 
 from __future__ import annotations
 

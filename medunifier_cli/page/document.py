@@ -1,4 +1,4 @@
-"""A static HTML page that works from a folder, offline, in light and in dark, without scripts."""
+"""Write static HTML pages that work offline from a folder, in light and dark mode, without scripts."""
 
 from __future__ import annotations
 
@@ -52,22 +52,22 @@ def page(title: str, body: str) -> str:
 
 
 def facts(pairs: dict[str, str]) -> str:
-    """Name and value, one under the other."""
+    """A list of names and values."""
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in pairs.items())
     return f'<dl class="facts">{rows}</dl>'
 
 
 def grid(rows: list[list[str]], words: int = 1, caption: str = "") -> str:
-    """A table; the first row is the head, the first `words` columns are words, the others numbers."""
+    """A table; the first row is the head, the first `words` columns hold words, the others numbers."""
     kind = ["" if i < words else ' class="n"' for i in range(len(rows[0]))]
     head = "".join(f'<th scope="col"{k}>{escape(c)}</th>' for c, k in zip(rows[0], kind, strict=True))
     lines = [
         "<tr>" + "".join(f"<td{k}>{escape(c)}</td>" for c, k in zip(row, kind, strict=True)) + "</tr>"
         for row in rows[1:]
     ]
-    said = f"<caption>{escape(caption)}</caption>" if caption else ""
+    header = f"<caption>{escape(caption)}</caption>" if caption else ""
     return (
-        f'<div class="wide"><table>{said}<thead><tr>{head}</tr></thead><tbody>\n'
+        f'<div class="wide"><table>{header}<thead><tr>{head}</tr></thead><tbody>\n'
         + "\n".join(lines)
         + "\n</tbody></table></div>"
     )

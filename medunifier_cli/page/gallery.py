@@ -1,4 +1,4 @@
-"""A gallery: images with what is known of each, as a folder that can be moved or sent as it is."""
+"""Write a gallery: a folder of images with a caption each, which can be moved or sent as a whole."""
 
 from __future__ import annotations
 
@@ -14,32 +14,36 @@ from PIL import Image
 from medunifier_cli.page.document import facts, save_page
 
 IMAGES = "images"
-"""Folder of the thumbnails, beside `index.html`."""
+"""Folder of the thumbnails, next to `index.html`."""
 LARGEST = 320
 """Pixels: longest edge of a thumbnail."""
 
 
 @dataclass(frozen=True)
-class Shown:
+class GalleryImage:
     """One image of a gallery."""
 
     image_HW: NDArray[np.uint8]
     name: str
     """Key or file, shown under it."""
     numbers: Mapping[str, float] = field(default_factory=dict)
-    """What is said of it first, such as its similarity."""
+    """Shown above the name, for example the similarity."""
     text: str = ""
-    """Report, shown as it is."""
+    """Report, shown unchanged."""
 
 
 def write_gallery(
-    folder: Path, title: str, about: Mapping[str, str], shown: Sequence[Shown], query: Shown | None = None
+    folder: Path,
+    title: str,
+    about: Mapping[str, str],
+    cards: Sequence[GalleryImage],
+    query: GalleryImage | None = None,
 ) -> Path:
-    """Write `index.html` and thumbnails; an older gallery in the same folder is replaced.
+    """Write `index.html` and thumbnails; replaces an older gallery in the same folder.
 
     Args:
-        about: name and value of what the page is about.
-        shown: in order of rank.
+        about: facts at the top of the page, name and value.
+        cards: in order of rank.
         query: an image shown above the others.
 
     Returns:
@@ -54,29 +58,29 @@ def write_gallery(
         source = _thumbnail(query, images / "query.png")
         parts.append(f'<div class="card query">{_figure(query, source, "the image searched with")}</div>')
     parts.append('<ol class="gallery">')
-    for rank, one in enumerate(shown, 1):
-        source = _thumbnail(one, images / f"{rank:04d}.png")
-        parts.append(f'<li class="card">{_figure(one, source, f"rank {rank}, {one.name}")}</li>')
+    for rank, card in enumerate(cards, 1):
+        source = _thumbnail(card, images / f"{rank:04d}.png")
+        parts.append(f'<li class="card">{_figure(card, source, f"rank {rank}, {card.name}")}</li>')
     parts.append("</ol>")
     return save_page(folder, title, "\n".join(parts))
 
 
-def _thumbnail(one: Shown, path: Path) -> str:
-    image = Image.fromarray(one.image_HW)
+def _thumbnail(card: GalleryImage, path: Path) -> str:
+    image = Image.fromarray(card.image_HW)
     image.thumbnail((LARGEST, LARGEST))
     image.save(path)
     return f"{path.parent.name}/{path.name}"
 
 
-def _figure(one: Shown, source: str, alt: str) -> str:
-    height, width = one.image_HW.shape
+def _figure(card: GalleryImage, source: str, alt: str) -> str:
+    height, width = card.image_HW.shape
     numbers = "<br>".join(
-        f'{escape(name)} <span class="number">{value:.3f}</span>' for name, value in one.numbers.items()
+        f'{escape(name)} <span class="number">{value:.3f}</span>' for name, value in card.numbers.items()
     )
-    text = f"<p>{escape(one.text)}</p>" if one.text else ""
+    text = f"<p>{escape(card.text)}</p>" if card.text else ""
     break_ = "<br>" if numbers else ""
     return (
         f'<figure><img src="{escape(source)}" alt="{escape(alt)}" width="{width}" height="{height}">'
-        f'<figcaption>{numbers}{break_}<span class="key">{escape(one.name)}</span>{text}'
+        f'<figcaption>{numbers}{break_}<span class="key">{escape(card.name)}</span>{text}'
         "</figcaption></figure>"
     )

@@ -1,4 +1,4 @@
-"""Pictures of images beside images."""
+"""Write grids of grey images as one PNG."""
 
 from __future__ import annotations
 

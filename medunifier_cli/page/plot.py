@@ -1,4 +1,4 @@
-"""A curve as inline SVG, without a library: training as a line, validation as a dashed one."""
+"""Plot curves as inline SVG without a library: training as a solid line, validation as a dashed one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def plot(title: str, curves: Mapping[str, Curve]) -> str:
     """One figure; the keys of `curves` are the classes `train` and `valid` of the style sheet.
 
     Raises:
-        ValueError: no point at all.
+        ValueError: the curves have no point.
     """
     points = [point for curve in curves.values() for point in curve]
     if not points:
@@ -26,26 +26,26 @@ def plot(title: str, curves: Mapping[str, Curve]) -> str:
     y0, y1 = min(y for _, y in points), max(y for _, y in points)
     wide, tall = (x1 - x0) or 1.0, (y1 - y0) or 1.0
 
-    def place(x: float, y: float) -> str:
+    def point(x: float, y: float) -> str:
         left = LEFT + (x - x0) / wide * (WIDTH - LEFT - RIGHT)
         top = HEIGHT - BOTTOM - (y - y0) / tall * (HEIGHT - TOP - BOTTOM)
         return f"{left:.1f},{top:.1f}"
 
-    floor, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     parts = [
-        f'<path class="axis" fill="none" d="M{LEFT},{TOP} V{floor} H{right}"/>',
+        f'<path class="axis" fill="none" d="M{LEFT},{TOP} V{bottom} H{right}"/>',
         f'<text x="{LEFT - 6}" y="{TOP + 8}" text-anchor="end">{y1:.3g}</text>',
-        f'<text x="{LEFT - 6}" y="{floor}" text-anchor="end">{y0:.3g}</text>',
+        f'<text x="{LEFT - 6}" y="{bottom}" text-anchor="end">{y0:.3g}</text>',
         f'<text x="{LEFT}" y="{HEIGHT - 8}">{x0:,.0f}</text>',
         f'<text x="{right}" y="{HEIGHT - 8}" text-anchor="end">step {x1:,.0f}</text>',
     ]
-    said = []
+    ranges = []
     for name, curve in curves.items():
         if curve:
-            parts.append(f'<polyline class="{escape(name)}" points="{" ".join(place(*p) for p in curve)}"/>')
-            said.append(f"{name} from {curve[0][1]:.3g} to {curve[-1][1]:.3g}")
-    spoken = f"{title}: {'; '.join(said)}"
+            parts.append(f'<polyline class="{escape(name)}" points="{" ".join(point(*p) for p in curve)}"/>')
+            ranges.append(f"{name} from {curve[0][1]:.3g} to {curve[-1][1]:.3g}")
+    caption = f"{title}: {'; '.join(ranges)}"
     return (
-        f'<figure class="plot"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(spoken)}">'
-        f"{''.join(parts)}</svg><figcaption>{escape(spoken)}</figcaption></figure>"
+        f'<figure class="plot"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(caption)}">'
+        f"{''.join(parts)}</svg><figcaption>{escape(caption)}</figcaption></figure>"
     )

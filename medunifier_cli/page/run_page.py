@@ -1,9 +1,10 @@
-"""`runs/<name>/page/index.html`: how a run went and what it reached, for a person with a browser."""
+"""Write `runs/<name>/page/index.html`: curves, results and pictures of a run, for a browser."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,24 +14,16 @@ from medunifier_cli.page.document import facts, grid, save_page
 from medunifier_cli.page.plot import Curve, plot
 from medunifier_cli.run.record import Run
 
-SHOWN = {
-    "total": "Loss, all objectives", "loss": "Loss", "itc": "ITC loss", "itm": "ITM loss", "itg": "ITG loss",
-    "tig": "TIG loss", "itc_accuracy": "ITC accuracy in the batch", "itm_accuracy": "ITM accuracy",
-    "itg_accuracy": "ITG accuracy, next token", "accuracy": "Accuracy", "auroc": "AUROC",
-    "perplexity_top": "Perplexity of the top codebook",
-    "perplexity_bottom": "Perplexity of the bottom codebook", "temperature": "ITC temperature",
-    "lr": "Learning rate",
-}  # fmt: skip
-"""Numbers of `log.jsonl` that get a curve, in this order."""
 
+def write_run_page(run: Run, rows: list[list[str]], curves: Mapping[str, str]) -> Path:
+    """Write the table of results, curves of the log and the pictures that the run has left.
 
-def write_run_page(run: Run, rows: list[list[str]]) -> Path:
-    """Losses of the log, the table of results, and the pictures the run has left.
-
-    Pictures are linked where they lie in the run folder, so that the folder as a whole can be moved.
+    Pictures are linked by relative paths inside the run folder, so that the whole folder can be moved.
 
     Args:
-        rows: results as a table, the first row its head, the first three columns words.
+        rows: results as a table; the first row is the header, the first three columns hold words.
+        curves: the numbers of `log.jsonl` to plot, in this order: name -> heading. A number that the log does
+            not have is left out.
 
     Returns:
         The page.
@@ -39,9 +32,9 @@ def write_run_page(run: Run, rows: list[list[str]]) -> Path:
     parts = [facts(_about(run))]
     if len(rows) > 1:
         parts += ["<h2>Results</h2>", grid(rows, words=3)]
-    curves = _curves(read_lines(run.log))
-    if curves:
-        parts += ["<h2>Training</h2>", '<div class="plots">', *curves, "</div>"]
+    plots = _plots(read_lines(run.log), curves)
+    if plots:
+        parts += ["<h2>Training</h2>", '<div class="plots">', *plots, "</div>"]
     for title, paths in _pictures(run).items():
         parts.append(f"<h2>{escape(title)}</h2>")
         for path in paths:
@@ -68,16 +61,20 @@ def _about(run: Run) -> dict[str, str]:
     return {name: value for name, value in about.items() if value}
 
 
-def _curves(log: list[dict[str, Any]]) -> list[str]:
+def _plots(log: list[dict[str, Any]], curves: Mapping[str, str]) -> list[str]:
     plots = []
-    for name, title in SHOWN.items():
-        found: dict[str, Curve] = {
-            event: [(line["step"], line[name]) for line in log if line["event"] == event and name in line]
+    for name, heading in curves.items():
+        points: dict[str, Curve] = {
+            event: [
+                (line["step"], line[name])
+                for line in log
+                # older runs log null for a value that was not measured
+                if line["event"] == event and line.get(name) is not None
+            ]
             for event in ("train", "valid")
         }
-        found = {event: [p for p in curve if p[1] is not None] for event, curve in found.items()}
-        if any(found.values()):
-            plots.append(plot(title, found))
+        if any(points.values()):
+            plots.append(plot(heading, points))
     return plots
 
 

@@ -1,7 +1,7 @@
 """95 % intervals by resampling: percentile bootstrap (Efron and Tibshirani 1993, chapter 13), seeded.
 
-What is drawn is samples, or whole patients where `groups` names them: several images of one patient are not
-independent, and an interval that treats them so is too narrow.
+Samples are resampled, or whole patients if `groups` names them: several images of one patient are not
+independent, and an interval that treats them as such is too narrow.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ CHUNK = 4_000_000
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a metric lies in `level` of the resamples; `low <= high`, in the metric's own unit."""
+    """Range of a metric over the share `level` of the resamples; `low <= high`, in the metric's unit."""
 
     low: float
     high: float
     level: float = 0.95
     draws: int = DRAWS
-    """Resamples that count; those a metric could not be computed on are left out."""
+    """Number of resamples in use; those on which the metric is undefined are left out."""
     seed: int = 0
 
 
@@ -43,7 +43,7 @@ def mean_intervals(
 
     Args:
         per_sample: metric name -> [N] values, one a sample.
-        groups: [N] patient or other unit that is drawn as a whole; None draws samples.
+        groups: [N] patient or other unit that is resampled as a whole; None resamples samples.
         draws: resamples, >= 1.
         level: share of the resamples inside, in (0, 1).
 
@@ -83,17 +83,17 @@ def intervals(
 
     Args:
         statistic: takes [N'] indices into the samples, repeats included; returns metric name -> value, where
-            None (or a DataError for all of them) says that this resample does not allow the metric, such as
-            an AUROC without a positive. Each metric keeps count of the resamples it could use.
+            None (or a DataError for all of them) means that the metric is undefined on this resample, such as
+            an AUROC without a positive. Each metric counts the resamples that it is defined on.
         n: samples.
 
     Returns:
-        Only the metrics that at least half of the resamples allow.
+        Only the metrics that are defined on at least half of the resamples.
 
     Raises:
         DataError: no sample, groups of another length, a level out of range.
     """
-    found: dict[str, list[float]] = {}
+    resampled: dict[str, list[float]] = {}
     for counts in resample_counts(n, groups, draws, seed):
         for row in counts:
             try:
@@ -102,9 +102,11 @@ def intervals(
                 continue
             for name, value in values.items():
                 if value is not None and not math.isnan(value):
-                    found.setdefault(name, []).append(value)
+                    resampled.setdefault(name, []).append(value)
     return {
-        name: percentiles(values, level, seed) for name, values in found.items() if 2 * len(values) >= draws
+        name: percentiles(values, level, seed)
+        for name, values in resampled.items()
+        if 2 * len(values) >= draws
     }
 
 
@@ -129,9 +131,11 @@ def resample_counts(
     rng = np.random.default_rng(seed)
     step = max(1, CHUNK // (n + units))
     for start in range(0, draws, step):
-        drawn = rng.integers(0, units, size=(min(step, draws - start), units))
-        drawn += units * np.arange(len(drawn))[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=units * len(drawn)).reshape(len(drawn), units)
+        sampled_dU = rng.integers(0, units, size=(min(step, draws - start), units))
+        rows = len(sampled_dU)
+        # One bincount for all rows: each row counts in a range of numbers of its own.
+        sampled_dU += units * np.arange(rows)[:, None]
+        counts = np.bincount(sampled_dU.ravel(), minlength=units * rows).reshape(rows, units)
         yield counts[:, unit_N].astype(np.float64)
 
 
@@ -141,10 +145,10 @@ def percentiles(values: ArrayLike, level: float = 0.95, seed: int = 0) -> Interv
     Raises:
         DataError: a level outside (0, 1), or no value.
     """
-    found = np.asarray(values, dtype=np.float64)
+    resampled = np.asarray(values, dtype=np.float64)
     if not 0 < level < 1:
         raise DataError(f"the level of an interval lies between 0 and 1, not at {level}")
-    if not len(found):
+    if not len(resampled):
         raise DataError("an interval needs one or more resamples")
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), level, len(found), seed)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high), level, len(resampled), seed)

@@ -1,4 +1,4 @@
-"""Classification scores from saved outputs: accuracy, AUROC, F1, confusion matrix.
+"""Score classifications: accuracy, AUROC, F1, confusion matrix.
 
 Letters: N samples, C classes. A class that is absent from the truth has no AUROC: it is left out of the mean
 and named, never counted as 0 or 0.5. Values equal scikit-learn's where that defines them.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +17,7 @@ from medunifier_cli.errors import DataError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Real = TypeVar("Real", np.float32, np.float64)
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,13 @@ class ClassScores:
     """Counts, rows are the truth; None for multi-label."""
     notes: list[str] = field(default_factory=list)
     """What was left out and why, one line each."""
+
+
+def softmax(scores_NC: NDArray[Real], temperature: float = 1.0) -> NDArray[Real]:
+    """Softmax over classes, in the precision of the scores."""
+    shifted = np.exp((scores_NC - scores_NC.max(axis=1, keepdims=True)) / temperature)
+    probability_NC: NDArray[Real] = shifted / shifted.sum(axis=1, keepdims=True)
+    return probability_NC
 
 
 def accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
@@ -70,9 +79,9 @@ def auroc(truth: ArrayLike, scores: ArrayLike) -> float:
     if not positives or not negatives:
         only = "negative" if not positives else "positive"
         raise DataError(f"AUROC needs both classes, and all {len(truth_N):,} samples are {only}")
-    _, place_N, counts = np.unique(scores_N, return_inverse=True, return_counts=True)
+    _, index_N, counts = np.unique(scores_N, return_inverse=True, return_counts=True)
     rank = np.cumsum(counts) - (counts - 1) / 2  # mean rank of equal scores
-    above = rank[place_N.reshape(-1)][positive_N].sum() - positives * (positives + 1) / 2
+    above = rank[index_N.reshape(-1)][positive_N].sum() - positives * (positives + 1) / 2
     return float(above / (positives * negatives))
 
 
@@ -96,7 +105,7 @@ def confusion_matrix(labels: ArrayLike, predicted: ArrayLike, classes: int) -> I
 
 
 def classification_scores(labels: ArrayLike, scores_NC: ArrayLike, classes: Sequence[str]) -> ClassScores:
-    """One class a sample: `accuracy`, `auroc`, `macro_f1`, and all of them by class.
+    """One class per sample: `accuracy`, `auroc`, `macro_f1`, and all of them by class.
 
     The prediction is the highest score, the first one among equals. `auroc` of two classes is that of the
     second one; of more, the mean over classes, each against the rest. `macro_f1` is the mean over the classes
@@ -135,7 +144,7 @@ def classification_scores(labels: ArrayLike, scores_NC: ArrayLike, classes: Sequ
 def multilabel_scores(
     truth_NC: ArrayLike, scores_NC: ArrayLike, classes: Sequence[str], threshold: float = 0.5
 ) -> ClassScores:
-    """Any number of classes a sample: mean `auroc`, `macro_f1`, `micro_f1`; said is a score >= `threshold`.
+    """Any number of classes per sample: mean `auroc`, `macro_f1`, `micro_f1`; positive from `threshold` on.
 
     Args:
         truth_NC: 1 positive, 0 negative, NaN blank or uncertain, which leaves that one entry out.
@@ -150,11 +159,11 @@ def multilabel_scores(
 
 
 def finding_scores(truth_NC: ArrayLike, predicted_NC: ArrayLike, classes: Sequence[str]) -> ClassScores:
-    """Findings said against findings there: precision, recall, F1 of each, `macro_f1` and `micro_f1`.
+    """Predicted against true findings: precision, recall and F1 of each, `macro_f1` and `micro_f1`.
 
     Args:
-        truth_NC: 1 there, 0 not, NaN unknown (left out).
-        predicted_NC: 1 said, 0 not said.
+        truth_NC: 1 present, 0 absent, NaN unknown (left out).
+        predicted_NC: 1 predicted, 0 not.
         classes: C names.
 
     Raises:
@@ -172,13 +181,13 @@ def _by_label(
     out = ClassScores({}, {})
     totals = np.zeros(3, dtype=np.int64)
     for c, name in enumerate(classes):
-        known = ~np.isnan(truth_NC[:, c])
-        truth, predicted = truth_NC[known, c] == 1, predicted_NC[known, c]
+        labelled = ~np.isnan(truth_NC[:, c])
+        truth, predicted = truth_NC[labelled, c] == 1, predicted_NC[labelled, c]
         counts = int((truth & predicted).sum()), int(truth.sum()), int(predicted.sum())
         totals += counts
         out.per_class[name] = _f1(*counts)
         if scores_NC is not None:
-            out.per_class[name]["auroc"] = _auroc_or_none(truth, scores_NC[known, c])
+            out.per_class[name]["auroc"] = _auroc_or_none(truth, scores_NC[labelled, c])
     _average(out, "macro_f1", "f1")
     micro = _f1(*totals.tolist())["f1"]
     if micro is not None:

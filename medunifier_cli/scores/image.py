@@ -1,4 +1,4 @@
-"""How near a set of images comes to another, on features: Fréchet distance, improved precision and recall.
+"""Compare two sets of images by their features: Fréchet distance, improved precision and recall.
 
 Letters: n features of width D; `real` is the reference, `fake` the set that is judged.
 """
@@ -59,16 +59,18 @@ def frechet_interval(real_nD: ArrayLike, fake_nD: ArrayLike, draws: int = 100, s
     """
     real, fake = _features(real_nD, fake_nD)
     reference, n = Reference(real), len(fake)
-    value, found = reference.distance(fake), []
+    value, resampled = reference.distance(fake), []
     for counts in resample_counts(n, draws=draws, seed=seed):
-        found += [reference.distance(np.repeat(fake, row.astype(np.int64), axis=0)) for row in counts]
-    error = float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
-    return Interval(max(0.0, value - NORMAL_95 * error), value + NORMAL_95 * error, 0.95, len(found), seed)
+        resampled += [reference.distance(np.repeat(fake, row.astype(np.int64), axis=0)) for row in counts]
+    error = float(np.std(resampled, ddof=1)) if len(resampled) > 1 else 0.0
+    return Interval(
+        max(0.0, value - NORMAL_95 * error), value + NORMAL_95 * error, 0.95, len(resampled), seed
+    )
 
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """What lies where, image by image; precision and recall are the shares that do."""
+    """Whether each image lies within the manifold of the other set; precision and recall are the shares."""
 
     fake_in_real_n: NDArray[np.bool_]
     """Fakes that lie within the real manifold: realism."""
@@ -114,8 +116,8 @@ def _within(points: Floats, manifold: Floats, k: int) -> NDArray[np.bool_]:
 
 def _distances(a: Floats, b: Floats) -> Floats:
     """Squared Euclidean distances [len(a), len(b)]."""
-    found = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1) - 2 * a @ b.T
-    result: Floats = found.clip(min=0)
+    squared = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1) - 2 * a @ b.T
+    result: Floats = squared.clip(min=0)  # rounding may leave it a little below 0
     return result
 
 

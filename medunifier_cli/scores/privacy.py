@@ -1,4 +1,4 @@
-"""Whether images lie nearer to the training set than unseen ones do: the sign of a copy.
+"""Test whether images are nearer to the training set than unseen images are, which suggests copies.
 
 Letters: f judged images, h held-out ones, t training images.
 """
@@ -22,7 +22,7 @@ CHUNK = 1024
 
 @dataclass(frozen=True)
 class Nearness:
-    """Judged images beside held-out ones."""
+    """The distances of the judged images compared with those of held-out ones."""
 
     threshold: float
     """The held-out 1 % quantile (the smallest distance, where there are fewer than 200)."""
@@ -36,8 +36,8 @@ def nearness(judged_f: ArrayLike, heldout_h: ArrayLike) -> Nearness:
     """Compare distances to the nearest training image.
 
     The count below the k-th smallest of h held-out distances is beta-binomial(f, k, h - k + 1) when both sets
-    come from one source, whatever the distances' distribution (a fact of order statistics); so neither the
-    judged nor the held-out sample is taken for more than it is.
+    come from one source, whatever the distances' distribution (a fact of order statistics); so the test
+    allows for the chance in both samples.
 
     Raises:
         DataError: an empty side or a distance that is not finite.
@@ -81,10 +81,10 @@ def nearest(
     for start in range(0, len(query), CHUNK):
         part = query[start : start + CHUNK]
         squared = (np.square(part).sum(axis=1)[:, None] + length_t - 2 * part @ train.T).clip(min=0)
-        chosen = np.argpartition(squared, count - 1, axis=1)[:, :count]
-        value = np.take_along_axis(squared, chosen, axis=1)
+        candidates = np.argpartition(squared, count - 1, axis=1)[:, :count]
+        value = np.take_along_axis(squared, candidates, axis=1)
         order = np.argsort(value, axis=1, kind="stable")
-        indices.append(np.take_along_axis(chosen, order, axis=1))
+        indices.append(np.take_along_axis(candidates, order, axis=1))
         distances.append(np.sqrt(np.take_along_axis(value, order, axis=1)))
     return np.concatenate(indices).astype(np.int64), np.concatenate(distances)
 

@@ -1,4 +1,4 @@
-"""Image-text retrieval: how good a ranking is, in the paper's protocol and in the standard ones.
+"""Score image-text rankings, in the paper's protocol and in the standard ones.
 
 Letters: Q queries, each with its best K candidates of N; N_i images, N_t texts, L_q queries of an image, E
 width of the ITC space. Ties are broken in `search.py`: lower candidate index first.
@@ -16,14 +16,18 @@ from numpy.typing import ArrayLike, NDArray
 from medunifier_cli.errors import DataError
 from medunifier_cli.scores.search import Top, check_k, search
 
+KS = (1, 5, 10)
+"""Depths that the paper reports (tables 2 and 6)."""
+DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
+"""Key of each direction, in rankings and per-sample outputs -> its name in metrics."""
+
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Both directions, `image_to_text` and `text_to_image`, each as metric name -> value."""
+    """Rankings and scores by direction, the keys of `DIRECTIONS`."""
 
-    scores: dict[str, dict[str, float]]
     per_query: dict[str, dict[str, NDArray[np.float64]]]
-    """Metric name -> [N], one value a query: what a bootstrap resamples. `scores` holds their means."""
+    """Metric name -> [N] values, one per query, which a bootstrap resamples; the metric is their mean."""
     top: dict[str, Top]
 
 
@@ -31,7 +35,7 @@ def ranking_scores(
     indices_QK: ArrayLike,
     query_labels: ArrayLike,
     candidate_labels: ArrayLike,
-    ks: Sequence[int] = (1, 5, 10),
+    ks: Sequence[int] = KS,
     query_pairs: ArrayLike | None = None,
     candidate_pairs: ArrayLike | None = None,
 ) -> dict[str, NDArray[np.float64]]:
@@ -65,7 +69,7 @@ def ranking_scores(
     if len(of_query) != len(indices):
         raise DataError(f"{len(of_query):,} query labels for {len(indices):,} rankings")
     if not ks:
-        raise DataError("no K was asked for; name one or more, such as 1, 5, 10")
+        raise DataError("no K was given; name one or more, such as 1, 5, 10")
     for k in ks:
         check_k(k, indices.shape[1])
     pair_of_query = np.arange(len(indices)) if query_pairs is None else np.asarray(query_pairs)
@@ -73,13 +77,14 @@ def ranking_scores(
         np.arange(len(of_candidate)) if candidate_pairs is None else np.asarray(candidate_pairs)
     )
     if len(pair_of_query) != len(indices) or len(pair_of_candidate) != len(of_candidate):
-        raise DataError("pair ids must be as many as the queries and candidates")
+        raise DataError("there must be one pair id per query and per candidate")
 
     hit_QK = of_candidate[indices] == of_query[:, None]
-    found_QK = pair_of_candidate[indices] == pair_of_query[:, None]
+    partner_QK = pair_of_candidate[indices] == pair_of_query[:, None]
     names, counts = np.unique(of_candidate, return_counts=True)
-    place = np.searchsorted(names, of_query).clip(max=len(names) - 1)
-    relevant_Q = np.where(names[place] == of_query, counts[place], 0)
+    # The query's class may be absent from the candidates: then it has no relevant one.
+    index_Q = np.searchsorted(names, of_query).clip(max=len(names) - 1)
+    relevant_Q = np.where(names[index_Q] == of_query, counts[index_Q], 0)
     hits_QK = np.cumsum(hit_QK, axis=1)
     precision_QK = hits_QK / np.arange(1, indices.shape[1] + 1)
     gained_QK = np.cumsum(np.where(hit_QK, precision_QK, 0.0), axis=1)
@@ -90,7 +95,7 @@ def ranking_scores(
         out[f"map@{k}"] = gained / np.maximum(hits, 1)
         out[f"standard_map@{k}"] = gained / np.maximum(np.minimum(relevant_Q, k), 1)
         out[f"precision@{k}"] = precision_QK[:, k - 1]
-        out[f"recall@{k}"] = found_QK[:, :k].any(axis=1).astype(np.float64)
+        out[f"recall@{k}"] = partner_QK[:, :k].any(axis=1).astype(np.float64)
     return out
 
 
@@ -98,7 +103,7 @@ def retrieval(
     g_q: Any,
     g_t: ArrayLike,
     labels: ArrayLike,
-    ks: Sequence[int] = (1, 5, 10),
+    ks: Sequence[int] = KS,
     pairs: ArrayLike | None = None,
     block: int = 256,
 ) -> Retrieval:
@@ -123,14 +128,9 @@ def retrieval(
             "all pairs have one class, so that any ranking would be perfect; use a split with two or more"
         )
     to_text, to_image = search(g_q, g_t, max(ks, default=0), block)
-    top = {"image_to_text": to_text, "text_to_image": to_image}
+    top = dict(zip(DIRECTIONS, (to_text, to_image), strict=True))
     per_query = {
-        name: ranking_scores(found.indices_QK, classes, classes, ks, pairs, pairs)
-        for name, found in top.items()
+        direction: ranking_scores(ranked.indices_QK, classes, classes, ks, pairs, pairs)
+        for direction, ranked in top.items()
     }
-    return Retrieval(means(per_query), per_query, top)
-
-
-def means(per_query: dict[str, dict[str, NDArray[np.float64]]]) -> dict[str, dict[str, float]]:
-    """Metric values of each direction from their per-query values."""
-    return {way: {name: float(v.mean()) for name, v in metrics.items()} for way, metrics in per_query.items()}
+    return Retrieval(per_query, top)

@@ -1,7 +1,7 @@
-"""Who is found first: similarity of images and texts, and the best K without the rest.
+"""Exact top-K nearest neighbours by cosine similarity, in blocks of bounded memory.
 
 Similarity is the paper's (section 3.3.1): the largest cosine over an image's queries, both ways. It is
-computed in tiles and only the best K of a query are kept, so memory follows K and not N x N.
+computed in tiles and only the best K of a query are kept, so memory grows with K and not with N x N.
 
 Letters: N_i images, N_t texts, L_q queries of an image, E width of the ITC space; Q rankings of K candidates.
 
@@ -83,17 +83,18 @@ def search(g_q: Any, g_t: ArrayLike, k: int, block: int = 256) -> tuple[Top, Top
     check_k(k, min(images, len(texts)))
     per_image = Top(np.empty((images, k), dtype=np.int64), np.empty((images, k), dtype=np.float32))
     best = _Entries.none()
-    floor_T = np.full(len(texts), -np.inf, dtype=np.float32)
+    # Below a text's least score so far no image can still be among its best k.
+    least_T = np.full(len(texts), -np.inf, dtype=np.float32)
     for rows, scores in _blocks(g_q, texts, block):
-        found = top_k(scores, k)
-        per_image.indices_QK[rows] = found.indices_QK
-        per_image.scores_QK[rows] = found.scores_QK
+        top = top_k(scores, k)
+        per_image.indices_QK[rows] = top.indices_QK
+        per_image.scores_QK[rows] = top.scores_QK
         if not len(best.query) and len(rows) >= k:  # else the first tile would enter as a whole
-            floor_T = np.partition(scores, -k, axis=0)[-k]
-        row, text = np.nonzero(scores >= floor_T)
+            least_T = np.partition(scores, -k, axis=0)[-k]
+        row, text = np.nonzero(scores >= least_T)
         best = best.joined(_Entries(text, rows[row], scores[row, text])).best(k)
         if len(best.query) == len(texts) * k:
-            floor_T = best.score[k - 1 :: k]
+            least_T = best.score[k - 1 :: k]
     return per_image, best.table(k)
 
 
@@ -110,16 +111,16 @@ def top_k(scores_QN: ArrayLike, k: int) -> Top:
     check_k(k, scores.shape[1])
     if np.isnan(scores).any():
         raise DataError("a ranking score is NaN; check the embeddings or the matching scores it comes from")
-    floor_Q1 = np.partition(scores, -k, axis=1)[:, -k, None]
-    query, candidate = np.nonzero(scores >= floor_Q1)
+    least_Q1 = np.partition(scores, -k, axis=1)[:, -k, None]
+    query, candidate = np.nonzero(scores >= least_Q1)
     return _Entries(query, candidate, scores[query, candidate]).best(k).table(k)
 
 
 def reorder(top: Top, scores_QK: ArrayLike) -> Top:
-    """Re-rank the best K by another score (ITM); equal ones keep the order they came in.
+    """Re-rank the best K by another score (ITM); ties keep their order.
 
     Args:
-        scores_QK: higher is better, beside `top.indices_QK`.
+        scores_QK: higher is better; one for each of `top.indices_QK`.
 
     Raises:
         DataError: another shape, or a score that is NaN.
@@ -157,8 +158,8 @@ class _Entries:
         order = np.lexsort((self.candidate, -self.score, self.query))
         query = self.query[order]
         rank = np.arange(len(query)) - np.searchsorted(query, query)
-        kept = order[rank < k]
-        return _Entries(self.query[kept], self.candidate[kept], self.score[kept])
+        best = order[rank < k]
+        return _Entries(self.query[best], self.candidate[best], self.score[best])
 
     def table(self, k: int) -> Top:
         """As Q x K, once every query has `k`."""
@@ -166,11 +167,11 @@ class _Entries:
 
 
 def check_k(k: int, candidates: int) -> None:
-    """Raise DataError where there are no `k` best of `candidates`."""
+    """Raises DataError if `candidates` have no `k` best."""
     if k < 1:
         raise DataError(f"K must be 1 or more, not {k}")
     if k > candidates:
-        raise DataError(f"the best {k} were asked for, but there are only {candidates:,} candidates")
+        raise DataError(f"cannot rank the best {k}: there are only {candidates:,} candidates")
 
 
 def _checked_texts(g_q: Any, g_t: ArrayLike) -> Floats:
@@ -215,19 +216,20 @@ def _blocks(g_q: Any, texts: Floats, block: int) -> Iterator[tuple[Ints, Floats]
     distinct_T, copy_of_T = np.unique(_first_equal(texts, block), return_inverse=True)
     texts = texts[distinct_T] if len(distinct_T) < len(texts) else texts
     distinct_I, copy_of_I = np.unique(_first_equal(g_q, block), return_inverse=True)
-    order = np.argsort(copy_of_I, kind="stable")  # copies beside each other
+    order = np.argsort(copy_of_I, kind="stable")  # equal images next to each other
     ends = np.searchsorted(copy_of_I[order], np.arange(len(distinct_I)), side="right")
 
     def one(start: int) -> tuple[Ints, Floats]:
-        chosen = distinct_I[start : start + block]
-        whole = chosen[-1] - chosen[0] + 1 == len(chosen)  # HDF5 reads a slice far faster than a list
-        images = np.asarray(g_q[chosen[0] : chosen[-1] + 1] if whole else g_q[chosen], dtype=np.float32)
-        _check_norms(images, "image", chosen)
+        block_I = distinct_I[start : start + block]
+        # HDF5 reads a slice far faster than a list of rows.
+        is_slice = block_I[-1] - block_I[0] + 1 == len(block_I)
+        images = np.asarray(g_q[block_I[0] : block_I[-1] + 1] if is_slice else g_q[block_I], np.float32)
+        _check_norms(images, "image", block_I)
         scores = _tile_scores(images, texts)
         if len(distinct_T) < len(copy_of_T):
             scores = scores[:, copy_of_T]
-        rows = order[ends[start - 1] if start else 0 : ends[start + len(chosen) - 1]]
-        return rows, scores[copy_of_I[rows] - start] if len(rows) > len(chosen) else scores
+        rows = order[ends[start - 1] if start else 0 : ends[start + len(block_I) - 1]]
+        return rows, scores[copy_of_I[rows] - start] if len(rows) > len(block_I) else scores
 
     blas = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
     threads = min(max(blas, default=1), MOST_THREADS)

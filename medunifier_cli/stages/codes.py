@@ -6,10 +6,8 @@ f_t_cls.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,6 +25,7 @@ from medunifier_cli.data.loader import SplitSource, eval_batches
 from medunifier_cli.data.texts.report import compose
 from medunifier_cli.distributed import world
 from medunifier_cli.errors import CheckpointError
+from medunifier_cli.files import atomic_make, explained
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.terminal.progress import Progress
 
@@ -116,9 +115,8 @@ def write_codes(path: Path, splits: Mapping[str, Codes], made_of: Mapping[str, A
     Args:
         made_of: all that the codes depend on (checkpoint, data, options), as JSON; `read_codes` compares it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(temporary: Path) -> None:
         with h5py.File(temporary, "w") as file:
             file.attrs["made_of"] = json.dumps(made_of, sort_keys=True)
             for split, codes in splits.items():
@@ -126,13 +124,10 @@ def write_codes(path: Path, splits: Mapping[str, Codes], made_of: Mapping[str, A
                 for name, column in _columns(codes).items():
                     group.create_dataset(name, data=column)
                 group.attrs["sha256"] = codes_hash(codes)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+    with explained(path, CheckpointError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_make(path, write, CheckpointError)
 
 
 def read_codes(path: Path, splits: tuple[str, ...], made_of: Mapping[str, Any]) -> dict[str, Codes]:

@@ -18,6 +18,7 @@ from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.labels.labelled import LabelledImages
 from medunifier_cli.data.loader import eval_batches
 from medunifier_cli.model.classifier import Classifier
+from medunifier_cli.run.cache import cached_file
 from medunifier_cli.terminal.progress import Progress
 
 BATCH = 64
@@ -25,35 +26,33 @@ BATCH = 64
 
 
 def features_file(trained: PretrainedRun, images: LabelledImages, dataset: str) -> Path:
-    """Where the queries of these images lie; the name holds a hash of everything they depend on."""
-    digest = hashlib.sha256(
-        f"{trained.identity} {images.shards.fingerprint} {images.image_size}\n".encode()
-        + images.rows.astype("<i8").tobytes()
-    ).hexdigest()[:16]
-    return trained.run.folder / "cache" / f"queries-{dataset}-{images.shards.split}-{digest}.h5"
+    """Where the queries of these images are cached; the name holds a hash of everything they depend on."""
+    return (
+        trained.run.folder
+        / "cache"
+        / f"queries-{dataset}-{images.shards.split}-{_digest(trained, images)}.h5"
+    )
 
 
 def compute_features(
     trained: PretrainedRun, classifier: Classifier, images: LabelledImages, path: Path, workers: int
 ) -> None:
-    """Write the queries of all images to `path`, unless they are there; whole or not at all."""
-    if _is_whole(path, len(images)):
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".writing")
-    classifier.eval()
-    with h5py.File(temporary, "w") as file, torch.no_grad(), Progress(len(images), "image") as progress:
+    """Write the queries of all images to `path`, unless they are there."""
+
+    def fill(file: h5py.File) -> None:
         done = 0
-        for batch, mask_B in eval_batches(images, batch_size=BATCH, rank=0, world=1, workers=workers):
-            query = classifier.queries(batch.to(trained.device).input)[mask_B.to(trained.device)]
-            rows = query.float().cpu().numpy()
-            if not done:
-                file.create_dataset("queries", (len(images), *rows.shape[1:]), "f4")
-            file["queries"][done : done + len(rows)] = rows
-            done += len(rows)
-            progress.advance(done)
-        file.attrs["n"] = done
-    temporary.replace(path)
+        with torch.no_grad(), Progress(len(images), "image") as progress:
+            for batch, mask_B in eval_batches(images, batch_size=BATCH, rank=0, world=1, workers=workers):
+                query = classifier.queries(batch.to(trained.device).input)[mask_B.to(trained.device)]
+                rows = query.float().cpu().numpy()
+                if not done:
+                    file.create_dataset("queries", (len(images), *rows.shape[1:]), "f4")
+                file["queries"][done : done + len(rows)] = rows
+                done += len(rows)
+                progress.advance(done)
+
+    classifier.eval()
+    cached_file(path, _digest(trained, images), fill)
 
 
 def read_features(path: Path) -> NDArray[np.float32]:
@@ -63,9 +62,8 @@ def read_features(path: Path) -> NDArray[np.float32]:
         return np.memmap(path, np.dtype("<f4"), "r", data.id.get_offset(), data.shape)
 
 
-def _is_whole(path: Path, n: int) -> bool:
-    try:
-        with h5py.File(path) as file:
-            return int(file.attrs["n"]) == n
-    except (OSError, KeyError):
-        return False  # not there, or torn
+def _digest(trained: PretrainedRun, images: LabelledImages) -> str:
+    return hashlib.sha256(
+        f"{trained.identity} {images.shards.fingerprint} {images.image_size}\n".encode()
+        + images.rows.astype("<i8").tobytes()
+    ).hexdigest()[:16]

@@ -283,5 +283,5 @@ def _earlier_result(run: Run, dataset: str, identity: str) -> list[Metric] | Non
     for result in read_results(run.results):
         same = result["task"] == TASK and result["dataset"] == dataset
         if same and result["checkpoint"]["hash"] == identity:
-            return [Metric(**metric) for metric in result["metrics"]]
+            return [Metric.from_json(metric) for metric in result["metrics"]]
     return None

@@ -13,13 +13,20 @@ from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.labels.labelled import LabelledFeatures, LabelledImages, counts
-from medunifier_cli.evaluate.results import Metric, write_result, write_samples
+from medunifier_cli.evaluate.results import Metric, Result, write_samples
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.scores.bootstrap import intervals
-from medunifier_cli.scores.classification import ClassScores, classification_scores, multilabel_scores
+from medunifier_cli.scores.classification import (
+    ClassScores,
+    classification_scores,
+    multilabel_scores,
+    softmax,
+)
 
 TASK = "finetune"
 """Name of the task in result files."""
+CURVES = {"total": "Loss", "accuracy": "Accuracy", "auroc": "AUROC", "lr": "Learning rate"}
+"""Numbers of the log that get a curve on the run's page: name -> heading."""
 SHOWN = ("auroc", "accuracy", "macro_f1", "micro_f1")
 """Scores of the result's table, in order, where they are defined."""
 INTERVAL_SEED = 0
@@ -29,11 +36,8 @@ INTERVAL_SEED = 0
 def probabilities(logits_nC: NDArray[np.float32], one_class: bool) -> NDArray[np.float64]:
     """Softmax over classes, or the sigmoid of each class; [n, C] in [0, 1]."""
     logits = logits_nC.astype(np.float64)
-    if one_class:
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
     # the sigmoid, written so that no exponential overflows
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))
+    return softmax(logits) if one_class else np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))
 
 
 def scores_of(target: NDArray[Any], scores_nC: NDArray[np.float64], classes: tuple[str, ...]) -> ClassScores:
@@ -71,17 +75,14 @@ def measure(
     )  # fmt: skip
     chance = _chance_levels(target, len(classes))
     metrics = [
-        Metric(
-            f"fine-tuned {name}", result.scores.get(name), chance.get(name),
-            low=spread[name].low if name in spread else None,
-            high=spread[name].high if name in spread else None,
-        )
-        for name in SHOWN if name in result.scores
-    ]  # fmt: skip
+        Metric.of(f"fine-tuned {name}", result.scores[name], spread.get(name), chance.get(name))
+        for name in SHOWN
+        if name in result.scores
+    ]
     samples, split = origin["samples"], images.shards.split
     train = samples["train"]
-    write_result(
-        tuned, TASK, recipe.data.dataset, split, images.folder, n=len(target), seed=recipe.train.seed,
+    Result(
+        TASK, recipe.data.dataset, split, images.folder, n=len(target), seed=recipe.train.seed,
         metrics=metrics, protocol=_protocol(recipe, one_class),
         more={
             "fraction": train["fraction"],
@@ -100,7 +101,7 @@ def measure(
             "notes": result.notes,
             "interval": {"level": 0.95, "draws": 1000, "seed": INTERVAL_SEED, "unit": "patient"},
         },
-    )  # fmt: skip
+    ).write(tuned)  # fmt: skip
     write_samples(tuned.run, TASK, recipe.data.dataset, split, _rows(source.keys, target, scores_nC, classes))
     return metrics
 

@@ -26,7 +26,7 @@ from medunifier_cli.data.order import SampleOrder
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
-from medunifier_cli.evaluate.results import Metric, table, write_result
+from medunifier_cli.evaluate.results import Metric, Result, table
 from medunifier_cli.prior.baseline import Baseline, baseline, refuse_collapsed
 from medunifier_cli.prior.pair import CodeBatch
 from medunifier_cli.recipe.schema import PretrainRecipe
@@ -41,6 +41,13 @@ from medunifier_cli.train.loop import Values
 
 CODES = "codes.h5"
 LEVELS = ("top", "bottom")
+CURVES = {
+    "total": "Loss, both priors",
+    **{level: f"Loss of the {level} prior, nats per code" for level in LEVELS},
+    **{f"{level}_accuracy": f"Accuracy of the {level} prior" for level in LEVELS},
+    "lr": "Learning rate",
+}
+"""Numbers of the log that get a curve on the run's page: name -> heading."""
 
 
 class PriorFitting:
@@ -272,8 +279,8 @@ def _measure(
     fitted = dataclasses.replace(
         trained, run=run, step=checkpoint.step, identity=store.identity(run.checkpoints, checkpoint.step)
     )
-    write_result(
-        fitted, "priors", valid.plugin.name, valid.split, valid.shards, n=len(codes), metrics=metrics,
+    Result(
+        "priors", valid.plugin.name, valid.split, valid.shards, n=len(codes), metrics=metrics,
         seed=stage.recipe.train.seed,
         protocol=(
             "every held-out map once, with its whole text where the priors are conditioned; baseline of "
@@ -284,7 +291,7 @@ def _measure(
             "pretrained": trained.identity,
             "baseline": {level: dataclasses.asdict(result) for level, result in baselines.items()},
         },
-    )  # fmt: skip
+    ).write(fitted)  # fmt: skip
     click.echo(f"{run.folder}, {valid.plugin.name}/{valid.split}, n = {len(codes):,}")
     click.echo(table(metrics))
 

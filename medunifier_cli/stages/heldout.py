@@ -18,7 +18,7 @@ from medunifier_cli.data.batch import first_pairs, to_device
 from medunifier_cli.data.loader import SplitSource, collate, eval_batches
 from medunifier_cli.distributed import draws
 from medunifier_cli.evaluate.benchmark import patients
-from medunifier_cli.evaluate.results import Metric, mean, write_result
+from medunifier_cli.evaluate.results import Metric, Result, mean
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.model.vqvae.quantizer import perplexity
 from medunifier_cli.page.pictures import save_pairs
@@ -50,8 +50,8 @@ def evaluate(
     if objectives.itm:
         metrics.append(_matching(trained, heldout))
     if metrics:
-        write_result(
-            trained, "pretraining", dataset, split, shards, n=len(heldout), seed=trained.recipe.train.seed,
+        Result(
+            "pretraining", dataset, split, shards, n=len(heldout), seed=trained.recipe.train.seed,
             metrics=metrics,
             protocol=(
                 "PSNR: mean over images, values in [0, 1]; baseline: the mean training image. Perplexity "
@@ -59,7 +59,7 @@ def evaluate(
                 "sampled from the texts that differ from it; baseline: guessing. Intervals: 95 %, 1,000 "
                 "bootstrap resamples of patients"
             ),
-        )  # fmt: skip
+        ).write(trained)  # fmt: skip
     return metrics
 
 

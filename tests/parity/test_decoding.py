@@ -15,8 +15,8 @@ from transformers import BartConfig, BartForConditionalGeneration
 
 from medunifier_cli.errors import MuError
 from medunifier_cli.evaluate.reports.decoding import (
-    Found,
-    Rules,
+    Constraints,
+    DecodedText,
     Step,
     beam_search,
     greedy,
@@ -84,11 +84,11 @@ def generated(model: BartForConditionalGeneration, read: Tensor, **settings: Any
 
 RULES: list[tuple[dict[str, Any], dict[str, Any], float]] = [
     ({}, {}, 1.0),
-    ({"shortest": 5}, {"min_new_tokens": 5}, 0.0),
+    ({"min_tokens": 5}, {"min_new_tokens": 5}, 0.0),
     ({"no_repeat_ngram": 2}, {"no_repeat_ngram_size": 2}, 2.5),
-    ({"no_repeat_ngram": 1, "shortest": 3}, {"no_repeat_ngram_size": 1, "min_new_tokens": 3}, -1.0),
+    ({"no_repeat_ngram": 1, "min_tokens": 3}, {"no_repeat_ngram_size": 1, "min_new_tokens": 3}, -1.0),
     ({"repetition_penalty": 1.7}, {"repetition_penalty": 1.7}, 1.0),
-    ({"repetition_penalty": 0.8, "shortest": 2}, {"repetition_penalty": 0.8, "min_new_tokens": 2}, 2.0),
+    ({"repetition_penalty": 0.8, "min_tokens": 2}, {"repetition_penalty": 0.8, "min_new_tokens": 2}, 2.0),
 ]
 """Ours, theirs, and a length penalty for beam search."""
 
@@ -98,7 +98,9 @@ def test_greedy_equals_transformers(
     bart: BartForConditionalGeneration, ours: dict[str, Any], theirs: dict[str, Any], _penalty: float
 ) -> None:
     read = prompts(9)
-    found = greedy(as_step(bart, read), 9, Rules(FIRST, END, LONGEST, never=(FIRST, 1), **ours), CPU)
+    found = greedy(
+        as_step(bart, read), 9, Constraints(FIRST, END, LONGEST, forbidden_ids=(FIRST, 1), **ours), CPU
+    )
     expected = generated(bart, read, num_beams=1, **theirs)
     assert [one.tokens for one in found] == expected
     assert len({tuple(text) for text in expected}) > 3
@@ -113,8 +115,8 @@ def test_beam_search_equals_transformers(
     penalty: float,
     beams: int,
 ) -> None:
-    read, rules = prompts(9), Rules(FIRST, END, LONGEST, never=(FIRST, 1), **ours)
-    found = beam_search(as_step(bart, read), 9, rules, beams, CPU, penalty)
+    read, constraints = prompts(9), Constraints(FIRST, END, LONGEST, forbidden_ids=(FIRST, 1), **ours)
+    found = beam_search(as_step(bart, read), 9, constraints, beams, CPU, penalty)
     expected = generated(bart, read, num_beams=beams, length_penalty=penalty, **theirs)
     assert [one.tokens for one in found] == expected
     assert len({tuple(text) for text in expected}) > 3
@@ -123,7 +125,10 @@ def test_beam_search_equals_transformers(
 def test_the_cases_end_early_and_are_cut(bart: BartForConditionalGeneration) -> None:
     """Or the tests above would leave finished rows unseen."""
     found = greedy(
-        as_step(bart, prompts(12)), 12, Rules(FIRST, END, LONGEST, never=(FIRST, 1), no_repeat_ngram=2), CPU
+        as_step(bart, prompts(12)),
+        12,
+        Constraints(FIRST, END, LONGEST, forbidden_ids=(FIRST, 1), no_repeat_ngram=2),
+        CPU,
     )
     assert {one.ended for one in found} == {True, False}
     assert len({len(one.tokens) for one in found}) > 2
@@ -163,7 +168,12 @@ def test_wide_beams_find_the_best_of_all_texts(seed: int, penalty: float) -> Non
             scores[said] = total / length**penalty
     best = max(scores, key=lambda said: scores[said])
     found = beam_search(
-        step_of(model, 1), 1, Rules(first=0, end=2, longest=longest, never=(0,)), 200, CPU, penalty
+        step_of(model, 1),
+        1,
+        Constraints(start_id=0, end_id=2, max_tokens=longest, forbidden_ids=(0,)),
+        200,
+        CPU,
+        penalty,
     )[0]
     assert tuple(found.tokens) == (best[:-1] if best[-1] == 2 else best)
     assert found.score == pytest.approx(scores[best], abs=1e-9)
@@ -171,11 +181,11 @@ def test_wide_beams_find_the_best_of_all_texts(seed: int, penalty: float) -> Non
 
 def test_draws_follow_the_distribution_and_its_limits() -> None:
     model = table(1, 6)
-    rules = Rules(first=0, end=2, longest=1, never=(0,))
+    constraints = Constraints(start_id=0, end_id=2, max_tokens=1, forbidden_ids=(0,))
     logits = model((0,)).clone()
     logits[0] = -torch.inf
     for draws in (Draws(3), Draws(3, temperature=0.5), Draws(3, top_k=2), Draws(3, top_p=0.7)):
-        found = nucleus(step_of(model, 4000), range(4000), rules, draws, CPU)
+        found = nucleus(step_of(model, 4000), range(4000), constraints, draws, CPU)
         seen = Counter(one.tokens[0] if one.tokens else 2 for one in found)
         share = (logits / draws.temperature).softmax(0)
         order = share.argsort(descending=True).tolist()
@@ -189,12 +199,12 @@ def test_draws_follow_the_distribution_and_its_limits() -> None:
             assert seen[token] / 4000 == pytest.approx(expected, abs=0.03)
 
 
-def test_a_drawn_text_depends_on_seed_and_number_alone() -> None:
+def test_a_sampled_text_depends_on_seed_and_number_alone() -> None:
     model = table(2, 9)
-    rules = Rules(first=0, end=2, longest=12, never=(0,))
+    constraints = Constraints(start_id=0, end_id=2, max_tokens=12, forbidden_ids=(0,))
 
     def drawn(numbers: list[int], seed: int = 5) -> list[list[int]]:
-        found = nucleus(step_of(model, len(numbers)), numbers, rules, Draws(seed, top_p=0.9), CPU)
+        found = nucleus(step_of(model, len(numbers)), numbers, constraints, Draws(seed, top_p=0.9), CPU)
         return [one.tokens for one in found]
 
     numbers = [7, 2**63 - 1, 0, 12, 3, 5, 1, 9]
@@ -206,31 +216,33 @@ def test_a_drawn_text_depends_on_seed_and_number_alone() -> None:
 
 
 def test_a_text_ends_where_every_token_is_forbidden() -> None:
-    rules = Rules(first=0, end=2, longest=9, never=(0,), no_repeat_ngram=1, shortest=8)
+    constraints = Constraints(
+        start_id=0, end_id=2, max_tokens=9, forbidden_ids=(0,), no_repeat_ngram=1, min_tokens=8
+    )
     for found in (
-        greedy(step_of(table(0, 4), 2), 2, rules, CPU),
-        beam_search(step_of(table(0, 4), 2), 2, rules, 3, CPU),
-        nucleus(step_of(table(0, 4), 2), [0, 1], rules, Draws(0), CPU),
+        greedy(step_of(table(0, 4), 2), 2, constraints, CPU),
+        beam_search(step_of(table(0, 4), 2), 2, constraints, 3, CPU),
+        nucleus(step_of(table(0, 4), 2), [0, 1], constraints, Draws(0), CPU),
     ):
         assert [sorted(one.tokens) for one in found] == [[1, 3], [1, 3]]
 
 
-def test_bad_settings_and_nan_are_said() -> None:
-    good = {"first": 0, "end": 2, "longest": 5}
+def test_bad_settings_and_nan_are_errors() -> None:
+    good = {"start_id": 0, "end_id": 2, "max_tokens": 5}
     for bad, words in (
-        ({"longest": 0}, "longest must be 1 or more"),
-        ({"shortest": 5}, "shortest must be 0 to 4"),
+        ({"max_tokens": 0}, "maximum length must be 1 or more"),
+        ({"min_tokens": 5}, "minimum length must be 0 to 4"),
         ({"repetition_penalty": 0.0}, "repetition penalty must be"),
         ({"no_repeat_ngram": -1}, "no-repeat n-gram must be"),
     ):
         with pytest.raises(MuError, match=words):
-            greedy(step_of(table(0, 4), 1), 1, Rules(**{**good, **bad}), CPU)
+            greedy(step_of(table(0, 4), 1), 1, Constraints(**{**good, **bad}), CPU)
     with pytest.raises(MuError, match="1 or more beams"):
-        beam_search(step_of(table(0, 4), 1), 1, Rules(**good), 0, CPU)
+        beam_search(step_of(table(0, 4), 1), 1, Constraints(**good), 0, CPU)
     with pytest.raises(MuError, match="temperature"):
-        nucleus(step_of(table(0, 4), 1), [0], Rules(**good), Draws(0, temperature=math.nan), CPU)
-    with pytest.raises(MuError, match="gives NaN for words"):
-        greedy(lambda token_R, _: torch.full((len(token_R), 4), torch.nan), 1, Rules(**good), CPU)
+        nucleus(step_of(table(0, 4), 1), [0], Constraints(**good), Draws(0, temperature=math.nan), CPU)
+    with pytest.raises(MuError, match="logits are NaN"):
+        greedy(lambda token_R, _: torch.full((len(token_R), 4), torch.nan), 1, Constraints(**good), CPU)
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -241,7 +253,7 @@ def test_cached_logits_are_those_of_the_whole_text_at_once(every: int) -> None:
     with torch.inference_mode():
         memory = model.qformer.encode_image(features)
         whole = model.decode_text(memory, pack(texts.tolist())).view(5, 12, -1)
-        cache = TextCache(model, memory, longest=12)
+        cache = TextCache(model, memory, max_tokens=12)
         for place in range(12):
             logits = cache.step(texts[:, place], torch.arange(5))
             torch.testing.assert_close(logits, whole[:, place], atol=1e-4, rtol=1e-5)
@@ -272,10 +284,10 @@ def recomputed(model: Any, memory: Any) -> Step:
     return step
 
 
-SEARCHES: dict[str, Callable[[Step, Rules], list[Found]]] = {
-    "greedy": lambda step, rules: greedy(step, 7, rules, CPU),
-    "beam": lambda step, rules: beam_search(step, 7, rules, 3, CPU),
-    "nucleus": lambda step, rules: nucleus(step, list(range(7)), rules, Draws(1, top_p=0.9), CPU),
+SEARCHES: dict[str, Callable[[Step, Constraints], list[DecodedText]]] = {
+    "greedy": lambda step, constraints: greedy(step, 7, constraints, CPU),
+    "beam": lambda step, constraints: beam_search(step, 7, constraints, 3, CPU),
+    "nucleus": lambda step, constraints: nucleus(step, list(range(7)), constraints, Draws(1, top_p=0.9), CPU),
 }
 
 
@@ -287,9 +299,9 @@ def test_texts_with_the_cache_are_those_without(how: str) -> None:
         model.word_head.bias[SEP] += 2.5
         features = torch.randn(7, 17, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
         memory = model.qformer.encode_image(features)
-        rules = Rules(first=DEC, end=SEP, longest=11, never=(DEC, 0))
-        fast = SEARCHES[how](TextCache(model, memory, 12).step, rules)
-        slow = SEARCHES[how](recomputed(model, memory), rules)
+        constraints = Constraints(start_id=DEC, end_id=SEP, max_tokens=11, forbidden_ids=(DEC, 0))
+        fast = SEARCHES[how](TextCache(model, memory, 12).step, constraints)
+        slow = SEARCHES[how](recomputed(model, memory), constraints)
     assert [one.tokens for one in fast] == [one.tokens for one in slow]
     assert [one.score for one in fast] == pytest.approx([one.score for one in slow], abs=1e-9)
     assert len({len(one.tokens) for one in fast}) > 1

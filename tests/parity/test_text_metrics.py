@@ -18,6 +18,7 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
 from medunifier_cli.errors import DataError
+from medunifier_cli.evaluate.reports.scoring import score_rows
 from medunifier_cli.scores.text.bleu import bleu_counts
 from medunifier_cli.scores.text.meteor import Corpus, MeteorUnavailableError, meteor
 from medunifier_cli.scores.text.report import METRICS, report_scores
@@ -105,7 +106,7 @@ def coco(
 def test_scores_equal_pycocoevalcap(reports: Callable[[int], list[str]], protocol: Protocol) -> None:
     references = reports(500)
     hypotheses = written_by_a_model(references)
-    got = report_scores(hypotheses, references, protocol, with_meteor=False, draws=0)
+    got = report_scores(hypotheses, references, protocol, draws=0)
     scores, per_report = coco(*prepare(hypotheses, references, protocol))
     assert 0.1 < scores["bleu_4"] < 0.9
     assert scores["cider"] > 0.05
@@ -162,10 +163,10 @@ def test_meteor_equals_pycocoevalcap(protocol: Protocol) -> None:
     )
     for pipe in (program.meteor_p.stdout, program.meteor_p.stderr):
         pipe.close()
-    got = report_scores(hypotheses, references, protocol, draws=0)
+    (got,) = meteor([Corpus(said, truth)])
     assert 0.1 < score < 1
-    assert got.scores["meteor"] == pytest.approx(score, abs=1e-6)
-    np.testing.assert_allclose(got.per_report["meteor"], each, atol=1e-6)
+    assert got.corpus == pytest.approx(score, abs=1e-6)
+    np.testing.assert_allclose(got.per_report, each, atol=1e-6)
     assert all(value == 0 for value, words in zip(each, said, strict=True) if not words)
 
 
@@ -173,11 +174,11 @@ def test_without_java_meteor_stays_empty_and_the_rest_is_scored(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    got = report_scores(["No effusion."], ["No pleural effusion."], draws=0)
-    assert got.scores["meteor"] is None
-    assert set(got.scores) == set(METRICS)
-    assert "meteor" not in got.per_report
-    assert any(note.startswith("meteor: left empty") and "Java" in note for note in got.notes)
+    scored = score_rows([{"reference": "No pleural effusion.", "hypothesis": "No effusion."}], None)
+    values = {metric.name: metric.value for metric in scored.metrics}
+    assert values["METEOR"] is None
+    assert all(value is not None for name, value in values.items() if not name.startswith("METEOR"))
+    assert any(note.startswith("METEOR: left empty") and "Java" in note for note in scored.notes)
 
 
 def test_a_java_that_does_not_run_is_said_and_does_not_hang(
@@ -229,9 +230,9 @@ def test_common_subsequence_equals_the_table() -> None:
 def test_intervals_are_those_of_the_corpus_scores() -> None:
     references = drawn_reports(60)
     hypotheses = written_by_a_model(references)
-    got = report_scores(hypotheses, references, with_meteor=False, draws=200, seed=3)
+    got = report_scores(hypotheses, references, draws=200, seed=3)
     said, truth = prepare(hypotheses, references)
-    assert set(got.intervals) == set(METRICS) - {"meteor"}
+    assert set(got.intervals) == set(METRICS)
     for name, interval in got.intervals.items():
         assert interval.low < got.scores[name] < interval.high
         assert interval.draws == 200

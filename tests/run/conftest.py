@@ -161,5 +161,5 @@ def trained(home: Path) -> PretrainedRun:
 
 
 @pytest.fixture
-def asked(verb: small_run.Mu, trained: PretrainedRun) -> Benchmark:
+def benchmark(verb: small_run.Mu, trained: PretrainedRun) -> Benchmark:
     return open_benchmark(trained, split="test", need_text=False)

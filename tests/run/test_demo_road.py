@@ -135,9 +135,9 @@ def test_prompts_file(road: Path, tmp_path: Path) -> None:
 
 def test_drawn_prompts_depend_on_the_seed_alone() -> None:
     texts = {"a": [f"text {i}" for i in range(30)], "b": ["only one"]}
-    drawn = prompts.draw(texts, ("a", "b"), 15, seed=3)
-    assert drawn == prompts.draw(texts, ("a", "b"), 15, seed=3)
-    assert drawn != prompts.draw(texts, ("a", "b"), 15, seed=4)
+    drawn = prompts.sample_prompts(texts, ("a", "b"), 15, seed=3)
+    assert drawn == prompts.sample_prompts(texts, ("a", "b"), 15, seed=3)
+    assert drawn != prompts.sample_prompts(texts, ("a", "b"), 15, seed=4)
     assert len(set(drawn["a"])) == 15
     assert drawn["b"] == ["only one"]
-    assert len(prompts.draw(texts, ("a",), 0, seed=3)["a"]) == 30
+    assert len(prompts.sample_prompts(texts, ("a",), 0, seed=3)["a"]) == 30

@@ -24,7 +24,7 @@ from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.split_source import SplitSource
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.reports import writer as report_writer
-from medunifier_cli.evaluate.reports.decoding import Found
+from medunifier_cli.evaluate.reports.decoding import DecodedText
 from medunifier_cli.evaluate.reports.scoring import constant_report, score_rows
 from medunifier_cli.evaluate.reports.writer import Decoding, Writer
 from medunifier_cli.plugin_index import load_dataset
@@ -107,7 +107,7 @@ def test_a_split_is_reported_on_beside_its_references(root: Path) -> None:
     assert not any(row["reference"][:30] in done.output for row in rows)
 
 
-def test_drawn_reports_depend_on_seed_and_key(root: Path, tmp_path: Path) -> None:
+def test_sampled_reports_depend_on_seed_and_key(root: Path, tmp_path: Path) -> None:
     def drawn(name: str, *arguments: object) -> list[str]:
         options = ("--run", "r", "--sample", "nucleus", "--top-p", 0.95, "--out", tmp_path / name)
         done = call(root, "report", *options, *arguments)
@@ -124,7 +124,7 @@ def test_drawn_reports_depend_on_seed_and_key(root: Path, tmp_path: Path) -> Non
 def test_files_give_the_texts_of_the_split(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder with two kinds of image, and a cut one: its name and why are said, the rest is done."""
+    """A folder with two kinds of image, and a cut one: it is reported by name, the others get reports."""
     assert call(root, "report", "--run", "r", "--sample", "greedy", "--out", tmp_path / "out").exit_code == 0
     said = {row["key"]: row for row in lines(tmp_path / "out/reports-phantom-test.jsonl")}
     folder = tmp_path / "images"
@@ -164,7 +164,7 @@ def test_files_give_the_texts_of_the_split(
 def test_sections_come_apart(trained: PretrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "FINDINGS: The heart is normal. No effusion. IMPRESSION: No acute disease."
     tokens = trained.tokenizer.encode(text, 60)[1:-1]
-    monkeypatch.setattr(report_writer, "greedy", lambda *_: [Found(tokens, ended=True)])
+    monkeypatch.setattr(report_writer, "greedy", lambda *_: [DecodedText(tokens, ended=True)])
     writer = Writer(trained, Decoding(how="greedy"), ("findings", "impression"))
     report = writer.write(blank(trained), ["a"])[0]
     assert report.sections["impression"] == "No acute disease."
@@ -179,11 +179,11 @@ def blank(trained: PretrainedRun) -> Any:
     return torch.zeros(1, 1, size, size, dtype=torch.uint8)
 
 
-def test_mistakes_are_said_in_one_line(root: Path, trained: PretrainedRun, tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_one_line(root: Path, trained: PretrainedRun, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, code, words in (
         (("--max-tokens", 200), 1, "trained on at most 93 tokens"),
-        (("--max-tokens", 5, "--min-tokens", 6), 1, "above the longest report, 5 tokens"),
+        (("--max-tokens", 5, "--min-tokens", 6), 1, "above the maximum length, 5 tokens"),
         (("--split", "nowhere"), 1, "nowhere"),
         ((tmp_path / "none.png",), 1, "no such file"),
         ((tmp_path / "empty",), 1, "no file in this folder"),
@@ -200,7 +200,7 @@ def test_mistakes_are_said_in_one_line(root: Path, trained: PretrainedRun, tmp_p
         Writer(other, Decoding(), ("findings",))
 
 
-def test_the_floor_is_a_typical_training_report(root: Path, trained: PretrainedRun) -> None:
+def test_the_baseline_is_a_typical_training_report(root: Path, trained: PretrainedRun) -> None:
     plugin = load_dataset("phantom")
     train = SplitSource(
         Shards.open(root / "data/shards/phantom", "train"), trained.tokenizer, trained.recipe.data,
@@ -247,7 +247,7 @@ def test_findings_are_scored_as_counted_by_hand() -> None:
     scored = score_rows(rows, load_dataset("phantom"), "Severe edema.")
     values = {metric.name: metric for metric in scored.metrics}
     assert values["finding micro-F1"].value == pytest.approx(2 * 2 / (3 + 3))
-    assert values["finding micro-F1"].floor == pytest.approx(2 * 1 / (3 + 3))
+    assert values["finding micro-F1"].baseline == pytest.approx(2 * 1 / (3 + 3))
     assert scored.per_finding["Edema"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "positives": 1}
     assert scored.per_finding["Pleural Effusion"]["f1"] == 1
     assert scored.per_finding["Pneumonia"]["f1"] is None
@@ -260,29 +260,29 @@ def test_findings_are_scored_as_counted_by_hand() -> None:
 def test_a_perfect_report_scores_one(root: Path, tmp_path: Path) -> None:
     text = "The heart is mildly enlarged. There is no effusion."
     other = "A small left effusion is present. The lungs are clear."
-    path = tmp_path / "theirs.jsonl"
+    path = tmp_path / "reports.jsonl"
     path.write_text("".join(json.dumps({"reference": t, "hypothesis": t}) + "\n" for t in (text, other)))
     done = call(root, "score", "--reports", path, "--format", "csv")
     assert done.exit_code == 0, done.output
     cells = dict(line.split(",")[:2] for line in done.stdout.splitlines() if '"' not in line)
     assert {cells[name] for name in ("BLEU-1", "BLEU-4", "ROUGE-L")} == {"1.000"}
     assert "finding micro-F1" not in cells  # the file names no data set
-    assert "no theirs.constant.txt beside" in done.stderr
+    assert "no reports.constant.txt next to" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ("", "no report to score"),
-        ('{"reference": "secret heart"}\n', "theirs.jsonl:1: not a JSON object"),
-        ('{"reference": "a", "hypothesis": "b"}\nsecret heart\n', "theirs.jsonl:2: not a JSON object"),
+        ('{"reference": "secret heart"}\n', "reports.jsonl:1: not a JSON object"),
+        ('{"reference": "a", "hypothesis": "b"}\nsecret heart\n', "reports.jsonl:2: not a JSON object"),
         ('{"reference": "___", "hypothesis": "secret heart"}\n', "none has a reference with words"),
     ],
 )
 def test_a_bad_file_of_reports_is_named_without_its_text(
     root: Path, tmp_path: Path, content: str, words: str
 ) -> None:
-    path = tmp_path / "theirs.jsonl"
+    path = tmp_path / "reports.jsonl"
     path.write_text(content)
     done = call(root, "score", "--reports", path)
     assert done.exit_code == 1

@@ -48,43 +48,43 @@ def test_numbers_follow_from_the_saved_rankings(home: Path, verb: Mu) -> None:
         assert metric.value == pytest.approx(found[metric.name]["value"]), metric.name
 
 
-def odds(trained: PretrainedRun, asked: Benchmark, image: int, text: int) -> float:
+def odds(trained: PretrainedRun, benchmark: Benchmark, image: int, text: int) -> float:
     """Log-odds of a match of one pair, read alone."""
-    ids = torch.tensor(list(asked.source.sample(text).token_ids))
+    ids = torch.tensor(list(benchmark.source.sample(text).token_ids))
     with torch.no_grad():
-        seen = pixels(torch.from_numpy(asked.source.sample(image).image_HW)[None, None])
+        seen = pixels(torch.from_numpy(benchmark.source.sample(image).image_HW)[None, None])
         memory = trained.model.encode_image(seen)
         packed = PackedText(ids, torch.tensor([len(ids)]))
         logits = trained.model.match(memory, torch.tensor([0]), packed)
     return float(logits[0, 1] - logits[0, 0])
 
 
-def test_matching_takes_pairs_in_any_order(trained: PretrainedRun, asked: Benchmark) -> None:
+def test_matching_takes_pairs_in_any_order(trained: PretrainedRun, benchmark: Benchmark) -> None:
     random = np.random.default_rng(0)
     image = np.concatenate([np.full(20, 5), random.integers(0, 40, 40)])  # more texts of one than of others
     text = np.concatenate([random.permutation(40)[:20], random.integers(0, 40, 40)])
     shuffled = random.permutation(60)
     image, text = image[shuffled], text[shuffled]
-    found = match_scores(trained, asked.source.images, asked.source.token_ids, image, text)
-    wanted = [odds(trained, asked, *pair) for pair in zip(image.tolist(), text.tolist(), strict=True)]
+    found = match_scores(trained, benchmark.source.images, benchmark.source.token_ids, image, text)
+    wanted = [odds(trained, benchmark, *pair) for pair in zip(image.tolist(), text.tolist(), strict=True)]
     assert found.tolist() == pytest.approx(wanted, abs=2e-5)
 
 
 def test_reranked_order_is_that_of_pairs_read_one_at_a_time(
-    home: Path, verb: Mu, trained: PretrainedRun, asked: Benchmark
+    home: Path, verb: Mu, trained: PretrainedRun, benchmark: Benchmark
 ) -> None:
     done = verb("retrieve", "--split", "test", "--rerank", 7)
     assert done.exit_code == 0
     assert "best 7 re-ranked by ITM" in done.stdout
     plain = samples(home, "retrieval-phantom-test")
     again = samples(home, "retrieval-rerank7-phantom-test")
-    number = {asked.source.sample(i).key: i for i in range(len(asked.source))}
+    number = {benchmark.source.sample(i).key: i for i in range(len(benchmark.source))}
     for before, after in list(zip(plain, again, strict=True))[:6]:
         for way in ("image_to_text", "text_to_image"):
             pairs = [(before["key"], other) for other in before[way]]
             if way == "text_to_image":
                 pairs = [(image, text) for text, image in pairs]
-            wanted = [odds(trained, asked, number[image], number[text]) for image, text in pairs[:7]]
+            wanted = [odds(trained, benchmark, number[image], number[text]) for image, text in pairs[:7]]
             assert sorted(after[way][:7]) == sorted(before[way][:7])
             assert after[way][7:] == before[way][7:]
             assert after[f"{way}_scores"][:7] == pytest.approx(sorted(wanted, reverse=True), abs=2e-5)
@@ -146,7 +146,7 @@ def test_an_empty_query_is_no_benchmark(home: Path, verb: Mu) -> None:
 
 
 def test_a_text_search_leaves_a_gallery_that_works_from_its_folder(
-    home: Path, verb: Mu, trained: PretrainedRun, asked: Benchmark, tmp_path: Path
+    home: Path, verb: Mu, trained: PretrainedRun, benchmark: Benchmark, tmp_path: Path
 ) -> None:
     query = "large left effusion <b>& more"
     done = verb("retrieve", "--split", "test", "--query", query, "--top", "5", "--out", tmp_path / "page")
@@ -172,7 +172,7 @@ def test_a_text_search_leaves_a_gallery_that_works_from_its_folder(
         ids = torch.tensor(trained.tokenizer.encode(query, 95))
         packed = PackedText(ids, torch.tensor([len(ids)]))
         g_t = trained.model.text_head(trained.model.encode_text(packed))[0].numpy()
-    found = embed_split(trained, asked.source, "phantom", "test", asked.shards)
+    found = embed_split(trained, benchmark.source, "phantom", "test", benchmark.shards)
     cosine = {
         key: max(float(q @ g_t) for q in g_q) for key, g_q in zip(found.keys, found.image_nQE, strict=True)
     }
@@ -180,20 +180,20 @@ def test_a_text_search_leaves_a_gallery_that_works_from_its_folder(
     for key, words in zip(best, gallery.figures, strict=True):
         assert key in words
         assert f"{cosine[key]:.3f}" in words
-        report = asked.source.text(found.keys.index(key))
+        report = benchmark.source.text(found.keys.index(key))
         assert report in words
         assert report[:30] not in done.stderr + done.stdout, "reports are patient data"
 
 
 def test_an_image_search_finds_reports_by_similarity_and_then_by_match(
-    home: Path, verb: Mu, trained: PretrainedRun, asked: Benchmark, tmp_path: Path
+    home: Path, verb: Mu, trained: PretrainedRun, benchmark: Benchmark, tmp_path: Path
 ) -> None:
-    shards = Shards.open(asked.shards, "test")
+    shards = Shards.open(benchmark.shards, "test")
     (tmp_path / "film.png").write_bytes(shards.image(3))
     words = ("retrieve", "--split", "test", "--image", tmp_path / "film.png", "--top", "6")
     done = verb(*words, "--out", tmp_path / "page")
     assert done.exit_code == 0
-    found = embed_split(trained, asked.source, "phantom", "test", asked.shards)
+    found = embed_split(trained, benchmark.source, "phantom", "test", benchmark.shards)
     cosine = (found.image_nQE[3] @ found.text_nE.T).max(axis=0)
     wanted = [found.keys[i] for i in np.argsort(-cosine, kind="stable")[:6]]
     figures = Gallery(tmp_path / "page" / "index.html").figures
@@ -208,18 +208,20 @@ def test_an_image_search_finds_reports_by_similarity_and_then_by_match(
     assert match == sorted(match, reverse=True)
 
 
-def test_a_diverged_checkpoint_or_one_without_the_objective(trained: PretrainedRun, asked: Benchmark) -> None:
+def test_a_diverged_checkpoint_or_one_without_the_objective(
+    trained: PretrainedRun, benchmark: Benchmark
+) -> None:
     def without(name: str) -> PretrainedRun:
         changed = dataclasses.replace(trained.recipe.objectives, **{name: 0.0})
         return dataclasses.replace(trained, recipe=dataclasses.replace(trained.recipe, objectives=changed))
 
     one = np.zeros(1, np.int64)
     with pytest.raises(CheckpointError, match="without ITM"):
-        match_scores(without("itm"), asked.source.images, asked.source.token_ids, one, one)
+        match_scores(without("itm"), benchmark.source.images, benchmark.source.token_ids, one, one)
     with pytest.raises(CheckpointError, match="without ITC"):
-        embed_split(without("itc"), asked.source, "phantom", "test", asked.shards)
+        embed_split(without("itc"), benchmark.source, "phantom", "test", benchmark.shards)
     with torch.no_grad():
         trained.model.text_head.project.weight.fill_(float("nan"))
     with pytest.raises(CheckpointError, match="not finite; training diverged"):
-        embed_split(trained, asked.source, "phantom", "nan", asked.shards)
+        embed_split(trained, benchmark.source, "phantom", "nan", benchmark.shards)
     assert not (trained.run.folder / "cache" / "embeddings-phantom-nan.h5").exists()

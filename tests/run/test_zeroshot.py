@@ -18,15 +18,15 @@ from tests.unit.plugins.test_rsna import write_raw
 
 
 def test_files_get_the_probabilities_of_the_split_and_bad_ones_are_counted(
-    home: Path, verb: Mu, asked: Benchmark, tmp_path: Path
+    home: Path, verb: Mu, benchmark: Benchmark, tmp_path: Path
 ) -> None:
     assert verb("zeroshot", "--split", "test").exit_code == 0
     rows = samples(home, "zeroshot-phantom-test")[:5]
-    keys = [asked.source.sample(i).key for i in range(len(asked.source))]
+    keys = [benchmark.source.sample(i).key for i in range(len(benchmark.source))]
     paths = []
     for row in rows:
         paths.append(tmp_path / f"{row['key']}.png")
-        paths[-1].write_bytes(asked.source.shards.image(keys.index(row["key"])))
+        paths[-1].write_bytes(benchmark.source.shards.image(keys.index(row["key"])))
     (tmp_path / "torn.png").write_bytes(paths[0].read_bytes()[:200])
     done = verb("zeroshot", *paths[:2], tmp_path / "torn.png", *paths[2:], tmp_path / "gone.dcm", "--json")
     assert done.exit_code == 0
@@ -42,7 +42,7 @@ def test_files_get_the_probabilities_of_the_split_and_bad_ones_are_counted(
         assert one["class"] == row["predicted"]
         assert sum(one["probabilities"].values()) == pytest.approx(1, abs=1e-4)
     table = verb("zeroshot", paths[0], "--csv").stdout.splitlines()
-    assert table[0].split(",") == ["file", *asked.plugin.classes]
+    assert table[0].split(",") == ["file", *benchmark.plugin.classes]
     done = verb("zeroshot", tmp_path / "torn.png")
     assert done.exit_code == 1
     assert "is no image that can be read" in done.stderr
@@ -80,15 +80,15 @@ def test_prompts_saved_and_edited_are_used(home: Path, verb: Mu, tmp_path: Path)
     assert edited["prompts_hash"] != theirs["prompts_hash"]
     done = verb("zeroshot", "--data", "phantom", "--save-prompts", path)
     assert done.exit_code == 1
-    assert "is there already" in done.stderr
+    assert "exists already" in done.stderr
 
 
 def test_one_class_or_none_and_a_class_without_images(
-    home: Path, verb: Mu, asked: Benchmark, tmp_path: Path
+    home: Path, verb: Mu, benchmark: Benchmark, tmp_path: Path
 ) -> None:
     keys: dict[int, list[str]] = {}
-    for i, label in enumerate(asked.source.labels.tolist()):
-        keys.setdefault(label, []).append(asked.source.shards.key(i))
+    for i, label in enumerate(benchmark.source.labels.tolist()):
+        keys.setdefault(label, []).append(benchmark.source.shards.key(i))
     listed = tmp_path / "some.txt"
     listed.write_text("\n".join(keys[2]))
     for words in (("retrieve",), ("zeroshot",)):

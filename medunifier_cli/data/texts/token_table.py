@@ -6,24 +6,21 @@ of a split is read once per combination of sections and tokenizer; loader worker
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.report import compose, digest
 from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.recipe.schema import DataConfig, TextConfig
+from medunifier_cli.run.cache import cached
 
 CACHE = ".cache"
 """Folder beside the shards; it may be deleted at any time."""
@@ -64,13 +61,13 @@ def token_table(
     rule = [VERSION, shards.fingerprint, list(sections), data.require, text.strip_deidentified]
     rule += [text.max_tokens, tokenizer.fingerprint, *(["marks"] if text.section_marks else [])]
     name = hashlib.sha256(json.dumps(rule).encode()).hexdigest()[:16]
-    path = shards.folder / CACHE / f"{shards.split}-{name}.safetensors"
-    table = _load(path, len(shards))
-    if table is None:
-        table = _build(texts_of(shards, sections, data, text), len(shards), text.max_tokens, tokenizer)
-        with contextlib.suppress(OSError):
-            _save(table, path)
-    return table
+    path = shards.folder / CACHE / f"{shards.split}-{name}.h5"
+
+    def tokens() -> dict[str, NDArray[Any]]:
+        texts = texts_of(shards, sections, data, text)
+        return vars(_build(texts, len(shards), text.max_tokens, tokenizer))
+
+    return TokenTable(**cached(path, json.dumps(rule), tokens))
 
 
 def _build(texts: Iterator[str], n: int, max_tokens: int, tokenizer: TextTokenizer) -> TokenTable:
@@ -88,23 +85,3 @@ def _build(texts: Iterator[str], n: int, max_tokens: int, tokenizer: TextTokeniz
         # Merged now and then: each small array has about 100 bytes of header, nearly as much as its ids.
         pieces = [np.concatenate(pieces)] if len(pieces) > 64 * CHUNK else pieces
     return TokenTable(np.concatenate(pieces), start, digests)
-
-
-def _load(path: Path, n: int) -> TokenTable | None:
-    try:
-        table = TokenTable(**load_file(path))
-    except Exception:  # absent or damaged in whatever way: it is only a cache and will be computed again
-        return None
-    return table if len(table.digest) == n else None
-
-
-def _save(table: TokenTable, path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    file, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")  # all ranks may do this at once
-    os.close(file)
-    try:
-        save_file({"ids_N": table.ids_N, "start": table.start, "digest": table.digest}, name)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

@@ -1,4 +1,4 @@
-"""Reports of a split, written, saved and scored (paper, table 4)."""
+"""Generate the reports of a split, save them and score them (paper, table 4); score files of reports."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.evaluate.benchmark import open_benchmark
+from medunifier_cli.evaluate.render import number, render
 from medunifier_cli.evaluate.reports.scoring import Scored, constant_report, read_rows, score_rows
 from medunifier_cli.evaluate.reports.writer import Decoding, Writer, save_rows, write_split
-from medunifier_cli.evaluate.results import span, write_result
-from medunifier_cli.evaluate.tables.tables import render
+from medunifier_cli.evaluate.results import Result, span
 from medunifier_cli.files import write_text
 from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.roots import shards_folder
 
 TASK = "report"
 CONSTANT = ".constant.txt"
-"""Ends the name of the file, beside the reports, that holds the floor's report."""
+"""Ending of the file, next to the reports, that holds the constant report of the baseline."""
 PROTOCOL = (
     "{decoding}; reference: the radiologist's whole report (single) or, where named so, each sentence of it; "
     "words in lower case without punctuation; CIDEr in [0, 10], all others in [0, 1]; findings: read out of "
@@ -32,8 +32,8 @@ PROTOCOL = (
 
 
 @dataclass(frozen=True)
-class Done:
-    """What `report_split` leaves."""
+class ReportedSplit:
+    """Scores and file of a split's reports."""
 
     scored: Scored
     reports: Path
@@ -43,49 +43,49 @@ class Done:
 def report_split(
     trained: PretrainedRun, decoding: Decoding, dataset: str = "", split: str = "", limit: int = 0,
     out: Path | None = None, clinical: bool = False,
-) -> Done:  # fmt: skip
+) -> ReportedSplit:  # fmt: skip
     """Write `results/reports-<dataset>-<split>.jsonl` and `results/report-<dataset>-<split>.json`.
 
     Args:
-        dataset, split: as `open_benchmark` takes them.
-        limit: only the first so many samples; 0 for all.
+        dataset, split: see `open_benchmark`.
+        limit: use only the first `limit` samples; 0 for all.
         out: another folder than the run's results.
-        clinical: CheXbert and RadGraph F1 too.
+        clinical: add CheXbert and RadGraph F1.
 
     Raises:
         CheckpointError: the run was trained without ITG.
         DataError: no such split, or nothing to score in it.
     """
-    asked = open_benchmark(trained, dataset, split)
+    benchmark = open_benchmark(trained, dataset, split)
     writer = Writer(trained, decoding, trained_sections(trained))
-    rows, cut = write_split(writer, asked.source, asked.plugin.name, limit)
-    landing = _landing(trained, out)
-    path = landing.run.results / f"reports-{asked.plugin.name}-{asked.split}.jsonl"
+    rows, cut = write_split(writer, benchmark.source, benchmark.plugin.name, limit)
+    target = _with_results_in(trained, out)
+    path = target.run.results / f"reports-{benchmark.plugin.name}-{benchmark.split}.jsonl"
     save_rows(rows, path)
     constant, missing = _constant(trained)
     if constant:
         write_text(path.with_name(path.stem + CONSTANT), constant + "\n")
-    scored = score_rows(rows, asked.plugin, constant, clinical)
+    scored = score_rows(rows, benchmark.plugin, constant, clinical)
     if cut:
         scored.notes.append(f"{cut:,} of {len(rows):,} reports were cut at the longest length")
     scored.notes += [missing] if missing else []
-    write_result(
-        landing, TASK, asked.plugin.name, asked.split, asked.shards, n=scored.n, metrics=scored.metrics,
+    Result(
+        TASK, benchmark.plugin.name, benchmark.split, benchmark.shards, n=scored.n, metrics=scored.metrics,
         seed=decoding.seed,
-        protocol=PROTOCOL.format(decoding=decoding.said()),
+        protocol=PROTOCOL.format(decoding=decoding.describe()),
         more={
             "decoding": dataclasses.asdict(decoding), "per_finding": scored.per_finding,
             "notes": scored.notes, "cut_at_longest": cut,
         },
-    )  # fmt: skip
-    return Done(scored, path)
+    ).write(target)  # fmt: skip
+    return ReportedSplit(scored, path)
 
 
 def score_file(path: Path, clinical: bool = False) -> Scored:
-    """Scores of a file of reports, `mu report`'s own or another's; prints nothing.
+    """Score a file of reports, from `mu report` or another program; prints nothing.
 
-    The floor is the constant report beside the file, where there is one. Findings are read by the plugin that
-    the rows name as `dataset`.
+    The baseline is the constant report in the file next to the reports, if there is one. Findings are read by
+    the data set plugin that the rows name as `dataset`.
 
     Raises:
         DataError: see `read_rows` and `score_rows`.
@@ -98,24 +98,24 @@ def score_file(path: Path, clinical: bool = False) -> Scored:
             plugin = load_dataset(names.pop())
         except MuError as error:
             notes.append(f"findings: left out. {error}")
-    beside = path.with_name(path.stem + CONSTANT)
-    constant = beside.read_text(encoding="utf-8").strip() if beside.is_file() else ""
+    constant_file = path.with_name(path.stem + CONSTANT)
+    constant = constant_file.read_text(encoding="utf-8").strip() if constant_file.is_file() else ""
     if not constant:
-        notes.append(f"floor: left out, there is no {beside.name} beside the reports")
+        notes.append(f"baseline: left out, there is no {constant_file.name} next to the reports")
     scored = score_rows(rows, plugin, constant, clinical)
     scored.notes += notes
     return scored
 
 
 def render_scores(scored: Scored, form: str) -> str:
-    """All scores, and precision, recall and F1 of each finding: text, Markdown, or one CSV table."""
-    metrics = [["metric", "value", "95 % interval", "floor"]]
-    metrics += [[m.name, _number(m.value, "-"), span(m), _number(m.floor, "")] for m in scored.metrics]
+    """All scores, then precision, recall and F1 of each finding, as text, Markdown, or one CSV table."""
+    metrics = [["metric", "value", "95 % interval", "baseline"]]
+    metrics += [[m.name, number(m.value, "-"), span(m), number(m.baseline)] for m in scored.metrics]
     keys = ("precision", "recall", "f1", "positives")
     findings = [["finding", *keys]]
     for name, row in scored.per_finding.items():
         positives = row["positives"] or 0
-        findings.append([name, *(_number(row[key], "-") for key in keys[:3]), f"{positives:.0f}"])
+        findings.append([name, *(number(row[key], "-") for key in keys[:3]), f"{positives:.0f}"])
     if form == "csv":
         header, *rest = findings
         metrics += [
@@ -126,17 +126,17 @@ def render_scores(scored: Scored, form: str) -> str:
         ]
         return render(metrics, form)
     tables = [metrics, *([findings] if scored.per_finding else [])]
-    return "\n\n".join(render(rows, form, words=1) for rows in tables)
+    return "\n\n".join(render(rows, form) for rows in tables)
 
 
 def trained_sections(trained: PretrainedRun) -> tuple[str, ...]:
-    """The sections of the texts a run was trained on."""
+    """The text sections that a run was trained on."""
     data = trained.recipe.data
     return tuple(data.sections or load_dataset(data.dataset).text_sections)
 
 
 def _constant(trained: PretrainedRun) -> tuple[str, str]:
-    """The floor's report from the run's own training split; or none, and why."""
+    """The constant report, chosen from the run's training split; or an empty text, and the reason."""
     data = trained.recipe.data
     folder = Path(data.shards) if data.shards else shards_folder(data.dataset)
     try:
@@ -145,16 +145,12 @@ def _constant(trained: PretrainedRun) -> tuple[str, str]:
             load_dataset(data.dataset),
         )  # fmt: skip
     except DataError as error:
-        return "", f"floor: left out, the run's training texts are not here ({error})"
+        return "", f"baseline: left out, the run's training texts are not here ({error})"
     return constant_report(train, trained.tokenizer), ""
 
 
-def _number(value: float | None, absent: str) -> str:
-    return absent if value is None else f"{value:.3f}"
-
-
-def _landing(trained: PretrainedRun, out: Path | None) -> PretrainedRun:
-    """The run, with results that go to another folder where one is named."""
+def _with_results_in(trained: PretrainedRun, out: Path | None) -> PretrainedRun:
+    """The same run, but with another folder for its results if one is given."""
     if out is None:
         return trained
     run = copy.copy(trained.run)

@@ -1,4 +1,4 @@
-"""Scores of generated reports, each beside its floor: one constant report said of every image.
+"""Score generated reports, and as baseline one constant report that is given to every image.
 
 N reports, C classes of findings, D resamples.
 """
@@ -25,7 +25,7 @@ from medunifier_cli.scores.bootstrap import Interval, percentiles, resample_coun
 from medunifier_cli.scores.classification import ClassScores, finding_scores
 from medunifier_cli.scores.text.clinical import CLINICAL, clinical_scores
 from medunifier_cli.scores.text.meteor import Corpus, MeteorScores, MeteorUnavailableError, meteor
-from medunifier_cli.scores.text.report import METRICS, report_scores
+from medunifier_cli.scores.text.report import report_scores
 from medunifier_cli.scores.text.rouge import rouge_l
 from medunifier_cli.scores.text.words import PROTOCOLS, Protocol, prepare, sentences
 
@@ -36,26 +36,26 @@ NAMES = {
 SUFFIX: dict[Protocol, str] = {"single": "", "sentences": ", each sentence a reference"}
 HEADLINE = ("BLEU-4", "ROUGE-L", "finding micro-F1")
 CANDIDATES, COMPARED = 200, 200
-"""Training reports among which the constant one is looked for, and those it is compared with."""
+"""Number of training reports the constant one is chosen from, and of those it is compared with."""
 
 
 @dataclass
 class Scored:
-    """What was found out about a file of reports."""
+    """All scores of a file of reports."""
 
     metrics: list[Metric] = field(default_factory=list)
     per_finding: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    """Class -> `precision`, `recall`, `f1` and `positives`; empty where reports cannot be read."""
+    """Class -> `precision`, `recall`, `f1` and `positives`; empty if no plugin reads reports."""
     notes: list[str] = field(default_factory=list)
-    """What is missing or unusual and why, one line each."""
+    """What is missing or unusual, with the reason, one line each."""
     n: int = 0
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """A file of reports: one JSON object a line with the texts `reference` and `hypothesis`.
+    """Read a file of reports: one JSON object per line with the texts `reference` and `hypothesis`.
 
     Raises:
-        DataError: no such file, no report in it, or a line that is none.
+        DataError: the file cannot be read, holds no report, or has a line of another form.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -80,16 +80,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def constant_report(train: SplitSource, tokenizer: TextTokenizer) -> str:
-    """The training report most like the others, cut as the model's own are: what no image is needed for.
+    """The most typical training report, cut to the model's length: the best report that needs no image.
 
-    The most frequent report and up to `CANDIDATES` drawn ones (seed 0) are compared, by ROUGE-L, with
+    The most frequent report and up to `CANDIDATES` random ones (seed 0) are compared, by ROUGE-L, with
     `COMPARED` others.
     """
     rng = np.random.default_rng(0)
     _, first, counts = np.unique(train.digests, return_index=True, return_counts=True)
-    drawn = rng.permutation(len(train))[: CANDIDATES + COMPARED]
-    candidates = [int(first[counts.argmax()]), *drawn[:CANDIDATES].tolist()]
-    others = [words for i in drawn[-COMPARED:] if (words := _words(whole_text(train, int(i))))]
+    sampled = rng.permutation(len(train))[: CANDIDATES + COMPARED]
+    candidates = [int(first[counts.argmax()]), *sampled[:CANDIDATES].tolist()]
+    others = [words for i in sampled[-COMPARED:] if (words := _words(whole_text(train, int(i))))]
     best, best_score = "", -1.0
     for i in dict.fromkeys(candidates):
         text = whole_text(train, i)
@@ -106,10 +106,10 @@ def score_rows(
     """All scores of generated reports.
 
     Args:
-        rows: as `read_rows` gives them; `subject` names the patient, drawn whole for intervals.
-        plugin: reads findings out of reports, where it can.
-        constant: the floor's report; empty for no floor.
-        clinical: CheXbert and RadGraph F1 too.
+        rows: as `read_rows` gives them; `subject` names the patient, whom the bootstrap resamples as a whole.
+        plugin: reads findings out of reports, if it can.
+        constant: report of the baseline; empty for no baseline.
+        clinical: add CheXbert and RadGraph F1.
 
     Raises:
         DataError: no row has a reference with words.
@@ -141,25 +141,21 @@ def _add_text_scores(
     out: Scored, protocol: Protocol, hypotheses: list[str], references: list[str], constant: str, groups: Any,
     of_meteor: dict[Protocol, list[MeteorScores]],
 ) -> None:  # fmt: skip
-    found = report_scores(hypotheses, references, protocol, with_meteor=False, groups=groups)
-    floors: dict[str, float | None] = {}
+    scored = report_scores(hypotheses, references, protocol, groups)
+    values: dict[str, float | None] = {**scored.scores}
+    spans = dict(scored.intervals)
+    baseline: dict[str, float | None] = {}
     if constant:
-        always = [constant] * len(references)
-        floors = dict(report_scores(always, references, protocol, with_meteor=False, draws=0).scores)
-    for scored, values in zip(of_meteor[protocol], (found.scores, floors), strict=False):
-        values["meteor"] = scored.corpus
+        baseline |= report_scores([constant] * len(references), references, protocol, draws=0).scores
+    for meteor_scores, column in zip(of_meteor[protocol], (values, baseline), strict=False):
+        column["meteor"] = meteor_scores.corpus
     if of_meteor[protocol]:
-        found.intervals["meteor"] = percentiles(of_meteor[protocol][0].resampled)
-    for name in METRICS:
-        out.metrics.append(
-            _metric(
-                NAMES[name] + SUFFIX[protocol],
-                found.scores[name],
-                floors.get(name),
-                found.intervals.get(name),
-            )
-        )
-    out.notes += found.notes
+        spans["meteor"] = percentiles(of_meteor[protocol][0].resampled)
+    out.metrics += [
+        Metric.of(NAMES[name] + SUFFIX[protocol], values.get(name), spans.get(name), baseline.get(name))
+        for name in NAMES
+    ]
+    out.notes += scored.notes
 
 
 def _meteor(
@@ -174,12 +170,12 @@ def _meteor(
         if constant:
             corpora.append(Corpus(*prepare([constant] * len(references), references, protocol)))
     try:
-        found = meteor(corpora)
+        scores = meteor(corpora)
     except MeteorUnavailableError as error:
         out.notes.append(f"METEOR: left empty. {error}")
         return {protocol: [] for protocol in PROTOCOLS}
-    step = len(found) // len(PROTOCOLS)
-    return {protocol: found[i * step : (i + 1) * step] for i, protocol in enumerate(PROTOCOLS)}
+    step = len(scores) // len(PROTOCOLS)
+    return {protocol: scores[i * step : (i + 1) * step] for i, protocol in enumerate(PROTOCOLS)}
 
 
 def _add_findings(
@@ -192,27 +188,30 @@ def _add_findings(
 ) -> None:
     if plugin is None or not plugin.classes or plugin.findings_in(references[0]) is None:
         return
-    truth, said = _table(plugin, references), _table(plugin, hypotheses)
-    found = finding_scores(truth, said, plugin.classes)
-    out.per_finding = found.per_class
-    out.notes += found.notes
-    always = np.repeat(_table(plugin, [constant]), len(references), axis=0)
-    floor = finding_scores(truth, always, plugin.classes) if constant else ClassScores({}, {})
+    truth, asserted = _assertions(plugin, references), _assertions(plugin, hypotheses)
+    scores = finding_scores(truth, asserted, plugin.classes)
+    out.per_finding = scores.per_class
+    out.notes += scores.notes
+    always = np.repeat(_assertions(plugin, [constant]), len(references), axis=0)
+    baseline = finding_scores(truth, always, plugin.classes) if constant else ClassScores({}, {})
     values = {
-        f"finding {label}": (found.scores.get(key), floor.scores.get(key))
+        f"finding {label}": (scores.scores.get(key), baseline.scores.get(key))
         for label, key in (("micro-F1", "micro_f1"), ("macro-F1", "macro_f1"))
     }
     for name in plugin.classes:
-        values[f"F1, {name}"] = (found.per_class[name]["f1"], floor.per_class.get(name, {}).get("f1"))
-    spans = _finding_intervals(truth, said, plugin.classes, groups)
-    out.metrics += [_metric(name, value, low, spans.get(name)) for name, (value, low) in values.items()]
+        values[f"F1, {name}"] = (scores.per_class[name]["f1"], baseline.per_class.get(name, {}).get("f1"))
+    spans = _finding_intervals(truth, asserted, plugin.classes, groups)
+    out.metrics += [
+        Metric.of(name, value, spans.get(name), constant_value)
+        for name, (value, constant_value) in values.items()
+    ]
 
 
 def _finding_intervals(
-    truth_NC: NDArray[np.float64], said_NC: NDArray[np.float64], classes: Sequence[str], groups: Any
+    truth_NC: NDArray[np.float64], asserted_NC: NDArray[np.float64], classes: Sequence[str], groups: Any
 ) -> dict[str, Interval]:
-    """Of F1, from counts that are summed over each resample; one without a finding at all is left out."""
-    both_NC, size_NC = 2 * truth_NC * said_NC, truth_NC + said_NC
+    """Intervals of F1, from counts summed over each resample; resamples without any finding are left out."""
+    both_NC, size_NC = 2 * truth_NC * asserted_NC, truth_NC + asserted_NC
     counts_DN = np.concatenate(list(resample_counts(len(truth_NC), groups)))
     both_DC, size_DC = counts_DN @ both_NC, counts_DN @ size_NC
     with np.errstate(invalid="ignore"):
@@ -221,27 +220,21 @@ def _finding_intervals(
         macro_D = np.nansum(f1_DC, axis=1) / (size_DC > 0).sum(axis=1)
     columns = {"finding micro-F1": micro_D, "finding macro-F1": macro_D}
     columns |= {f"F1, {name}": f1_DC[:, c] for c, name in enumerate(classes)}
-    known = {name: values[np.isfinite(values)] for name, values in columns.items()}
-    return {name: percentiles(v) for name, v in known.items() if 2 * len(v) >= len(counts_DN)}
+    finite = {name: values[np.isfinite(values)] for name, values in columns.items()}
+    return {name: percentiles(v) for name, v in finite.items() if 2 * len(v) >= len(counts_DN)}
 
 
 def _add_clinical(out: Scored, hypotheses: list[str], references: list[str], constant: str) -> None:
-    found, notes = clinical_scores(hypotheses, references)
-    floors = clinical_scores([constant] * len(references), references)[0] if constant and found else {}
-    out.metrics += [_metric(name, found.get(name), floors.get(name), None) for name in CLINICAL]
+    scores, notes = clinical_scores(hypotheses, references)
+    baseline = clinical_scores([constant] * len(references), references)[0] if constant and scores else {}
+    out.metrics += [Metric(name, scores.get(name), baseline.get(name)) for name in CLINICAL]
     out.notes += notes
 
 
-def _table(plugin: DatasetPlugin, texts: Sequence[str]) -> NDArray[np.float64]:
+def _assertions(plugin: DatasetPlugin, texts: Sequence[str]) -> NDArray[np.float64]:
     """[N, C]: 1 where a report asserts the class."""
     rows = [plugin.findings_in(text) or frozenset() for text in texts]
     return np.array([[float(name in row) for name in plugin.classes] for row in rows])
-
-
-def _metric(name: str, value: float | None, floor: float | None, interval: Interval | None) -> Metric:
-    if interval is None:
-        return Metric(name, value, floor)
-    return Metric(name, value, floor, low=interval.low, high=interval.high)
 
 
 def _words(text: str) -> list[str]:

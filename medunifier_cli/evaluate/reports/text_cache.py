@@ -1,9 +1,10 @@
-"""Text after the queries one token at a time: keys and values of what was read before are kept.
+"""Decode text over images one token at a time; keys and values of earlier tokens are cached.
 
-Over one image the queries never change: their keys and values stand at the front, computed by `read_image`
-once, and no token looks at the image itself. `QFormer.write_text` of the same tokens gives the same.
+The queries of an image never change while its text is written: their keys and values come first in the cache,
+computed once by `encode_image`, and no text token attends to the image itself. `QFormer.decode_text` computes
+the same logits for all tokens at once.
 
-R rows (texts that are written), H heads, Q queries, L most tokens, D width, K token ids.
+R rows (unfinished texts), H heads, Q queries, L maximum number of tokens, D width, K token ids.
 """
 
 from __future__ import annotations
@@ -16,53 +17,54 @@ from medunifier_cli.model.qformer import Block, ImageMemory
 
 
 class TextCache:
-    """The state of texts that are written; `step` is what `tasks.decoding` asks for.
+    """The state of unfinished texts; `step` is the step function that `reports.decoding` needs.
 
     Args:
         model: in evaluation mode, with ITG.
         memory: of the images to write about, one text each.
-        longest: L, [DEC] included, at most the recipe's `text.max_tokens`.
+        max_tokens: L, including [DEC]; at most the recipe's `text.max_tokens`.
     """
 
-    def __init__(self, model: MedUnifier, memory: ImageMemory, longest: int) -> None:
-        self.model, self.read, self.queries = model, 0, model.qformer.queries
+    def __init__(self, model: MedUnifier, memory: ImageMemory, max_tokens: int) -> None:
+        self.model, self.length, self.queries = model, 0, model.qformer.queries
         self.blocks = [block for block in model.qformer.blocks if isinstance(block, Block)]
         self.image_R = torch.arange(len(memory.query_BQD), device=memory.query_BQD.device)
-        room = (0, 0, 0, longest)  # behind the queries, for the text
-        self.keys = [torch.nn.functional.pad(keys, room) for keys, _ in memory.own]
-        self.values = [torch.nn.functional.pad(values, room) for _, values in memory.own]
+        # [R, H, Q + L, D / H] for each block; the part of the queries is filled, that of the text grows
+        padding = (0, 0, 0, max_tokens)
+        self.keys = [torch.nn.functional.pad(keys, padding) for keys, _ in memory.own]
+        self.values = [torch.nn.functional.pad(values, padding) for _, values in memory.own]
 
     def step(self, token_R: Tensor, parent_R: Tensor) -> Tensor:
-        """Read one more token a row -> logits of the next one [R, K].
+        """Read one more token of each row; returns the logits of the next one, [R, K].
 
         Args:
-            token_R: int64, what the rows have just said; [DEC] in the first call.
-            parent_R: int64, the row of the call before that each goes on from; in the first call the image.
+            token_R: int64, latest token of each row; [DEC] in the first call.
+            parent_R: int64, the row of the previous call that each row continues; at first, its image.
         """
-        self._move(parent_R)
+        self._reorder(parent_R)
         qformer = self.model.qformer
-        place = self.queries + self.read
-        text_RD = qformer.norm(qformer.word(token_R) + qformer.position.weight[self.read])
+        position = self.queries + self.length
+        text_RD = qformer.norm(qformer.word(token_R) + qformer.position.weight[self.length])
         for block, keys, values in zip(self.blocks, self.keys, self.values, strict=True):
             attention = block.attention
             q, k, v = attention.project(attention.qkv(text_RD)[:, None])
-            keys[:, :, place] = k[:, :, 0]
-            values[:, :, place] = v[:, :, 0]
-            mixed = attention.attend(q, keys[:, :, : place + 1], values[:, :, : place + 1])
+            keys[:, :, position] = k[:, :, 0]
+            values[:, :, position] = v[:, :, 0]
+            mixed = attention.attend(q, keys[:, :, : position + 1], values[:, :, : position + 1])
             text_RD = block.ffn_text(attention.finish(mixed[:, 0], text_RD))
-        self.read += 1
+        self.length += 1
         return self.model.word_logits(text_RD)
 
-    def _move(self, parent_R: Tensor) -> None:
-        """Rows take the past of their parents."""
+    def _reorder(self, parent_R: Tensor) -> None:
+        """Reorder cached keys and values so that each row continues its parent beam."""
         image_R = self.image_R[parent_R]
-        if torch.equal(image_R, self.image_R):  # beams changed places: what the queries left stays
-            if torch.equal(parent_R, torch.arange(len(parent_R), device=parent_R.device)):
-                return
-            text = slice(self.queries, self.queries + self.read)
-            for past in (*self.keys, *self.values):
-                past[:, :, text] = past[:, :, text].index_select(0, parent_R)
-            return
-        self.image_R = image_R
-        self.keys = [past.index_select(0, parent_R) for past in self.keys]
-        self.values = [past.index_select(0, parent_R) for past in self.values]
+        if not torch.equal(image_R, self.image_R):
+            # Rows were dropped or repeated: the keys and values of their queries move with them.
+            self.image_R = image_R
+            self.keys = [cached.index_select(0, parent_R) for cached in self.keys]
+            self.values = [cached.index_select(0, parent_R) for cached in self.values]
+        elif not torch.equal(parent_R, torch.arange(len(parent_R), device=parent_R.device)):
+            # Beams of one image changed places. Their queries are equal, so only the text so far moves.
+            text = slice(self.queries, self.queries + self.length)
+            for cached in (*self.keys, *self.values):
+                cached[:, :, text] = cached[:, :, text].index_select(0, parent_R)

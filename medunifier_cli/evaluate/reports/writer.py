@@ -1,4 +1,4 @@
-"""Radiology reports from images: the ITG head of a pre-trained run writes after the queries.
+"""Write radiology reports from images with the ITG head of a pre-trained run.
 
 B images of a batch.
 """
@@ -16,25 +16,26 @@ import torch
 from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
-from medunifier_cli.data.loader import SplitSource, eval_batches
+from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.data.texts.report import compose, digest, readable, sections_of
 from medunifier_cli.errors import CheckpointError, MuError
-from medunifier_cli.evaluate.reports.decoding import Found, Rules, beam_search, greedy, nucleus
+from medunifier_cli.evaluate.benchmark import evaluation_batches
+from medunifier_cli.evaluate.reports.decoding import Constraints, DecodedText, beam_search, greedy, nucleus
 from medunifier_cli.evaluate.reports.text_cache import TextCache
-from medunifier_cli.evaluate.user_images import read_batches
+from medunifier_cli.evaluate.user_images import read_image_batches
 from medunifier_cli.files import write_text
 from medunifier_cli.model.sampling import Draws
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.terminal.progress import Progress
 
 BATCH = 32
-"""Images written about at once."""
+"""Images per batch."""
 How = Literal["greedy", "beam", "nucleus"]
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How reports are written; everything that decides their words beside the model."""
+    """The decoding settings of reports: apart from the model, they alone decide the words."""
 
     how: How = "beam"
     beams: int = 3
@@ -45,13 +46,13 @@ class Decoding:
     seed: int = 0
     min_tokens: int = 0
     max_tokens: int = 0
-    """Most tokens of a report; 0 for as many as the run was trained on."""
+    """Maximum length of a report; 0 for the length that the run was trained on."""
     repetition_penalty: float = 1.0
     no_repeat_ngram: int = 0
 
-    def said(self) -> str:
-        """In one phrase, for the protocol of a result."""
-        ways = {
+    def describe(self) -> str:
+        """The settings in one phrase, for the protocol of a result."""
+        methods = {
             "greedy": "greedy",
             "beam": f"{self.beams} beams, length penalty {self.length_penalty:g}",
             "nucleus": (
@@ -65,27 +66,27 @@ class Decoding:
             limits.append(f"repetition penalty {self.repetition_penalty:g}")
         if self.no_repeat_ngram:
             limits.append(f"no {self.no_repeat_ngram}-gram twice")
-        return ", ".join([ways[self.how], *limits])
+        return ", ".join([methods[self.how], *limits])
 
 
 @dataclass(frozen=True)
-class Report:
+class GeneratedReport:
     """One generated report."""
 
     text: str
     """Without section marks."""
     sections: dict[str, str]
-    """Section -> text; empty where the run was trained without `text.section_marks`."""
+    """Section -> text; empty if the run was trained without `text.section_marks`."""
     ended: bool
-    """False where it was cut at the longest length."""
+    """False if it was cut at the maximum length."""
 
 
 class Writer:
-    """Writes reports with one model and one way of decoding.
+    """Writes reports with one model and one decoding method.
 
     Args:
         trained: a run with ITG.
-        sections: names of the text's sections, in the order it was trained on.
+        sections: names of the text's sections, in the order of training.
 
     Raises:
         CheckpointError: the run was trained without ITG.
@@ -97,87 +98,90 @@ class Writer:
             raise CheckpointError(f"{trained.run.folder}: trained without ITG, it cannot write reports")
         self.trained, self.decoding, self.sections = trained, decoding, tuple(sections)
         tokenizer = trained.tokenizer
-        most = trained.recipe.text.max_tokens - 2  # [CLS] and [SEP] took two places in training
-        if decoding.max_tokens > most:
+        trained_length = trained.recipe.text.max_tokens - 2  # [CLS] and [SEP] took two positions in training
+        if decoding.max_tokens > trained_length:
             raise MuError(
-                f"--max-tokens {decoding.max_tokens}: the run was trained on at most {most} tokens "
-                "(text.max_tokens less the two special ones)"
+                f"--max-tokens {decoding.max_tokens}: the run was trained on at most {trained_length} tokens "
+                "(text.max_tokens minus the two special ones)"
             )
-        longest = decoding.max_tokens or most
-        if decoding.min_tokens > longest:
-            raise MuError(f"--min-tokens {decoding.min_tokens} is above the longest report, {longest} tokens")
-        self.rules = Rules(
-            tokenizer.dec_id, tokenizer.sep_id, longest + 1, decoding.min_tokens,
+        max_tokens = decoding.max_tokens or trained_length
+        if decoding.min_tokens > max_tokens:
+            raise MuError(
+                f"--min-tokens {decoding.min_tokens} is above the maximum length, {max_tokens} tokens"
+            )
+        self.constraints = Constraints(
+            tokenizer.dec_id, tokenizer.sep_id, max_tokens + 1, decoding.min_tokens,
             tokenizer.unwritten, decoding.repetition_penalty, decoding.no_repeat_ngram,
         )  # fmt: skip
-        self.rules.check()
+        self.constraints.check()
 
     @torch.inference_mode()
-    def write(self, image_B1HW: Tensor, keys: Sequence[str]) -> list[Report]:
+    def write(self, image_B1HW: Tensor, keys: Sequence[str]) -> list[GeneratedReport]:
         """Reports of B images.
 
         Args:
             image_B1HW: uint8 grey levels.
-            keys: B names; with the seed, they decide what is drawn.
+            keys: B names; with the seed, they decide what nucleus sampling gives.
         """
-        model, how = self.trained.model, self.decoding
+        model, settings, constraints = self.trained.model, self.decoding, self.constraints
         memory = model.encode_image(pixels(image_B1HW.to(self.trained.device)))
-        cache = TextCache(model, memory, self.rules.longest)
+        cache = TextCache(model, memory, constraints.max_tokens)
         device, count = self.trained.device, len(keys)
-        if how.how == "greedy":
-            found = greedy(cache.step, count, self.rules, device)
-        elif how.how == "beam":
-            found = beam_search(cache.step, count, self.rules, how.beams, device, how.length_penalty)
+        if settings.how == "greedy":
+            texts = greedy(cache.step, count, constraints, device)
+        elif settings.how == "beam":
+            beams, penalty = settings.beams, settings.length_penalty
+            texts = beam_search(cache.step, count, constraints, beams, device, penalty)
         else:
-            draws = Draws(how.seed, how.temperature, how.top_k, how.top_p)
-            found = nucleus(cache.step, [digest(key) for key in keys], self.rules, draws, device)
-        return [self._report(one) for one in found]
+            draws = Draws(settings.seed, settings.temperature, settings.top_k, settings.top_p)
+            texts = nucleus(cache.step, [digest(key) for key in keys], constraints, draws, device)
+        return [self._report(text) for text in texts]
 
-    def _report(self, found: Found) -> Report:
-        text = self.trained.tokenizer.decode(found.tokens)
+    def _report(self, decoded: DecodedText) -> GeneratedReport:
+        text = self.trained.tokenizer.decode(decoded.tokens)
         if not self.trained.recipe.text.section_marks:
-            return Report(readable(text), {}, found.ended)
+            return GeneratedReport(readable(text), {}, decoded.ended)
         parts = {name: readable(part) for name, part in sections_of(text, self.sections).items()}
-        return Report(" ".join(parts.values()), parts, found.ended)
+        return GeneratedReport(" ".join(parts.values()), parts, decoded.ended)
 
 
 def write_split(
     writer: Writer, source: SplitSource, dataset: str, limit: int = 0
 ) -> tuple[list[dict[str, Any]], int]:
-    """Reports of a split's samples that have text, beside the radiologists'.
+    """Generate reports for the samples of a split that have text, next to the radiologists' reports.
 
     Args:
-        limit: only the first so many; 0 for all.
+        limit: use only the first `limit` samples; 0 for all.
 
     Returns:
         Rows of the reports file, in the order of the split: `key`, `dataset`, `subject`, `reference` (whole
-        text, uncut), `hypothesis`, and for a run with section marks both by section; and how many of the
-        hypotheses were cut at the longest length.
+        text, uncut), `hypothesis`, and for a run with section marks both by section; and the number of
+        hypotheses that were cut at the maximum length.
     """
     total = min(limit or len(source), len(source))
     rows: list[dict[str, Any]] = []
     cut = 0
-    batches = eval_batches(source, batch_size=BATCH, rank=0, world=1, workers=0, batches=-(-total // BATCH))
+    batches = evaluation_batches(source, BATCH, batches=-(-total // BATCH))
     with Progress(total, "report") as progress:
         for batch, _ in batches:
             count = min(BATCH, total - len(rows))
             reports = writer.write(batch.image_B1HW[:count], batch.keys[:count])
-            for place, key, report in zip(batch.position_B.tolist(), batch.keys, reports, strict=False):
-                rows.append({"key": key, "dataset": dataset} | _beside(source, place, report))
+            for number, key, report in zip(batch.position_B.tolist(), batch.keys, reports, strict=False):
+                rows.append({"key": key, "dataset": dataset} | _row(source, number, report))
                 cut += not report.ended
             progress.advance(len(rows))
     return rows, cut
 
 
-def write_files(writer: Writer, paths: Sequence[Path]) -> Iterator[tuple[Path, Report | str]]:
-    """Reports of image files, or why there is none; those that cannot be read come last of their batch.
+def write_files(writer: Writer, paths: Sequence[Path]) -> Iterator[tuple[Path, GeneratedReport | str]]:
+    """Reports of image files, or why a file has none; unreadable files come last in their batch.
 
     Raises:
         DataError: none can be read.
     """
     with Progress(len(paths), "file", hidden=sys.stdout.isatty()) as progress:
         done = 0
-        for files in read_batches(paths, writer.trained.recipe.data.image_size, BATCH):
+        for files in read_image_batches(paths, writer.trained.recipe.data.image_size, BATCH):
             if files.paths:
                 reports = writer.write(files.image_B1HW, [path.name for path in files.paths])
                 yield from zip(files.paths, reports, strict=True)
@@ -187,44 +191,44 @@ def write_files(writer: Writer, paths: Sequence[Path]) -> Iterator[tuple[Path, R
 
 
 def files_under(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are, folders as all files below them, hidden ones aside; by name.
+    """The files themselves, and all files below the folders except hidden ones, sorted by name.
 
     Raises:
         MuError: a path that does not exist, or a folder without a file.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for path in paths:
         if not path.is_dir():
             if not path.exists():
                 raise MuError(f"{path}: no such file")
-            found.append(path)
+            files.append(path)
             continue
         below = sorted(file for file in path.rglob("*") if file.is_file())
         below = [file for file in below if not any(p.startswith(".") for p in file.relative_to(path).parts)]
         if not below:
             raise MuError(f"{path}: no file in this folder")
-        found += below
-    return found
+        files += below
+    return files
 
 
-def whole_text(source: SplitSource, place: int) -> str:
+def whole_text(source: SplitSource, number: int) -> str:
     """A sample's text as radiologists wrote it: uncut, without section marks."""
-    raw, settings = source.meta(place).get("sections") or {}, source.text_recipe
+    raw, settings = source.meta(number).get("sections") or {}, source.text_recipe
     return compose(raw, source.sections, source.data.require, settings.strip_deidentified)
 
 
 def save_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """One JSON line a report."""
+    """Write one JSON line per report."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _beside(source: SplitSource, place: int, report: Report) -> dict[str, Any]:
-    meta, settings = source.meta(place), source.text_recipe
+def _row(source: SplitSource, number: int, report: GeneratedReport) -> dict[str, Any]:
+    meta, settings = source.meta(number), source.text_recipe
     raw = meta.get("sections") or {}
     row = {
         "subject": str(meta.get("subject") or ""),
-        "reference": whole_text(source, place),
+        "reference": whole_text(source, number),
         "hypothesis": report.text,
     }
     if not settings.section_marks:

@@ -1,4 +1,4 @@
-"""The embedding pass: ITC features of a split, once per (checkpoint, data), kept in HDF5.
+"""Embed a split in the joint space of ITC, once per checkpoint and data; the features are cached in the run.
 
 n samples, Q queries, E joint space.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,8 +16,11 @@ from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.batch import SPECIAL, PackedText, to_device
-from medunifier_cli.data.loader import SplitSource, eval_batches
+from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.errors import CheckpointError, DataError
+from medunifier_cli.evaluate.benchmark import evaluation_batches
+from medunifier_cli.model.vit import pixels
+from medunifier_cli.run.cache import cached
 from medunifier_cli.run.provenance import data_facts
 from medunifier_cli.terminal.progress import Progress
 
@@ -32,43 +35,41 @@ class Embeddings:
     image_nQE: NDArray[np.float32]
     text_nE: NDArray[np.float32]
     label_n: NDArray[np.int64]
-    """Class index, -1 for none or several."""
+    """Class index, -1 for samples with no class or several."""
     has_text_n: NDArray[np.bool_]
-    """False where the text is empty: its feature is that of [CLS] [SEP]."""
+    """False if the text is empty; its feature is then that of [CLS] [SEP]."""
     keys: list[str]
 
 
 def embed_split(
     trained: PretrainedRun, source: SplitSource, dataset: str, split: str, shards: Path
 ) -> Embeddings:
-    """Features of every sample, from the cache where it was made by this checkpoint and these data.
+    """Features of every sample of a split, from the run's cache if this checkpoint and these data made it.
 
     Args:
         source: opened with `need_text=False`, so that retrieval and zero-shot share one pass.
-        dataset, split: what the cache is called.
+        dataset, split: name of the cache.
         shards: folder whose manifest the cache belongs to.
 
     Raises:
         CheckpointError: the run was trained without ITC, or its embeddings are not finite.
     """
     need_itc(trained)
-    cache = trained.run.folder / "cache" / f"embeddings-{dataset}-{split}.h5"
-    made_by = f"{trained.identity} {data_facts(shards)['manifest']} {source.shards.fingerprint}"
-    made_of = f"{made_by} {len(source)} {','.join(source.sections)}"
-    found = _read(cache, made_of)
-    if found is None:
-        found = _embed(trained, source)
-        check_finite(trained, found.image_nQE, found.text_nE)
-        _write(cache, made_of, found)
-    return found
+    made_of = {
+        "checkpoint": trained.identity,
+        "manifest": data_facts(shards)["manifest"],
+        "shards": source.shards.fingerprint,
+        "samples": len(source),
+        "sections": list(source.sections),
+    }
+    path = trained.run.folder / "cache" / f"embeddings-{dataset}-{split}.h5"
+    arrays = cached(path, made_of, lambda: _embed(trained, source))
+    keys = [key.decode() for key in arrays["keys"]]
+    return Embeddings(arrays["image"], arrays["text"], arrays["label"], arrays["has_text"], keys)
 
 
 def need_itc(trained: PretrainedRun) -> None:
-    """Refuse a run that has no joint space.
-
-    Raises:
-        CheckpointError: it was trained without ITC.
-    """
+    """Raises CheckpointError for a run that was trained without ITC and so has no joint space."""
     if not trained.recipe.objectives.itc:
         raise CheckpointError(
             f"{trained.run.folder}: trained without ITC, it cannot compare images with texts"
@@ -76,7 +77,7 @@ def need_itc(trained: PretrainedRun) -> None:
 
 
 def embed_texts(trained: PretrainedRun, texts: list[str]) -> NDArray[np.float32]:
-    """Texts -> [n, E].
+    """ITC features of texts, [n, E].
 
     Raises:
         DataError: an empty text, or one longer than the recipe's `text.max_tokens`.
@@ -90,17 +91,17 @@ def embed_texts(trained: PretrainedRun, texts: list[str]) -> NDArray[np.float32]
         if len(ids) <= SPECIAL:
             raise DataError("an empty text cannot be compared with images")
         rows.append(ids)
-    found = []
+    features = []
     for start in range(0, len(rows), BATCH):
         some = rows[start : start + BATCH]
         with torch.no_grad():
             text_cls = trained.model.encode_text(PackedText.of(some, trained.device))
-            found.append(trained.model.text_head(text_cls).cpu().numpy())
-    return np.concatenate(found)
+            features.append(trained.model.text_head(text_cls).cpu().numpy())
+    return np.concatenate(features)
 
 
 def embed_images(trained: PretrainedRun, image_BCHW: Tensor) -> NDArray[np.float32]:
-    """Pixels in [0, 1] -> [B, Q, E]."""
+    """ITC features of images with pixels in [0, 1], [B, Q, E]."""
     with torch.no_grad():
         memory = trained.model.encode_image(image_BCHW)
         image: NDArray[np.float32] = trained.model.image_head(memory.query_BQD).cpu().numpy()
@@ -108,61 +109,34 @@ def embed_images(trained: PretrainedRun, image_BCHW: Tensor) -> NDArray[np.float
 
 
 def check_finite(trained: PretrainedRun, *features: NDArray[np.float32]) -> None:
-    """Refuse NaN and infinite features.
-
-    Raises:
-        CheckpointError: there is one, so that no similarity to it means anything.
-    """
+    """Raises CheckpointError for NaN or infinite features: no similarity to them means anything."""
     if not all(np.isfinite(feature).all() for feature in features):
         raise CheckpointError(
-            f"{trained.run.folder}: step {trained.step} gives embeddings that are not finite; training "
-            "diverged, see its log.jsonl"
+            f"{trained.run.folder}: the embeddings of step {trained.step} are not finite; training diverged, "
+            "see its log.jsonl"
         )
 
 
-def _embed(trained: PretrainedRun, source: SplitSource) -> Embeddings:
-    from medunifier_cli.model.vit import pixels
-
+def _embed(trained: PretrainedRun, source: SplitSource) -> dict[str, NDArray[Any]]:
+    """The content of the cache, by name of the data set in the file."""
     images, texts, labels, lengths, keys = [], [], [], [], []
     model = trained.model
-    batches = eval_batches(source, batch_size=BATCH, rank=0, world=1, workers=0)
     with Progress(len(source), "sample") as progress, torch.no_grad():
-        for batch, mask_B in batches:
+        for batch, mask_B in evaluation_batches(source, BATCH):
             batch = to_device(batch, trained.device)
             images.append(embed_images(trained, pixels(batch.image_B1HW))[mask_B.numpy()])
             text_cls = model.encode_text(batch.text)
             texts.append(model.text_head(text_cls).cpu().numpy()[mask_B.numpy()])
             labels.append(batch.label_B.cpu().numpy()[mask_B.numpy()])
             lengths.append(batch.text.lengths_B.numpy()[mask_B.numpy()])
-            keys += [key for key, real in zip(batch.keys, mask_B.tolist(), strict=True) if real]
+            keys += [key.encode() for key, real in zip(batch.keys, mask_B.tolist(), strict=True) if real]
             progress.advance(len(keys))
-    return Embeddings(
-        np.concatenate(images), np.concatenate(texts), np.concatenate(labels),
-        np.concatenate(lengths) > SPECIAL, keys,
-    )  # fmt: skip
-
-
-def _read(path: Path, made_of: str) -> Embeddings | None:
-    if not path.exists():
-        return None
-    try:
-        with h5py.File(path) as file:
-            if file.attrs["made_of"] != made_of:
-                return None  # another checkpoint or other data
-            keys = [key.decode() for key in file["keys"][:]]
-            return Embeddings(file["image"][:], file["text"][:], file["label"][:], file["has_text"][:], keys)
-    except (OSError, KeyError):
-        return None  # torn by a kill; made again
-
-
-def _write(path: Path, made_of: str, found: Embeddings) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".writing")
-    with h5py.File(temporary, "w") as file:
-        file.create_dataset("image", data=found.image_nQE)
-        file.create_dataset("text", data=found.text_nE)
-        file.create_dataset("label", data=found.label_n)
-        file.create_dataset("has_text", data=found.has_text_n)
-        file.create_dataset("keys", data=np.array([key.encode() for key in found.keys]))
-        file.attrs["made_of"] = made_of
-    temporary.replace(path)
+    image_nQE, text_nE = np.concatenate(images), np.concatenate(texts)
+    check_finite(trained, image_nQE, text_nE)  # before it is cached: such a checkpoint leaves no file
+    return {
+        "image": image_nQE,
+        "text": text_nE,
+        "label": np.concatenate(labels),
+        "has_text": np.concatenate(lengths) > SPECIAL,
+        "keys": np.array(keys),
+    }

@@ -1,4 +1,4 @@
-"""Prompt ensembles for zero-shot classification: which are drawn, and under what hash they are known."""
+"""Select the prompts that describe each class in zero-shot classification; read and write them as YAML."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import yaml
 
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.errors import DataError
+from medunifier_cli.files import write_text
 
 ALL = "all"
 """Every prompt set of a data set."""
@@ -21,7 +22,7 @@ Prompts = Mapping[str, Sequence[str]]
 
 
 def prompts_of(plugin: DatasetPlugin, name: str) -> Prompts:
-    """A prompt set of a data set; empty `name` for its default one.
+    """A prompt set of a data set; its default set if `name` is empty.
 
     Raises:
         DataError: there is none of that name.
@@ -46,11 +47,11 @@ def read_prompts(path: Path, classes: Sequence[str]) -> Prompts:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except yaml.YAMLError as error:
         raise DataError(f"{path}: not valid YAML") from error
-    good = isinstance(content, dict) and all(
+    valid = isinstance(content, dict) and all(
         isinstance(value, list) and value and all(isinstance(text, str) for text in value)
         for value in content.values()
     )
-    if not good:
+    if not valid:
         raise DataError(f"{path}: write it as `class: [prompt, prompt, ...]`")
     missing = [name for name in classes if name not in content]
     if missing:
@@ -58,12 +59,12 @@ def read_prompts(path: Path, classes: Sequence[str]) -> Prompts:
     return {name: content[name] for name in classes}
 
 
-def chosen_sets(plugin: DatasetPlugin, name: str) -> dict[str, Prompts]:
-    """What `--prompts` means: name for results -> prompts.
+def select_prompt_sets(plugin: DatasetPlugin, name: str) -> dict[str, Prompts]:
+    """The prompt sets that `--prompts` selects: name for results -> prompts.
 
     Args:
         name: a set of the data set, `all` of them, a YAML file, or empty for the data set's default set. The
-            default set has the empty name, so that its result is the one the paper's tables look for.
+            default set gets the empty name, so that its result is the one the paper's tables look for.
 
     Raises:
         DataError: there is none of that name, or the file cannot be used.
@@ -77,34 +78,51 @@ def chosen_sets(plugin: DatasetPlugin, name: str) -> dict[str, Prompts]:
 
 
 def as_yaml(prompts: Prompts, classes: Sequence[str], source: str) -> str:
-    """Prompts as a file that `read_prompts` reads and a person edits.
+    """Prompts as the text of a file that the user can edit and `read_prompts` reads.
 
     Args:
         source: where they come from, for the first line.
     """
-    kept = {name: list(prompts[name]) for name in classes if name in prompts}
+    content = {name: list(prompts[name]) for name in classes if name in prompts}
     head = f"# Zero-shot prompts, class: [prompt, ...]; from {source}.\n"
-    return head + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=1000)
+    return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
 
 
-def draw(prompts: Prompts, classes: Sequence[str], count: int, seed: int) -> dict[str, list[str]]:
-    """`count` prompts of each class without repetition, all where there are fewer or `count` is 0.
+def write_prompts(path: Path, plugin: DatasetPlugin, name: str) -> None:
+    """Write a prompt set of a data set as YAML, to edit.
+
+    Raises:
+        DataError: there is no set of that name, or the file exists, or its folder does not.
+    """
+    prompts = prompts_of(plugin, name)
+    if path.exists():
+        raise DataError(f"{path}: exists already; name another file, or remove it")
+    if not path.parent.is_dir():
+        raise DataError(f"{path.parent}: no such folder; make it first")
+    text = as_yaml(prompts, tuple(prompts), f"{plugin.name}, set {name or 'default'}")
+    write_text(path, text)
+
+
+def sample_prompts(prompts: Prompts, classes: Sequence[str], count: int, seed: int) -> dict[str, list[str]]:
+    """`count` different prompts of each class, in their order; all if there are fewer or `count` is 0.
+
+    The prompts of one class do not depend on those of the others.
 
     Raises:
         DataError: a class without prompts.
     """
-    drawn = {}
+    sampled = {}
     for number, name in enumerate(classes):
         texts = list(dict.fromkeys(prompts.get(name, ())))
         if not texts:
             raise DataError(f"no zero-shot prompt for class {name!r}")
         if 0 < count < len(texts):
-            chosen = np.random.default_rng((seed, number)).choice(len(texts), count, replace=False)
-            texts = [texts[i] for i in sorted(chosen)]
-        drawn[name] = texts
-    return drawn
+            indices = np.random.default_rng((seed, number)).choice(len(texts), count, replace=False)
+            texts = [texts[i] for i in sorted(indices)]
+        sampled[name] = texts
+    return sampled
 
 
 def fingerprint(prompts: Prompts) -> str:
-    """Short hash of the prompts, as result files carry it."""
+    """Short hash of the prompts for result files."""
     return hashlib.sha256(json.dumps({k: list(v) for k, v in prompts.items()}).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""How well an image and a text match, by the ITM head: what the best of a ranking are ordered by again.
+"""Re-rank the best candidates of a retrieval by the ITM head, which judges each image-text pair jointly.
 
 P pairs of n images and texts; L_q queries, D width.
 """
@@ -20,12 +20,12 @@ from medunifier_cli.scores.search import Top, reorder
 from medunifier_cli.terminal.progress import Progress
 
 Images = Callable[[NDArray[np.int64]], Tensor]
-"""Numbers of images -> their grey levels, uint8 [B, 1, H, W]."""
+"""Indices of images -> their grey levels, uint8 [B, 1, H, W]."""
 Texts = Callable[[int], Sequence[int]]
-"""Number of a text -> its token ids, [CLS] ... [SEP]."""
+"""Index of a text -> its token ids, [CLS] ... [SEP]."""
 
 IMAGES_AT_ONCE = 32
-TURNS = 8
+TEXTS_AT_ONCE = 8
 """Texts of each image in one pass; 256 pairs at most."""
 
 
@@ -36,7 +36,7 @@ def match_scores(
     image_P: NDArray[np.int64],
     text_P: NDArray[np.int64],
 ) -> NDArray[np.float32]:
-    """Log-odds of a match (logit of the match less that of no match, equation 14) of each pair, [P].
+    """Log-odds of a match of each pair, [P]: logit of the match minus logit of no match (equation 14).
 
     The difference and not the logit of the match alone: both logits depend on the image, and only their
     difference is comparable between images.
@@ -45,7 +45,10 @@ def match_scores(
         CheckpointError: the run was trained without ITM.
     """
     if not trained.recipe.objectives.itm:
-        raise CheckpointError(f"{trained.run.folder}: trained without ITM, it has no match to rank by")
+        raise CheckpointError(
+            f"{trained.run.folder}: trained without ITM, it cannot re-rank by image-text matching"
+        )
+    # Sorted by image, so that an image with many candidate texts is encoded once.
     order = np.lexsort((text_P, image_P))
     image, text = image_P[order], text_P[order]
     distinct, first, count = np.unique(image, return_index=True, return_counts=True)
@@ -54,15 +57,15 @@ def match_scores(
         for start in range(0, len(distinct), IMAGES_AT_ONCE):
             some = distinct[start : start + IMAGES_AT_ONCE]
             low, high = first[start], first[start + len(some) - 1] + count[start + len(some) - 1]
-            seen = pixels(images(some).to(trained.device))
-            memory = trained.model.encode_image(seen)
-            slot = np.searchsorted(some, image[low:high])
-            turn = np.arange(low, high) - first[start + slot]
-            for turns in range(0, int(turn.max()) + 1, TURNS):
-                chosen = np.flatnonzero((turn >= turns) & (turn < turns + TURNS))
-                packed = PackedText.of([texts(int(number)) for number in text[low + chosen]], trained.device)
-                logits_M2 = trained.model.match(memory, torch.from_numpy(slot[chosen]), packed)
-                out[order[low + chosen]] = (logits_M2[:, 1] - logits_M2[:, 0]).cpu().numpy()
+            memory = trained.model.encode_image(pixels(images(some).to(trained.device)))
+            # Of each pair: row of its image in `memory`, and rank of its text among that image's texts.
+            image_row = np.searchsorted(some, image[low:high])
+            text_rank = np.arange(low, high) - first[start + image_row]
+            for lowest in range(0, int(text_rank.max()) + 1, TEXTS_AT_ONCE):
+                batch = np.flatnonzero((text_rank >= lowest) & (text_rank < lowest + TEXTS_AT_ONCE))
+                packed = PackedText.of([texts(int(number)) for number in text[low + batch]], trained.device)
+                logits_M2 = trained.model.match(memory, torch.from_numpy(image_row[batch]), packed)
+                out[order[low + batch]] = (logits_M2[:, 1] - logits_M2[:, 0]).cpu().numpy()
             progress.advance(int(high))
     return out
 
@@ -70,13 +73,13 @@ def match_scores(
 def rerank(
     trained: PretrainedRun, images: Images, texts: Texts, to_text: Top, to_image: Top, k: int
 ) -> tuple[Top, Top]:
-    """Order the best `k` of both rankings by match; what lies behind keeps its order.
+    """Order the best `k` candidates of both rankings by match; the candidates after them keep their order.
 
-    A pair that both rankings ask for is computed once.
+    A pair that occurs in both rankings is computed once.
 
     Args:
         to_text: each image's best texts.
-        to_image: each text's best images, as many.
+        to_image: each text's best images, the same number.
 
     Returns:
         The two rankings; the scores of the first `k` are log-odds of a match, the others are unchanged.
@@ -85,8 +88,8 @@ def rerank(
     candidates = np.stack([to_text.indices_QK[:, :k], to_image.indices_QK[:, :k]])
     image_2QK = np.stack([queries_QK, candidates[1]])
     text_2QK = np.stack([candidates[0], queries_QK])
-    pairs, place = np.unique(np.stack([image_2QK.ravel(), text_2QK.ravel()]), axis=1, return_inverse=True)
-    scores = match_scores(trained, images, texts, pairs[0], pairs[1])[place.reshape(-1)]
+    pairs, index = np.unique(np.stack([image_2QK.ravel(), text_2QK.ravel()]), axis=1, return_inverse=True)
+    scores = match_scores(trained, images, texts, pairs[0], pairs[1])[index.reshape(-1)]
     scores_2QK = scores.reshape(candidates.shape)
     return _reordered(to_text, scores_2QK[0]), _reordered(to_image, scores_2QK[1])
 

@@ -1,4 +1,4 @@
-"""The retrieval benchmark (paper, section 4): image to text and text to image within one split."""
+"""Measure retrieval (paper, section 4): image to text and text to image within one split."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from numpy.typing import NDArray
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, patients
-from medunifier_cli.evaluate.results import Metric, write_result, write_samples
+from medunifier_cli.evaluate.results import Metric, Result, write_samples
 from medunifier_cli.evaluate.retrieval.embed import embed_split
 from medunifier_cli.evaluate.retrieval.rerank import rerank as rerank_by_match
 from medunifier_cli.scores.bootstrap import mean_intervals
-from medunifier_cli.scores.ranking import ranking_scores, retrieval
+from medunifier_cli.scores.ranking import DIRECTIONS, KS, ranking_scores, retrieval
 from medunifier_cli.scores.search import Top
 
-KS = (1, 5, 10)
-WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 SHOWN = ("map", "standard_map", "precision", "recall")
 SEED = 0
-"""Of the chance rankings and of the bootstrap."""
+"""Seed of the random rankings that give chance level, and of the bootstrap."""
 PROTOCOL = (
     "samples with text and exactly one class; similarity: max over queries of the cosine; relevant: the "
     "same class. map@K: the paper's (precision at hits, divided by the hits in the top K); standard_map@K: "
@@ -33,109 +31,118 @@ PROTOCOL = (
 
 
 @dataclass(frozen=True)
-class _Set:
-    """What is ranked: N pairs."""
+class _Pairs:
+    """The N image-text pairs that are ranked."""
 
     numbers: NDArray[np.int64]
     """Of the samples in the split."""
     keys: list[str]
     labels: NDArray[np.int64]
     digests: NDArray[np.int64]
+    """Hash of each text: equal texts are each other's partners."""
     patients: NDArray[Any] | None
     ks: tuple[int, ...]
+    """Those of `KS` that there are enough pairs for."""
 
 
-def benchmark(trained: PretrainedRun, asked: Benchmark, rerank: int = 0) -> dict[str, list[Metric]]:
-    """Both directions; writes `results/retrieval-<dataset>-<split>.json`, and per-sample rankings beside it.
+def measure_retrieval(
+    trained: PretrainedRun, benchmark: Benchmark, rerank: int = 0
+) -> dict[str, list[Metric]]:
+    """Both directions; writes `results/retrieval-<dataset>-<split>.json` and the per-sample rankings.
 
     Args:
-        asked: opened with `need_text=False`.
-        rerank: also order the best so many by ITM, as a result of its own (`retrieval-rerank<K>-...`).
+        benchmark: opened with `need_text=False`.
+        rerank: also re-rank the best `rerank` candidates by ITM, as a result of its own
+            (`retrieval-rerank<K>-...`); 0 for not.
 
     Returns:
-        Heading -> metrics: by similarity, and re-ranked where that was asked for.
+        Heading -> metrics: by similarity, and re-ranked if `rerank` is given.
 
     Raises:
         CheckpointError: the run lacks ITC, or ITM with `rerank`.
         DataError: fewer than two classes among the samples; more candidates to re-rank than there are.
     """
-    found = embed_split(trained, asked.source, asked.plugin.name, asked.split, asked.shards)
-    used = found.has_text_n & (found.label_n >= 0)
-    labels = found.label_n[used]
+    dataset, source = benchmark.plugin.name, benchmark.source
+    features = embed_split(trained, source, dataset, benchmark.split, benchmark.shards)
+    usable_n = features.has_text_n & (features.label_n >= 0)
+    labels = features.label_n[usable_n]
     if len(np.unique(labels)) < 2:
         raise DataError(
-            f"{asked.shards}: split {asked.split!r} has {len(labels):,} samples with text and exactly one "
-            f"class, and {len(np.unique(labels))} classes among them; ranking needs two or more"
+            f"{benchmark.shards}: split {benchmark.split!r} has {len(labels):,} samples with text and "
+            f"exactly one class, and {len(np.unique(labels))} classes among them; ranking needs two or more"
         )
     if rerank > len(labels):
         raise DataError(f"--rerank {rerank}: there are only {len(labels):,} candidates")
-    numbers = np.flatnonzero(used)
-    ks = tuple(k for k in KS if k <= len(labels))
-    of = _Set(
-        numbers, [found.keys[i] for i in numbers], labels, asked.source.digests[used],
-        patients(asked.source, numbers), ks,
+    numbers = np.flatnonzero(usable_n)
+    pairs = _Pairs(
+        numbers, [features.keys[i] for i in numbers], labels, source.digests[usable_n],
+        patients(source, numbers), tuple(k for k in KS if k <= len(labels)),
     )  # fmt: skip
     ranked = retrieval(
-        found.image_nQE[used], found.text_nE[used], labels, sorted({*ks, rerank} - {0}), of.digests
-    )
+        features.image_nQE[usable_n], features.text_nE[usable_n], labels,
+        sorted({*pairs.ks, rerank} - {0}), pairs.digests,
+    )  # fmt: skip
     left_out = {
-        "left_out_without_one_class": int((found.label_n < 0).sum()),
-        "left_out_without_text": int((~found.has_text_n & (found.label_n >= 0)).sum()),
+        "left_out_without_one_class": int((features.label_n < 0).sum()),
+        "left_out_without_text": int((~features.has_text_n & (features.label_n >= 0)).sum()),
     }
-    out = {"by similarity": _write(trained, asked, of, "retrieval", PROTOCOL, ranked.top, left_out)}
+    out = {"by similarity": _write(trained, benchmark, pairs, "retrieval", PROTOCOL, ranked.top, left_out)}
     if rerank:
         to_text, to_image = rerank_by_match(
-            trained, lambda i: asked.source.images(numbers[i]),
-            lambda i: asked.source.token_ids(int(numbers[i])),
+            trained, lambda i: source.images(numbers[i]), lambda i: source.token_ids(int(numbers[i])),
             ranked.top["image_to_text"], ranked.top["text_to_image"], rerank,
         )  # fmt: skip
         protocol = f"{PROTOCOL}. The best {rerank} of each ranking ordered by ITM (log-odds of a match)"
         out[f"best {rerank} re-ranked by ITM"] = _write(
-            trained, asked, of, f"retrieval-rerank{rerank}", protocol,
+            trained, benchmark, pairs, f"retrieval-rerank{rerank}", protocol,
             {"image_to_text": to_text, "text_to_image": to_image}, left_out,
         )  # fmt: skip
     return out
 
 
 def _write(
-    trained: PretrainedRun, asked: Benchmark, of: _Set, task: str, protocol: str, top: Mapping[str, Top],
-    left_out: Mapping[str, int],
+    trained: PretrainedRun, benchmark: Benchmark, pairs: _Pairs, task: str, protocol: str,
+    top: Mapping[str, Top], left_out: Mapping[str, int],
 ) -> list[Metric]:  # fmt: skip
-    per_query = {
-        way: ranking_scores(top[way].indices_QK, of.labels, of.labels, of.ks, of.digests, of.digests)
-        for way in WAYS
-    }
-    chance = _chance(of)
+    chance = _chance(pairs)
     metrics = []
-    for way, words in WAYS.items():
-        spans = mean_intervals(per_query[way], of.patients, seed=SEED)
-        for name in [f"{name}@{k}" for name in SHOWN for k in of.ks]:
-            value, span = float(per_query[way][name].mean()), spans[name]
-            metrics.append(Metric(f"{words}, {name}", value, chance[name], low=span.low, high=span.high))
-    name, split = asked.plugin.name, asked.split
-    samples = write_samples(trained.run, task, name, split, _rows(of, top, asked.plugin.classes))
-    write_result(
-        trained, task, name, split, asked.shards, protocol=protocol, n=len(of.labels), seed=SEED,
+    for direction, words in DIRECTIONS.items():
+        per_query = _scores(pairs, top[direction].indices_QK)
+        spans = mean_intervals(per_query, pairs.patients, seed=SEED)
+        metrics += [
+            Metric.of(f"{words}, {name}", float(per_query[name].mean()), spans[name], chance[name])
+            for name in (f"{measure}@{k}" for measure in SHOWN for k in pairs.ks)
+        ]
+    dataset, split, classes = benchmark.plugin.name, benchmark.split, benchmark.plugin.classes
+    samples = write_samples(trained.run, task, dataset, split, _rows(pairs, top, classes))
+    Result(
+        task, dataset, split, benchmark.shards, protocol=protocol, n=len(pairs.labels), seed=SEED,
         metrics=metrics, more={**left_out, "samples": samples.name},
-    )  # fmt: skip
+    ).write(trained)  # fmt: skip
     return metrics
 
 
-def _rows(of: _Set, top: Mapping[str, Top], classes: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Who was found, best first: keys of samples, whose images or texts are meant by direction. Equal numbers
-    under `text` are equal texts."""
-    deepest = max(of.ks)
-    text_n = np.unique(of.digests, return_inverse=True)[1]
-    for i, key in enumerate(of.keys):
-        row: dict[str, Any] = {"key": key, "class": classes[of.labels[i]], "text": int(text_n[i])}
-        for way in WAYS:
-            row[way] = [of.keys[j] for j in top[way].indices_QK[i, :deepest]]
-            row[f"{way}_scores"] = [round(float(s), 6) for s in top[way].scores_QK[i, :deepest]]
+def _scores(pairs: _Pairs, indices_QK: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    return ranking_scores(indices_QK, pairs.labels, pairs.labels, pairs.ks, pairs.digests, pairs.digests)
+
+
+def _rows(pairs: _Pairs, top: Mapping[str, Top], classes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The best candidates of each sample, best first: keys of samples whose text or image was retrieved.
+
+    Equal numbers under `text` are equal texts.
+    """
+    deepest = max(pairs.ks)
+    text_n = np.unique(pairs.digests, return_inverse=True)[1]
+    for i, key in enumerate(pairs.keys):
+        row: dict[str, Any] = {"key": key, "class": classes[pairs.labels[i]], "text": int(text_n[i])}
+        for direction in DIRECTIONS:
+            row[direction] = [pairs.keys[j] for j in top[direction].indices_QK[i, :deepest]]
+            row[f"{direction}_scores"] = [round(float(s), 6) for s in top[direction].scores_QK[i, :deepest]]
         yield row
 
 
-def _chance(of: _Set) -> dict[str, float]:
+def _chance(pairs: _Pairs) -> dict[str, float]:
+    """Every metric of one random ranking per query."""
     random = np.random.default_rng(SEED)
-    ranked = np.stack([random.permutation(len(of.labels))[: max(of.ks)] for _ in of.labels])
-    scores = ranking_scores(ranked, of.labels, of.labels, of.ks, of.digests, of.digests)
-    return {name: float(values.mean()) for name, values in scores.items()}
+    ranked = np.stack([random.permutation(len(pairs.labels))[: max(pairs.ks)] for _ in pairs.labels])
+    return {name: float(values.mean()) for name, values in _scores(pairs, ranked).items()}

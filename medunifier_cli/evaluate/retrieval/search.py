@@ -1,4 +1,4 @@
-"""Searching a split with a text or an image, and the gallery of what was found."""
+"""Search a split with a text or an image, and write the hits as a gallery of static HTML."""
 
 from __future__ import annotations
 
@@ -25,21 +25,26 @@ from medunifier_cli.evaluate.retrieval.embed import (
 from medunifier_cli.evaluate.retrieval.rerank import match_scores
 from medunifier_cli.evaluate.user_images import read_images
 from medunifier_cli.model.vit import pixels
-from medunifier_cli.page.gallery import Shown, write_gallery
+from medunifier_cli.page.gallery import GalleryImage, write_gallery
 from medunifier_cli.scores.search import similarity, top_k
 
-PATIENT_DATA = "Images and reports are those of the split: keep this page where the data may lie."
+PATIENT_DATA = "Images and reports are those of the split: keep this page only where the data may be kept."
 
 
 def search_by_text(
-    trained: PretrainedRun, asked: Benchmark, text: str, top: int, rerank: int = 0, out: Path | None = None
+    trained: PretrainedRun,
+    benchmark: Benchmark,
+    text: str,
+    top: int,
+    rerank: int = 0,
+    out: Path | None = None,
 ) -> Path:
-    """The images of a split that fit a text best, as a gallery.
+    """Write a gallery of the images of a split that fit a text best.
 
     Args:
-        asked: opened with `need_text=False`.
-        top: how many.
-        rerank: the best so many are ordered by ITM.
+        benchmark: opened with `need_text=False`.
+        top: number of hits to show.
+        rerank: number of best hits to order by ITM; 0 for none.
         out: folder of the gallery; None for `page/search-...` in the run.
 
     Returns:
@@ -49,25 +54,32 @@ def search_by_text(
         DataError: the text is empty or too long.
         CheckpointError: the run lacks ITC, or ITM with `rerank`.
     """
-    found = embed_split(trained, asked.source, asked.plugin.name, asked.split, asked.shards)
+    features = embed_split(
+        trained, benchmark.source, benchmark.plugin.name, benchmark.split, benchmark.shards
+    )
     text_1E = embed_texts(trained, [text])
     check_finite(trained, text_1E)
-    scores_n = similarity(found.image_nQE, text_1E)[:, 0]
+    scores_n = similarity(features.image_nQE, text_1E)[:, 0]
     hits = _best(scores_n, np.arange(len(scores_n)), max(top, rerank))
     if rerank:
         ids = trained.tokenizer.encode(text, trained.recipe.text.max_tokens)
         images = np.array([hit.number for hit in hits[:rerank]])
-        logodds = match_scores(trained, asked.source.images, lambda _: ids, images, np.zeros_like(images))
+        logodds = match_scores(trained, benchmark.source.images, lambda _: ids, images, np.zeros_like(images))
         hits = _by_match(hits, logodds)
-    folder = out or _folder(trained, asked, "text", text.encode())
-    about = {"query": text, **_about(trained, asked, len(scores_n), rerank)}
-    return _write(asked, folder, about, hits[:top], None)
+    folder = out or _folder(trained, benchmark, "text", text.encode())
+    about = {"query": text, **_about(trained, benchmark, len(scores_n), rerank)}
+    return _write(benchmark, folder, about, hits[:top], None)
 
 
 def search_by_image(
-    trained: PretrainedRun, asked: Benchmark, path: Path, top: int, rerank: int = 0, out: Path | None = None
+    trained: PretrainedRun,
+    benchmark: Benchmark,
+    path: Path,
+    top: int,
+    rerank: int = 0,
+    out: Path | None = None,
 ) -> Path:
-    """The reports of a split that fit an image file best, each with its own image, as a gallery.
+    """Write a gallery of the reports of a split that fit an image file best, each with its own image.
 
     Args:
         path: PNG, JPEG or DICOM.
@@ -75,55 +87,59 @@ def search_by_image(
     Raises:
         DataError: the file is no image, or the split has no report.
     """
-    read = read_images([path], trained.recipe.data.image_size)
-    found = embed_split(trained, asked.source, asked.plugin.name, asked.split, asked.shards)
-    with_text = np.flatnonzero(found.has_text_n)
+    uploaded = read_images([path], trained.recipe.data.image_size)
+    features = embed_split(
+        trained, benchmark.source, benchmark.plugin.name, benchmark.split, benchmark.shards
+    )
+    with_text = np.flatnonzero(features.has_text_n)
     if not len(with_text):
-        raise DataError(f"{asked.shards}: split {asked.split!r} has no reports to find; search it by --query")
-    image_1QE = embed_images(trained, pixels(read.image_B1HW.to(trained.device)))
+        raise DataError(
+            f"{benchmark.shards}: split {benchmark.split!r} has no reports to find; search it by --query"
+        )
+    image_1QE = embed_images(trained, pixels(uploaded.image_B1HW.to(trained.device)))
     check_finite(trained, image_1QE)
-    scores_n = similarity(image_1QE, found.text_nE[with_text])[0]
+    scores_n = similarity(image_1QE, features.text_nE[with_text])[0]
     hits = _best(scores_n, with_text, max(top, rerank))
     if rerank:
         texts = np.array([hit.number for hit in hits[:rerank]])
         logodds = match_scores(
-            trained, lambda _: read.image_B1HW, asked.source.token_ids, np.zeros_like(texts), texts
+            trained, lambda _: uploaded.image_B1HW, benchmark.source.token_ids, np.zeros_like(texts), texts
         )
         hits = _by_match(hits, logodds)
-    folder = out or _folder(trained, asked, "image", path.read_bytes())
-    about = {"query": path.name, **_about(trained, asked, len(scores_n), rerank)}
-    query = Shown(read.image_B1HW[0, 0].numpy(), path.name)
-    return _write(asked, folder, about, hits[:top], query)
+    folder = out or _folder(trained, benchmark, "image", path.read_bytes())
+    about = {"query": path.name, **_about(trained, benchmark, len(scores_n), rerank)}
+    query = GalleryImage(uploaded.image_B1HW[0, 0].numpy(), path.name)
+    return _write(benchmark, folder, about, hits[:top], query)
 
 
 @dataclass(frozen=True)
 class _Hit:
-    """One sample found."""
+    """One sample features."""
 
     number: int
     similarity: float
     match: float | None = None
-    """Log-odds of a match by the ITM head, where it was asked."""
+    """Log-odds of a match by the ITM head, where it was benchmark."""
 
 
 def _best(scores_n: NDArray[np.float32], numbers: NDArray[np.int64], count: int) -> list[_Hit]:
-    """The best of the candidates, no more than there are."""
+    """The best `count` candidates, or all if there are fewer."""
     top = top_k(scores_n[None], min(count, len(scores_n)))
-    places, scores = top.indices_QK[0].tolist(), top.scores_QK[0].tolist()
-    return [_Hit(int(numbers[place]), score) for place, score in zip(places, scores, strict=True)]
+    ranked = zip(top.indices_QK[0].tolist(), top.scores_QK[0].tolist(), strict=True)
+    return [_Hit(int(numbers[index]), score) for index, score in ranked]
 
 
 def _by_match(hits: list[_Hit], logodds_k: NDArray[np.float32]) -> list[_Hit]:
-    """The first k ordered by match; equal ones, and what lies behind, keep their order."""
+    """The first k ordered by match; ties, and the hits after them, keep their order."""
     k = len(logodds_k)
-    judged = [replace(hit, match=float(odds)) for hit, odds in zip(hits[:k], logodds_k, strict=True)]
-    return [*sorted(judged, key=lambda hit: -(hit.match or 0.0)), *hits[k:]]
+    reranked = [replace(hit, match=float(odds)) for hit, odds in zip(hits[:k], logodds_k, strict=True)]
+    return [*sorted(reranked, key=lambda hit: -(hit.match or 0.0)), *hits[k:]]
 
 
-def _about(trained: PretrainedRun, asked: Benchmark, candidates: int, rerank: int) -> dict[str, str]:
+def _about(trained: PretrainedRun, benchmark: Benchmark, candidates: int, rerank: int) -> dict[str, str]:
     by = "cosine, largest over queries"
     return {
-        "searched": f"{asked.plugin.name}/{asked.split}, {candidates:,} candidates",
+        "searched": f"{benchmark.plugin.name}/{benchmark.split}, {candidates:,} candidates",
         "run": f"{trained.run.folder.name}, step {trained.step:,}, checkpoint {trained.identity}",
         "similarity": f"{by}; the first {rerank} ordered by match, the ITM head's probability"
         if rerank
@@ -132,26 +148,26 @@ def _about(trained: PretrainedRun, asked: Benchmark, candidates: int, rerank: in
     }
 
 
-def _folder(trained: PretrainedRun, asked: Benchmark, kind: str, query: bytes) -> Path:
-    """Named by a hash: a query may quote a report, and a path ends up in logs."""
+def _folder(trained: PretrainedRun, benchmark: Benchmark, kind: str, query: bytes) -> Path:
+    """Named by a hash: a query may quote a report, and paths end up in logs."""
     name = hashlib.sha256(query).hexdigest()[:10]
-    return trained.run.folder / "page" / f"search-{kind}-{asked.plugin.name}-{asked.split}-{name}"
+    return trained.run.folder / "page" / f"search-{kind}-{benchmark.plugin.name}-{benchmark.split}-{name}"
 
 
 def _write(
-    asked: Benchmark, folder: Path, about: dict[str, str], hits: list[_Hit], query: Shown | None
+    benchmark: Benchmark, folder: Path, about: dict[str, str], hits: list[_Hit], query: GalleryImage | None
 ) -> Path:
-    shown = []
+    cards = []
     for hit in hits:
-        row = int(asked.source.rows[hit.number])
-        with Image.open(io.BytesIO(asked.source.shards.image(row))) as image:
+        row = int(benchmark.source.rows[hit.number])
+        with Image.open(io.BytesIO(benchmark.source.shards.image(row))) as image:
             grey = np.array(image.convert("L"))
         numbers = {"similarity": hit.similarity}
         if hit.match is not None:
             numbers["match"] = 1 / (1 + math.exp(-hit.match))
-        key = asked.source.shards.key(row)
-        shown.append(Shown(grey, key, numbers, asked.source.text(hit.number)))
+        key = benchmark.source.shards.key(row)
+        cards.append(GalleryImage(grey, key, numbers, benchmark.source.text(hit.number)))
         click.echo("  ".join([*(f"{value:.3f}" for value in numbers.values()), key]), err=True)
     return write_gallery(
-        folder, f"{len(shown)} best of {asked.plugin.name}/{asked.split}", about, shown, query
+        folder, f"{len(cards)} best of {benchmark.plugin.name}/{benchmark.split}", about, cards, query
     )

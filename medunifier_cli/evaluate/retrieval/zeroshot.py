@@ -1,11 +1,12 @@
-"""Zero-shot classification with prompt ensembles (paper, section 4).
+"""Classify images zero-shot, by their similarity to prompts that describe each class (paper, section 4).
 
 n images, Q queries, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
+from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, patients
-from medunifier_cli.evaluate.results import Metric, write_result, write_samples
+from medunifier_cli.evaluate.render import number, render
+from medunifier_cli.evaluate.results import Metric, Result, table, write_samples
 from medunifier_cli.evaluate.retrieval import prompts as prompt_sets
 from medunifier_cli.evaluate.retrieval.embed import (
     BATCH,
@@ -26,11 +29,11 @@ from medunifier_cli.evaluate.retrieval.embed import (
     embed_texts,
     need_itc,
 )
-from medunifier_cli.evaluate.user_images import Files
+from medunifier_cli.evaluate.user_images import UserImages
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.confusion import save_confusion
 from medunifier_cli.scores.bootstrap import intervals
-from medunifier_cli.scores.classification import classification_scores, confusion_matrix
+from medunifier_cli.scores.classification import classification_scores, confusion_matrix, softmax
 
 IMAGES_AT_ONCE = 512
 """Images compared with all prompts at once."""
@@ -39,35 +42,53 @@ BOOTSTRAP_SEED = 0
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Which prompts stand for a class, and how."""
+    """The prompts that describe each class, and how their similarities become one score per class."""
 
     prompts: prompt_sets.Prompts
-    """All there are, by class."""
+    """All available prompts by class."""
     name: str = ""
-    """Of the set, for the result file; empty for the data set's default one."""
+    """Name of the set in the result file; empty for the data set's default set."""
     count: int = 15
-    """Drawn per class; 0 for all."""
+    """Prompts sampled per class; 0 uses all."""
     over: str = "max"
     """`max` or `mean` over the prompts of a class."""
     seed: int = 0
-    """Of the draw."""
+    """Seed of the sampled prompts."""
 
     @property
     def task(self) -> str:
         """Name of the result: the paper's protocol is `zeroshot`."""
         return "-".join(["zeroshot", *filter(None, [self.name, "mean" if self.over == "mean" else ""])])
 
+    def sampled(self, classes: Sequence[str]) -> dict[str, list[str]]:
+        """The prompts in use, by class."""
+        return prompt_sets.sample_prompts(self.prompts, classes, self.count, self.seed)
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a split gave."""
+    """One ensemble measured on a split."""
 
     metrics: list[Metric]
     notes: list[str]
-    """What was left out of a mean, and why."""
+    """Classes left out of a mean, with the reason."""
     result: Path
     picture: Path
     """Of the confusion matrix."""
+
+
+def ensembles_of(
+    plugin: DatasetPlugin, prompts: str, count: int | None, over: str, seed: int
+) -> list[Ensemble]:
+    """The ensembles that the options of `mu zeroshot` ask for, one for each prompt set.
+
+    Args:
+        prompts: see `select_prompt_sets`.
+        count: prompts per class; None for the number used in the data set's literature.
+    """
+    count = plugin.prompts_drawn if count is None else count
+    sets = prompt_sets.select_prompt_sets(plugin, prompts)
+    return [Ensemble(texts, name, count, over, seed) for name, texts in sets.items()]
 
 
 def class_scores(
@@ -93,129 +114,148 @@ def class_scores(
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-def probabilities(scores_nC: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float32]:
-    """Softmax over classes; the published protocol has no temperature."""
-    shifted = np.exp((scores_nC - scores_nC.max(axis=1, keepdims=True)) / temperature)
-    out: NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
-    return out
+def measure_zeroshot(trained: PretrainedRun, benchmark: Benchmark, ensemble: Ensemble) -> Outcome:
+    """Classify the samples of a split that have exactly one class.
 
-
-def benchmark(trained: PretrainedRun, asked: Benchmark, ensemble: Ensemble) -> Outcome:
-    """Classify a split's samples that have exactly one class.
-
-    Writes `results/zeroshot...json` and, beside it, the probabilities and a picture of the confusion matrix.
+    Writes `results/zeroshot...json` and, next to it, the probabilities and a picture of the confusion matrix.
 
     Args:
-        asked: opened with `need_text=False`: an image needs no report here.
+        benchmark: opened with `need_text=False`: an image needs no report here.
 
     Raises:
         DataError: no sample with exactly one class, or all of one class.
     """
-    found = embed_split(trained, asked.source, asked.plugin.name, asked.split, asked.shards)
-    classes = asked.plugin.classes
-    one = found.label_n >= 0
-    labels = found.label_n[one]
+    dataset, split, classes = benchmark.plugin.name, benchmark.split, benchmark.plugin.classes
+    features = embed_split(trained, benchmark.source, dataset, split, benchmark.shards)
+    usable_n = features.label_n >= 0
+    labels = features.label_n[usable_n]
     if len(np.unique(labels)) < 2:
-        there = (
+        content = (
             f"all {len(labels):,} samples of one class" if len(labels) else "no sample with exactly one class"
         )
         raise DataError(
-            f"{asked.shards}: split {asked.split!r} has {there} ({asked.plugin.name}); a classification "
-            "needs two or more"
+            f"{benchmark.shards}: split {split!r} has {content} ({dataset}); a classification needs two or "
+            "more"
         )
-    drawn = prompt_sets.draw(ensemble.prompts, classes, ensemble.count, ensemble.seed)
-    scores_nC = class_scores(trained, found.image_nQE[one], drawn, ensemble.over)
-    made_nC = probabilities(scores_nC)
-    scores = classification_scores(labels, made_nC, classes)
-    metrics = _metrics(labels, made_nC, classes, patients(asked.source, np.flatnonzero(one)))
+    prompts = ensemble.sampled(classes)
+    scores_nC = class_scores(trained, features.image_nQE[usable_n], prompts, ensemble.over)
+    probability_nC = softmax(scores_nC)  # the published protocol has no temperature
+    scores = classification_scores(labels, probability_nC, classes)
+    metrics = _metrics(labels, probability_nC, classes, patients(benchmark.source, np.flatnonzero(usable_n)))
     confusion = confusion_matrix(labels, scores_nC.argmax(axis=1), len(classes))
-    keys = [key for key, used in zip(found.keys, one, strict=True) if used]
-    samples = write_samples(
-        trained.run, ensemble.task, asked.plugin.name, asked.split,
-        (_row(key, classes, row, int(label)) for key, row, label in zip(keys, made_nC, labels, strict=True)),
-    )  # fmt: skip
-    path = write_result(
-        trained, ensemble.task, asked.plugin.name, asked.split, asked.shards, n=len(labels),
-        seed=ensemble.seed, metrics=metrics, protocol=protocol(ensemble),
+    keys = [key for key, usable in zip(features.keys, usable_n, strict=True) if usable]
+    rows = (_row(*row, classes) for row in zip(keys, probability_nC, labels.tolist(), strict=True))
+    samples = write_samples(trained.run, ensemble.task, dataset, split, rows)
+    path = Result(
+        ensemble.task, dataset, split, benchmark.shards, n=len(labels), seed=ensemble.seed, metrics=metrics,
+        protocol=protocol(ensemble),
         more={
-            "prompts": drawn, "prompts_hash": prompt_sets.fingerprint(drawn), "classes": list(classes),
-            "confusion": confusion.tolist(), "per_class": scores.per_class,
-            "notes": scores.notes,
-            "left_out_without_one_class": int((~one).sum()), "samples": samples.name,
+            "prompts": prompts, "prompts_hash": prompt_sets.fingerprint(prompts), "classes": list(classes),
+            "confusion": confusion.tolist(), "per_class": scores.per_class, "notes": scores.notes,
+            "left_out_without_one_class": int((~usable_n).sum()), "samples": samples.name,
             "bootstrap_seed": BOOTSTRAP_SEED,
         },
-    )  # fmt: skip
+    ).write(trained)  # fmt: skip
     picture = path.with_suffix(".confusion.png")
     save_confusion(confusion, classes, picture)
     return Outcome(metrics, scores.notes, path, picture)
 
 
 def _metrics(
-    labels: NDArray[np.int64], made_nC: NDArray[np.float32], classes: tuple[str, ...],
+    labels: NDArray[np.int64], probability_nC: NDArray[np.float32], classes: tuple[str, ...],
     groups: NDArray[np.uint64] | None,
 ) -> list[Metric]:  # fmt: skip
+    def scores(rows: NDArray[np.int64]) -> dict[str, float]:
+        return classification_scores(labels[rows], probability_nC[rows], classes).scores
+
     share = np.bincount(labels, minlength=len(classes)) / len(labels)
-    floors = {"accuracy": float(share.max()), "auroc": 0.5, "macro_f1": 1.0 / len(classes)}
-    spans = intervals(
-        lambda rows: classification_scores(labels[rows], made_nC[rows], classes).scores, len(labels), groups,
-        seed=BOOTSTRAP_SEED,
-    )  # fmt: skip
-    out = []
-    for name, value in classification_scores(labels, made_nC, classes).scores.items():
-        span = spans.get(name)
-        low, high = (span.low, span.high) if span else (None, None)
-        out.append(Metric(f"zero-shot {name}", value, floors.get(name), low=low, high=high))
-    return out
+    baseline = {"accuracy": float(share.max()), "auroc": 0.5, "macro_f1": 1.0 / len(classes)}
+    spans = intervals(scores, len(labels), groups, seed=BOOTSTRAP_SEED)
+    return [
+        Metric.of(f"zero-shot {name}", value, spans.get(name), baseline.get(name))
+        for name, value in scores(np.arange(len(labels))).items()
+    ]
 
 
 def protocol(ensemble: Ensemble) -> str:
-    """How it was measured, in words."""
-    drawn = f"{ensemble.count} prompts drawn per class" if ensemble.count else "all prompts"
+    """How it was measured, in one sentence."""
+    prompts = f"{ensemble.count} prompts drawn per class" if ensemble.count else "all prompts"
     return (
-        f"samples with exactly one class; {drawn}; max over queries, {ensemble.over} over prompts, softmax "
+        f"samples with exactly one class; {prompts}; max over queries, {ensemble.over} over prompts, softmax "
         "over classes; auroc and macro_f1: means over classes; floor of accuracy: always the most frequent "
         "class. Intervals: 95 %, 1,000 bootstrap resamples of patients"
     )
 
 
-def classify_files(
-    trained: PretrainedRun, files: Files, classes: tuple[str, ...], ensemble: Ensemble
-) -> list[dict[str, Any]]:
-    """Class probabilities of a person's own images.
+def render_outcomes(outcomes: Sequence[tuple[Ensemble, Outcome]], default: str, form: str) -> str:
+    """Results of one or several ensembles as `text`, `csv` or `json`.
 
-    At the temperature the run learned for ITC: without one, as the benchmark has it, all classes look alike.
+    Args:
+        default: name of the data set's default prompt set.
+    """
+    if form == "json":
+        return json.dumps([json.loads(outcome.result.read_text()) for _, outcome in outcomes], indent=1)
+    if form == "csv":
+        rows: list[list[object]] = [["result", "metric", "value", "low", "high", "baseline"]]
+        for ensemble, outcome in outcomes:
+            rows += [[ensemble.task, m.name, m.value, m.low, m.high, m.baseline] for m in outcome.metrics]
+        return render(rows, form)
+    parts = []
+    for ensemble, outcome in outcomes:
+        parts += [f"prompts: {ensemble.name or default}"] if len(outcomes) > 1 else []
+        parts.append(table(outcome.metrics))
+    return "\n".join(parts)
+
+
+def classify_files(
+    trained: PretrainedRun, files: UserImages, classes: tuple[str, ...], ensemble: Ensemble
+) -> list[dict[str, Any]]:
+    """Class probabilities of the user's own images.
+
+    They use the temperature that the run learned for ITC: without one, as in the benchmark, all classes look
+    equally likely.
 
     Returns:
         Per file `file`, `class` (the likeliest), `probabilities` and `similarities` by class.
     """
     need_itc(trained)
-    drawn = prompt_sets.draw(ensemble.prompts, classes, ensemble.count, ensemble.seed)
+    prompts = ensemble.sampled(classes)
     parts = []
     for start in range(0, len(files.paths), BATCH):
-        seen = pixels(files.image_B1HW[start : start + BATCH].to(trained.device))
-        parts.append(embed_images(trained, seen))
+        images = pixels(files.image_B1HW[start : start + BATCH].to(trained.device))
+        parts.append(embed_images(trained, images))
     image_nQE = np.concatenate(parts)
     check_finite(trained, image_nQE)
-    scores_nC = class_scores(trained, image_nQE, drawn, ensemble.over)
-    temperature = float(trained.model.temperature.detach())
-    made_nC = probabilities(scores_nC, temperature)
+    scores_nC = class_scores(trained, image_nQE, prompts, ensemble.over)
+    probability_nC = softmax(scores_nC, float(trained.model.temperature.detach()))
     return [
         {
             "file": str(path),
-            "class": classes[int(made.argmax())],
-            "probabilities": _by_class(classes, made),
-            "similarities": _by_class(classes, scores),
+            "class": classes[int(probability_C.argmax())],
+            "probabilities": _by_class(classes, probability_C),
+            "similarities": _by_class(classes, scores_C),
         }
-        for path, made, scores in zip(files.paths, made_nC, scores_nC, strict=True)
+        for path, probability_C, scores_C in zip(files.paths, probability_nC, scores_nC, strict=True)
     ]
 
 
-def _row(key: str, classes: tuple[str, ...], made_C: NDArray[np.float32], label: int) -> Mapping[str, Any]:
+def render_files(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], form: str) -> str:
+    """What `classify_files` returns as `text`, `csv` or `json`."""
+    if form == "json":
+        return json.dumps(rows, indent=1)
+    cells = [["file", *classes]]
+    cells += [[row["file"], *(number(p) for p in row["probabilities"].values())] for row in rows]
+    return render(cells, form)
+
+
+def _row(
+    key: str, probability_C: NDArray[np.float32], label: int, classes: tuple[str, ...]
+) -> dict[str, Any]:
     return {
         "key": key,
         "class": classes[label],
-        "predicted": classes[int(made_C.argmax())],
-        "probabilities": _by_class(classes, made_C),
+        "predicted": classes[int(probability_C.argmax())],
+        "probabilities": _by_class(classes, probability_C),
     }
 
 

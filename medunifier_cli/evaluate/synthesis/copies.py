@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import MuError
 from medunifier_cli.evaluate.benchmark import open_benchmark
-from medunifier_cli.evaluate.results import Metric, mean, write_result
+from medunifier_cli.evaluate.results import Metric, Result, mean
 from medunifier_cli.evaluate.synthesis.frechet import Scorer
 from medunifier_cli.evaluate.synthesis.image_sets import (
     CodedImages,
@@ -225,8 +225,8 @@ def _write(
     comparisons: dict[str, Nearness], metrics: list[Metric], suspected: bool,
 ) -> None:  # fmt: skip
     nearest_first = np.argsort(judged.distance_n, kind="stable")[:SHOWN].tolist()
-    write_result(
-        scorer.judge(), "copies", scorer.pretrained.recipe.data.dataset, fakes.kind, scorer.shards(),
+    Result(
+        "copies", scorer.pretrained.recipe.data.dataset, fakes.kind, scorer.shards(),
         n=len(judged.distance_n), seed=SEED, metrics=metrics,
         protocol=(
             f"{fakes.name}: 1 - pixel correlation with the most correlated of the {CANDIDATES} images of "
@@ -244,7 +244,7 @@ def _write(
                 for i in nearest_first
             ],
         },
-    )  # fmt: skip
+    ).write(scorer.judge())  # fmt: skip
 
 
 def verdict_line(verdict: Verdict) -> str:

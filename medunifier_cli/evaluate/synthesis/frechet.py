@@ -17,7 +17,7 @@ from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, is_run_of, restore
 from medunifier_cli.checkpoint.priors import restore_priors
 from medunifier_cli.errors import MissingWeightsError, MuError
-from medunifier_cli.evaluate.results import Metric, mean, write_result
+from medunifier_cli.evaluate.results import Metric, Result, mean
 from medunifier_cli.evaluate.synthesis.image_sets import ImageSet, encoder_features, open_images
 from medunifier_cli.evaluate.synthesis.inception import fid_and_kid, load_inception
 from medunifier_cli.recipe.schema_prior import PriorRecipe
@@ -44,7 +44,7 @@ class Scorer:
     """Inception weights named in the priors' recipe, see `load_inception`."""
 
     def judge(self) -> PretrainedRun:
-        """As `write_result` takes it: a result carries the hash of the run whose folder it is in."""
+        """As `Result.write` takes it: a result carries the hash of the run whose folder it is in."""
         step = store.steps(self.run.checkpoints)[-1]
         identity = store.identity(self.run.checkpoints, step)
         return dataclasses.replace(self.pretrained, run=self.run, step=step, identity=identity)
@@ -117,7 +117,7 @@ def _metrics(
     if name == "FID":
         fid, kid, deviation = fid_and_kid(real_nD, fake_nD, seed)
         values = [("", fid)]
-    metrics = [Metric(f"{name}, {kind}", values[0][1], low=interval.low, high=interval.high)]
+    metrics = [Metric.of(f"{name}, {kind}", values[0][1], interval)]
     if name == "FID":
         metrics.append(Metric(f"KID, {kind}", kid, note=f"standard deviation over subsets {deviation:.5f}"))
     rows = np.random.default_rng(seed)
@@ -134,8 +134,8 @@ def _write(
     seed: int,
 ) -> None:  # fmt: skip
     own = scorer.pretrained.recipe.data
-    write_result(
-        scorer.judge(), "synthesis", own.dataset, fakes.kind, scorer.shards(), n=n, seed=seed,
+    Result(
+        "synthesis", own.dataset, fakes.kind, scorer.shards(), n=n, seed=seed,
         metrics=metrics,
         protocol=(
             f"{n:,} images of {fakes.name} against {len(reals):,} of {reals.name}, all 8-bit grey at "
@@ -146,4 +146,4 @@ def _write(
         ),
         more={"real": {"name": reals.name, "n": len(reals)}, "fake": {"name": fakes.name, "n": n},
               "extractors": used},
-    )  # fmt: skip
+    ).write(scorer.judge())  # fmt: skip

@@ -26,6 +26,7 @@ from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
 from medunifier_cli.evaluate.synthesis.sample_folder import SETTINGS, SHEET, read_samples
 from medunifier_cli.evaluate.synthesis.synthesis import reconstruct_batch
 from medunifier_cli.model.vit import pixels
+from medunifier_cli.run.cache import cached
 from medunifier_cli.terminal.progress import Progress
 
 BATCH = 64
@@ -176,21 +177,15 @@ def batches(images: ImageSet) -> Iterator[NDArray[np.uint8]]:
 
 
 def encoder_features(pretrained: PretrainedRun, images: ImageSet) -> NDArray[np.float32]:
-    """f_q of each image averaged over queries, [n, D]; kept in the run's cache."""
-    digest = hashlib.sha256(f"{pretrained.identity} {images.fingerprint()}".encode()).hexdigest()[:16]
-    path = pretrained.run.folder / "cache" / f"pooled-{digest}.npy"
-    try:
-        known: NDArray[np.float32] = np.load(path, allow_pickle=False)
-        return known
-    except (OSError, ValueError):
-        pass  # not there, or torn by a kill; made again
-    found = np.concatenate([query_means(pretrained, grey) for grey in batches(images)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".writing")
-    with temporary.open("wb") as file:
-        np.save(file, found)
-    temporary.replace(path)
-    return found
+    """f_q of each image averaged over queries, [n, D]; cached in the run."""
+    made_of = f"{pretrained.identity} {images.fingerprint()}"
+    digest = hashlib.sha256(made_of.encode()).hexdigest()[:16]
+    path = pretrained.run.folder / "cache" / f"pooled-{digest}.h5"
+
+    def pooled() -> dict[str, NDArray[np.float32]]:
+        return {"pooled": np.concatenate([query_means(pretrained, grey) for grey in batches(images)])}
+
+    return cached(path, made_of, pooled)["pooled"]
 
 
 def query_means(pretrained: PretrainedRun, grey_BSS: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -19,7 +19,7 @@ from medunifier_cli.checkpoint.classifier import restore_classifier
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import open_benchmark, patients
-from medunifier_cli.evaluate.results import Metric, mean, write_result
+from medunifier_cli.evaluate.results import Metric, mean
 from medunifier_cli.evaluate.synthesis.frechet import Scorer
 from medunifier_cli.evaluate.synthesis.image_sets import FolderImages, SplitImages, batches
 from medunifier_cli.evaluate.synthesis.synthesis import reconstructed_batches
@@ -124,19 +124,19 @@ def _write(
 ) -> None:  # fmt: skip
     classes = judge.classes
     confusion = confusion_matrix(requested_n, predicted_n, len(classes))
-    write_result(
-        scorer.judge(), "conformance", scorer.pretrained.recipe.data.dataset, images.kind, scorer.shards(),
+    Result(
+        "conformance", scorer.pretrained.recipe.data.dataset, images.kind, scorer.shards(),
         n=len(requested_n), seed=SEED, metrics=metrics,
         protocol=(
             f"the most likely of {len(classes)} classes by {judge.run.run.folder.name}, fine-tuned on real "
-            f"images; real: {real.n:,} held-out images with exactly one class; floor: always one class. "
+            f"images; real: {real.n:,} held-out images with exactly one class; baseline: always one class. "
             "Intervals: 95 %, 1,000 bootstrap resamples, of patients where images are real"
         ),
         more={
             "classifier": {"run": judge.run.run.folder.name, "hash": judge.run.identity},
             "classes": list(classes), "confusion": confusion.tolist(), "settings": _settings(images.lines),
         },
-    )  # fmt: skip
+    ).write(scorer.judge())  # fmt: skip
 
 
 def _on_real(judge: _Judge, generator: PretrainedRun) -> _OnReal:

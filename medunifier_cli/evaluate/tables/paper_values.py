@@ -1,29 +1,43 @@
 """The numbers of the paper: tables 1 to 6 of the main text and table 1 of the appendix (A1), as printed.
 
-In percent, FID aside. A column says which result of ours is the same measure; a row of MedUnifier says which
-objectives a run must have been trained with to stand beside it.
+All in percent, except FID. A column names the result of ours that is the same measure; a row of MedUnifier
+names the objectives that a run must have been trained with to be compared with it.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 Values = tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
-class Objectives:
-    """What a row was trained with; a run fits where its recipe says the same."""
+class PaperObjectives:
+    """The objectives a row of MedUnifier was trained with. ITC is on in all rows."""
 
     itm: bool
     itg: bool
     tig: float | None
-    """Weight of TIG; None for any but 0. ITC is on in all rows."""
+    """Weight of TIG; None for any weight above 0."""
+
+    def fits(self, weights: Mapping[str, float]) -> bool:
+        """Whether a run was trained with the same objectives, and no others.
+
+        Args:
+            weights: of every objective that was on, by name, as `ObjectivesConfig.weights` gives them.
+        """
+        names = {"itc"} | ({"itm"} if self.itm else set()) | ({"itg"} if self.itg else set())
+        if self.tig != 0:
+            names.add("tig")
+        same_weight = not self.tig or math.isclose(weights.get("tig", 0.0), self.tig)
+        return set(weights) == names and same_weight
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A column, and where a run's number for it is found: task, data set, split (empty for any), end of the
+    """A column, and the number of a run that belongs there: task, data set, split (empty for any), end of the
     metric's name."""
 
     name: str
@@ -32,19 +46,19 @@ class Measure:
     split: str
     metric: str
     fraction: float | None = None
-    """Of the train split, for fine-tuning."""
+    """Share of the train split, for fine-tuning."""
     scale: float = 100.0
-    """From our unit to the paper's."""
+    """Factor from our unit to the paper's."""
     lower_is_better: bool = False
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method, its values by column, and the runs that stand beside it (None: another method)."""
+    """A method, its values by column, and which runs fill the row (None: another method's row)."""
 
     name: str
     values: Values
-    fits: Objectives | None = None
+    fits: PaperObjectives | None = None
 
 
 @dataclass(frozen=True)
@@ -57,34 +71,35 @@ class PaperTable:
     rows: tuple[Row, ...]
 
 
-WITH, WITHOUT = Objectives(True, True, None), Objectives(True, True, 0.0)
+WITH_TIG, WITHOUT_TIG = PaperObjectives(True, True, None), PaperObjectives(True, True, 0.0)
 IDS = (
-    ("ID 1: ITC", Objectives(False, False, 0.0)),
-    ("ID 2: ITC ITM", Objectives(True, False, 0.0)),
-    ("ID 3: ITC ITM ITG", Objectives(True, True, 0.0)),
-    ("ID 4: ITC ITM TIG", Objectives(True, False, 1.0)),
-    ("ID 5: ITC ITM ITG TIG", Objectives(True, True, 1.0)),
-    ("ID 6: ITC ITM ITG 0.8 TIG", Objectives(True, True, 0.8)),
-    ("ID 7: ITC ITM ITG 1.2 TIG", Objectives(True, True, 1.2)),
+    ("ID 1: ITC", PaperObjectives(False, False, 0.0)),
+    ("ID 2: ITC ITM", PaperObjectives(True, False, 0.0)),
+    ("ID 3: ITC ITM ITG", PaperObjectives(True, True, 0.0)),
+    ("ID 4: ITC ITM TIG", PaperObjectives(True, False, 1.0)),
+    ("ID 5: ITC ITM ITG TIG", PaperObjectives(True, True, 1.0)),
+    ("ID 6: ITC ITM ITG 0.8 TIG", PaperObjectives(True, True, 0.8)),
+    ("ID 7: ITC ITM ITG 1.2 TIG", PaperObjectives(True, True, 1.2)),
 )
 
 
 def _ours(without: Values, with_tig: Values) -> tuple[Row, Row]:
-    return Row("MedUnifier (w/o TIG)", without, WITHOUT), Row("MedUnifier (w TIG)", with_tig, WITH)
+    return Row("MedUnifier (w/o TIG)", without, WITHOUT_TIG), Row("MedUnifier (w TIG)", with_tig, WITH_TIG)
 
 
 def _finetuned(dataset: str, metric: str) -> tuple[Measure, ...]:
-    said = {"auroc": "AUC", "accuracy": "ACC"}[metric]
+    label = {"auroc": "AUC", "accuracy": "ACC"}[metric]
     name = {"rsna": "RSNA", "siim": "SIIM", "covidx": "COVIDx"}[dataset]
     return tuple(
-        Measure(f"{name} {said}, {share:.0%}", "finetune", dataset, "test", metric, share)
+        Measure(f"{name} {label}, {share:.0%}", "finetune", dataset, "test", metric, share)
         for share in (0.01, 0.1, 1.0)
     )
 
 
-def _retrieval(way: str, short: str) -> tuple[Measure, ...]:
+def _retrieval(direction: str, short: str) -> tuple[Measure, ...]:
     return tuple(
-        Measure(f"{short} mAP@{k}", "retrieval", "mimic-cxr", "5x200", f"{way}, map@{k}") for k in (1, 5, 10)
+        Measure(f"{short} mAP@{k}", "retrieval", "mimic-cxr", "5x200", f"{direction}, map@{k}")
+        for k in (1, 5, 10)
     )
 
 
@@ -173,7 +188,7 @@ TABLES = (
             Row("UniXGen", (None, None, 78.2)),
             Row("RoentGen", (None, None, 42.4)),
             Row("LLM-CXR", (None, None, 22.8)),
-            Row("MedUnifier (w TIG)", (17.2, 27.2, 42.6), WITH),
+            Row("MedUnifier (w TIG)", (17.2, 27.2, 42.6), WITH_TIG),
         ),
     ),
     PaperTable(

@@ -1,98 +1,75 @@
-"""What runs reached, side by side: every number comes from a result file."""
+"""List the numbers of several runs in one table, and lay out the paper's tables."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medunifier_cli.checkpoint.lineage import made_from
 from medunifier_cli.errors import CheckpointError
-from medunifier_cli.evaluate.results import read_results
+from medunifier_cli.evaluate.render import interval, number, render
+from medunifier_cli.evaluate.results import Metric, read_results
 from medunifier_cli.evaluate.tables.beside_paper import Section
 from medunifier_cli.run.record import Run
 
-FORMATS = ("text", "markdown", "csv")
+WORDS = 3
+"""Columns of words in the rows of runs: task, data, metric."""
+PAPER_WORDS = 2
+"""The same in the paper's tables: method, measure."""
 
 
 def rows_of(runs: Sequence[Run], intervals: bool = False) -> list[list[str]]:
-    """A header, then one row per metric of any run: task, data, metric, floor, one column a run.
+    """A header, then one row per metric of any run: task, data, metric, baseline, one column per run.
 
-    Results of runs made from one of them stand in its column, their task followed by their name.
+    Results of runs made from one of them are in its column, with their name after the task.
 
     Args:
-        intervals: 95 % intervals in columns of their own (for CSV) instead of beside the values.
+        intervals: put 95 % intervals into columns of their own (for CSV) instead of after the values.
 
     Raises:
         CheckpointError: a run without results.
     """
     per_run = 3 if intervals else 1
-    header = ["task", "data", "metric", "floor"]
+    header = ["task", "data", "metric", "baseline"]
     for run in runs:
         name = run.folder.name
         header += [name, f"{name} low", f"{name} high"] if intervals else [name]
-    cells: dict[tuple[str, str, str], list[str]] = {}
+    rows: dict[tuple[str, str, str], list[str]] = {}
     for column, run in enumerate(runs):
-        results = read_results(run.results)
-        for other in made_from(run):
-            own = f" ({other.folder.name})"
-            results += [result | {"task": result["task"] + own} for result in read_results(other.results)]
-        if not results:
-            raise CheckpointError(f"{run.folder}: no results yet; run `mu retrieve` or `mu zeroshot` first")
-        for result in results:
-            for metric in result["metrics"]:
-                name = metric["name"] + (f" ({metric['unit']})" if metric["unit"] else "")
-                key = (result["task"], f"{result['dataset']}/{result['split']}", name)
-                row = cells.setdefault(key, [""] * (1 + per_run * len(runs)))
-                row[0] = _number(metric["floor"], "")
+        for result in _results(run):
+            for entry in result["metrics"]:
+                metric = Metric.from_json(entry)
+                key = (result["task"], f"{result['dataset']}/{result['split']}", metric.title)
+                row = rows.setdefault(key, [""] * (1 + per_run * len(runs)))
+                row[0] = number(metric.baseline)
                 start = 1 + per_run * column
-                row[start : start + per_run] = _value(metric, intervals)
-    return [header, *([*key, *row] for key, row in cells.items())]
-
-
-def _value(metric: Mapping[str, Any], intervals: bool) -> list[str]:
-    value, ends = _number(metric["value"], "-"), [metric.get("low"), metric.get("high")]
-    if intervals:
-        return [value, *(_number(end, "") for end in ends)]
-    return [f"{value} ({ends[0]:.3f}-{ends[1]:.3f})" if None not in ends else value]
-
-
-def render(rows: list[list[str]], form: str, words: int = 3) -> str:
-    """Rows as aligned text, a Markdown table or CSV.
-
-    Args:
-        words: so many columns are aligned left, the others right.
-    """
-    if form == "csv":
-        out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows(rows)
-        return out.getvalue().rstrip("\n")
-    least = 3 if form == "markdown" else 0  # a rule of fewer dashes is none to some readers
-    widths = [max(least, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
-    lines = [
-        [_align(cell, width, i < words) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
-        for row in rows
-    ]
-    if form == "markdown":
-        rule = ["-" * width if i < words else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-        return "\n".join("| " + " | ".join(cells) + " |" for cells in [lines[0], rule, *lines[1:]])
-    return "\n".join("  ".join(cells).rstrip() for cells in lines)
+                row[start : start + per_run] = _cells(metric, intervals)
+    return [header, *([*key, *row] for key, row in rows.items())]
 
 
 def render_sections(sections: Sequence[Section], form: str) -> str:
-    """The paper's tables one under the other; as CSV one table, with the number of each in front."""
+    """The paper's tables one below the other; in CSV as one table with the number of each in front."""
     if form == "csv":
-        head = ["table", *sections[0].rows[0]]
-        number = {section.title: section.title.split(":")[0] for section in sections}
-        return render([head, *([number[s.title], *row] for s in sections for row in s.rows[1:])], form)
+        header = ["table", *sections[0].rows[0]]
+        numbers = {section.title: section.title.split(":")[0] for section in sections}
+        return render([header, *([numbers[s.title], *row] for s in sections for row in s.rows[1:])], form)
     mark = "### " if form == "markdown" else ""
-    return "\n\n".join(f"{mark}{s.title}\n\n{render(s.rows, form, words=2)}" for s in sections)
+    return "\n\n".join(f"{mark}{s.title}\n\n{render(s.rows, form, PAPER_WORDS)}" for s in sections)
 
 
-def _align(cell: str, width: int, word: bool) -> str:
-    return cell.ljust(width) if word else cell.rjust(width)
+def _results(run: Run) -> list[Mapping[str, Any]]:
+    results: list[Mapping[str, Any]] = [*read_results(run.results)]
+    for other in made_from(run):
+        own = f" ({other.folder.name})"
+        results += [result | {"task": result["task"] + own} for result in read_results(other.results)]
+    if not results:
+        raise CheckpointError(f"{run.folder}: no results yet; run `mu retrieve` or `mu zeroshot` first")
+    return results
 
 
-def _number(value: Any, absent: str) -> str:
-    return absent if value is None else f"{value:.3f}"
+def _cells(metric: Metric, intervals: bool) -> list[str]:
+    value = number(metric.value, "-")
+    if intervals:
+        return [value, number(metric.low), number(metric.high)]
+    ends = interval(metric.low, metric.high)
+    return [f"{value} ({ends})" if ends else value]

@@ -45,16 +45,18 @@ def cider(
         counted = [[ngrams(reference, order) for reference in against] for against in references]
         seen = Counter(gram for against in counted for gram in set().union(*against))
         for row, (words, against) in enumerate(zip(hypotheses, counted, strict=True)):
-            said, said_norm = _weigh(ngrams(words, order), seen, len(references))
+            weights, norm = _weigh(ngrams(words, order), seen, len(references))
             for reference, of in zip(references[row], against, strict=True):
-                truth, norm = _weigh(of, seen, len(references))
-                if not norm or not said_norm:
+                truth, truth_norm = _weigh(of, seen, len(references))
+                if not truth_norm or not norm:
                     continue
                 dot = sum(
-                    min(weight, truth[gram]) * truth[gram] for gram, weight in said.items() if gram in truth
+                    min(weight, truth[gram]) * truth[gram]
+                    for gram, weight in weights.items()
+                    if gram in truth
                 )
                 penalty = math.exp(-((len(words) - len(reference)) ** 2) / (2 * SIGMA**2))
-                score[row] += penalty * dot / (said_norm * norm) / len(against)
+                score[row] += penalty * dot / (norm * truth_norm) / len(against)
     return score * (SCALE / ORDERS)
 
 

@@ -1,4 +1,4 @@
-"""Clinical scores of reports from the `radeval` package (extra `clinical`), where it and its weights are.
+"""Clinical scores of reports from the `radeval` package (extra `clinical`), if installed with its weights.
 
 CheXbert (Smit et al. 2020) reads 14 observations out of both reports, RadGraph (Jain et al. 2021) entities
 and relations. Weights are never fetched by us.
@@ -47,7 +47,7 @@ def clinical_scores(
     notes = []
     for metric, keys in (("f1chexbert", CHEXBERT), ("radgraph", RADGRAPH)):
         try:
-            found = _radeval(metric, list(hypotheses), list(references))
+            values = _radeval(metric, list(hypotheses), list(references))
         except ImportError as error:
             notes.append(f"{metric}: left empty. radeval could not be imported: no `{error.name}`")
             continue
@@ -58,7 +58,7 @@ def clinical_scores(
                 f"sys.modules['RadEval'] = radeval; radeval.RadEval(['{metric}'])(['clear'], ['clear'])\"`"
             )
             continue
-        scores |= {name: float(found[key]) for name, key in keys.items() if math.isfinite(found[key])}
+        scores |= {name: float(values[key]) for name, key in keys.items() if math.isfinite(values[key])}
         if metric == "f1chexbert":
             notes.append(POLICY)
     return scores, notes
@@ -72,8 +72,8 @@ def _radeval(metric: str, hypotheses: list[str], references: list[str]) -> dict[
         # Its RadGraph of 2.2.1 still imports itself by the package's former name.
         sys.modules.setdefault("RadEval", radeval)
         scorer = radeval.RadEval(metrics=[metric], show_progress=False)
-        found: dict[str, Any] = scorer(refs=references, hyps=hypotheses)
-    return found
+        values: dict[str, Any] = scorer(refs=references, hyps=hypotheses)
+    return values
 
 
 @contextmanager
@@ -94,12 +94,12 @@ def _offline() -> Iterator[None]:
 
 @contextmanager
 def _replaced(where: MutableMapping[str, Any], name: str, value: object) -> Iterator[None]:
-    there, before = name in where, where.get(name)
+    existed, before = name in where, where.get(name)
     where[name] = value
     try:
         yield
     finally:
-        if there:
+        if existed:
             where[name] = before
         else:
             del where[name]

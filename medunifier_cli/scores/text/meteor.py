@@ -45,14 +45,14 @@ class MeteorScores(NamedTuple):
     per_report: Floats
     """[N]; 0 for a report without words."""
     resampled: Floats
-    """[D]: `corpus` of each resample that was asked for."""
+    """[D]: `corpus` of each resample; empty without resamples."""
 
 
 def meteor(corpora: Sequence[Corpus]) -> list[MeteorScores]:
     """METEOR of one or more corpora by one start of the program, whose tables take seconds to load.
 
     Raises:
-        MeteorUnavailableError: see there.
+        MeteorUnavailableError: Java or the program is missing, or does not run.
         DataError: no report, a report without a reference, or two lengths.
     """
     for hypotheses, references, _ in corpora:

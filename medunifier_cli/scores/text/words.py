@@ -1,4 +1,4 @@
-"""How a report is cut into words before it is scored, and the two protocols of reference.
+"""Cut reports into words before they are scored, under one of two protocols for the reference.
 
 The model's tokenizer is uncased and its decoder moves blanks around punctuation, so hypothesis and reference
 go through the same cut: lower case, accents off, only letters and digits are words ("t-spine" is two), a
@@ -70,10 +70,10 @@ def prepare(
             f"{len(empty):,} of {len(cut):,} references have no words, the first in row {empty[0]}; "
             "leave them out"
         )
-    said = [sentences(text) for text in hypotheses]
+    generated = [sentences(text) for text in hypotheses]
     if protocol == "single":
-        return [_joined(parts) for parts in said], [[_joined(parts)] for parts in cut]
-    return [[word for part in parts for word in part] for parts in said], cut
+        return [_joined(parts) for parts in generated], [[_joined(parts)] for parts in cut]
+    return [[word for part in parts for word in part] for parts in generated], cut
 
 
 def _joined(parts: Sequence[Words]) -> Words:

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForMaskedLM
 from medunifier_cli.checkpoint.pretrained import restore
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.split_source import SplitSource
-from medunifier_cli.data.texts.report import TextTokenizer
+from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import CheckpointError, MissingWeightsError
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.run.record import Run

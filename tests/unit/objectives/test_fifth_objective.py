@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from medunifier_cli.checkpoint import store
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.split_source import SplitSource
-from medunifier_cli.data.texts.report import TextTokenizer
+from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.objectives import pretraining
 from medunifier_cli.objectives.objective import EncodedBatch, LossAndMonitors, Objective

@@ -13,7 +13,7 @@ import torch
 
 from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.data.shards import Shards
-from medunifier_cli.data.texts.report import TextTokenizer
+from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.recipe.schema import DataConfig, TextConfig
 from medunifier_cli.stages.heldout import mean_image, other_texts, psnr
 from tests import hand_made

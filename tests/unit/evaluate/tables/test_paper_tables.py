@@ -14,8 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from medunifier_cli.cli import mu
+from medunifier_cli.evaluate.render import render
+from medunifier_cli.evaluate.tables.beside_paper import Evidence, sections, unmatched_runs
 from medunifier_cli.evaluate.tables.paper_values import TABLES
-from medunifier_cli.evaluate.tables.tables import render
 from medunifier_cli.recipe.load import dump_recipe, load_recipe
 from medunifier_cli.recipe.schema_finetune import FinetuneModelConfig, FinetuneRecipe
 from tests.folders import SHARED
@@ -108,7 +109,7 @@ def cells(done: Result) -> dict[tuple[str, str, str], dict[str, str]]:
     return {(row.pop("table"), row.pop("method"), row.pop("measure")): row for row in rows}
 
 
-def test_runs_stand_in_the_rows_of_their_objectives(runs: Path, score: Callable[..., Result]) -> None:
+def test_runs_fill_the_rows_of_their_objectives(runs: Path, score: Callable[..., Result]) -> None:
     done = score("whole", "pair", "--tables", "--format", "csv")
     assert done.exit_code == 0, done.stderr
     found = cells(done)
@@ -182,10 +183,13 @@ def test_without_a_name_the_pretraining_run_of_the_newest_results(
     assert "whole" in done.stderr
 
 
-def test_what_cannot_stand_beside_the_paper_is_said(runs: Path, score: Callable[..., Result]) -> None:
+def test_what_cannot_be_compared_with_the_paper_is_reported(runs: Path, score: Callable[..., Result]) -> None:
     recipe = dump_recipe(load_recipe("full", ["objectives.itm=0"]))
     write_run(runs, "odd", recipe, {"retrieval mimic-cxr 5x200": {"image to text, map@1": 0.5}})
-    assert "objectives (ITC 1, ITM 0, ITG 1, TIG 1) are those of no row" in score("odd", "--tables").stderr
+    assert (
+        "odd: its objectives (ITC 1, ITG 1, TIG 1) match no row of the paper"
+        in score("odd", "--tables").stderr
+    )
     lone = dump_recipe(FinetuneRecipe(model=FinetuneModelConfig(pretrained="gone")))
     write_run(runs, "lone", lone, {"finetune rsna test": {"auroc": 0.9, "fraction": 1.0}})
     assert "lone was made from is gone" in score("lone", "--tables").stderr
@@ -198,6 +202,40 @@ def test_what_cannot_stand_beside_the_paper_is_said(runs: Path, score: Callable[
     assert re.search(r"w TIG\) +RSNA AUC, 100% +89.3 +91.7 +95.0", done.stdout)
 
 
+RESULT = {
+    "task": "retrieval",
+    "dataset": "mimic-cxr",
+    "split": "5x200",
+    "metrics": [{"name": "image to text, map@1", "value": 0.5}],
+}
+
+
+@pytest.mark.parametrize(
+    ("weights", "filled", "line"),
+    [
+        (
+            {"itc": 1.0, "itm": 1.0, "itg": 1.0, "tig": 1.0},
+            ["MedUnifier (w TIG)", "ID 5: ITC ITM ITG TIG"], None,
+        ),
+        ({"itc": 1.0, "itm": 1.0, "itg": 1.0, "tig": 0.5}, ["MedUnifier (w TIG)"], None),
+        (
+            {"itc": 1.0, "itm": 1.0, "itg": 1.0, "tig": 1.0, "ict": 0.25}, [],
+            "it: its objectives (ITC 1, ITM 1, ITG 1, TIG 1, ICT 0.25) match no row of the paper",
+        ),
+        ({"itc": 1.0, "ict": 2.0}, [], "it: its objectives (ITC 1, ICT 2) match no row of the paper"),
+        ({"itm": 1.0}, [], "it: its objectives (ITM 1) match no row of the paper"),
+        (None, [], None),
+    ],
+)  # fmt: skip
+def test_a_run_with_an_objective_the_paper_has_not_fits_no_row(
+    weights: dict[str, float] | None, filled: list[str], line: str | None
+) -> None:
+    run = Evidence("it", weights, [(Path("a.json"), RESULT)])
+    rows = [row for section in sections([run]) for row in section.rows[1:]]
+    assert [row[0] for row in rows if row[-1]] == filled
+    assert unmatched_runs([run]) == ([line] if line else [])
+
+
 def test_a_markdown_column_of_one_letter_is_still_a_table() -> None:
-    lines = render([["metric", "floor", "A"], ["map@1", "", ""]], "markdown", words=1).splitlines()
-    assert lines == ["| metric | floor |   A |", "| ------ | ----: | --: |", "| map@1  |       |     |"]
+    lines = render([["metric", "chance", "A"], ["map@1", "", ""]], "markdown", words=1).splitlines()
+    assert lines == ["| metric | chance |   A |", "| ------ | -----: | --: |", "| map@1  |        |     |"]

@@ -1,0 +1,78 @@
+"""One table of several runs: a row per metric, a column per run, derived runs in the column of their base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medunifier_cli.errors import CheckpointError
+from medunifier_cli.evaluate.tables.beside_paper import Section
+from medunifier_cli.evaluate.tables.tables import render_sections, rows_of
+from medunifier_cli.recipe.load import dump_recipe, load_recipe
+from medunifier_cli.recipe.schema_finetune import FinetuneModelConfig, FinetuneRecipe
+from medunifier_cli.run.record import Run
+
+
+def metric(name: str, value: float | None, **more: Any) -> dict[str, Any]:
+    entry = {"name": name, "value": value, "floor": None, "unit": "", "note": "", "low": None, "high": None}
+    return entry | more
+
+
+def write(folder: Path, task: str, *metrics: dict[str, Any]) -> None:
+    (folder / "results").mkdir(parents=True, exist_ok=True)
+    content = {"task": task, "dataset": "d", "split": "test", "metrics": list(metrics)}
+    (folder / "results" / f"{task}-d-test.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def runs(own_roots: Path) -> tuple[Run, Run]:
+    """Two pre-training runs, and one fine-tuned from the first."""
+    root = own_roots / "runs"
+    one, two, tuned = root / "one", root / "two", root / "tuned"
+    write(
+        one, "retrieval", metric("map@1", 0.5, floor=0.2, low=0.4, high=0.6), metric("psnr", 20.0, unit="dB")
+    )
+    write(two, "retrieval", metric("map@1", None, floor=0.2), metric("other", 1.0))
+    write(tuned, "finetune", metric("auroc", 0.75))
+    for folder in (one, two):
+        (folder / "recipe.yaml").write_text(dump_recipe(load_recipe("full")))
+    recipe = FinetuneRecipe(model=FinetuneModelConfig(pretrained="one"))
+    (tuned / "recipe.yaml").write_text(dump_recipe(recipe))
+    return Run(one), Run(two)
+
+
+def test_a_row_per_metric_and_a_column_per_run(runs: tuple[Run, Run]) -> None:
+    assert rows_of(runs) == [
+        ["task", "data", "metric", "baseline", "one", "two"],
+        ["retrieval", "d/test", "map@1", "0.200", "0.500 (0.400-0.600)", "-"],
+        ["retrieval", "d/test", "psnr (dB)", "", "20.000", ""],
+        ["finetune (tuned)", "d/test", "auroc", "", "0.750", ""],
+        ["retrieval", "d/test", "other", "", "", "1.000"],
+    ]
+
+
+def test_intervals_get_columns_of_their_own(runs: tuple[Run, Run]) -> None:
+    header, first, *_ = rows_of(runs, intervals=True)
+    assert header[4:] == ["one", "one low", "one high", "two", "two low", "two high"]
+    assert first[4:] == ["0.500", "0.400", "0.600", "-", "", ""]
+
+
+def test_a_run_without_results_names_the_verbs_that_write_them(own_roots: Path) -> None:
+    folder = own_roots / "runs" / "empty"
+    folder.mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"empty: no results yet; run `mu retrieve`"):
+        rows_of([Run(folder)])
+
+
+def test_the_papers_tables_in_each_form() -> None:
+    sections = [
+        Section(f"Table {i}: title", [["method", "measure", "run"], ["m", "a", "1.0"]], 1) for i in (1, 2)
+    ]
+    assert render_sections(sections, "text").startswith("Table 1: title\n\nmethod  measure  run\n")
+    assert "\n\n### Table 2: title\n\n| method | measure | run |\n" in render_sections(sections, "markdown")
+    assert render_sections(sections, "csv").splitlines() == [
+        "table,method,measure,run", "Table 1,m,a,1.0", "Table 2,m,a,1.0",
+    ]  # fmt: skip
