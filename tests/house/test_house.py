@@ -158,7 +158,7 @@ def test_built_in_plugins_all_load(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("name", plugin_index.dataset_names())
+@pytest.mark.parametrize("name", sorted(plugin_index.entries(plugin_index.DATASETS)))
 def test_built_in_data_sets_name_citation_licence_labels_and_homepage(name: str) -> None:
     """As attributes, which `mu prepare --list` shows, and alike in the class's docstring, for a reader."""
     plugin = plugin_index.load_dataset(name)

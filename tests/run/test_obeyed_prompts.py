@@ -24,12 +24,12 @@ def probe(home: Path, verb: Mu) -> Path:
     return folder / "results"
 
 
-def save(folder: Path, asked: Benchmark, numbers: list[int], classes: list[str]) -> Path:
+def save(folder: Path, benchmark: Benchmark, numbers: list[int], classes: list[str]) -> Path:
     """A folder as `mu synthesize --prompts` leaves it, of images of a split."""
     folder.mkdir()
     with (folder / "samples.jsonl").open("w") as file:
         for i, name in zip(numbers, classes, strict=True):
-            (folder / f"{i:06}.png").write_bytes(asked.source.shards.image(i))
+            (folder / f"{i:06}.png").write_bytes(benchmark.source.shards.image(i))
             file.write(
                 json.dumps({"image": f"{i:06}.png", "sample": i, "prompt": name, "class": name}) + "\n"
             )
@@ -37,16 +37,16 @@ def save(folder: Path, asked: Benchmark, numbers: list[int], classes: list[str])
 
 
 def test_accuracy_is_that_of_the_classifiers_own_saved_scores(
-    home: Path, verb: Mu, probe: Path, asked: Benchmark, tmp_path: Path
+    home: Path, verb: Mu, probe: Path, benchmark: Benchmark, tmp_path: Path
 ) -> None:
     lines = (probe / "finetune-phantom-test.samples.jsonl").read_text().splitlines()
     saved = [json.loads(line) for line in lines]
     predicted = [max(row["scores"], key=row["scores"].get) for row in saved]
-    classes = asked.plugin.classes
-    single = np.flatnonzero(asked.source.labels >= 0).tolist()
-    truth = [classes[asked.source.labels[i]] for i in single]
+    classes = benchmark.plugin.classes
+    single = np.flatnonzero(benchmark.source.labels >= 0).tolist()
+    truth = [classes[benchmark.source.labels[i]] for i in single]
     wrong = [classes[(classes.index(name) + k % 3) % len(classes)] for k, name in enumerate(truth)]
-    fake = save(tmp_path / "fake", asked, single, wrong)
+    fake = save(tmp_path / "fake", benchmark, single, wrong)
     done = verb("score", "small", "--fake", fake, "--classifier", "probe")
     assert done.exit_code == 0, done.output
     found = metrics(home, "conformance-phantom-synthetic")
@@ -54,7 +54,7 @@ def test_accuracy_is_that_of_the_classifiers_own_saved_scores(
     real = [predicted[i] == name for i, name in zip(single, truth, strict=True)]
     assert 0 < sum(hits) < len(hits)
     assert sum(hits) != sum(real)
-    metric = found["class asked for by prompt, accuracy"]
+    metric = found["class benchmark for by prompt, accuracy"]
     assert metric["value"] == pytest.approx(np.mean(hits))
     assert 0 <= metric["low"] < metric["value"] < metric["high"] <= 1
     other = found["the same classifier on held-out real images, accuracy"]
@@ -78,18 +78,18 @@ def test_accuracy_is_that_of_the_classifiers_own_saved_scores(
     ],
 )
 def test_what_cannot_be_judged_is_one_line(
-    verb: Mu, probe: Path, asked: Benchmark, tmp_path: Path, named: str, classifier: str, said: str
+    verb: Mu, probe: Path, benchmark: Benchmark, tmp_path: Path, named: str, classifier: str, said: str
 ) -> None:
-    fake = save(tmp_path / "fake", asked, [0, 1], [named, named])
+    fake = save(tmp_path / "fake", benchmark, [0, 1], [named, named])
     done = verb("score", "small", "--fake", fake, "--classifier", classifier)
     assert done.exit_code == 1
     assert said in done.stderr.splitlines()[-1]
 
 
 def test_a_list_of_another_program_is_refused(
-    verb: Mu, probe: Path, asked: Benchmark, tmp_path: Path
+    verb: Mu, probe: Path, benchmark: Benchmark, tmp_path: Path
 ) -> None:
-    fake = save(tmp_path / "fake", asked, [0], ["Edema"])
+    fake = save(tmp_path / "fake", benchmark, [0], ["Edema"])
     (fake / "samples.jsonl").write_text('{"file": "000000.png"}\n')
     done = verb("score", "small", "--fake", fake, "--classifier", "probe")
     assert done.exit_code == 1

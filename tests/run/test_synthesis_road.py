@@ -175,7 +175,7 @@ def test_damaged_codes_and_priors_of_another_run(road: Path) -> None:
     codes.write_bytes(codes.read_bytes()[:3000])
     code, printed = call(road, "fit-prior", PRIORS, "--run", "cut")
     assert code == 1
-    assert "codes.h5: cut short or damaged" in printed
+    assert "codes.h5: damaged or incomplete" in printed
     shutil.copytree(road / "runs/priors", road / "runs/strange")
     recipe = road / "runs/strange/recipe.yaml"
     recipe.write_text(recipe.read_text().replace("pretrained: model", "pretrained: second"))

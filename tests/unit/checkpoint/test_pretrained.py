@@ -97,7 +97,7 @@ def test_a_new_run_without_its_bert_is_one_line(
     shutil.rmtree(bert)
     recipe, run = recipe_from(bert), Run(tmp_path / "run")
     stage = stage_of(recipe, run)
-    with pytest.raises(MissingWeightsError, match="not on this machine") as error:
+    with pytest.raises(MissingWeightsError, match="neither a folder, a file nor a hub name") as error:
         train(stage, recipe, run, accelerator)
     assert "\n" not in str(error.value)
     assert not run.checkpoints.exists()
@@ -122,5 +122,5 @@ def test_a_folder_without_a_checkpoint_is_one_line(tmp_path: Path, bert: Path, s
     with pytest.raises(CheckpointError, match=r"not a run, it has no recipe\.yaml"):
         restore(run)
     stage_of(recipe_from(bert), run)
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="no intact checkpoint"):
         restore(run)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.errors import CheckpointError, MuError, Stopped
-from medunifier_cli.recipe.schema import LoopConfig, OptimConfig
+from medunifier_cli.recipe.schema_train import LoopConfig, OptimConfig
 from medunifier_cli.run.record import Run
 from medunifier_cli.train.loop import Values, fit
 

@@ -13,7 +13,7 @@ from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.prior.pair import PriorPair
 from medunifier_cli.prior.shape import PriorShape
 from medunifier_cli.recipe.load import load_recipe
-from medunifier_cli.recipe.schema import OptimConfig
+from medunifier_cli.recipe.schema_train import OptimConfig
 from medunifier_cli.train.optim import (
     NO_DECAY,
     adamw,
