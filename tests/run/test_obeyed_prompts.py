@@ -54,7 +54,7 @@ def test_accuracy_is_that_of_the_classifiers_own_saved_scores(
     real = [predicted[i] == name for i, name in zip(single, truth, strict=True)]
     assert 0 < sum(hits) < len(hits)
     assert sum(hits) != sum(real)
-    metric = found["class benchmark for by prompt, accuracy"]
+    metric = found["class asked for by prompt, accuracy"]
     assert metric["value"] == pytest.approx(np.mean(hits))
     assert 0 <= metric["low"] < metric["value"] < metric["high"] <= 1
     other = found["the same classifier on held-out real images, accuracy"]
