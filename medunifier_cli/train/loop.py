@@ -150,7 +150,8 @@ def _optimise(
         with nullcontext() if last else accelerator.no_sync(module):
             with accelerator.autocast():
                 losses, monitors = stage.step(module, batch, step, micro)
-            # micro-batches are of one size, so the mean of their means is the mean over the global batch
+            # Micro-batches hold equally many samples, so this is the mean over the global batch. Losses that are
+            # means over tokens or rows (ITG, ITM) become a mean of the micro-batches' means.
             accelerator.backward(losses["total"] / len(micro_batches))
         # tensors, not floats: `item()` would make the CPU wait for the GPU in every step, logged or not
         for name, value in {**losses, **monitors}.items():
