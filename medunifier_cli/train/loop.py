@@ -150,8 +150,8 @@ def _optimise(
         with nullcontext() if last else accelerator.no_sync(module):
             with accelerator.autocast():
                 losses, monitors = stage.step(module, batch, step, micro)
-            # Micro-batches hold equally many samples, so this is the mean over the global batch. Losses that are
-            # means over tokens or rows (ITG, ITM) become a mean of the micro-batches' means.
+            # Micro-batches hold equally many samples, so this is the mean over the global batch. Losses that
+            # are means over tokens or rows (ITG, ITM) become a mean of the means of the micro-batches.
             accelerator.backward(losses["total"] / len(micro_batches))
         # tensors, not floats: `item()` would make the CPU wait for the GPU in every step, logged or not
         for name, value in {**losses, **monitors}.items():
