@@ -56,10 +56,9 @@ def token_table(
 
     If the folder cannot be written to, every run computes the table again.
     """
-    # Everything the ids depend on. "marks" is appended only when it is on, so that caches written before
-    # the option existed keep their names.
+    # everything the ids depend on
     rule = [VERSION, shards.fingerprint, list(sections), data.require, text.strip_deidentified]
-    rule += [text.max_tokens, tokenizer.fingerprint, *(["marks"] if text.section_marks else [])]
+    rule += [text.max_tokens, tokenizer.fingerprint, text.section_marks]
     name = hashlib.sha256(json.dumps(rule).encode()).hexdigest()[:16]
     path = shards.folder / CACHE / f"{shards.split}-{name}.h5"
 

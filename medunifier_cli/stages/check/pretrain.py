@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 from medunifier_cli.data.loader import micro_batch_size
+from medunifier_cli.data.shards import Shards
+from medunifier_cli.data.texts.token_table import texts_of
 from medunifier_cli.data.texts.tokenizer import TextTokenizer
+from medunifier_cli.errors import DataError
 from medunifier_cli.model.weights import TRANSFORMERS_FILES, weights_path
 from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.recipe.schema import PretrainRecipe
@@ -33,7 +37,10 @@ def check_pretrain(recipe: PretrainRecipe, processes: int = 0, hashes: bool = Fa
     yield from run_check("data set", check_dataset, recipe)
     if folder.is_dir():
         for split in dict.fromkeys(filter(None, (data.train, data.valid, data.test))):
-            yield from run_check(f"shards of {split}", check_split, folder, split, hashes)
+            checks = list(run_check(f"shards of {split}", check_split, folder, split, hashes))
+            yield from checks
+            if split == data.train and all(check.ok for check in checks):  # else it would be told twice
+                yield from run_check("texts", check_texts, recipe)
         yield from run_check("image size", check_image_size, data.dataset, data.image_size, folder)
     else:
         yield Check("shards", f"{folder}: no such folder; run `mu prepare {data.dataset}`", False)
@@ -50,6 +57,21 @@ def check_dataset(recipe: PretrainRecipe) -> str:
     plugin = load_dataset(recipe.data.dataset)
     sections = ", ".join(recipe.data.sections or plugin.text_sections)
     return f"{plugin.title}; text: {sections}"
+
+
+def check_texts(recipe: PretrainRecipe) -> str:
+    """Check that the train split has text in the recipe's sections; stops at the first sample that has."""
+    sections = recipe.data.sections or load_dataset(recipe.data.dataset).text_sections
+    with closing(
+        Shards.open(shards_of(recipe.data.dataset, recipe.data.shards), recipe.data.train)
+    ) as shards:
+        texts = texts_of(shards, sections, recipe.data, recipe.text)
+        if not any(texts):
+            raise DataError(
+                f"data.sections: no sample of {recipe.data.train!r} has text in {', '.join(sections)}; "
+                "`-o 'data.sections=[]'` takes the sections that the data set names"
+            )
+    return f"{recipe.data.train} has text in {', '.join(sections)}"
 
 
 def check_tokenizer(recipe: PretrainRecipe) -> str:

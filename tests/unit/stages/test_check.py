@@ -60,6 +60,15 @@ def test_ready(shards: Path) -> None:
     assert "10 samples in 2 shards (hashes checked)" in result.stdout
 
 
+def test_a_split_without_text_in_the_sections_asked_for(shards: Path) -> None:
+    """What `mu pretrain` would fail on: there is nothing to learn a vocabulary from."""
+    result = check("demo", "-o", f"data.shards={shards}", "-o", "data.sections=[clinical_notes]")
+    assert result.exit_code == 1
+    (problem,) = problems(result)
+    assert "data.sections: no sample of 'train' has text in clinical_notes" in problem
+    assert "`-o 'data.sections=[]'`" in problem
+
+
 def test_all_problems_at_once_with_what_to_do(shards: Path) -> None:
     cut = shards / "train-000000.tar"
     cut.write_bytes(cut.read_bytes()[:-100])
