@@ -129,7 +129,7 @@ class Sides:
         self.text = PaddedTexts(grid, lengths, batch.digest_B.tolist())
         places = batch.position_B.tolist()
         self.uniform = [
-            draws.uniform(self.objectives.seed, purpose, places).tolist()
+            draws.uniform(model.recipe.train.seed, purpose, places).tolist()
             for purpose in (draws.NEGATIVE_TEXT, draws.NEGATIVE_IMAGE)
         ]
 
