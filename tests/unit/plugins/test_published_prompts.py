@@ -1,8 +1,8 @@
 """Published zero-shot prompts: word for word those that the programs of GLoRIA and MedUnifier generate.
 
 The digests were made from the phrase tables of both programs (github.com/marshuang80/gloria,
-gloria/constants.py; github.com/ZiyangZhang0511/MedUnifier, utilities/constants.py) with three nested loops, as in
-these programs, and blanks collapsed.
+gloria/constants.py; github.com/ZiyangZhang0511/MedUnifier, utilities/constants.py) with three nested
+loops, as in these programs, and blanks collapsed.
 """
 
 from __future__ import annotations
