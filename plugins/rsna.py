@@ -32,15 +32,42 @@ SPLIT_SIZES = {"train": 18_678, "valid": 4_003, "test": 4_003}
 Box = tuple[float, float, float, float]
 """x, y of the upper left corner, width, height; in pixels."""
 
-PROMPTS = {
+GLORIA = {
     "Pneumonia": combinations(
         (
-            *("in the left lower lung", "in the right lower lung", "in the left upper lung"),
-            *("in the right upper lung", "in the mid lung zone", "in both lungs", "at the lung base"),
+            *("mid lung zone", "upper lung zone", "right lung zone", "left lung zone", "lung bases"),
+            *("right lung base", "left lung base", "bilateral lung bases", "left upper lobe"),
+            *("right upper lobe", "left lower lobe", "right lower lobe", "left middle lobe"),
+            "right middle lobe",
         ),
+        ("multifocal", "basilar", ""),
+        ("pneumonia",),
+    ),
+    "Normal": combinations(
+        ("no infection", "normal", "negative findings"),
+        (
+            *("at the left lobe", "at the right lobe", "at the upper lobe", "at the lower lobe"),
+            *("at the lung bases", "at the right lung base", "at the left lung base"),
+            *("at the bilateral lung bases", ""),
+        ),
+    ),
+}
+"""What the published MedUnifier code generates by GLoRIA's scheme: 42 and 27 prompts.
+
+The phrases are data of the protocol, from `utilities/constants.py` of github.com/ZiyangZhang0511/MedUnifier;
+GLoRIA has none for this data set. They are joined in the order in which that table lists them: for pneumonia,
+the location comes first ("left lower lobe multifocal pneumonia").
+"""
+
+OURS = {
+    "Pneumonia": combinations(
         (
             *("patchy pneumonia", "multifocal pneumonia", "focal pneumonia", "bacterial pneumonia"),
             *("lobar pneumonia", "airspace opacity of pneumonia"),
+        ),
+        (
+            *("in the left lower lung", "in the right lower lung", "in the left upper lung"),
+            *("in the right upper lung", "in the mid lung zone", "in both lungs", "at the lung base"),
         ),
     ),
     "Normal": combinations(
@@ -49,7 +76,7 @@ PROMPTS = {
         ("in clear lungs", "in the left lung", "in the right lung"),
     ),
 }
-"""42 and 27 combinations, as many as in the published MedUnifier code; the wording is our own."""
+"""Other words, to measure how much the wording matters."""
 
 
 class Rsna(DatasetPlugin):
@@ -106,7 +133,7 @@ class Rsna(DatasetPlugin):
         )
 
     def prompt_sets(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
-        return {"combinations": PROMPTS, "observed": observed(*CLASSES)}
+        return {"gloria": GLORIA, "ours": OURS, "observed": observed(*CLASSES)}
 
     def _records(
         self,

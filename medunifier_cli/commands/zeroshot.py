@@ -68,17 +68,17 @@ def zeroshot(
         click.echo(evaluation.render_files(rows, plugin.classes, form))
         return
     benchmark = open_benchmark(trained, dataset, split, need_text=False, ids=ids, prefer_benchmark=True)
+    default = next(iter(benchmark.plugin.prompt_sets()), "")
     outcomes = []
     for one in evaluation.ensembles_of(benchmark.plugin, prompts, count, ensemble, seed):
         outcome = evaluation.measure_zeroshot(trained, benchmark, one)
         click.echo(
-            f"mu: {benchmark.plugin.name}/{benchmark.split}, prompts {one.name or 'of the data set'}: "
+            f"mu: {benchmark.plugin.name}/{benchmark.split}, prompts {one.name or default}: "
             f"confusion matrix in {outcome.picture}", err=True,
         )  # fmt: skip
         for note in outcome.notes:
             click.echo(f"mu: {note}", err=True)
         outcomes.append((one, outcome))
-    default = next(iter(benchmark.plugin.prompt_sets()), "")
     click.echo(evaluation.render_outcomes(outcomes, default, form))
 
 

@@ -70,6 +70,7 @@ def test_prompts_saved_and_edited_are_used(home: Path, verb: Mu, tmp_path: Path)
         json.loads((results(home) / f"{name}-phantom-test.json").read_text())
         for name in ("zeroshot-mine", "zeroshot")
     )
+    assert (mine["prompt_set"], theirs["prompt_set"]) == ("mine", "report")
     assert mine["prompts"] == theirs["prompts"]
     assert mine["prompts_hash"] == theirs["prompts_hash"]
     assert mine["metrics"] == theirs["metrics"]
@@ -121,8 +122,15 @@ def test_another_data_set_is_measured_on_its_benchmark(home: Path, verb: Mu, tmp
     done = verb("zeroshot", "--data", "rsna", "--json")
     assert done.exit_code == 0, done.stderr
     (result,) = json.loads(done.stdout)
-    assert (result["split"], result["n"]) == ("zeroshot", 20)
+    assert (result["split"], result["n"], result["prompt_set"]) == ("zeroshot", 20, "gloria")
+    assert (result["prompts_per_class"], result["ensemble"]) == (10, "max")
     assert {name: len(texts) for name, texts in result["prompts"].items()} == {"Pneumonia": 10, "Normal": 10}
+    done = verb("zeroshot", "--data", "rsna", "--prompts", "all", "--json")
+    assert "rsna/zeroshot, prompts gloria: confusion matrix" in done.stderr
+    others = {one["prompt_set"]: one["prompts_hash"] for one in json.loads(done.stdout)}
+    assert list(others) == ["gloria", "ours", "observed"]
+    assert len(set(others.values())) == 3
+    assert others["gloria"] == result["prompts_hash"]
     done = verb("retrieve", "--data", "rsna")
     assert done.exit_code == 1
     assert "0 samples with text" in done.stderr

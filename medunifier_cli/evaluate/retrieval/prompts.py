@@ -69,9 +69,17 @@ def select_prompt_sets(plugin: DatasetPlugin, name: str) -> dict[str, Prompts]:
     Raises:
         DataError: there is none of that name, or the file cannot be used.
     """
-    if name.endswith((".yaml", ".yml")):
-        return {Path(name).stem: read_prompts(Path(name), plugin.classes)}
     sets = plugin.prompt_sets()
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        # Results are filed under the stem: gloria.yaml would pass for that set, and mean.yaml for the default
+        # set under `--ensemble mean`.
+        if path.stem in (*sets, "mean"):
+            raise DataError(
+                f"{path}: its results would be filed as those of {path.stem!r}, which {plugin.name} has "
+                "already; rename the file"
+            )
+        return {path.stem: read_prompts(path, plugin.classes)}
     default = next(iter(sets), "")
     names = list(sets) if name == ALL and sets else [name]
     return {"" if one == default else one: prompts_of(plugin, one) for one in names}

@@ -78,6 +78,14 @@ def test_a_written_file_is_read_back_and_never_overwritten(tmp_path: Path, phant
         write_prompts(tmp_path / "none" / "mine.yaml", phantom, "")
 
 
+@pytest.mark.parametrize("name", ["report", "other", "mean"])
+def test_a_file_cannot_pass_for_other_results(tmp_path: Path, phantom: DatasetPlugin, name: str) -> None:
+    path = tmp_path / f"{name}.yaml"
+    write_prompts(path, phantom, "")
+    with pytest.raises(DataError, match=f"filed as those of '{name}', which phantom has already; rename"):
+        select_prompt_sets(phantom, str(path))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
