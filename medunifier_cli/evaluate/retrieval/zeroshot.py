@@ -150,6 +150,8 @@ def measure_zeroshot(trained: PretrainedRun, benchmark: Benchmark, ensemble: Ens
         ensemble.task, dataset, split, benchmark.shards, n=len(labels), seed=ensemble.seed, metrics=metrics,
         protocol=protocol(ensemble),
         more={
+            "prompt_set": ensemble.name or next(iter(benchmark.plugin.prompt_sets()), ""),
+            "prompts_per_class": ensemble.count, "ensemble": ensemble.over,
             "prompts": prompts, "prompts_hash": prompt_sets.fingerprint(prompts), "classes": list(classes),
             "confusion": confusion.tolist(), "per_class": scores.per_class, "notes": scores.notes,
             "left_out_without_one_class": int((~usable_n).sum()), "samples": samples.name,
