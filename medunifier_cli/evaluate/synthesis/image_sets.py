@@ -24,7 +24,7 @@ from medunifier_cli.data.loader import collate
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
 from medunifier_cli.evaluate.synthesis.requests import requests_hash
-from medunifier_cli.evaluate.synthesis.sample_folder import SETTINGS, SHEET, read_samples
+from medunifier_cli.evaluate.synthesis.sample_folder import FIGURE, SETTINGS, SHEET, read_samples
 from medunifier_cli.evaluate.synthesis.synthesis import reconstruct_batch
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.run.cache import cached
@@ -135,7 +135,7 @@ class FolderImages:
         else:
             files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
             # What `mu synthesize` composes of several images is no image of the set.
-            self.paths = [path for path in files if path.name != SHEET]
+            self.paths = [path for path in files if path.name not in (SHEET, FIGURE)]
         if not self.paths:
             raise DataError(f"{folder}: no image in it")
 
