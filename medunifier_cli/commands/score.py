@@ -184,11 +184,14 @@ def _print_tables(runs: list[Run], options: ScoreOptions) -> None:
     evidence: list[Evidence] = [] if options.tables is False else [read_evidence(run) for run in runs]
     shown = sections(evidence, options.baselines) if evidence else []
     if options.tables or any(section.filled for section in shown):
-        notes = dict.fromkeys(note for one in evidence for note in one.notes)
+        notes = dict.fromkeys(note for one in evidence for note in [*one.notes, *one.left_out])
         for line in [*unmatched_runs(evidence), *notes]:
             click.echo(f"mu: {line}", err=True)
         click.echo(render_sections(shown, options.form))
     else:
+        # Somebody who measured for the paper's tables must learn why there is none.
+        for line in dict.fromkeys(note for one in evidence for note in one.left_out):
+            click.echo(f"mu: {line}", err=True)
         click.echo(render(rows_of(runs, intervals=options.form == "csv"), options.form, WORDS))
 
 

@@ -58,6 +58,11 @@ DEFAULT_N = 16
     help="Reconstruct the real images of this split through their codes instead of sampling new ones.",
 )  # fmt: skip
 @click.option(
+    "--figure", default="", metavar="SPLIT",
+    help="Split of real images for figure.png: some of them, their reconstructions, and synthetic images, "
+    "all drawn at random by --seed.",
+)  # fmt: skip
+@click.option(
     "--run",
     "name",
     default="",
@@ -66,11 +71,13 @@ DEFAULT_N = 16
 @click.option("--batch", type=click.IntRange(min=1), help="Batch size; does not affect the images.")
 def synthesize(
     n: int | None, out: Path, seed: int, temperature: float, top_k: int, top_p: float, prompt: str,
-    prompts: str, guidance: float, split: str, name: str, batch: int | None,
+    prompts: str, guidance: float, split: str, figure: str, name: str, batch: int | None,
 ) -> None:  # fmt: skip
     """Synthesize radiographs, optionally from prompts; the same command resumes after an interruption."""
     if sum(map(bool, (prompt, prompts, split))) > 1:
         raise click.UsageError("--prompt, --prompts and --reconstruct exclude each other")
+    if split and figure:
+        raise click.UsageError("--figure shows synthetic images, and --reconstruct makes none; leave one out")
     from medunifier_cli.checkpoint.pretrained import is_run_of, pretrained_run, restore
     from medunifier_cli.checkpoint.priors import restore_priors
     from medunifier_cli.evaluate.benchmark import open_benchmark
@@ -90,7 +97,11 @@ def synthesize(
         requests = read_requests(prompt, prompts, load_dataset(fitted.pretrained.recipe.data.dataset))
         draws = Draws(seed, temperature, top_k, top_p, guidance)
         count = n or len(requests) or DEFAULT_N
+        # Opened before the images are sampled: a split that does not exist must not cost an hour.
+        shown = open_benchmark(fitted.pretrained, split=figure) if figure else None
         folder = synthesis.synthesize(fitted, out, count, requests, draws, batch or 0)
+        if shown is not None:
+            click.echo(str(synthesis.write_figure(fitted.pretrained, shown, folder, seed)))
     click.echo(f"{out}: {len(folder.done):,} images, samples.jsonl, samples.csv, contact.png", err=True)
 
 

@@ -88,6 +88,8 @@ def measure(
             "fraction": train["fraction"],
             "head": recipe.model.head,
             "frozen": recipe.model.freeze,
+            "balanced": recipe.model.balance,
+            "rates": {"model": recipe.optim.model_lr, "head": recipe.optim.head_lr},
             "train": {name: value for name, value in train.items() if name != "keys"},
             "left_out": {
                 role: {"unreadable": len(entry["unreadable"]), "without_label": entry["without_label"]}

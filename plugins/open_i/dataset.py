@@ -53,7 +53,10 @@ class OpenI(DatasetPlugin):
     )
     options: ClassVar[Mapping[str, Option]] = {
         "sections": Option(
-            "any", "sections that a report needs to be kept", ("any", "both", "findings", "impression")
+            "any",
+            "sections that a report needs to be kept: of 3,851 reports with an image, any keeps 3,826, "
+            "impression 3,820, findings 3,337, both 3,331",
+            ("any", "both", "findings", "impression"),
         ),
         "images": Option("frontal", "images of a report: one frontal image, or all", ("frontal", "all")),
         "split": Option(

@@ -137,6 +137,8 @@ def test_result_says_how_it_was_made_and_equals_scikit_learn(
         "per_class",
     ):
         assert field in result, field
+    assert (result["head"], result["frozen"], result["balanced"]) == ("linear", False, False)
+    assert result["rates"].keys() == {"model", "head"}
     lines = (folder / "results" / "finetune-phantom-test.samples.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert result["n"] == len(rows) == len({row["key"] for row in rows}) == 40

@@ -93,6 +93,7 @@ def test_a_split_is_reported_on_beside_its_references(root: Path) -> None:
     for field in ("protocol", "n", "seed", "checkpoint", "data", "versions", "metrics", "decoding"):
         assert field in result, field
     assert result["n"] == 12
+    assert result["limit"] == 0
     assert "3 beams" in result["protocol"]
     metrics = {metric["name"]: metric for metric in result["metrics"]}
     for name in ("BLEU-4", "ROUGE-L", "finding micro-F1"):

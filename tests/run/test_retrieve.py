@@ -42,6 +42,8 @@ def test_numbers_follow_from_the_saved_rankings(home: Path, verb: Mu) -> None:
         assert metric["value"] == pytest.approx(np.mean(values), abs=1e-12)
         assert 0 <= metric["low"] <= metric["value"] <= metric["high"] <= 1
         assert metric["low"] < metric["high"]
+    result = json.loads((results(home) / "retrieval-phantom-test.json").read_text())
+    assert set(class_of.values()) <= set(result["classes"])
     again, _ = score_outputs(results(home) / "retrieval-phantom-test.samples.jsonl")
     assert len(again) == len(found)
     for metric in again:

@@ -75,6 +75,36 @@ def test_reconstructions_stand_below_their_originals(road: Path) -> None:
     assert np.array_equal(sheet[34:, 34:66], second)
 
 
+def test_figure_has_real_images_their_reconstructions_and_synthetic_ones(road: Path) -> None:
+    """Figure 3 of the paper: three rows, drawn at random by the seed; each panel is the image named."""
+    ask = ("synthesize", "--n", 12, "--figure", "test")
+    code, printed = call(road, *ask, "--out", road / "shown")
+    assert code == 0, printed
+    assert str(road / "shown" / "figure.png") in printed
+    assert call(road, "synthesize", "--reconstruct", "test", "--out", road / "all")[0] == 0
+    facts = json.loads((road / "shown" / "figure.json").read_text())
+    assert facts["split"] == "phantom/test"
+    assert len(set(facts["real"])) == len(set(facts["synthetic"])) == 8
+    sheet = np.asarray(Image.open(road / "shown" / "figure.png"))
+    assert sheet.shape == (3 * 34 - 2, 8 * 34 - 2)
+    lines = [json.loads(line) for line in (road / "all" / "samples.jsonl").read_text().splitlines()]
+    rebuilt = {line["key"]: road / "all" / line["image"] for line in lines}
+    originals = _images_of(road, "test")
+    for column, (key, name) in enumerate(zip(facts["real"], facts["synthetic"], strict=True)):
+        top, middle, bottom = (sheet[row : row + 32, column * 34 : column * 34 + 32] for row in (0, 34, 68))
+        assert np.array_equal(top, originals[key])
+        difference = np.abs(middle.astype(int) - np.asarray(Image.open(rebuilt[key])))
+        assert difference.max() <= 1  # a batch of another size may round otherwise
+        assert np.array_equal(bottom, np.asarray(Image.open(road / "shown" / name)))
+    assert facts["real"] != sorted(facts["real"])
+    assert facts["synthetic"] != sorted(facts["synthetic"])
+    first = (road / "shown" / "figure.png").read_bytes()
+    assert call(road, *ask, "--out", road / "shown")[0] == 0
+    assert (road / "shown" / "figure.png").read_bytes() == first
+    assert call(road, *ask, "--seed", 1, "--out", road / "other")[0] == 0
+    assert json.loads((road / "other" / "figure.json").read_text())["real"] != facts["real"]
+
+
 def test_scores_of_images_and_the_test_for_copies(road: Path) -> None:
     code, printed = call(road, "score", "model", "--real", "train", "--fake", "valid")
     assert code == 0, printed
@@ -83,6 +113,17 @@ def test_scores_of_images_and_the_test_for_copies(road: Path) -> None:
     result = json.loads((road / "runs/model/results/synthesis-phantom-validation.json").read_text())
     assert result["metrics"][0]["name"] == "encoder FD, validation"
     assert result["extractors"]["encoder"]["checkpoint"] == result["checkpoint"]["hash"]
+    assert (result["real"]["name"], result["fake"]["name"]) == ("phantom/train", "phantom/valid")
+    for folder, split, ask in (
+        ("unasked", "synthetic", ("--n", 6)),
+        ("back", "reconstruction", ("--reconstruct", "train", "--n", 6)),
+    ):
+        assert call(road, "synthesize", *ask, "--out", road / folder)[0] == 0
+        assert call(road, "score", "model", "--real", "train", "--fake", road / folder)[0] == 0
+        made = json.loads((road / f"runs/model/results/synthesis-phantom-{split}.json").read_text())["fake"]
+        assert made.pop("own_model") is True
+        origin = {"reconstructs": "phantom/train"} if split == "reconstruction" else {"prompted": False}
+        assert made == {"name": folder, "n": 6, **origin}
     shutil.copytree(road / "runs/priors", road / "runs/fid")
     recipe = road / "runs/fid/recipe.yaml"
     recipe.write_text(recipe.read_text().replace("inception: ''", "inception: /weights/of/the/recipe.pth"))
@@ -124,11 +165,15 @@ def test_memorised_images_are_suspected_although_the_decoder_blurs_them(road: Pa
 
 
 def _training_images(road: Path) -> list[np.ndarray]:
+    return list(_images_of(road, "train").values())
+
+
+def _images_of(road: Path, split: str) -> dict[str, np.ndarray]:
     import webdataset
 
-    shards = sorted(str(p) for p in (road / "data/shards/phantom").glob("train-*.tar"))
+    shards = sorted(str(p) for p in (road / "data/shards/phantom").glob(f"{split}-*.tar"))
     found = webdataset.WebDataset(shards, shardshuffle=False).decode("l8")
-    return [sample["png"] if "png" in sample else sample["jpg"] for sample in found]
+    return {sample["__key__"]: sample["png"] if "png" in sample else sample["jpg"] for sample in found}
 
 
 @pytest.mark.parametrize(
@@ -143,6 +188,8 @@ def _training_images(road: Path) -> list[np.ndarray]:
         (("--temperature", -1), "temperature must be"),
         (("--run", "nope"), "no run `nope`"),
         (("--prompt", "x", "--prompts", "report"), "exclude each other"),
+        (("--figure", "nope"), "nope"),
+        (("--figure", "test", "--reconstruct", "test"), "leave one out"),
     ],
 )
 def test_wrong_requests_get_one_line(road: Path, tmp_path: Path, arguments: tuple, said: str) -> None:  # type: ignore[type-arg]

@@ -57,6 +57,7 @@ def test_zero_shot_accuracy_and_picture_follow_from_the_saved_probabilities(home
     assert found["value"] == pytest.approx(np.mean(right))
     assert found["low"] <= found["value"] <= found["high"]
     assert np.trace(result["confusion"]) == sum(right)
+    assert (result["prompt_set"], result["prompts_per_class"], result["ensemble"]) == ("report", 15, "max")
     with Image.open(results(home) / "zeroshot-phantom-test.confusion.png") as picture:
         assert len(picture.convert("RGB").getcolors(100_000) or ()) > 10
 

@@ -74,7 +74,7 @@ def report_split(
         seed=decoding.seed,
         protocol=PROTOCOL.format(decoding=decoding.describe()),
         more={
-            "decoding": dataclasses.asdict(decoding), "per_finding": scored.per_finding,
+            "limit": limit, "decoding": dataclasses.asdict(decoding), "per_finding": scored.per_finding,
             "notes": scored.notes, "cut_at_longest": cut,
         },
     ).write(target)  # fmt: skip

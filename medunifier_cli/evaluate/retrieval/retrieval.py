@@ -117,7 +117,7 @@ def _write(
     samples = write_samples(trained.run, task, dataset, split, _rows(pairs, top, classes))
     Result(
         task, dataset, split, benchmark.shards, protocol=protocol, n=len(pairs.labels), seed=SEED,
-        metrics=metrics, more={**left_out, "samples": samples.name},
+        metrics=metrics, more={**left_out, "classes": list(classes), "samples": samples.name},
     ).write(trained)  # fmt: skip
     return metrics
 

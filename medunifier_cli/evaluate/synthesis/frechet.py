@@ -144,6 +144,6 @@ def _write(
             f"k = 3, at most {MANIFOLD:,} images a side, manifolds held fixed in their intervals. Fréchet "
             "distances grow as n shrinks: compare equal n"
         ),
-        more={"real": {"name": reals.name, "n": len(reals)}, "fake": {"name": fakes.name, "n": n},
-              "extractors": used},
+        more={"real": {"name": reals.name, "n": len(reals)}, "extractors": used,
+              "fake": {"name": fakes.name, "n": n, **fakes.origin}},
     ).write(scorer.judge())  # fmt: skip

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.data.loader import collate
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
-from medunifier_cli.evaluate.synthesis.sample_folder import SETTINGS, SHEET, read_samples
+from medunifier_cli.evaluate.synthesis.requests import requests_hash
+from medunifier_cli.evaluate.synthesis.sample_folder import FIGURE, SETTINGS, SHEET, read_samples
 from medunifier_cli.evaluate.synthesis.synthesis import reconstruct_batch
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.run.cache import cached
@@ -40,6 +41,8 @@ class ImageSet(Protocol):
     """Name in results."""
     kind: str
     """`synthetic`, `reconstruction`, `validation` (a split that is not trained on), `train` or `images`."""
+    origin: Mapping[str, Any]
+    """How the images were made, for results; empty for real ones and those of other programs."""
 
     def __len__(self) -> int: ...
 
@@ -63,6 +66,7 @@ class SplitImages:
         self.benchmark = benchmark
         self.name = f"{benchmark.plugin.name}/{benchmark.split}"
         self.kind = "train" if benchmark.split == train else "validation"
+        self.origin: Mapping[str, Any] = {}
 
     def __len__(self) -> int:
         return len(self.benchmark.source)
@@ -111,20 +115,27 @@ class CodedImages(SplitImages):
 
 
 class FolderImages:
-    """A folder: of samples (its listed images), or of any image files, subfolders included."""
+    """A folder: of samples (its listed images), or of any image files, subfolders included.
 
-    def __init__(self, folder: Path, size: int) -> None:
+    Args:
+        size: edge of the model's images.
+        model: identity of the model that judges, so that `origin` can say whether it made the images, too.
+    """
+
+    def __init__(self, folder: Path, size: int, model: str = "") -> None:
         self.folder, self.size, self.name, self.kind = folder, size, folder.name, "images"
+        self.origin: Mapping[str, Any] = {}
         self.lines = read_samples(folder)
         self.paths: list[Path]
         if self.lines:
             self.paths = [folder / line["image"] for line in self.lines]
             settings = json.loads((folder / SETTINGS).read_text()) if (folder / SETTINGS).exists() else {}
             self.kind = "reconstruction" if "reconstruct" in settings else "synthetic"
+            self.origin = _origin(settings, model)
         else:
             files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-            # A contact sheet left behind by `mu synthesize` is no image of the set.
-            self.paths = [path for path in files if path.name != SHEET]
+            # What `mu synthesize` composes of several images is no image of the set.
+            self.paths = [path for path in files if path.name not in (SHEET, FIGURE)]
         if not self.paths:
             raise DataError(f"{folder}: no image in it")
 
@@ -151,6 +162,16 @@ class FolderImages:
         return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
 
+def _origin(settings: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """What the settings of a folder of samples say about its images."""
+    origin: dict[str, Any] = {"own_model": settings.get("pretrained") == model}
+    if "reconstruct" in settings:
+        return origin | {"reconstructs": settings["reconstruct"]}
+    if "prompts" in settings:
+        origin["prompted"] = settings["prompts"] != requests_hash([])
+    return origin
+
+
 def open_images(pretrained: PretrainedRun, folder_or_split: str) -> ImageSet:
     """A folder where there is one of that name, else a split of the run's data set.
 
@@ -159,7 +180,7 @@ def open_images(pretrained: PretrainedRun, folder_or_split: str) -> ImageSet:
     """
     folder = Path(folder_or_split)
     if folder.is_dir():
-        return FolderImages(folder, pretrained.recipe.data.image_size)
+        return FolderImages(folder, pretrained.recipe.data.image_size, pretrained.identity)
     if len(folder.parts) > 1:
         raise DataError(f"{folder}: no such folder")
     return SplitImages(

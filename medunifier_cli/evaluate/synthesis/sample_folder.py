@@ -4,6 +4,7 @@
     samples.jsonl      one line per image: image, sample, seed, prompt, class, hash of its codes, settings
     samples.csv        `prompt`, `img_savename`: what CheXGenBench reads
     contact.png        the first images
+    figure.png         with `--figure`: real, reconstructed and synthetic images (`figure.json`: which)
     settings.json      what all images have in common; a later call must agree with it to resume
 
 An image gets its name only when it is complete, and its line is written after it.
@@ -28,6 +29,7 @@ from medunifier_cli.files import read_lines, write_text
 from medunifier_cli.page.pictures import save_rows
 
 SETTINGS, LINES, TABLE, SHEET = "settings.json", "samples.jsonl", "samples.csv", "contact.png"
+FIGURE, FIGURE_FACTS = "figure.png", "figure.json"
 SHEET_COLUMNS, SHEET_ROWS = 10, 10
 
 
@@ -97,7 +99,7 @@ class SampleFolder:
         lines = [self.done[sample] for sample in sorted(self.done)]
         writer.writerows([line.get("prompt", ""), line["image"]] for line in lines)
         write_text(self.folder / TABLE, table.getvalue())
-        shown = [_read(self.folder / line["image"]) for line in lines[: SHEET_COLUMNS * SHEET_ROWS]]
+        shown = [read_grey(self.folder / line["image"]) for line in lines[: SHEET_COLUMNS * SHEET_ROWS]]
         rows = [shown[start : start + SHEET_COLUMNS] for start in range(0, len(shown), SHEET_COLUMNS)]
         save_rows(rows, self.folder / SHEET)
 
@@ -122,6 +124,7 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
     return sorted(lines, key=lambda line: line["sample"])
 
 
-def _read(path: Path) -> NDArray[np.float64]:
+def read_grey(path: Path) -> NDArray[np.float64]:
+    """An image of the folder, [S, S] in [0, 1]."""
     with Image.open(path) as image:
         return np.asarray(image, np.float64) / 255.0

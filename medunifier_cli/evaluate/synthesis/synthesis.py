@@ -8,6 +8,7 @@ Letters: B images, T top edge, G bottom edge, D text width.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,11 +21,18 @@ from torch import Tensor
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.checkpoint.priors import FittedPriors
 from medunifier_cli.data.batch import Batch, first_pairs, to_device
-from medunifier_cli.data.loader import eval_batches
+from medunifier_cli.data.loader import collate, eval_batches
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.benchmark import Benchmark
 from medunifier_cli.evaluate.synthesis.requests import ImageRequest, requests_hash, text_features
-from medunifier_cli.evaluate.synthesis.sample_folder import SHEET, SampleFolder
+from medunifier_cli.evaluate.synthesis.sample_folder import (
+    FIGURE,
+    FIGURE_FACTS,
+    SHEET,
+    SampleFolder,
+    read_grey,
+)
+from medunifier_cli.files import write_text
 from medunifier_cli.model.sampling import Draws
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.pictures import save_rows
@@ -33,6 +41,7 @@ from medunifier_cli.terminal.progress import Progress
 
 SHOWN_PAIRS = 12
 """Originals above their reconstructions in the contact sheet."""
+FIGURE_COLUMNS = 8
 DEFAULT_BATCH = {"cpu": 64, "cuda": 256}
 RECONSTRUCT_BATCH = 64
 
@@ -184,3 +193,33 @@ def reconstruct(pretrained: PretrainedRun, benchmark: Benchmark, out: Path, n: i
     rows = [[pair[side] / 255.0 for pair in shown] for side in (0, 1)]
     save_rows(rows, out / SHEET)
     return folder
+
+
+def write_figure(pretrained: PretrainedRun, benchmark: Benchmark, folder: SampleFolder, seed: int) -> Path:
+    """Write figure 3 of the paper into a folder of synthetic images, as one picture.
+
+    Top: real images of a split; middle: their reconstructions; bottom: synthetic images, not related to those
+    above them. All are drawn at random and none is selected; `figure.json` names them.
+
+    Args:
+        benchmark: the split, of the data set that the model was trained on; samples with text.
+        seed: of the draw.
+    """
+    source, random = benchmark.source, np.random.default_rng(seed)
+    columns = min(FIGURE_COLUMNS, len(source), len(folder.done))
+    numbers = [int(number) for number in random.permutation(len(source))[:columns]]
+    samples = [int(sample) for sample in random.permutation(sorted(folder.done))[:columns]]
+    batch = collate([source.sample(number) for number in numbers], numbers)
+    names = [folder.done[sample]["image"] for sample in samples]
+    rows = [
+        [image_SS / 255.0 for image_SS in to_grey(pixels(batch.image_B1HW))],
+        [image_SS / 255.0 for image_SS in reconstruct_batch(pretrained, batch)],
+        [read_grey(folder.folder / name) for name in names],
+    ]
+    save_rows(rows, folder.folder / FIGURE)
+    facts = {
+        "split": f"{benchmark.plugin.name}/{benchmark.split}", "seed": seed, "real": list(batch.keys),
+        "synthetic": names,
+    }  # fmt: skip
+    write_text(folder.folder / FIGURE_FACTS, json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    return folder.folder / FIGURE

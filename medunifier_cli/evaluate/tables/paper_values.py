@@ -1,7 +1,8 @@
 """The numbers of the paper: tables 1 to 6 of the main text and table 1 of the appendix (A1), as printed.
 
-All in percent, except FID. A column names the result of ours that is the same measure; a row of MedUnifier
-names the objectives that a run must have been trained with to be compared with it.
+All in percent, except FID. A column names the result of ours that is the same measure, and what that result
+must record to have been measured in the same way; a row of MedUnifier names the weights of the objectives
+that a run must have been trained with.
 """
 
 from __future__ import annotations
@@ -10,43 +11,44 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from medunifier_cli.evaluate.tables.demands import Demand
+
 Values = tuple[float | None, ...]
+TRAINED_ON = "mimic-cxr"
+"""Data set that all models of MedUnifier's rows were pre-trained on."""
 
 
 @dataclass(frozen=True)
 class PaperObjectives:
-    """The objectives a row of MedUnifier was trained with. ITC is on in all rows."""
+    """The weights of the objectives that a row of MedUnifier was trained with; 0 for not at all."""
 
-    itm: bool
-    itg: bool
-    tig: float | None
-    """Weight of TIG; None for any weight above 0."""
+    itm: float
+    itg: float
+    tig: float
+    itc: float = 1.0
 
     def fits(self, weights: Mapping[str, float]) -> bool:
-        """Whether a run was trained with the same objectives, and no others.
+        """Whether a run was trained with exactly these weights, and with no other objective.
 
         Args:
             weights: of every objective that was on, by name, as `ObjectivesConfig.weights` gives them.
         """
-        names = {"itc"} | ({"itm"} if self.itm else set()) | ({"itg"} if self.itg else set())
-        if self.tig != 0:
-            names.add("tig")
-        same_weight = not self.tig or math.isclose(weights.get("tig", 0.0), self.tig)
-        return set(weights) == names and same_weight
+        own = {name: weight for name, weight in vars(self).items() if weight}
+        return set(weights) == set(own) and all(math.isclose(weights[name], own[name]) for name in own)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A column, and the number of a run that belongs there: task, data set, split (empty for any), end of the
-    metric's name."""
+    """A column, and the results of a run that belong there."""
 
     name: str
     task: str
+    """Result files of this task, and of its variants (`retrieval-rerank10`), are looked at."""
     dataset: str
-    split: str
     metric: str
-    fraction: float | None = None
-    """Share of the train split, for fine-tuning."""
+    """End of the metric's name."""
+    demands: tuple[Demand, ...]
+    """What the result must record; anything else leaves the cell empty."""
     scale: float = 100.0
     """Factor from our unit to the paper's."""
     lower_is_better: bool = False
@@ -71,51 +73,112 @@ class PaperTable:
     rows: tuple[Row, ...]
 
 
-WITH_TIG, WITHOUT_TIG = PaperObjectives(True, True, None), PaperObjectives(True, True, 0.0)
+WITH_TIG, WITHOUT_TIG = PaperObjectives(1.0, 1.0, 1.0), PaperObjectives(1.0, 1.0, 0.0)
 IDS = (
-    ("ID 1: ITC", PaperObjectives(False, False, 0.0)),
-    ("ID 2: ITC ITM", PaperObjectives(True, False, 0.0)),
-    ("ID 3: ITC ITM ITG", PaperObjectives(True, True, 0.0)),
-    ("ID 4: ITC ITM TIG", PaperObjectives(True, False, 1.0)),
-    ("ID 5: ITC ITM ITG TIG", PaperObjectives(True, True, 1.0)),
-    ("ID 6: ITC ITM ITG 0.8 TIG", PaperObjectives(True, True, 0.8)),
-    ("ID 7: ITC ITM ITG 1.2 TIG", PaperObjectives(True, True, 1.2)),
+    ("ID 1: ITC", PaperObjectives(0.0, 0.0, 0.0)),
+    ("ID 2: ITC ITM", PaperObjectives(1.0, 0.0, 0.0)),
+    ("ID 3: ITC ITM ITG", WITHOUT_TIG),
+    ("ID 4: ITC ITM TIG", PaperObjectives(1.0, 0.0, 1.0)),
+    ("ID 5: ITC ITM ITG TIG", WITH_TIG),
+    ("ID 6: ITC ITM ITG 0.8 TIG", PaperObjectives(1.0, 1.0, 0.8)),
+    ("ID 7: ITC ITM ITG 1.2 TIG", PaperObjectives(1.0, 1.0, 1.2)),
 )
+FIVE = ("Atelectasis", "Cardiomegaly", "Pneumonia", "Edema", "Pleural Effusion")
+"""Classes of the paper's 5x200 sets; other sets of that name have Consolidation instead of Pneumonia."""
 
 
 def _ours(without: Values, with_tig: Values) -> tuple[Row, Row]:
     return Row("MedUnifier (w/o TIG)", without, WITHOUT_TIG), Row("MedUnifier (w TIG)", with_tig, WITH_TIG)
 
 
+def _measured_as(task: str, split: str) -> tuple[Demand, ...]:
+    return Demand("task", (task,), "protocol"), Demand("split", (split,), "split")
+
+
 def _finetuned(dataset: str, metric: str) -> tuple[Measure, ...]:
     label = {"auroc": "AUC", "accuracy": "ACC"}[metric]
     name = {"rsna": "RSNA", "siim": "SIIM", "covidx": "COVIDx"}[dataset]
+    setting = (
+        *_measured_as("finetune", "test"),
+        Demand("head", ("mlp",), "head"),  # the authors': two linear layers on the flattened queries
+        Demand("frozen", (False,), "frozen model"),
+        Demand("balanced", (False,), "classes weighted by frequency"),
+        Demand("rates.model", (3e-6,), "learning rate of the model"),  # appendix 2, as the next
+        Demand("rates.head", (3e-4,), "learning rate of the head"),
+    )
     return tuple(
-        Measure(f"{name} {label}, {share:.0%}", "finetune", dataset, "test", metric, share)
+        Measure(
+            f"{name} {label}, {share:.0%}", "finetune", dataset, metric,
+            (*setting, Demand("fraction", (share,), "share of the training data")),
+        )
         for share in (0.01, 0.1, 1.0)
+    )  # fmt: skip
+
+
+def _benchmark(task: str, split: str, classes: tuple[str, ...]) -> tuple[Demand, ...]:
+    return (
+        *_measured_as(task, split),
+        Demand("classes", (classes,), "classes"),
+        Demand("n", (1000,), "number of samples"),
     )
 
 
 def _retrieval(direction: str, short: str) -> tuple[Measure, ...]:
+    demands = _benchmark("retrieval", "5x200", FIVE)
     return tuple(
-        Measure(f"{short} mAP@{k}", "retrieval", "mimic-cxr", "5x200", f"{direction}, map@{k}")
+        Measure(f"{short} mAP@{k}", "retrieval", "mimic-cxr", f"{direction}, map@{k}", demands)
         for k in (1, 5, 10)
     )
 
 
+def _zeroshot(name: str, dataset: str, split: str, classes: tuple[str, ...], drawn: int) -> Measure:
+    ensemble = (
+        Demand("prompt_set", ("gloria",), "prompts"),  # "as in Huang et al.", appendix 2
+        Demand("prompts_per_class", (drawn,), "prompts per class"),  # the authors' code
+        Demand("ensemble", ("max",), "score of a class over its prompts"),  # appendix 2
+    )
+    demands = (*_benchmark("zeroshot", split, classes), *ensemble)
+    return Measure(f"{name} ACC", "zeroshot", dataset, "accuracy", demands)
+
+
+def _images(kind: str, *demands: Demand) -> Measure:
+    against = Demand("real.name", ("mimic-cxr/train",), "real images")
+    return Measure(
+        f"FID, {kind}", "synthesis", "mimic-cxr", f"FID, {kind}", (against, *demands), scale=1.0,
+        lower_is_better=True,
+    )  # fmt: skip
+
+
 ITR = _retrieval("image to text", "image-text")
 ZERO_SHOT = (
-    Measure("MIMIC 5x200 ACC", "zeroshot", "mimic-cxr", "5x200", "accuracy"),
-    Measure("CheXpert 5x200 ACC", "zeroshot", "chexpert-5x200", "5x200", "accuracy"),
-    Measure("RSNA ACC", "zeroshot", "rsna", "zeroshot", "accuracy"),
+    _zeroshot("MIMIC 5x200", "mimic-cxr", "5x200", FIVE, 15),
+    _zeroshot("CheXpert 5x200", "chexpert-5x200", "5x200", FIVE, 15),
+    _zeroshot("RSNA", "rsna", "zeroshot", ("Pneumonia", "Normal"), 10),
 )
 REPORTS = tuple(
-    Measure(name, "report", "mimic-cxr", "test", name)
+    Measure(
+        name, "report", "mimic-cxr", name,
+        (
+            *_measured_as("report", "test"),
+            Demand("limit", (0,), "number of samples it was limited to"),
+            Demand("decoding.how", ("beam",), "decoding"),
+            Demand("decoding.beams", (3,), "number of beams"),  # the authors' code, as the rest
+            Demand("decoding.min_tokens", (0, 3), "shortest report"),
+            Demand("decoding.max_tokens", (0,), "longest report"),  # 0: as long as in training
+            Demand("decoding.length_penalty", (1.0,), "length penalty"),
+            Demand("decoding.repetition_penalty", (1.0,), "repetition penalty"),
+            Demand("decoding.no_repeat_ngram", (0,), "forbidden n-grams"),
+        ),
+    )
     for name in ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L")
-)
-FID = tuple(
-    Measure(f"FID, {what}", "synthesis", "mimic-cxr", "", f"FID, {what}", scale=1.0, lower_is_better=True)
-    for what in ("validation", "reconstruction", "synthetic")
+)  # fmt: skip
+OWN_MODEL = Demand("fake.own_model", (True,), "images made by this model")
+FID = (
+    _images("validation", Demand("fake.name", ("mimic-cxr/valid",), "judged images")),
+    _images(
+        "reconstruction", OWN_MODEL, Demand("fake.reconstructs", ("mimic-cxr/train",), "reconstructed images")
+    ),
+    _images("synthetic", OWN_MODEL, Demand("fake.prompted", (False,), "images sampled for prompts")),
 )
 
 TABLES = (

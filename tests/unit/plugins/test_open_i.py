@@ -54,9 +54,12 @@ def test_all_real_reports_match_the_known_counts() -> None:
     assert (sum(findings), sum(impression), sum(both), sum(either)) == (3_425, 3_921, 3_419, 3_927)
     pictured = [bool(report.images) for report in reports]
     with_image = [
-        sum(a and b for a, b in zip(pictured, flags, strict=True)) for flags in (findings, both, either)
+        sum(a and b for a, b in zip(pictured, flags, strict=True))
+        for flags in (findings, both, either, impression)
     ]
-    assert [sum(pictured), *with_image] == [3_851, 3_337, 3_331, 3_826]
+    assert [sum(pictured), *with_image] == [3_851, 3_337, 3_331, 3_826, 3_820]
+    cost = OpenI.options["sections"].help  # what each choice keeps, as the user reads it
+    assert all(f"{count:,}" in cost for count in (sum(pictured), *with_image))
     assert sum(len(report.images) >= 2 and "findings" in report.sections for report in reports) == 2_955
     texts = [
         " ".join(report.sections.get(name, "") for name in ("findings", "impression")) for report in reports

@@ -97,7 +97,7 @@ def test_renamed_mirror_is_mapped_through_its_tables(raw: Path, tmp_path: Path) 
     }
 
 
-def test_official_split_is_stratified_and_by_image(raw: Path) -> None:
+def test_default_split_is_stratified_and_by_image(raw: Path) -> None:
     found = records(raw)
     assert Counter(record.split for record in found) == {"train": 64, "valid": 8, "test": 8}
     positive = Counter(record.split for record in found if record.labels["Pneumothorax"])
@@ -106,11 +106,22 @@ def test_official_split_is_stratified_and_by_image(raw: Path) -> None:
     assert other != {record.key: record.split for record in found}
 
 
+def test_the_split_of_the_published_code_is_not_called_official(raw: Path) -> None:
+    option = Siim.options["split"]
+    assert option.default == "published-code"
+    assert "paper's text leads" in option.help
+    assert plan(raw).split_source == "published-code, by image, seed 5"
+    assert plan(raw, split="official").split_source == "published-code, by image, seed 5"
+    former = {record.key: record.split for record in records(raw, split="official")}
+    assert former == {record.key: record.split for record in records(raw)}
+    assert former != {record.key: record.split for record in records(raw, split="gloria")}
+
+
 def test_split_of_as_many_images_as_the_real_table_has_the_published_sizes() -> None:
-    from medunifier_plugins.siim import SiimImage, gloria_split, official_split
+    from medunifier_plugins.siim import SiimImage, gloria_split, published_code_split
 
     images = {image_id(number): SiimImage(image_id(number), number < 2_669, []) for number in range(12_047)}
-    split = official_split(images, 5)
+    split = published_code_split(images, 5)
     assert Counter(split.values()) == {"train": 9_757, "valid": 1_085, "test": 1_205}
     positive = Counter(split[name] for name in images if images[name].positive)
     assert positive == {"train": 2_162, "valid": 240, "test": 267}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from medunifier_cli.evaluate.tables.paper_values import TABLES
 from medunifier_cli.recipe.load import dump_recipe, load_recipe
 from medunifier_cli.recipe.schema_finetune import FinetuneModelConfig, FinetuneRecipe
 from tests.folders import SHARED
+from tests.miniatures.results import result, write_run
 
 PAPER = SHARED / "paper"
 SPELLED = re.compile(r"</?[bu]>|<u>")
@@ -48,22 +48,6 @@ def test_every_number_is_the_papers(table: object) -> None:
             assert any(name in said[0] for said, found in zip(rows, numbers, strict=True) if found == wanted)
 
 
-def write_run(root: Path, name: str, recipe: str, results: Mapping[str, object]) -> Path:
-    """A run folder with a recipe and hand-written results; names are `<task> <dataset> <split>`."""
-    run = root / name
-    (run / "results").mkdir(parents=True)
-    (run / "recipe.yaml").write_text(recipe)
-    for number, (what, content) in enumerate(results.items()):
-        task, dataset, split = what.split()
-        assert isinstance(content, dict)
-        facts = {fact: content.pop(fact) for fact in ("fraction", "frozen") if fact in content}
-        metrics = [{"name": k, "value": v, "floor": None, "unit": ""} for k, v in content.items()]
-        body = {"task": task, "dataset": dataset, "split": split, "metrics": metrics}
-        path = run / "results" / f"{task}-{dataset}-{split}-{number}.json"
-        path.write_text(json.dumps(body | facts))
-    return run
-
-
 @pytest.fixture
 def runs(own_roots: Path) -> Path:
     """The paper's model, one ablation, a fine-tuned run and a prior's synthesis, as runs leave them."""
@@ -75,26 +59,22 @@ def runs(own_roots: Path) -> Path:
     }
     write_run(
         root, "whole", dump_recipe(load_recipe("full")),
-        {
-            "retrieval mimic-cxr 5x200": ways,
-            "retrieval-rerank10 mimic-cxr 5x200": {"image to text, map@1": 0.99},
-            "zeroshot chexpert-5x200 5x200": {"zero-shot accuracy": 0.4321, "zero-shot auroc": 0.8},
-            "zeroshot-mean rsna zeroshot": {"zero-shot accuracy": 0.97},
-            "report mimic-cxr test": {"BLEU-4": 0.1234, "BLEU-4, each sentence a reference": 0.5},
-        },
+        [
+            result("retrieval mimic-cxr 5x200", ways),
+            result("retrieval-rerank10 mimic-cxr 5x200", {"image to text, map@1": 0.99}),
+            result("zeroshot chexpert-5x200 5x200", {"zero-shot accuracy": 0.4321, "zero-shot auroc": 0.8}),
+            result("zeroshot-mean rsna zeroshot", {"zero-shot accuracy": 0.97}, ensemble="mean"),
+            result("report mimic-cxr test", {"BLEU-4": 0.1234, "BLEU-4, each sentence a reference": 0.5}),
+        ],
     )  # fmt: skip
-    write_run(
-        root, "pair", dump_recipe(load_recipe("itc-itm")),
-        {"retrieval mimic-cxr 5x200": {"image to text, map@1": 0.5555}},
-    )  # fmt: skip
+    pair = [result("retrieval mimic-cxr 5x200", {"image to text, map@1": 0.5555})]
+    write_run(root, "pair", dump_recipe(load_recipe("itc-itm")), pair)
     tuned = FinetuneRecipe(model=FinetuneModelConfig(pretrained="whole"))
     for fraction, value in ((0.01, 0.801), (1.0, 0.902)):
-        write_run(
-            root, f"tuned-{fraction:g}", dump_recipe(tuned),
-            {"finetune rsna test": {"fine-tuned auroc": value, "fraction": fraction}},
-        )  # fmt: skip
-    probe = {"fine-tuned auroc": 0.7, "fraction": 0.1, "frozen": True}
-    write_run(root, "probe", dump_recipe(tuned), {"finetune rsna test": probe})
+        scores = [result("finetune rsna test", {"fine-tuned auroc": value}, fraction=fraction)]
+        write_run(root, f"tuned-{fraction:g}", dump_recipe(tuned), scores)
+    probe = [result("finetune rsna test", {"fine-tuned auroc": 0.7}, fraction=0.1, frozen=True)]
+    write_run(root, "probe", dump_recipe(tuned), probe)
     return root
 
 
@@ -144,7 +124,7 @@ def test_runs_fill_the_rows_of_their_objectives(runs: Path, score: Callable[...,
 def test_each_ablation_recipe_has_its_row(
     runs: Path, score: Callable[..., Result], recipe: str, row: str
 ) -> None:
-    accuracy = {"zeroshot mimic-cxr 5x200": {"zero-shot accuracy": 0.3}}
+    accuracy = [result("zeroshot mimic-cxr 5x200", {"zero-shot accuracy": 0.3})]
     write_run(runs, "it", dump_recipe(load_recipe(recipe)), accuracy)
     found = cells(score("it", "--tables", "--format", "csv"))
     places = {method for (table, method, _), values in found.items() if table == "Table A1" and values["it"]}
@@ -158,7 +138,7 @@ def test_what_is_printed_by_default(runs: Path, score: Callable[..., Result]) ->
     assert "GLoRIA" in score("whole", "--baselines").stdout
     assert "### Table A1: " in score("whole", "--format", "markdown").stdout
     assert score("whole", "--rows").stdout.startswith("task ")
-    demo = {"retrieval phantom test": {"image to text, map@1": 0.7}}
+    demo = [result("retrieval phantom test", {"image to text, map@1": 0.7})]
     write_run(runs, "toy", dump_recipe(load_recipe("itc", ["data.dataset=phantom"])), demo)
     assert score("toy").stdout.startswith("task ")
     assert "0.700" in score("toy").stdout
@@ -185,16 +165,16 @@ def test_without_a_name_the_pretraining_run_of_the_newest_results(
 
 def test_what_cannot_be_compared_with_the_paper_is_reported(runs: Path, score: Callable[..., Result]) -> None:
     recipe = dump_recipe(load_recipe("full", ["objectives.itm=0"]))
-    write_run(runs, "odd", recipe, {"retrieval mimic-cxr 5x200": {"image to text, map@1": 0.5}})
+    write_run(runs, "odd", recipe, [result("retrieval mimic-cxr 5x200", {"image to text, map@1": 0.5})])
     assert (
         "odd: its objectives (ITC 1, ITG 1, TIG 1) match no row of the paper"
         in score("odd", "--tables").stderr
     )
     lone = dump_recipe(FinetuneRecipe(model=FinetuneModelConfig(pretrained="gone")))
-    write_run(runs, "lone", lone, {"finetune rsna test": {"auroc": 0.9, "fraction": 1.0}})
+    write_run(runs, "lone", lone, [result("finetune rsna test", {"auroc": 0.9})])
     assert "lone was made from is gone" in score("lone", "--tables").stderr
     again = dump_recipe(FinetuneRecipe(model=FinetuneModelConfig(pretrained="whole")))
-    newer = write_run(runs, "newer", again, {"finetune rsna test": {"auroc": 0.95, "fraction": 1.0}})
+    newer = write_run(runs, "newer", again, [result("finetune rsna test", {"auroc": 0.95})])
     for path in (newer / "results").iterdir():
         os.utime(path, (4e9, 4e9))
     done = score("whole", "--tables")
@@ -202,24 +182,28 @@ def test_what_cannot_be_compared_with_the_paper_is_reported(runs: Path, score: C
     assert re.search(r"w TIG\) +RSNA AUC, 100% +89.3 +91.7 +95.0", done.stdout)
 
 
-RESULT = {
-    "task": "retrieval",
-    "dataset": "mimic-cxr",
-    "split": "5x200",
-    "metrics": [{"name": "image to text, map@1", "value": 0.5}],
-}
+RESULT = result("retrieval mimic-cxr 5x200", {"image to text, map@1": 0.5})
+FOUR = {"itc": 1.0, "itm": 1.0, "itg": 1.0, "tig": 1.0}
 
 
 @pytest.mark.parametrize(
     ("weights", "filled", "line"),
     [
+        (FOUR, ["MedUnifier (w TIG)", "ID 5: ITC ITM ITG TIG"], None),
         (
-            {"itc": 1.0, "itm": 1.0, "itg": 1.0, "tig": 1.0},
-            ["MedUnifier (w TIG)", "ID 5: ITC ITM ITG TIG"], None,
+            FOUR | {"tig": 0.8}, [],
+            "it: its objectives (ITC 1, ITM 1, ITG 1, TIG 0.8) match no row of tables 2 and 6",
         ),
-        ({"itc": 1.0, "itm": 1.0, "itg": 1.0, "tig": 0.5}, ["MedUnifier (w TIG)"], None),
         (
-            {"itc": 1.0, "itm": 1.0, "itg": 1.0, "tig": 1.0, "ict": 0.25}, [],
+            FOUR | {"tig": 0.5}, [],
+            "it: its objectives (ITC 1, ITM 1, ITG 1, TIG 0.5) match no row of the paper",
+        ),
+        (
+            FOUR | {"itg": 2.0}, [],
+            "it: its objectives (ITC 1, ITM 1, ITG 2, TIG 1) match no row of the paper",
+        ),
+        (
+            FOUR | {"ict": 0.25}, [],
             "it: its objectives (ITC 1, ITM 1, ITG 1, TIG 1, ICT 0.25) match no row of the paper",
         ),
         ({"itc": 1.0, "ict": 2.0}, [], "it: its objectives (ITC 1, ICT 2) match no row of the paper"),
@@ -227,7 +211,7 @@ RESULT = {
         (None, [], None),
     ],
 )  # fmt: skip
-def test_a_run_with_an_objective_the_paper_has_not_fits_no_row(
+def test_a_run_fits_the_rows_of_exactly_its_weights(
     weights: dict[str, float] | None, filled: list[str], line: str | None
 ) -> None:
     run = Evidence("it", weights, [(Path("a.json"), RESULT)])
@@ -239,3 +223,24 @@ def test_a_run_with_an_objective_the_paper_has_not_fits_no_row(
 def test_a_markdown_column_of_one_letter_is_still_a_table() -> None:
     lines = render([["metric", "chance", "A"], ["map@1", "", ""]], "markdown", words=1).splitlines()
     assert lines == ["| metric | chance |   A |", "| ------ | -----: | --: |", "| map@1  |        |     |"]
+
+
+def test_a_run_pretrained_on_other_data_fits_no_row() -> None:
+    run = Evidence("it", FOUR, [(Path("a.json"), RESULT)], trained_on="open-i")
+    assert not any(row[-1] for section in sections([run]) for row in section.rows[1:])
+    assert unmatched_runs([run]) == ["it: pre-trained on open-i, the paper's rows on mimic-cxr"]
+
+
+def test_a_run_with_no_cell_at_all_says_why_next_to_its_numbers(
+    runs: Path, score: Callable[..., Result]
+) -> None:
+    against_test = result(
+        "synthesis mimic-cxr validation", {"FID, validation": 17.0}, real={"name": "mimic-cxr/test", "n": 9}
+    )
+    write_run(runs, "near", dump_recipe(load_recipe("full")), [against_test])
+    done = score("near")
+    assert done.stdout.startswith("task ")
+    assert "not in table 5: real images mimic-cxr/test, must be mimic-cxr/train" in done.stderr
+    tables = score("near", "--tables")
+    assert "not in table 5" in tables.stderr
+    assert not re.search(r"FID, validation +17.2 +17.0", tables.stdout)
