@@ -11,7 +11,6 @@ Shapes: B pairs, N tokens of all texts, H = W = `data.image_size`.
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from medunifier_cli.data.batch import Batch, PackedText, Sample
 from medunifier_cli.data.order import SampleOrder
 from medunifier_cli.data.split_source import SplitSource
+from medunifier_cli.data.workers import LOOK, check_sockets, next_answer, start_worker, without_child_handler
 from medunifier_cli.errors import MuError
 
 __all__ = ["SampleSource", "SplitSource", "collate", "eval_batches", "micro_batch_size", "train_batches"]
@@ -205,6 +205,7 @@ def _load(source: SampleSource[B], requests: Iterable[_Request], workers: int) -
         # Set before the fork: the tokenizers library would print a warning in every worker otherwise,
         # although no worker tokenizes.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        check_sockets()
     loader: DataLoader[Any] = DataLoader(
         _Reader(source),
         # Our requests are whole batches already; None turns off torch's own batching.
@@ -212,33 +213,40 @@ def _load(source: SampleSource[B], requests: Iterable[_Request], workers: int) -
         sampler=requests,
         collate_fn=_unchanged,
         num_workers=workers,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         # DataLoader draws a seed for its workers when it starts. With a generator of its own it does not
         # advance the global one, which would make the number of loaders change dropout and weights.
         generator=torch.Generator(),
+        timeout=LOOK if workers else 0,
     )
+    answers: Any = None
     try:
-        for answer in loader:
+        with without_child_handler():
+            answers = iter(loader)
+        while True:
+            answer = next_answer(answers, source.folder)
+            if answer is None:
+                return
             if isinstance(answer, _Failure):
                 raise answer.error(answer.message)
             yield _with_tensors(answer, torch.as_tensor) if workers else answer
-    except RuntimeError as error:
-        # Torch has no exception class for a dead worker, only this text.
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError) as error:
+        # Torch has no exception class for a dead worker, only this text. A connection fails where a batch was
+        # finished, but its worker died before the images were fetched from it.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise MuError(
             f"{source.folder}: a loader process died, usually because memory or shared memory (/dev/shm) "
             "ran out; lower data.workers"
         ) from error
+    finally:
+        # Torch ends the workers when the iterator is collected, but an exception on its way up holds it: the
+        # command would end first, and then wait for processes that nobody has told to stop.
+        end = getattr(answers, "_shutdown_workers", None)
+        if end is not None:
+            end()
 
 
 def _unchanged(answer: Any) -> Any:
     """Replaces torch's collate function; a named function, since a lambda does not pickle."""
     return answer
-
-
-def _start_worker(_: int) -> None:
-    # SLURM and Ctrl-C signal the whole process group, but only the training process may react: it still
-    # needs batches to finish its step before the last checkpoint. Workers end when it ends.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)

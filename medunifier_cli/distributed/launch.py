@@ -1,4 +1,4 @@
-"""Start one process per GPU, or join the group that `srun`, `accelerate launch` or `torchrun` started.
+"""Start one process per GPU and watch them; `group` joins what a launcher has started instead.
 
 Ranks are started as Accelerate's own launchers do it, `PrepareForLaunch` in spawned processes, but are
 watched here: `accelerate launch --cpu` starts a single process, and torchrun ends workers 30 s after a
@@ -8,7 +8,6 @@ SIGTERM and hides their exit code, so that no checkpoint of a large model and no
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import sys
@@ -18,8 +17,6 @@ from typing import Any
 
 from medunifier_cli.errors import MuError
 
-GROUP_PORTS = range(20000, 40000)
-"""Ports from which a SLURM step takes its rendezvous port, by job id."""
 GRACE = 5.0
 """Seconds between asking the other ranks to stop, once one has failed, and killing them."""
 # ranks that stop by themselves are given any time: writing a large checkpoint takes minutes
@@ -45,37 +42,6 @@ def wanted_processes(requested: int, recipe: int) -> int:
     return ranks
 
 
-def joined_group() -> bool:
-    """Whether a launcher has started the group already; a SLURM step's variables are translated."""
-    # torchrun and `accelerate launch` set these themselves
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
-        return True
-    if "SLURM_STEP_ID" not in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
-        return False
-    env = os.environ
-    env["WORLD_SIZE"], env["RANK"] = env["SLURM_STEP_NUM_TASKS"], env["SLURM_PROCID"]
-    env["LOCAL_RANK"] = env["SLURM_LOCALID"]
-    # all tasks of a step must agree without talking: the first host of the list, and a port that follows from
-    # the job, so that two jobs on one node rarely meet; `setdefault` lets the user choose another
-    env.setdefault("MASTER_ADDR", first_host(env["SLURM_STEP_NODELIST"]))
-    job = int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])
-    env.setdefault("MASTER_PORT", str(GROUP_PORTS[job % len(GROUP_PORTS)]))
-    return True
-
-
-def joined_rank() -> int:
-    """This process's rank in the group that `joined_group` found."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def first_host(nodelist: str) -> str:
-    """First host of a SLURM node list: `gpu[003-005,9],x1` -> `gpu003`."""
-    match = re.match(r"([^\[,]+)(?:\[(\d+))?", nodelist)
-    if match is None:
-        raise MuError(f"SLURM_STEP_NODELIST: no host name in {nodelist!r}; is this a step of `srun`?")
-    return match[1] + (match[2] or "")
-
-
 def run_ranks(processes: int, work: Callable[..., None], arguments: Sequence[Any]) -> int:
     """Call `work(*arguments)` in `processes` new processes that form a group; returns the exit code.
 
@@ -86,8 +52,10 @@ def run_ranks(processes: int, work: Callable[..., None], arguments: Sequence[Any
     from accelerate.utils import PrepareForLaunch, patch_environment
 
     with patch_environment(
-        world_size=processes, master_addr="127.0.0.1", master_port=_free_port(), mixed_precision="no"
-    ):
+        world_size=processes, master_addr="127.0.0.1", master_port=_free_port(), mixed_precision="no",
+        # PrepareForLaunch's rank is NPROC * NODE_RANK + number, and clusters export both for their own use
+        nproc=processes, node_rank=0,
+    ):  # fmt: skip
         # `spawn`, as CUDA does not survive a fork. "MULTI_GPU" makes PrepareForLaunch set the variables of a
         # rank; the backend itself is chosen later, by the devices there are.
         context = multiprocessing.start_processes(  # type: ignore[attr-defined,no-untyped-call]

@@ -19,6 +19,8 @@ import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
+
 from medunifier_cli.errors import DataError
 
 REJECTS = "rejects.jsonl"
@@ -61,8 +63,12 @@ def locked(out: Path, part: tuple[int, int]) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             raise DataError(f"{out}: another `mu prepare` is running on it; wait until it ends") from error
-        except OSError:
-            pass
+        except OSError as error:
+            click.echo(
+                f"mu: {out}: the file system has no locks ({error.strerror}); see to it that no other "
+                "`mu prepare` works on it",
+                err=True,
+            )
         yield
 
 

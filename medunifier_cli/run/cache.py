@@ -27,6 +27,14 @@ MadeOf = str | Mapping[str, Any]
 ATTRIBUTE = "made_of"
 
 
+def open_hdf5(path: Path, mode: str = "r") -> h5py.File:
+    """Open an HDF5 file without HDF5's own lock, which fails where the file system has none.
+
+    Ours need no lock: a file is written under a temporary name by one process, and not changed after that.
+    """
+    return h5py.File(path, mode, locking=False)
+
+
 def cached(path: Path, made_of: MadeOf, make: Callable[[], Mapping[str, NDArray[Any]]]) -> Arrays:
     """The arrays of a cache file, computed and written first if it does not hold them.
 
@@ -39,7 +47,7 @@ def cached(path: Path, made_of: MadeOf, make: Callable[[], Mapping[str, NDArray[
     """
     if is_cached(path, made_of):
         try:
-            with h5py.File(path) as file:
+            with open_hdf5(path) as file:
                 return {name: data[()] for name, data in file.items()}
         except (OSError, RuntimeError):  # the head of the file is whole, its data are not
             _warn(path, "is damaged")
@@ -74,7 +82,7 @@ def is_cached(path: Path, made_of: MadeOf) -> bool:
     if not path.exists():
         return False
     try:
-        with h5py.File(path) as file:
+        with open_hdf5(path) as file:
             if ATTRIBUTE not in file.attrs:
                 _warn(path, "does not say what it was made of")
                 return False
@@ -86,7 +94,7 @@ def is_cached(path: Path, made_of: MadeOf) -> bool:
 
 def _write(path: Path, made_of: MadeOf, fill: Callable[[h5py.File], None]) -> None:
     def make(temporary: Path) -> None:
-        with h5py.File(temporary, "w") as file:
+        with open_hdf5(temporary, "w") as file:
             fill(file)
             # Last: a file without it is never taken for whole.
             file.attrs[ATTRIBUTE] = _text(made_of)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 
 from medunifier_cli.errors import CheckpointError
@@ -99,7 +100,7 @@ class Run:
 
     @contextmanager
     def locked(self, enabled: bool = True) -> Iterator[None]:
-        """Keep other processes from writing to this run.
+        """Keep other processes from writing to this run, where the file system has locks.
 
         Args:
             enabled: False holds nothing, for the ranks other than the main one.
@@ -123,6 +124,13 @@ class Run:
                             f"{self.folder}: another process is training this run"
                         ) from None
                     time.sleep(0.2)
+                except OSError as error:  # Lustre without -o flock, NFS without lockd
+                    click.echo(
+                        f"mu: {self.folder}: the file system has no locks ({error.strerror}); see to it that "
+                        "no other process trains this run",
+                        err=True,
+                    )
+                    break
             yield
 
 

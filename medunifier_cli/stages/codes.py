@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from medunifier_cli.distributed import world
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.files import atomic_make, explained
 from medunifier_cli.model.vit import pixels
+from medunifier_cli.run.cache import open_hdf5
 from medunifier_cli.terminal.progress import Progress
 
 BATCH = 64
@@ -117,7 +117,7 @@ def write_codes(path: Path, splits: Mapping[str, Codes], made_of: Mapping[str, A
     """
 
     def write(temporary: Path) -> None:
-        with h5py.File(temporary, "w") as file:
+        with open_hdf5(temporary, "w") as file:
             file.attrs["made_of"] = json.dumps(made_of, sort_keys=True)
             for split, codes in splits.items():
                 group = file.create_group(split)
@@ -138,7 +138,7 @@ def read_codes(path: Path, splits: tuple[str, ...], made_of: Mapping[str, Any]) 
     """
     again = "delete it and run `mu fit-prior` again"
     try:
-        with h5py.File(path) as file:
+        with open_hdf5(path) as file:
             written = json.loads(file.attrs["made_of"])
             for name, value in made_of.items():
                 if written.get(name) != value:

@@ -18,7 +18,7 @@ from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.labels.labelled import LabelledImages
 from medunifier_cli.data.loader import eval_batches
 from medunifier_cli.model.classifier import Classifier
-from medunifier_cli.run.cache import cached_file
+from medunifier_cli.run.cache import cached_file, open_hdf5
 from medunifier_cli.terminal.progress import Progress
 
 BATCH = 64
@@ -57,7 +57,7 @@ def compute_features(
 
 def read_features(path: Path) -> NDArray[np.float32]:
     """The queries [n, Q, D], mapped and not loaded: a data set of one piece is its bytes in the file."""
-    with h5py.File(path) as file:
+    with open_hdf5(path) as file:
         data = file["queries"]
         return np.memmap(path, np.dtype("<f4"), "r", data.id.get_offset(), data.shape)
 

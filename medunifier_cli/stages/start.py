@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from medunifier_cli.distributed import launch, sbatch
+from medunifier_cli.distributed import group, launch, sbatch, variables
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
@@ -78,9 +78,11 @@ class StartOptions:
         from medunifier_cli.distributed import world
         from medunifier_cli.run.record import Run
 
-        joined = launch.joined_group()
+        # before anything imports Accelerate, and in the parent alone: one line, however many ranks
+        variables.check_variables(recipe.train.precision)
+        joined = group.joined_group()
         # one rank alone renames, or the second would move the new run aside
-        if self.fresh and (not joined or launch.joined_rank() == 0):
+        if self.fresh and (not joined or group.joined_rank() == 0):
             old = Run(folder).set_aside()
             if old is not None:
                 click.echo(f"mu: {folder} is now {old}", err=True)

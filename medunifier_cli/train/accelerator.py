@@ -8,6 +8,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
+from medunifier_cli.distributed.group import gathering
+from medunifier_cli.errors import MuError
 from medunifier_cli.recipe.schema_train import LoopConfig
 
 
@@ -19,25 +21,44 @@ def accelerator_of(settings: LoopConfig, folder: Path, leaves_weights_unused: bo
         folder: of the run, for TensorBoard.
         leaves_weights_unused: some trained weights may get no gradient in a step, so DistributedDataParallel
             has to look for them; a walk over the graph in each step, which is why it is not always on.
+
+    Raises:
+        MuError: fp16 without a GPU, or the group of a launcher is not complete.
     """
-    # the number of threads decides in which order a CPU sums, and so the last bits of every number
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     # explicit, as Accelerate would also choose Apple's GPU, on which nothing here is tested
     cpu = not torch.cuda.is_available()
-    accelerator = Accelerator(
-        mixed_precision=settings.precision,
-        cpu=cpu,
-        log_with="tensorboard" if settings.tensorboard else None,
-        project_dir=str(folder),
-        kwargs_handlers=[
-            # Buffers are not broadcast: running statistics and codebooks are computed from the data of all
-            # ranks and so are equal already.
-            DistributedDataParallelKwargs(
-                broadcast_buffers=False, find_unused_parameters=leaves_weights_unused
-            )
-        ],
-    )
+    check_precision(settings.precision, cpu)
+    with gathering():
+        accelerator = Accelerator(
+            mixed_precision=settings.precision,
+            cpu=cpu,
+            log_with="tensorboard" if settings.tensorboard else None,
+            project_dir=str(folder),
+            kwargs_handlers=[
+                # Buffers are not broadcast: running statistics and codebooks are computed from the data of
+                # all ranks and so are equal already.
+                DistributedDataParallelKwargs(
+                    broadcast_buffers=False, find_unused_parameters=leaves_weights_unused
+                )
+            ],
+        )
+    # The number of threads decides in which order a CPU sums, and so the last bits of every number. After
+    # Accelerate, which sets a number of its own for several CPU processes where OMP_NUM_THREADS is unset.
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     if settings.tensorboard:
         accelerator.init_trackers("tensorboard")
     return accelerator
+
+
+def check_precision(precision: str, cpu: bool) -> None:
+    """Check that the device can compute in the recipe's precision.
+
+    Raises:
+        MuError: fp16 on a CPU.
+    """
+    # Accelerate would switch fp16 off there and train in fp32 without a word
+    if precision == "fp16" and cpu:
+        raise MuError(
+            "train.precision: fp16 needs a GPU, and this machine has none; `-o train.precision=bf16` or `no`"
+        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -30,7 +30,7 @@ from medunifier_cli.train.optim import (
     set_rate,
     state_tensors,
 )
-from medunifier_cli.train.stop import stop_on_signals
+from medunifier_cli.train.stop import StopRequest, stop_on_signals
 
 Values = dict[str, Tensor]
 
@@ -96,14 +96,18 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
         stage.steps, "step", first=first, rate_unit=stage.samples, per_unit=train.global_batch, edges=True,
         hidden=not world.is_main(),
     )  # fmt: skip
-    note = ""
+    note, done = "", first
     # In each step: log, validate, save, stop, in this order.
     # - Log before save: a kill between the two leaves a line of a step that is in no checkpoint, which `Log`
     #   cuts off when the run is resumed. The other way round that step's line would be missing for good.
     # - Validate before save: validation may change what the checkpoint holds, such as the best epoch so far.
     # - Stop after save: nothing of the step is lost, and the same command continues with the next one.
-    with stop_on_signals() as stop, progress:
-        for step, micro_batches in enumerate(stage.batches(first), first):
+    with (
+        stop_on_signals() as stop, progress,
+        # closed also where an exception holds this frame: its loader processes would delay the exit
+        closing(stop.until_stopped(stage.batches(first), alone=world.size() == 1)) as batches,
+    ):  # fmt: skip
+        for step, micro_batches in enumerate(batches, first):
             started = time.monotonic()
             set_rate(optimizer, learning_rate(optim, step, stage.steps))
             # Seeded anew in each step, so that dropout depends on nothing drawn before: a resumed run draws
@@ -130,11 +134,23 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
             if last or stopping or done % train.checkpoint_every == 0:
                 _save(stage, run, accelerator, optimizer, done, train.keep)
             if stopping:
-                raise Stopped(
-                    f"stopped by {stop.signal or 'a signal'} after step {done:,} of {stage.steps:,}; "
-                    "the checkpoint is saved, the same command resumes from it"
-                )
+                raise _stopped(stop, done, stage.steps)
+        if stop and done < stage.steps:  # stopped while it waited for the next batch
+            if done > first and done % train.checkpoint_every:
+                _save(stage, run, accelerator, optimizer, done, train.keep)
+            raise _stopped(stop, done, stage.steps)
     return stage.steps - first
+
+
+def _stopped(stop: StopRequest, done: int, steps: int) -> Stopped:
+    """The error that ends a stopped run, whose checkpoint is saved."""
+    name = stop.signal or "a signal"
+    if not done:
+        return Stopped(f"stopped by {name} before the first step was done; the same command starts it again")
+    return Stopped(
+        f"stopped by {name} after step {done:,} of {steps:,}; "
+        "the checkpoint is saved, the same command resumes from it"
+    )
 
 
 def _optimise(

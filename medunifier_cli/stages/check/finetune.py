@@ -10,6 +10,7 @@ from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.stages.check.shared import (
     Check,
     check_batch,
+    check_device,
     check_image_encoder,
     check_image_size,
     check_runs_folder,
@@ -47,6 +48,7 @@ def check_finetune(recipe: FinetuneRecipe, processes: int = 0, hashes: bool = Fa
         yield Check("shards", f"{folder}: no such folder; run `mu prepare {data.dataset}`", False)
     processes = processes or recipe.train.processes
     yield from run_check("batch", check_batch, recipe.train, processes, "images")
+    yield from run_check("precision", check_device, recipe.train)
     yield from run_check("runs folder", check_runs_folder)
 
 

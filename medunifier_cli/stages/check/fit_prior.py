@@ -11,6 +11,7 @@ from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.stages.check.shared import (
     Check,
     check_batch,
+    check_device,
     check_image_encoder,
     check_runs_folder,
     check_split,
@@ -39,6 +40,7 @@ def check_fit_prior(recipe: PriorRecipe, processes: int = 0, hashes: bool = Fals
     if recipe.inception:
         yield from run_check("Inception weights", check_inception, recipe.inception)
     yield from run_check("batch", check_batch, recipe.train, processes or recipe.train.processes, "maps")
+    yield from run_check("precision", check_device, recipe.train)
     yield from run_check("runs folder", check_runs_folder)
 
 

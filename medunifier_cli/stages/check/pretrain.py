@@ -16,6 +16,7 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.stages.check.shared import (
     Check,
     check_batch,
+    check_device,
     check_image_encoder,
     check_image_size,
     check_runs_folder,
@@ -49,6 +50,7 @@ def check_pretrain(recipe: PretrainRecipe, processes: int = 0, hashes: bool = Fa
     yield from run_check("text encoder weights", check_text_encoder, recipe)
     yield from run_check("model", check_model, recipe)
     yield from run_check("batch", check_contrast_batch, recipe, processes or recipe.train.processes)
+    yield from run_check("precision", check_device, recipe.train)
     yield from run_check("runs folder", check_runs_folder)
 
 

@@ -176,6 +176,15 @@ def check_batch(train: LoopConfig, processes: int, samples: str) -> str:
     return f"{train.global_batch} {samples} = {passes} x {micro} on {ranks} process{plural}{unknown}"
 
 
+def check_device(train: LoopConfig) -> str:
+    """Say in which precision a run would compute, and whether this machine could; a login node may not."""
+    import torch
+
+    if train.precision == "fp16" and not torch.cuda.is_available():
+        return "fp16, which needs a GPU: this machine has none, so the run would end with an error here"
+    return train.precision
+
+
 def check_runs_folder() -> str:
     """Check that the folder of runs can be written, or made.
 

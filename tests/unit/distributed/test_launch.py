@@ -1,70 +1,18 @@
-"""How many ranks, which group, and what happens when one of them fails."""
+"""How many ranks, and what happens when one of them fails."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from medunifier_cli.distributed import launch
 from medunifier_cli.errors import MuError
-
-
-@pytest.mark.parametrize(
-    ("nodelist", "host"),
-    [
-        ("gpu7", "gpu7"), ("gpu[003-005,9],x1", "gpu003"), ("a-b-12,c", "a-b-12"), ("n[9,11]", "n9"),
-        ("node1.cluster.org", "node1.cluster.org"),
-    ],
-)  # fmt: skip
-def test_first_host_of_a_node_list(nodelist: str, host: str) -> None:
-    assert launch.first_host(nodelist) == host
-
-
-def test_a_node_list_without_a_host_is_one_line() -> None:
-    with pytest.raises(MuError, match=r"SLURM_STEP_NODELIST: no host name in '\[1-2\]'"):
-        launch.first_host("[1-2]")
-
-
-@pytest.fixture
-def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment without launchers; what a test sets is taken back."""
-    names = "WORLD_SIZE RANK LOCAL_RANK MASTER_ADDR MASTER_PORT"
-    slurm = "STEP_ID STEP_NUM_TASKS PROCID LOCALID STEP_NODELIST JOB_ID"
-    for name in [*names.split(), *(f"SLURM_{part}" for part in slurm.split())]:
-        monkeypatch.setenv(name, "")  # so that the variable is put back as it was
-        monkeypatch.delenv(name)
-    return monkeypatch
-
-
-def test_one_process_joins_no_group(bare: pytest.MonkeyPatch) -> None:
-    assert not launch.joined_group()
-    assert launch.joined_rank() == 0
-    bare.setenv("SLURM_STEP_ID", "0")
-    bare.setenv("SLURM_STEP_NUM_TASKS", "1")
-    assert not launch.joined_group()
-
-
-def test_torchruns_group_is_joined_as_it_is(bare: pytest.MonkeyPatch) -> None:
-    bare.setenv("WORLD_SIZE", "4")
-    bare.setenv("RANK", "3")
-    assert launch.joined_group()
-    assert launch.joined_rank() == 3
-
-
-def test_a_slurm_step_is_translated(bare: pytest.MonkeyPatch) -> None:
-    import os
-
-    for name, value in {
-        "STEP_ID": "1", "STEP_NUM_TASKS": "8", "PROCID": "5", "LOCALID": "1", "STEP_NODELIST": "gpu[3-4]",
-        "JOB_ID": "20001",
-    }.items():  # fmt: skip
-        bare.setenv(f"SLURM_{name}", value)
-    bare.setenv("MASTER_ADDR", "chosen-by-hand")
-    assert launch.joined_group()
-    group = {name: os.environ[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR")}
-    assert group == {"WORLD_SIZE": "8", "RANK": "5", "LOCAL_RANK": "1", "MASTER_ADDR": "chosen-by-hand"}
-    assert int(os.environ["MASTER_PORT"]) == launch.GROUP_PORTS[20002 % len(launch.GROUP_PORTS)]
-    assert launch.joined_rank() == 5
+from tests.folders import ROOT
 
 
 @pytest.mark.parametrize(
@@ -130,3 +78,25 @@ def test_a_rank_that_saves_is_given_all_the_time_it_needs(monkeypatch: pytest.Mo
     stopped, saving = Process(75), Process(75, ends=12)
     assert launch._watch([stopped, saving]) == 75
     assert not saving.killed
+
+
+RANKS = """
+import os, sys
+from pathlib import Path
+from medunifier_cli.distributed.launch import run_ranks
+
+def work(folder):
+    (Path(folder) / os.environ["RANK"]).write_text(os.environ["WORLD_SIZE"])
+
+if __name__ == "__main__":
+    sys.exit(run_ranks(2, work, (sys.argv[1],)))
+"""
+
+
+def test_ranks_are_numbered_from_zero_whatever_the_cluster_exports(tmp_path: Path) -> None:
+    (tmp_path / "ranks.py").write_text(RANKS)
+    (tmp_path / "out").mkdir()
+    env = {**os.environ, "NODE_RANK": "1", "NPROC": "8", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(tmp_path / "ranks.py"), str(tmp_path / "out")]
+    subprocess.run(command, env=env, check=True, timeout=120)
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {"0": "2", "1": "2"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from medunifier_cli.errors import DataError
-from medunifier_cli.run.cache import cached, cached_file
+from medunifier_cli.run.cache import cached, cached_file, open_hdf5
+from tests.folders import ROOT
 
 VALUES = {"a": np.arange(1000, dtype=np.float32), "key": np.array([b"x", b"yz"]), "none": np.empty((0, 3))}
 
@@ -145,3 +147,23 @@ def test_a_large_file_is_filled_once_and_keeps_its_path(tmp_path: Path) -> None:
     assert len(filled) == 1
     with h5py.File(path) as file:
         assert file["rows"][:, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_a_file_is_opened_whatever_its_file_system_does_with_locks(tmp_path: Path, make: Maker) -> None:
+    """A lock that HDF5 cannot get, here as it is held elsewhere, used to fail a command after its work."""
+    path = tmp_path / "a.h5"
+    cached(path, "x", make)
+    with path.open("rb+") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError):  # HDF5's own way: the lock that is held is one that it wants
+            h5py.File(path, locking=True)
+        assert same(cached(path, "x", make))
+        assert make.calls == 1
+        with open_hdf5(path, "w") as file:
+            file["b"] = VALUES["a"]
+
+
+def test_every_hdf5_file_is_opened_without_a_lock() -> None:
+    sources = [path for folder in ("medunifier_cli", "plugins") for path in (ROOT / folder).rglob("*.py")]
+    opening = [path.name for path in sources if "h5py.File(" in path.read_text(encoding="utf-8")]
+    assert opening == ["cache.py"]

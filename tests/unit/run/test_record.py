@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +133,18 @@ def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_rank_without_the_lock_makes_no_folder(tmp_path: Path) -> None:
     with Run(tmp_path / "a").locked(enabled=False):
         assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_costs_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    """Lustre without -o flock, NFS without lockd, and others."""
+
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with Run(tmp_path / "a").locked():
+        (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"mu: {tmp_path / 'a'}: the file system has no locks ({os.strerror(number)}); ")

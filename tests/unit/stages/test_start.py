@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from medunifier_cli.distributed import launch
+from medunifier_cli.distributed import group, launch
+from medunifier_cli.errors import MuError
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.stages.start import StartOptions
@@ -21,8 +22,9 @@ PLAIN = StartOptions((), "", None, fresh=False, sbatch=False)
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder of runs, and no launcher's variables."""
     monkeypatch.setenv("MU_RUNS", str(tmp_path))
-    for name in ("WORLD_SIZE", "RANK", "SLURM_STEP_ID"):
-        monkeypatch.delenv(name, raising=False)
+    for name in (*group.PLACE, *group.MEETING, "SLURM_STEP_ID"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     return tmp_path
 
 
@@ -80,8 +82,8 @@ def test_several_processes_are_started_and_their_exit_code_is_the_commands(
 def test_a_rank_of_a_launcher_starts_no_other_and_only_the_first_one_renames(
     runs: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch, rank: str
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", rank)
+    for name, value in zip((*group.PLACE, *group.MEETING), ("2", rank, rank, "here", "29500"), strict=True):
+        monkeypatch.setenv(name, value)
     old_run(runs)
     dataclasses.replace(PLAIN, fresh=True).start(calls.train, recipe(2), "demo")
     assert calls.groups == []
@@ -113,6 +115,17 @@ def test_the_recipe_is_filled_in_after_an_old_run_was_renamed(runs: Path, calls:
 
     dataclasses.replace(PLAIN, fresh=fresh).start(calls.train, recipe(), "demo", fill_in=fill_in)
     assert calls.trained[0][0].name == ("new" if fresh else "resumed")
+
+
+def test_settings_of_accelerate_are_refused_before_anything_starts(
+    runs: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    old_run(runs)
+    for processes in (1, 2):
+        with pytest.raises(MuError, match=r"^ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4 is set .*; unset it"):
+            dataclasses.replace(PLAIN, fresh=True).start(calls.train, recipe(processes), "demo")
+    assert (calls.trained, calls.groups, os.listdir(runs)) == ([], [], ["demo"])
 
 
 def test_sbatch_prints_a_script_and_touches_nothing(

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -258,3 +260,39 @@ def test_each_step_has_the_learning_rate_of_the_schedule(tmp_path: Path, acceler
     slopes = [line["slope"] for line in lines(run) if line["event"] == "train"]
     assert slopes[0] == slopes[1] == 2.0
     assert len(set(slopes[1:])) == STEPS - 1
+
+
+class WaitingStage(LineStage):
+    """Its data stop coming after some steps, and a signal comes meanwhile."""
+
+    def __init__(self, last_batch: int) -> None:
+        super().__init__()
+        self.last_batch = last_batch
+
+    def batches(self, first_step: int) -> Iterator[list[Tensor]]:
+        for step, batch in enumerate(super().batches(first_step), first_step):
+            if step == self.last_batch:
+                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                time.sleep(60)
+            yield batch
+
+
+@pytest.mark.parametrize("done", [0, 2, 3, 4])
+def test_a_signal_ends_the_wait_for_a_batch(tmp_path: Path, accelerator: Accelerator, done: int) -> None:
+    """What a file system that does not answer looks like; 3 is a step that has its checkpoint anyway."""
+    whole, parts = new_run(tmp_path / "whole"), new_run(tmp_path / "parts")
+    fit(LineStage(), whole, accelerator, SETTINGS, OPTIM)
+    started = time.monotonic()
+    expected = (
+        rf"stopped by SIGTERM after step {done} of 6; the ch" if done else "before the first step was done"
+    )
+    with pytest.raises(Stopped, match=expected):
+        fit(WaitingStage(done), parts, accelerator, SETTINGS, OPTIM)
+    assert time.monotonic() - started < 30
+    assert store.steps(parts.checkpoints)[-1:] == ([done] if done else [])
+    assert fit(LineStage(), parts, accelerator, SETTINGS, OPTIM) == STEPS - done
+    assert lines(whole) == lines(parts)
+    ends = [store.newest(run.checkpoints) for run in (whole, parts)]
+    for kind in ("model", "optimizer", "rng"):
+        one, other = (end.tensors[kind] for end in ends if end is not None)
+        assert [name for name in one if not torch.equal(one[name], other[name])] == []

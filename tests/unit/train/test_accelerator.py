@@ -1,0 +1,56 @@
+"""Accelerate is set up as the recipe says, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from medunifier_cli.errors import MuError
+from medunifier_cli.recipe.schema_train import LoopConfig
+from medunifier_cli.train import accelerator as accelerator_module
+from medunifier_cli.train.accelerator import accelerator_of
+
+
+@pytest.fixture(autouse=True)
+def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_fp16_on_a_cpu_is_one_line(tmp_path: Path) -> None:
+    """Accelerate switches it off there, and would train in fp32 without a word."""
+    with pytest.raises(
+        MuError, match=r"^train\.precision: fp16 needs a GPU.*train\.precision=bf16` or `no`$"
+    ):
+        accelerator_of(LoopConfig(precision="fp16", tensorboard=False), tmp_path)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_cpu_computes_in_the_precision_of_the_recipe(
+    tmp_path: Path, precision: str, dtype: torch.dtype
+) -> None:
+    settings = LoopConfig(precision=precision, tensorboard=False)  # type: ignore[arg-type]
+    accelerator = accelerator_of(settings, tmp_path)
+    with accelerator.autocast():
+        assert (torch.eye(2) @ torch.eye(2)).dtype == dtype
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_number_of_threads_is_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate sets its own for several processes on a CPU, where OMP_NUM_THREADS is unset."""
+
+    def with_threads_of_its_own(**_: object) -> Accelerator:
+        torch.set_num_threads(1)
+        return Accelerator(cpu=True)
+
+    monkeypatch.setattr(accelerator_module, "Accelerator", with_threads_of_its_own)
+    before = torch.get_num_threads()
+    try:
+        accelerator_of(LoopConfig(precision="no", tensorboard=False, threads=2), tmp_path)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
