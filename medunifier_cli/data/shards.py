@@ -1,7 +1,8 @@
 """Random access to WebDataset shards: `<split>-<nnnnnn>.tar` with `<key>.png|jpg` and `<key>.json`.
 
 `mu prepare` writes an index next to the shards. It is memory-mapped, so that opening a split takes no memory
-and no scan. Shards from elsewhere, without a manifest, are scanned when they are opened.
+and no scan. Shards from elsewhere, without a manifest, are scanned when they are opened; they may have
+captions instead of report sections, in `<key>.txt` or under `caption` in the JSON.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,21 +19,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.data.contract import DatasetPlugin
-from medunifier_cli.data.shard_scan import IndexRow, digest64, scan_shard
+from medunifier_cli.data.shard_scan import IndexRow, digest64, no_split, scan_shard, shards_by_split
 from medunifier_cli.errors import DataError
 
 MANIFEST = "manifest.json"
-SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d+)\.tar")
+CAPTION = "caption"
+"""Section that a caption becomes, as `data.sections` names it; also its name in the JSON of img2dataset."""
 OPEN_SHARDS = 256
 """Maximum number of open shards per process; a shell often allows 1,024 descriptors."""
 
 
-def index_dtype(key_bytes: int, labels: int) -> np.dtype[Any]:
-    """The row of a sample in an index: where its two files are, and what a loader needs of its metadata.
+def index_dtype(key_bytes: int, labels: int, captions: bool = False) -> np.dtype[Any]:
+    """The row of a sample in an index: where its files are, and what a loader needs of its metadata.
 
-    Offsets and sizes are in bytes and refer to the contents, past the tar header. `subject` is a 64-bit
-    hash; `labels` holds NaN where a label is blank.
+    Offsets and sizes are in bytes and refer to the contents, past the tar header; a size of 0 is an absent
+    file. `subject` is a 64-bit hash; `labels` holds NaN where a label is blank.
+
+    Args:
+        captions: add the place of `<key>.txt`. `mu prepare` writes none.
     """
+    text = [("text_offset", "<u8"), ("text_size", "<u4")] if captions else []
     # Byte order is spelled out, since an index may be read on another machine than it was written on.
     return np.dtype(
         [
@@ -44,6 +49,7 @@ def index_dtype(key_bytes: int, labels: int) -> np.dtype[Any]:
             ("image_size", "<u4"),
             ("json_offset", "<u8"),
             ("json_size", "<u4"),
+            *text,
             ("labels", "<f4", (labels,)),
         ]
     )
@@ -57,12 +63,14 @@ def fill_index(out: NDArray[Any], rows: Sequence[IndexRow], shard: int, names: S
         slot["shard"] = shard
         slot["image_offset"], slot["image_size"] = row.image
         slot["json_offset"], slot["json_size"] = row.json
+        if "text_size" in (out.dtype.names or ()):
+            slot["text_offset"], slot["text_size"] = row.text
         slot["labels"] = [np.nan if (value := row.labels.get(name)) is None else value for name in names]
 
 
 def split_names(folder: Path) -> list[str]:
     """The splits that have shards in `folder`, sorted."""
-    return sorted(_shards_by_split(folder))
+    return sorted(shards_by_split(folder))
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -124,8 +132,7 @@ class Shards:
         manifest = read_manifest(folder)
         splits = sorted(manifest.get("splits", {})) if manifest else split_names(folder)
         if split not in splits:
-            choices = f"available: {', '.join(splits)}" if splits else "the folder has no shards"
-            raise DataError(f"{folder}: no split {split!r}; {choices}")
+            raise DataError(no_split(folder, split, splits))
         return _open_prepared(folder, split, manifest) if manifest else _open_foreign(folder, split)
 
     def __len__(self) -> int:
@@ -156,14 +163,33 @@ class Shards:
         return [key.decode() for key in self.index["key"][rows].tolist()]
 
     def meta(self, i: int) -> dict[str, Any]:
-        """The parsed `<key>.json` of sample i."""
+        """The parsed `<key>.json` of sample i; a caption stands in for absent sections, as `caption`.
+
+        Raises:
+            DataError: the shard is truncated or missing, its JSON damaged, its caption not UTF-8.
+        """
         row = self.index[i]
-        text = self._pread(int(row["shard"]), int(row["json_offset"]), int(row["json_size"]))
+        body = self._part(row, "json")
         try:
-            meta = json.loads(text)
+            meta = dict(json.loads(body)) if body else {}
         except ValueError as error:
             raise DataError(f"{self.where(i)}: damaged metadata; run `mu prepare` again") from error
-        return dict(meta)
+        if "sections" not in meta and (caption := self._caption(i, meta)):
+            meta["sections"] = {CAPTION: caption}
+        return meta
+
+    def _part(self, row: Any, part: str) -> bytes:
+        """The contents of a sample's `json` or `text`; empty if it has none."""
+        if f"{part}_size" not in (row.dtype.names or ()) or not row[f"{part}_size"]:
+            return b""
+        return self._pread(int(row["shard"]), int(row[f"{part}_offset"]), int(row[f"{part}_size"]))
+
+    def _caption(self, i: int, meta: Mapping[str, Any]) -> str:
+        try:
+            text = self._part(self.index[i], "text").decode("utf-8-sig")  # Windows begins UTF-8 with a mark
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.where(i)}: its .txt is not UTF-8; convert it") from error
+        return text or str(meta.get(CAPTION) or "")
 
     def key(self, i: int) -> str:
         """Key of sample i."""
@@ -274,11 +300,12 @@ def _check_size(path: Path, expected: int, again: str) -> None:
 
 
 def _open_foreign(folder: Path, split: str) -> Shards:
-    names = _shards_by_split(folder)[split]
+    names = shards_by_split(folder)[split]
     rows = [scan_shard(folder / name) for name in names]
     labels = sorted({name for shard in rows for row in shard for name in row.labels})
     key_bytes = max((len(row.key.encode()) for shard in rows for row in shard), default=0)
-    index = np.zeros(sum(map(len, rows)), index_dtype(key_bytes, len(labels)))
+    captions = any(row.text[1] for shard in rows for row in shard)
+    index = np.zeros(sum(map(len, rows)), index_dtype(key_bytes, len(labels), captions))
     start = 0
     for number, shard in enumerate(rows):
         fill_index(index[start : start + len(shard)], shard, number, labels)
@@ -287,13 +314,3 @@ def _open_foreign(folder: Path, split: str) -> Shards:
     sizes = "".join(f"{name} {(folder / name).stat().st_size}\n" for name in names)
     fingerprint = hashlib.sha256(sizes.encode() + index.tobytes()).hexdigest()
     return Shards(folder, split, names, index, labels, fingerprint)
-
-
-def _shards_by_split(folder: Path) -> dict[str, list[str]]:
-    """File names of the shards of each split, in order."""
-    matches = [match for path in folder.glob("*.tar") if (match := SHARD_NAME.fullmatch(path.name))]
-    by_split: dict[str, list[str]] = {}
-    # By number and not by name: without leading zeros, `train-10.tar` would come before `train-9.tar`.
-    for match in sorted(matches, key=lambda match: (int(match["number"]), match.string)):
-        by_split.setdefault(match["split"], []).append(match.string)
-    return by_split

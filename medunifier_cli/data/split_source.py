@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from medunifier_cli.data.batch import Batch, PackedText, Sample
 from medunifier_cli.data.contract import DatasetPlugin
+from medunifier_cli.data.images.picture import as_grey, orientation_of, upright, whatever_its_texts
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.report import compose
-from medunifier_cli.data.texts.token_table import token_table
+from medunifier_cli.data.texts.token_table import sections_there, token_table
 from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import DataError
 from medunifier_cli.recipe.schema import DataConfig, TextConfig
@@ -73,7 +74,8 @@ class SplitSource:
         if not len(self.rows):
             raise DataError(
                 f"{shards.folder}: no sample of split {shards.split!r} is left; {self.excluded:,} of "
-                f"{len(shards):,} have no text in {', '.join(self.sections)} (data.sections, data.require)"
+                f"{len(shards):,} have no text in {', '.join(self.sections)} (data.sections, data.require); "
+                f"sections there: {sections_there(shards)}"
             )
         # Of all samples at once, while the plugin is at hand: workers get labels as numbers, and plugins from
         # elsewhere need not pickle.
@@ -185,14 +187,14 @@ def empty_images(count: int, image_size: int) -> Tensor:
 
 
 def decode_grey(body: bytes, out_HW: NDArray[np.uint8]) -> bool:
-    """Decode a PNG or JPEG into `out_HW`, resized if it has another size; False for a damaged image."""
+    """Decode a PNG or JPEG into `out_HW`, resized if it has another size; False for a damaged image.
+
+    Grey levels are made as `mu prepare` makes them from a raw file: shards from elsewhere hold images of 16
+    bits, with transparency or with an orientation.
+    """
     height, width = out_HW.shape
     try:
-        # Only what `mu prepare` writes: every further format that Pillow would try is a decoder that a
-        # crafted file could attack.
-        image = Image.open(io.BytesIO(body), formats=("PNG", "JPEG"))
-        # `convert` copies the image even where there is nothing to convert.
-        grey = image if image.mode == "L" else image.convert("L")
+        grey = whatever_its_texts(_grey, io.BytesIO(body))
         if grey.size != (width, height):
             grey = grey.resize((width, height), Image.Resampling.BILINEAR)
         out_HW[:] = np.asarray(grey)
@@ -200,3 +202,10 @@ def decode_grey(body: bytes, out_HW: NDArray[np.uint8]) -> bool:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
     return True
+
+
+def _grey(file: IO[bytes]) -> Image.Image:
+    # No other formats: every further one that Pillow would try is a decoder that a crafted file could attack.
+    image = Image.open(file, formats=("PNG", "JPEG"))
+    image.load()
+    return upright(as_grey(image), orientation_of(image))

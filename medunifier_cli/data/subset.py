@@ -67,14 +67,15 @@ def open_keys(folder: Path, name: str, keys: Sequence[str]) -> Shards:
     position_of = {key.encode(): i for i, key in enumerate(keys)}
     opened = [Shards.open(folder, split) for split in parts_of(folder)[0]]
     labels = list(dict.fromkeys(label for shards in opened for label in shards.label_names))
-    index = np.zeros(len(keys), index_dtype(max(map(len, position_of)), len(labels)))
+    captions = any("text_size" in (shards.index.dtype.names or ()) for shards in opened)
+    index = np.zeros(len(keys), index_dtype(max(map(len, position_of)), len(labels), captions))
     index["labels"] = np.nan
     names: list[str] = []
     filled = np.zeros(len(keys), bool)
     for shards in opened:
         rows = np.flatnonzero(np.isin(shards.index["key"], np.array(list(position_of), dtype="S")))
         positions = np.array([position_of[key] for key in shards.index["key"][rows].tolist()], np.int64)
-        for field in index.dtype.names or ():
+        for field in shards.index.dtype.names or ():
             if field not in ("labels", "shard"):
                 index[field][positions] = shards.index[field][rows]
         columns = [labels.index(label) for label in shards.label_names]

@@ -5,6 +5,7 @@ Next to the shards `<split>-<nnnnnn>.tar` and `manifest.json`, which `data.shard
     <split>.index.npy       index of a split, memory-mapped by the loader
     sheet-<split>.png       contact sheet
     rejects.jsonl           rows and images left out, and why
+    rescaled.jsonl          images kept whose grey levels could not be meant, and why; absent if there is none
     .progress/              everything a restart needs:
         settings.json           what the shards depend on
         drops.jsonl             rows left out by the plugin
@@ -24,6 +25,7 @@ import click
 from medunifier_cli.errors import DataError
 
 REJECTS = "rejects.jsonl"
+RESCALED = "rescaled.jsonl"
 INDEX = ".index.npy"
 """Ending of a split's index."""
 RECEIPTS = ".progress"

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from medunifier_cli.prepare.folder import (
     INDEX,
     RECEIPTS,
     REJECTS,
+    RESCALED,
     SETTINGS,
     index_path,
     shard_path,
@@ -39,6 +40,7 @@ from medunifier_cli.prepare.manifest import (
     count_warnings,
     label_counts,
     made_with,
+    rescaled_warnings,
     subset_entries,
 )
 from medunifier_cli.prepare.write import Receipt, load_rows
@@ -66,7 +68,7 @@ def join(
         DataError: no sample at all, or the disk is full.
     """
     _delete_old_shards(folder, {shard.name for shard in shards})
-    rejects = _write_rejects(folder, shards)
+    rejects, rescaled = _write_rejects(folder, shards), _write_rescaled(folder, shards)
     reasons = scan.drops + Counter(reject.reason for shard in shards for reject in shard.rejects)
     if not any(shard.samples for shard in shards):
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
@@ -97,8 +99,13 @@ def join(
         "shared_subjects": scan.shared,
         "drops": dict(sorted(reasons.items())),
         "rejects": rejects,
+        "rescaled": rescaled,
         "expected": dict(plan.expected),
-        "warnings": [*plan.warnings, *count_warnings(plan.expected, written)],
+        "warnings": [
+            *plan.warnings,
+            *rescaled_warnings(rescaled["lines"]),
+            *count_warnings(plan.expected, written),
+        ],
         "subsets": subset_entries(plan, np.concatenate(keys)),
         "index": index,
     }
@@ -173,22 +180,41 @@ def _npy_header(header: dict[str, Any]) -> bytes:
 
 def _write_rejects(folder: Path, receipts: Sequence[Receipt]) -> dict[str, Any]:
     """Write `rejects.jsonl`: rows left out by the plugin, then unusable images. It holds no report text."""
-    path = folder / REJECTS
-    lines, hasher = 0, hashlib.sha256()
-    with atomic_write(path) as file, open(folder / RECEIPTS / DROPS, "rb") as drops:
-        for line in drops:
-            hasher.update(line)
-            file.write(line)
-            lines += 1
+
+    def lines() -> Iterator[bytes]:
+        with open(folder / RECEIPTS / DROPS, "rb") as drops:
+            yield from drops
         for receipt in receipts:
             for reject in receipt.rejects:
                 entry = {"source": reject.source, "reason": reject.reason, "key": reject.key}
                 entry |= {"split": receipt.split} | ({"detail": reject.detail} if reject.detail else {})
-                line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
-                hasher.update(line)
-                file.write(line)
-                lines += 1
-    return {"file": path.name, "lines": lines, "sha256": hasher.hexdigest()}
+                yield _line(entry)
+
+    return _write_lines(folder / REJECTS, lines())
+
+
+def _write_rescaled(folder: Path, receipts: Sequence[Receipt]) -> dict[str, Any]:
+    """Write `rescaled.jsonl`, or delete an old one if no image was rescaled."""
+    entries = [one | {"split": receipt.split} for receipt in receipts for one in receipt.rescaled]
+    written = _write_lines(folder / RESCALED, map(_line, entries))
+    if not entries:
+        (folder / RESCALED).unlink()
+    return written
+
+
+def _line(entry: Mapping[str, str]) -> bytes:
+    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+
+
+def _write_lines(path: Path, lines: Iterable[bytes]) -> dict[str, Any]:
+    """Write a file of lines; returns its entry in the manifest."""
+    number, hasher = 0, hashlib.sha256()
+    with atomic_write(path) as file:
+        for line in lines:
+            hasher.update(line)
+            file.write(line)
+            number += 1
+    return {"file": path.name, "lines": number, "sha256": hasher.hexdigest()}
 
 
 def _delete_old_splits(folder: Path, splits: set[str]) -> None:

@@ -86,6 +86,16 @@ def count_warnings(expected: Mapping[str, int], written: Mapping[str, int]) -> l
     return lines
 
 
+def rescaled_warnings(number: int) -> list[str]:
+    """One line if the grey levels of any image could not be meant."""
+    if not number:
+        return []
+    return [
+        f"the grey levels of {number:,} of the images cannot be meant (nearly all black or white, a handful "
+        "of levels, or a wrong look-up table); they were rescaled, and rescaled.jsonl lists them"
+    ]
+
+
 def subset_entries(plan: Plan, keys: NDArray[Any]) -> dict[str, Any]:
     """The subsets with rule, seed and keys; `not_written` lists keys whose image was rejected.
 

@@ -38,6 +38,9 @@ class RenderedSample:
     """Contents of the metadata file."""
     subject: str
     labels: dict[str, float | None]
+    source: str
+    doubt: str = ""
+    """Why the levels of the image were rescaled instead of believed; empty for nearly all."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ def render(record: Record, size: int, form: str) -> RenderedSample | Reject:
         json=metadata.encode(errors="replace"),
         subject=record.subject,
         labels=dict(record.labels),
+        source=record.source,
+        doubt=image.doubt,
     )
 
 
@@ -91,6 +96,7 @@ def encode(image: GreyImage, form: str) -> bytes:
 
 def meta_of(record: Record, image: GreyImage) -> dict[str, object]:
     """Contents of `<key>.json`: raw sections, all labels (blank is null), origin of the image."""
+    rescaled = {"rescaled": image.doubt} if image.doubt else {}
     return {
         "key": record.key,
         "split": record.split,
@@ -106,6 +112,7 @@ def meta_of(record: Record, image: GreyImage) -> dict[str, object]:
         "original_width": image.width,
         "bit_depth": image.bit_depth,
         "inverted": image.inverted,
+        **rescaled,
     }
 
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tarfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Receipt:
     """Length of the longest key."""
     labels: tuple[str, ...]
     """Names of all labels in the shard, in the order they appear."""
+    rescaled: list[dict[str, str]] = field(default_factory=list)
+    """Samples whose levels were not believed: `source`, `key` and `detail`. Older receipts have none."""
 
     @property
     def file(self) -> str:
@@ -99,6 +101,7 @@ class ShardWriter:
         self.form = form
         self.rows: list[IndexRow] = []
         self.rejects: list[Reject] = []
+        self.rescaled: list[dict[str, str]] = []
         self._path = folder / f"{chunk.name}.tar{TEMPORARY}"
         self._hash = hashlib.sha256()
         self._size = 0
@@ -114,6 +117,8 @@ class ShardWriter:
         if isinstance(rendered, Reject):
             self.rejects.append(rendered)
             return
+        if rendered.doubt:
+            self.rescaled.append({"source": rendered.source, "key": rendered.key, "detail": rendered.doubt})
         image = self._member(f"{rendered.key}.{self.form}", rendered.image)
         meta = self._member(f"{rendered.key}.json", rendered.json)
         self.rows.append(IndexRow(rendered.key, rendered.subject, image, meta, rendered.labels))
@@ -152,6 +157,7 @@ class ShardWriter:
             "rows": [asdict(row) for row in self.rows],
             "rejects": [asdict(reject) for reject in self.rejects],
             "counts": counts,
+            "rescaled": self.rescaled,
         }
         with atomic_write(receipt_path(self.folder, self.chunk.name)) as file:
             file.write(json.dumps(receipt, ensure_ascii=False).encode())

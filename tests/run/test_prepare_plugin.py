@@ -72,6 +72,30 @@ def test_dicom_is_decoded_and_its_inversion_noted(tmp_path: Path) -> None:
     assert {(m["bit_depth"], m["original_height"], m["original_width"]) for m in metas} == {(12, 48, 64)}
 
 
+def test_images_that_cannot_be_meant_are_rescaled_counted_and_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blank = np.full((48, 64), 7, np.uint16)
+    beside = {"WindowCenter": 32768, "WindowWidth": 4096}
+    datasets = [make(RAMP12), make(RAMP12, **beside), make(blank)]
+    for i, dataset in enumerate(datasets):
+        (tmp_path / f"{i}.dcm").write_bytes(body(dataset))
+    made: list[Record | Drop] = [record(i, image=FileImage(tmp_path / f"{i}.dcm")) for i in range(3)]
+    manifest = run(Small(made), tmp_path)
+    listed = [json.loads(line) for line in (tmp_path / "out" / "rescaled.jsonl").read_bytes().splitlines()]
+    why = "100% of the pixels black as the header has it"
+    assert listed == [{"source": "1.dcm", "key": "k1", "detail": why, "split": "train"}]
+    assert (manifest["rescaled"]["lines"], manifest["drops"]) == (1, {"blank": 1})
+    assert "warning: the grey levels of 1 of the images cannot be meant" in capsys.readouterr().err
+    shards = Shards.open(tmp_path / "out", "train")
+    assert shards.image(0) == shards.image(1)
+    assert [shards.meta(i).get("rescaled") for i in range(2)] == [None, why]
+    # The second call decodes nothing and lists the same, from the receipts.
+    before = (tmp_path / "out" / "rescaled.jsonl").read_bytes()
+    assert run(Small(made), tmp_path) == manifest
+    assert (tmp_path / "out" / "rescaled.jsonl").read_bytes() == before
+
+
 def test_a_missing_decoder_is_reported_before_anything_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,8 @@
-"""Decode a DICOM to 8-bit grey levels: rescale, VOI window, MONOCHROME1 (PS3.3, C.7.6.3 and C.11.2)."""
+"""Decode a DICOM to 8-bit grey levels: rescale, VOI window, MONOCHROME1 (PS3.3, C.7.6.3 and C.11.2).
+
+The header is believed unless the picture it leads to is doubtful (`levels.doubt`): then the stored values are
+rescaled as if it named no window.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,12 @@ import pydicom
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
+from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 
 from medunifier_cli.data.contract import DicomTone
-from medunifier_cli.data.images.levels import BadImage, rescale_intensity
+from medunifier_cli.data.images.levels import BadImage, doubt, reject_blank, rescale_intensity
+from medunifier_cli.data.images.tables import look_up_table, modality, window
 from medunifier_cli.errors import DataError
 
 INSTALL = "`pip install 'medunifier[dicom]'`"
@@ -38,13 +43,15 @@ class DicomPixels:
     """The attribute Bits Stored."""
     inverted: bool
     """Whether the file is MONOCHROME1; `pixels` are inverted already."""
+    doubt: str = ""
+    """Why the levels that the header led to were not believed; empty if they were."""
 
 
 def dicom_pixels(file: IO[bytes], tone: DicomTone) -> DicomPixels:
     """Decode a single-frame DICOM.
 
     Raises:
-        BadImage: the file has no image or several frames, is truncated or damaged.
+        BadImage: the file has no image or several frames, is blank, truncated or damaged.
         MissingDecoderError: it has a compression that nothing installed can decode.
     """
     # pydicom logs irregularities together with attribute values, which may be patient data; what matters is
@@ -104,10 +111,15 @@ def _pixels(dataset: pydicom.Dataset, tone: DicomTone) -> DicomPixels:
         colour = apply_color_lut(stored, dataset)
         stored = (colour >> 8).astype(np.uint8) if colour.dtype == np.uint16 else colour
     if stored.ndim == 3:
-        return DicomPixels(np.array(Image.fromarray(stored[..., :3]).convert("L")), depth, False)
+        return _colour(stored, depth)
     padding = _padding(stored, dataset)
+    reject_blank(stored if padding is None else stored[~padding])
     inverted = kind == "MONOCHROME1"
-    pixels = _grey(stored, dataset, tone, padding)
+    pixels, why = _grey(stored, dataset, tone, padding)
+    visible = pixels if padding is None else pixels[~padding]
+    if unlikely := doubt(visible):
+        # Not inverted yet, so a white that is told of in a MONOCHROME1 is the black that would be seen.
+        pixels, why = _rescaled(stored, dataset, padding), f"{unlikely} as the header has it"
     if inverted:
         pixels = 255 - pixels
     if tone == "equalise":
@@ -116,7 +128,14 @@ def _pixels(dataset: pydicom.Dataset, tone: DicomTone) -> DicomPixels:
     # MIMIC-CXR-JPG, which leaves padding as it is.
     if padding is not None and tone == "window":
         pixels[padding] = 0
-    return DicomPixels(pixels, depth, inverted)
+    return DicomPixels(pixels, depth, inverted, why)
+
+
+def _colour(stored: NDArray[Any], depth: int) -> DicomPixels:
+    grey = np.array(Image.fromarray(stored[..., :3]).convert("L"))
+    reject_blank(grey)
+    why = doubt(grey, coarse=True)
+    return DicomPixels(rescale_intensity(grey) if why else grey, depth, False, why)
 
 
 def _padding(stored: NDArray[Any], dataset: pydicom.Dataset) -> NDArray[np.bool_] | None:
@@ -132,26 +151,38 @@ def _padding(stored: NDArray[Any], dataset: pydicom.Dataset) -> NDArray[np.bool_
 
 def _grey(
     stored: NDArray[Any], dataset: pydicom.Dataset, tone: DicomTone, padding: NDArray[np.bool_] | None
-) -> NDArray[np.uint8]:
-    """Stored values -> grey levels, not yet inverted."""
+) -> tuple[NDArray[np.uint8], str]:
+    """Stored values -> grey levels as the header has them, not yet inverted; and what is wrong with it."""
     if tone != "window":
         # As MIMIC-CXR-JPG was made: minimum and maximum of the stored values, no rescale and no window.
         values = stored.astype(np.float32)
         span = max(float(values.max() - values.min()), 1.0)
-        return _uint8(np.floor((values - values.min()) * (255 / span)))
+        return _uint8(np.floor((values - values.min()) * (255 / span))), ""
+    voi = look_up_table(dataset, "VOILUTSequence")
+    why = voi.doubt if voi else ""
     low, high = int(stored.min()), int(stored.max())
     if high - low < LEVELS:
         domain = np.arange(low, high + 1).astype(stored.dtype)
         table = _window(domain, dataset)
         if table is not None:
-            return _uint8(table[stored.astype(np.int64) - low])
+            return _uint8(table[stored.astype(np.int64) - low]), why
     else:
         windowed = _window(stored, dataset)
         if windowed is not None:
-            return windowed
-    values = np.asarray(apply_modality_lut(stored, dataset))
+            return windowed, why
+    values = modality(stored, dataset)
     if int(dataset.BitsStored) <= 8 and values.min() >= 0 and values.max() <= 255:
-        return _uint8(values * (255 / (2 ** int(dataset.BitsStored) - 1)))
+        return _uint8(values * (255 / (2 ** int(dataset.BitsStored) - 1))), why
+    return _rescaled(stored, dataset, padding), why
+
+
+def _rescaled(
+    stored: NDArray[Any], dataset: pydicom.Dataset, padding: NDArray[np.bool_] | None
+) -> NDArray[np.uint8]:
+    """Grey levels by percentile, for a file without a window or with one that cannot be meant."""
+    values = modality(stored, dataset)
+    if values.min() == values.max():  # a transform that erases the image is not meant either
+        values = stored
     if padding is None:
         return rescale_intensity(values)
     # Padding is often an extreme value; at the median it cannot move the percentiles.
@@ -162,17 +193,16 @@ def _grey(
 
 def _window(stored: NDArray[Any], dataset: pydicom.Dataset) -> NDArray[np.uint8] | None:
     """Apply the VOI look-up table or the first window (PS3.3, C.11.2.1); None if the file has neither."""
-    if "VOILUTSequence" in dataset and dataset.VOILUTSequence:
-        item = dataset.VOILUTSequence[0]
-        levels = np.asarray(apply_voi(np.asarray(apply_modality_lut(stored, dataset)), dataset, 0))
-        # Some tables exceed the bit depth they declare.
-        top = max(2 ** int(item.LUTDescriptor[2]) - 1, int(levels.max()))
-        return _uint8(levels.astype(np.float32) * (255 / top))
-    centre, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
-    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
-    if centre is None or width is None or width < 1:
+    table = look_up_table(dataset, "VOILUTSequence")
+    if table is not None:
+        levels = table.apply(modality(stored, dataset))
+        return _uint8(levels.astype(np.float32) * (255 / table.top))
+    found = window(dataset)
+    if found is None:
         return None
-    x = np.asarray(apply_modality_lut(stored, dataset)).astype(np.float64)
+    centre, width = found
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+    x = modality(stored, dataset).astype(np.float64)
     if function == "SIGMOID":
         share = 1 / (1 + np.exp(-4 * (x - centre) / width))
     elif function == "LINEAR_EXACT":
@@ -185,12 +215,6 @@ def _window(stored: NDArray[Any], dataset: pydicom.Dataset) -> NDArray[np.uint8]
 def _uint8(levels: NDArray[Any]) -> NDArray[np.uint8]:
     rounded: NDArray[np.uint8] = np.rint(levels).clip(0, 255).astype(np.uint8)
     return rounded
-
-
-def _first(value: Any) -> float | None:
-    if value is None or value == "":
-        return None
-    return float(value[0]) if isinstance(value, pydicom.multival.MultiValue) else float(value)
 
 
 def equalise(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

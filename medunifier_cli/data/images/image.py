@@ -2,7 +2,8 @@
 
 The aspect ratio is not preserved. The format is recognised by content: 13 `.jpg` of covid-chestxray are PNG.
 Images are decoded completely, so that truncated ones are detected; Pillow's LOAD_TRUNCATED_IMAGES, which
-fills the rest with grey, stays off.
+fills the rest with grey, stays off. An image whose levels cannot be meant is rescaled, and one that is blank
+is refused.
 """
 
 from __future__ import annotations
@@ -14,16 +15,25 @@ import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from medunifier_cli.data.contract import DicomTone, DrawnImage, FileImage, ImageSource, ZipImage
-from medunifier_cli.data.images.levels import BadImage, rescale_intensity
+from medunifier_cli.data.images.levels import BadImage, doubt, reject_blank
+from medunifier_cli.data.images.picture import (
+    DEEP,
+    ORIENTATION,
+    as_grey,
+    second_guess,
+    upright,
+    whatever_its_texts,
+    white_is_zero,
+)
 from medunifier_cli.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
@@ -34,8 +44,6 @@ TAIL = 1 << 16
 """Bytes at the end of a file in which its end marker is looked for."""
 GZIP = b"\x1f\x8b"
 UNREADABLE = (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
-DEEP = {"I;16": 16, "I;16B": 16, "I;16L": 16, "I;16N": 16, "I": 32, "F": 32}
-"""Bit depth of Pillow's modes with more than 8 bits per channel."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +59,21 @@ class GreyImage:
     bit_depth: int
     """Bits per channel of the original; for a DICOM the bits stored."""
     inverted: bool
-    """True for a MONOCHROME1 DICOM, whose levels were inverted here."""
+    """True for a MONOCHROME1 DICOM or a WhiteIsZero TIFF, whose levels were inverted here."""
+    doubt: str = ""
+    """Why the levels were rescaled instead of believed, such as `100% of the pixels white`; empty if not."""
 
 
-def image_from(source: ImageSource, size: int) -> GreyImage:
+def image_from(source: ImageSource, size: int, *, believe: bool = False) -> GreyImage:
     """Read and decode one image.
 
     Args:
         size: edge of the result in pixels.
+        believe: keep the levels of a picture however doubtful or blank they are, as a generated image must
+            be judged as it is.
 
     Raises:
-        BadImage: missing, truncated or undecodable.
+        BadImage: missing, truncated, undecodable or blank.
         DataError: a DICOM with a compression that nothing installed can decode.
     """
     if isinstance(source, DrawnImage):
@@ -73,7 +85,7 @@ def image_from(source: ImageSource, size: int) -> GreyImage:
         return GreyImage(pixels, size, size, 8, False)
     try:
         with opened(source) as file:
-            return _decode(file, size, source.dicom_tone)
+            return _decode(file, size, source.dicom_tone, believe)
     except (FileNotFoundError, NotADirectoryError, KeyError) as error:
         raise BadImage("missing", "") from error
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
@@ -142,7 +154,7 @@ def _archive(path: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def _decode(file: IO[bytes], size: int, tone: DicomTone) -> GreyImage:
+def _decode(file: IO[bytes], size: int, tone: DicomTone, believe: bool) -> GreyImage:
     head = file.read(132)
     file.seek(0)
     if not head:
@@ -153,11 +165,11 @@ def _decode(file: IO[bytes], size: int, tone: DicomTone) -> GreyImage:
         dicom = dicom_pixels(file, tone)
         height, width = dicom.pixels.shape
         square = resize_to_square(Image.fromarray(dicom.pixels), size)
-        return GreyImage(square, height, width, dicom.bit_depth, dicom.inverted)
+        return GreyImage(square, height, width, dicom.bit_depth, dicom.inverted, dicom.doubt)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about large images (LARGEST is our limit) and malformed EXIF
         try:
-            return _decode_picture(file, size)
+            return whatever_its_texts(partial(_decode_picture, size=size, believe=believe), file)
         except BadImage:
             raise
         except UnidentifiedImageError as error:
@@ -170,45 +182,34 @@ def _decode(file: IO[bytes], size: int, tone: DicomTone) -> GreyImage:
             raise BadImage("truncated" if cut else "undecodable", type(error).__name__) from error
 
 
-def _decode_picture(file: IO[bytes], size: int) -> GreyImage:
+def _decode_picture(file: IO[bytes], size: int, believe: bool) -> GreyImage:
     with Image.open(file, formats=FORMATS) as image:
         width, height = image.size
         if width * height > LARGEST:
             raise BadImage("undecodable", f"{width} x {height} pixels")
-        orientation = image.getexif().get(0x0112, 1)
+        orientation = image.getexif().get(ORIENTATION, 1)
         mode, kind = image.mode, image.format
         if kind in ("JPEG", "MPO"):
             # The decoder scales by 1/2, 1/4 or 1/8 while it decodes, never below `size`, and decodes only the
             # luma: half the time, and less than 0.5 grey levels from full decoding.
             image.draft("L", (size, size))
         image.load()
-        grey = _grey(image)
-    if orientation != 1:
-        # Set again, since `_grey` may have returned a new image without it.
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        grey.info["exif"] = exif.tobytes()
-        grey = ImageOps.exif_transpose(grey)
+        inverted = white_is_zero(image)
+        grey = as_grey(image)
+        why = "" if believe else doubt(grey, coarse=True)
+        guess = second_guess(image, grey) if why else grey
+    grey = upright(guess, orientation)
     if orientation in (5, 6, 7, 8):  # those that swap the axes
         width, height = height, width
     if kind in ("JPEG", "MPO") and not _is_whole(file, b"\xff\xd8"):
         # An interrupted download that was filled up with zeros decodes without an error.
         raise BadImage("truncated", "no end-of-image mark")
+    if why:  # not before the file is known to be whole: a truncated one may look blank
+        reject_blank(np.asarray(grey))
     depth = DEEP.get(mode, 1 if mode == "1" else 8)
     if mode == "I" and kind == "PNG":  # Pillow widens 16-bit PNGs to 32 bits
         depth = 16
-    return GreyImage(resize_to_square(grey, size), height, width, depth, False)
-
-
-def _grey(image: Image.Image) -> Image.Image:
-    """Any mode -> L; transparent pixels are shown on black, the background of a radiograph."""
-    if image.mode in DEEP:
-        return Image.fromarray(rescale_intensity(np.array(image)))
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        colour = image.convert("RGBA")
-        black = Image.new("RGBA", colour.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, colour).convert("L")
-    return image if image.mode == "L" else image.convert("RGB").convert("L")
+    return GreyImage(resize_to_square(grey, size), height, width, depth, inverted, why)
 
 
 def _is_whole(file: IO[bytes], head: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Rescale intensities of more than 8 bits to 8-bit grey levels; and the error for an unusable image."""
+"""Rescale intensities of more than 8 bits, doubt levels that cannot be meant; the error for a bad image."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 PERCENTILES = (0.5, 99.5)
 """Percentiles that become black and white for images of more than 8 bits without a window. The bit depth that
 a file declares says little about the range it uses: 12-bit data in a 16-bit PNG would be nearly black."""
-Reason = Literal["missing", "truncated", "undecodable"]
+FEW = 16
+"""An image of fewer grey levels is doubted."""
+END = 4
+"""Number of levels, from black or from white, that count as one end of the range."""
+NEARLY_ALL = 0.97
+"""An image with more than this share of its pixels at one end is doubted. Measured in docs/decisions.md."""
+Reason = Literal["missing", "truncated", "undecodable", "blank"]
 
 
 class BadImage(Exception):
@@ -41,6 +48,47 @@ def rescale_intensity(values: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = np.percentile(finite[:: max(1, finite.size >> 20)], PERCENTILES)
     if high <= low:  # nearly all pixels are equal: the few others lie outside the percentiles
         low, high = float(finite.min()), max(float(finite.max()), float(finite.min()) + 1)
+    if values.dtype == np.uint8:  # through a table: floats of every pixel would take twelve times the memory
+        found: NDArray[np.uint8] = _scaled(np.arange(256), low, high)[values]
+        return found
+    return _scaled(values, low, high)
+
+
+def _scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     scaled = (np.nan_to_num(values.astype(np.float32), nan=low) - low) * (255 / (high - low))
     levels: NDArray[np.uint8] = np.rint(scaled.clip(0, 255)).astype(np.uint8)
     return levels
+
+
+def doubt(levels: NDArray[np.uint8] | Image.Image, *, coarse: bool = False) -> str:
+    """Why decoded grey levels cannot be what was meant, such as `3 grey levels`; empty for an ordinary image.
+
+    A wrong window, a look-up table with another range or a misread bit depth all end in one of two pictures:
+    a handful of levels, or nearly every pixel black or white. Which header was wrong need not be known.
+
+    Args:
+        coarse: accept few levels if they span half of the range, as in a picture of 1 bit or of a small
+            palette: the file has no others, and they are where they should be.
+    """
+    if not isinstance(levels, Image.Image):
+        # Pillow counts seven million pixels in 4 ms; numpy's bincount would first widen them to 64 bits.
+        levels = Image.fromarray(levels if levels.ndim == 2 else levels[None])
+    counts = levels.histogram()
+    total = max(sum(counts), 1)
+    for end, share in (("black", sum(counts[:END]) / total), ("white", sum(counts[-END:]) / total)):
+        if share > NEARLY_ALL:
+            return f"{share:.0%} of the pixels {end}"
+    present = [level for level, count in enumerate(counts) if count]
+    if len(present) >= FEW or (coarse and present[-1] - present[0] >= len(counts) // 2):
+        return ""
+    return f"{len(present)} grey levels"
+
+
+def reject_blank(values: NDArray[Any]) -> None:
+    """Refuse values that show nothing.
+
+    Raises:
+        BadImage: all are equal, or there is none.
+    """
+    if not values.size or values.min() == values.max():
+        raise BadImage("blank", "every pixel has the same value")

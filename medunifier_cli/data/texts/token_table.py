@@ -26,6 +26,8 @@ CACHE = ".cache"
 """Folder beside the shards; it may be deleted at any time."""
 CHUNK = 1024
 """Texts tokenized at once."""
+LOOKED_AT = 100
+"""Samples whose sections a message names."""
 VERSION = 1
 """Version of the cache's contents; part of its file name."""
 
@@ -47,6 +49,13 @@ def texts_of(shards: Shards, sections: Sequence[str], data: DataConfig, text: Te
     for i in range(len(shards)):
         raw = shards.meta(i).get("sections") or {}
         yield compose(raw, sections, data.require, text.strip_deidentified, text.section_marks)
+
+
+def sections_there(shards: Shards) -> str:
+    """The sections that the first samples of a split have, for messages: `findings, impression`."""
+    metas = (shards.meta(i) for i in range(min(LOOKED_AT, len(shards))))
+    names = {name for meta in metas for name, text in (meta.get("sections") or {}).items() if text}
+    return ", ".join(sorted(names)) or "none"
 
 
 def token_table(

@@ -143,12 +143,12 @@ class FolderImages:
         return len(self.paths)
 
     def pick(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
-        """Decoded and squashed as `mu prepare` does."""
+        """Decoded and squashed as `mu prepare` does, but never rescaled: they are scored as generated."""
         return np.stack([self._read(self.paths[number]) for number in numbers])
 
     def _read(self, path: Path) -> NDArray[np.uint8]:
         try:
-            return image_from(FileImage(path), self.size).pixels
+            return image_from(FileImage(path), self.size, believe=True).pixels
         except (BadImage, DataError) as error:
             raise DataError(f"{path}: {str(error).rstrip(': ')}; remove or replace it") from error
 

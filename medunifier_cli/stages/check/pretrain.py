@@ -7,7 +7,7 @@ from contextlib import closing
 
 from medunifier_cli.data.loader import micro_batch_size
 from medunifier_cli.data.shards import Shards
-from medunifier_cli.data.texts.token_table import texts_of
+from medunifier_cli.data.texts.token_table import sections_there, texts_of
 from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import DataError
 from medunifier_cli.model.weights import TRANSFORMERS_FILES, weights_path
@@ -71,6 +71,7 @@ def check_texts(recipe: PretrainRecipe) -> str:
         if not any(texts):
             raise DataError(
                 f"data.sections: no sample of {recipe.data.train!r} has text in {', '.join(sections)}; "
+                f"sections there: {sections_there(shards)}. `-o 'data.sections=[...]'` chooses, and "
                 "`-o 'data.sections=[]'` takes the sections that the data set names"
             )
     return f"{recipe.data.train} has text in {', '.join(sections)}"

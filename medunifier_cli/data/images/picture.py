@@ -1,0 +1,105 @@
+"""A picture that Pillow reads -> mode L: one way for raw files in `mu prepare` and for images in shards."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from typing import IO, TypeVar
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from medunifier_cli.data.images.levels import doubt, rescale_intensity
+
+DEEP = {"I;16": 16, "I;16B": 16, "I;16L": 16, "I;16N": 16, "I": 32, "F": 32}
+"""Bit depth of Pillow's modes with more than 8 bits per channel."""
+ORIENTATION = 0x0112
+"""EXIF tag."""
+EXIF = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+"""Where in `Image.info` Pillow keeps what may hold an orientation."""
+PHOTOMETRIC = 262
+"""TIFF tag; 0 is WhiteIsZero."""
+PNG = b"\x89PNG\r\n\x1a\n"
+SHOWN = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
+"""The chunks of a PNG that its grey levels and orientation depend on (PNG specification, section 11)."""
+
+T = TypeVar("T")
+
+
+def whatever_its_texts(decode: Callable[[IO[bytes]], T], file: IO[bytes]) -> T:
+    """`decode(file)`; for a PNG whose texts or colour profile are larger than Pillow takes, without them.
+
+    Pillow refuses compressed texts above 1 MiB, which may be an attack; nothing here reads them, and editors
+    do write such profiles and edit histories into radiographs.
+    """
+    try:
+        return decode(file)
+    except ValueError:
+        file.seek(0)
+        body = file.read()
+        if not body.startswith(PNG):
+            raise
+    return decode(io.BytesIO(_shown(body)))
+
+
+def _shown(png: bytes) -> bytes:
+    """A PNG without the chunks that do not show; one that is cut off stays cut off."""
+    parts, at = [PNG], len(PNG)
+    while at + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, at)
+        end = at + 12 + length  # length, kind, contents, checksum
+        if kind in SHOWN or end > len(png):
+            parts.append(png[at:end])
+        at = end
+    return b"".join(parts)
+
+
+def as_grey(image: Image.Image) -> Image.Image:
+    """A loaded image of any mode -> L; transparent pixels become black, the background of a radiograph."""
+    if image.mode in DEEP:
+        levels = rescale_intensity(np.array(image))
+        # Pillow inverts WhiteIsZero of up to 8 bits, and leaves deeper ones as they are stored.
+        return Image.fromarray(255 - levels if white_is_zero(image) else levels)
+    if _transparent(image):
+        colour = image.convert("RGBA")
+        black = Image.new("RGBA", colour.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, colour).convert("L")
+    return image if image.mode == "L" else image.convert("RGB").convert("L")
+
+
+def second_guess(image: Image.Image, grey: Image.Image) -> Image.Image:
+    """What to show instead of `grey`, the doubtful result of `as_grey(image)`."""
+    if _transparent(image):
+        opaque = image.convert("RGBA").convert("RGB").convert("L")
+        if not doubt(opaque, coarse=True):
+            return opaque
+    return Image.fromarray(rescale_intensity(np.asarray(grey)))
+
+
+def upright(grey: Image.Image, orientation: int) -> Image.Image:
+    """Turn and mirror an image as its EXIF orientation, 1 to 8, says."""
+    if orientation == 1:
+        return grey
+    # Set again, since `grey` may be a new image without it.
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    grey.info["exif"] = exif.tobytes()
+    return ImageOps.exif_transpose(grey)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation of a loaded PNG or JPEG, 1 where it has none."""
+    if not any(name in image.info for name in EXIF):  # parsing nothing still costs 20 us an image
+        return 1
+    return int(image.getexif().get(ORIENTATION, 1))
+
+
+def white_is_zero(image: Image.Image) -> bool:
+    """Whether a file is a TIFF whose lowest values are white."""
+    tags = getattr(image, "tag_v2", None)
+    return tags is not None and tags.get(PHOTOMETRIC) == 0
+
+
+def _transparent(image: Image.Image) -> bool:
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
