@@ -17,6 +17,7 @@ from typing import Any
 from medunifier_cli.checkpoint.lineage import base_of, made_from, recipe_of
 from medunifier_cli.evaluate.render import number
 from medunifier_cli.evaluate.tables.paper_values import TABLES, Measure, PaperTable, Row
+from medunifier_cli.files import read_text
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.run.record import Run
 
@@ -60,7 +61,7 @@ def read_evidence(run: Run) -> Evidence:
         out.notes.append(f"{reason}; its objectives are unknown")
     paths = [path for one in [run, *made_from(run)] for path in one.results.glob("*.json")]
     paths.sort(key=lambda path: (-path.stat().st_mtime, str(path)))
-    out.results = [(path, json.loads(path.read_text())) for path in paths]
+    out.results = [(path, json.loads(read_text(path))) for path in paths]
     return out
 
 
