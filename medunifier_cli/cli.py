@@ -10,6 +10,7 @@ import ast
 import difflib
 import errno
 import importlib
+import io
 import sys
 import traceback
 from pathlib import Path
@@ -18,6 +19,7 @@ import click
 
 from medunifier_cli import __version__
 from medunifier_cli.errors import explain
+from medunifier_cli.files import read_text
 
 COMMANDS = Path(__file__).parent / "commands"
 
@@ -51,7 +53,7 @@ def _source(verb: str) -> Path:
 
 def help_line(source: Path) -> str:
     """First paragraph of the docstring of the command in `source`, read without importing it."""
-    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+    for node in ast.parse(read_text(source)).body:
         if isinstance(node, ast.FunctionDef) and node.name == source.stem:
             return " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
     return ""
@@ -90,6 +92,10 @@ class Verbs(click.Group):
                 formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> object:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                # hours of work must not end because the terminal's encoding lacks a letter of a report
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):

@@ -24,6 +24,10 @@ class DataError(MuError):
     """Raw data, shards or a manifest that are missing, damaged or do not fit the request."""
 
 
+class NotTextError(DataError):
+    """A file that is neither UTF-8 nor marked UTF-16, where text was expected."""
+
+
 class CheckpointError(MuError):
     """A run or checkpoint that is missing, damaged or belongs to another model."""
 

@@ -1,17 +1,19 @@
-"""Write files so that they are complete or absent; hash files; read JSON lines."""
+"""Read and write text as UTF-8 in every locale; write files so that they are complete or absent; hash."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
-from medunifier_cli.errors import DataError, MuError
+from medunifier_cli.errors import DataError, MuError, NotTextError
 
 TEMPORARY = ".tmp"
 """Suffix of a file that is still being written."""
@@ -19,6 +21,8 @@ HASH_BLOCK = 1 << 20
 """Bytes read at a time to hash a file."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors that more room would mend: disk full, quota exceeded, file too large for the file system."""
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""Byte order marks of UTF-16, in which some spreadsheets and Windows shells save text."""
 
 
 @contextlib.contextmanager
@@ -93,6 +97,79 @@ def write_json(path: Path, value: Any, error: type[MuError] = DataError) -> None
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", error)
 
 
+def read_text(path: Path) -> str:
+    """All of a text file, see `decode_text`.
+
+    Raises:
+        OSError: the file cannot be read; the caller knows what it is for.
+        NotTextError: it is neither UTF-8 nor marked UTF-16.
+    """
+    return decode_text(path.read_bytes(), str(path))
+
+
+def text_lines(path: Path) -> list[str]:
+    """The lines of a text file without their ends, as an editor counts them.
+
+    Not `str.splitlines`, which also ends a line at U+2028, U+0085 or a form feed: vocabularies and JSON hold
+    these as ordinary characters.
+
+    Raises:
+        OSError, NotTextError: as `read_text`.
+    """
+    lines = read_text(path).split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def decode_text(content: bytes, shown: str) -> str:
+    """Bytes -> text: UTF-8, or UTF-16 that begins with its mark; marks are dropped, lines end at a line feed.
+
+    Other encodings cannot be told apart by their bytes, so they are refused: a guess would give wrong text.
+
+    Raises:
+        NotTextError: neither of the two; `shown` names the file in the message.
+    """
+    try:
+        text = content.decode(_encoding(content[:2]))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise _not_text(f"{shown}:{line}", f"byte 0x{content[error.start]:02x}") from error
+    if (zero := text.find("\0")) >= 0:  # UTF-16 or UTF-32 without its mark is valid UTF-8
+        line = text.count("\n", 0, zero) + 1
+        raise _not_text(f"{shown}:{line}", "a zero byte")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def decode_lines(raw: IO[bytes], shown: str) -> Iterator[str]:
+    """As `decode_text`, line by line while reading; line ends are left as they are, as `csv` wants them.
+
+    Raises:
+        NotTextError: see `decode_text`.
+    """
+    buffered = io.BufferedReader(cast("io.RawIOBase", raw))
+    text = io.TextIOWrapper(buffered, encoding=_encoding(buffered.peek(2)[:2]), newline="")
+    number = 0
+    try:
+        for line in text:
+            number += 1
+            if "\0" in line:
+                raise _not_text(f"{shown}:{number}", "a zero byte")
+            yield line
+    except UnicodeDecodeError as error:  # of a block of lines, the first of which is the next one
+        byte = f"byte 0x{error.object[error.start]:02x}"
+        raise _not_text(f"{shown}, after line {number}", byte) from error
+
+
+def _encoding(start: bytes) -> str:
+    return "utf-16" if start in UTF_16 else "utf-8-sig"
+
+
+def _not_text(where: str, found: str) -> NotTextError:
+    return NotTextError(
+        f"{where}: not UTF-8 text ({found}); save it as UTF-8: on Windows choose that encoding, elsewhere "
+        "`iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW`"
+    )
+
+
 def sync(path: Path) -> None:
     """Make a file's contents, or the renames in a folder, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
@@ -114,7 +191,7 @@ def sha256(path: Path) -> str:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """All complete lines of a file of JSON lines; none if there is no file."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for text in text_lines(path) if path.exists() else []:
         try:
             lines.append(json.loads(text))
         except ValueError:

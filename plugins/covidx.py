@@ -16,7 +16,16 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from medunifier_cli.data.contract import DataError, DatasetPlugin, Drop, FileImage, Option, Plan, Record
+from medunifier_cli.data.contract import (
+    DataError,
+    DatasetPlugin,
+    Drop,
+    FileImage,
+    Option,
+    Plan,
+    Record,
+    text_lines,
+)
 
 from .raw.prompts import observed
 from .raw.sampling import PART_OPTIONS, shuffled, train_parts
@@ -25,6 +34,8 @@ from .raw.tree import IMAGE_SUFFIXES, folders, need_folder
 CLASSES = ("COVID-19", "normal", "pneumonia")
 LABEL_FILES = {"train": "train_COVIDx9A.txt", "test": "test_COVIDx9A.txt"}
 PUBLISHED_ROWS = {"train": 30_130, "test": 400}
+FIRST_PUBLISHED = ("positive", "sirm")
+"""Class and source of SIRM's images in the first 9A list: an oversight for COVID-19 (COVID-Net issue 209)."""
 VALID_SHARE = 0.2
 """Share of the train file that becomes valid: MGCA's code, which the paper follows."""
 
@@ -197,18 +208,18 @@ def read_labels(path: Path) -> list[LabelLine]:
         DataError: a line with fewer fields or another class, such as `positive` in other versions.
     """
     rows = []
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            fields = line.split()
-            if not fields:
-                continue
-            if len(fields) < 4 or fields[-2] not in CLASSES:
-                raise DataError(
-                    f"{path}:{number}: not `patient file class source` with a 9A class. {LABELS_NEEDED}"
-                )
-            # From the right, because file names contain spaces: "COVID 1 COVID(1).png".
-            patient, file = line.rsplit(maxsplit=2)[0].split(maxsplit=1)
-            rows.append(LabelLine(patient, file.strip(), fields[-2], fields[-1]))
+    for number, line in enumerate(text_lines(path), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        label = CLASSES[0] if tuple(fields[-2:]) == FIRST_PUBLISHED else fields[-2] if len(fields) > 3 else ""
+        if label not in CLASSES:
+            raise DataError(
+                f"{path}:{number}: not `patient file class source` with a 9A class. {LABELS_NEEDED}"
+            )
+        # From the right, because file names contain spaces: "COVID 1 COVID(1).png".
+        patient, file = line.rsplit(maxsplit=2)[0].split(maxsplit=1)
+        rows.append(LabelLine(patient, file.strip(), label, fields[-1]))
     if not rows:
         raise DataError(f"{path} is empty")
     return rows

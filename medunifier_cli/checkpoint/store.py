@@ -92,7 +92,7 @@ def load(path: Path, only: tuple[str, ...] = ()) -> Checkpoint:
     """
     try:
         text = (path / FACTS).read_bytes()
-        if (path / DONE).read_text().strip() != hashlib.sha256(text).hexdigest():
+        if (path / DONE).read_bytes().strip() != hashlib.sha256(text).hexdigest().encode():
             raise CheckpointError(f"{path}: {FACTS} is not the one that was written")
         index = json.loads(text)
         tensors = {}
@@ -120,7 +120,7 @@ def newest(folder: Path, only: tuple[str, ...] = ()) -> Checkpoint | None:
 
 def identity(folder: Path, step: int) -> str:
     """Short hash that identifies a checkpoint in result files: of its index, which holds all other hashes."""
-    return (folder / f"step-{step:08d}" / DONE).read_text().strip()[:16]
+    return (folder / f"step-{step:08d}" / DONE).read_bytes().strip().decode()[:16]
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -2,7 +2,8 @@
 
 A plugin reads the tables and texts of a raw download, never its pixels, and yields one `Record` or `Drop`
 per image, lazily. The core decodes, resizes, writes, counts and hashes. The classes that reach the model
-(`Sample`, `PackedText`, `Batch`) are defined in `data.batch` and can be imported from here as well.
+(`Sample`, `PackedText`, `Batch`) are defined in `data.batch` and can be imported from here as well, and so
+can the readers of text files: UTF-8 in every locale, with or without a byte order mark.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.data.batch import Batch, PackedText, Sample
-from medunifier_cli.errors import DataError
+from medunifier_cli.errors import DataError, NotTextError
+from medunifier_cli.files import decode_lines, decode_text, read_text, text_lines
 
 __all__ = [
     "Batch", "DataError", "DatasetPlugin", "DicomTone", "DrawnImage", "Drop", "FileImage", "ImageSource",
-    "Option", "PackedText", "Plan", "Record", "Sample", "Subset", "ZipImage",
+    "NotTextError", "Option", "PackedText", "Plan", "Record", "Sample", "Subset", "ZipImage", "decode_lines",
+    "decode_text", "read_text", "text_lines",
 ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.shard_scan import IndexRow, digest64, no_split, scan_shard, shards_by_split
 from medunifier_cli.errors import DataError
+from medunifier_cli.files import read_text
 
 MANIFEST = "manifest.json"
 CAPTION = "caption"
@@ -83,7 +84,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_text(path))
         if not isinstance(manifest, dict):
             raise ValueError("not an object")
     except (OSError, ValueError) as error:

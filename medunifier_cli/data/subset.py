@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from medunifier_cli.data.shards import Shards, index_dtype, read_manifest, split_names
 from medunifier_cli.errors import DataError
+from medunifier_cli.files import read_text
 
 KEY_COLUMN = "key"
 
@@ -100,8 +102,8 @@ def read_keys(path: Path) -> list[str]:
         DataError: the file cannot be read, or lists no key.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except OSError as error:
         raise DataError(f"{path}: not a readable list of keys; write one key per line") from error
     if path.suffix == ".json":
         try:
@@ -111,12 +113,12 @@ def read_keys(path: Path) -> list[str]:
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise DataError(f"{path}: not a JSON list of keys")
     elif path.suffix == ".csv":
-        rows = csv.DictReader(text.splitlines())
+        rows = csv.DictReader(io.StringIO(text))
         if KEY_COLUMN not in (rows.fieldnames or ()):
             raise DataError(f"{path}: no column {KEY_COLUMN!r}; it has {', '.join(rows.fieldnames or ())}")
         keys = [row[KEY_COLUMN] or "" for row in rows]
     else:
-        keys = text.splitlines()
+        keys = text.split("\n")
     keys = [key.strip() for key in keys if key.strip()]
     if not keys:
         raise DataError(f"{path}: lists no key")

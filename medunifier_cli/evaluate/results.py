@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.evaluate.render import interval as interval_cell
 from medunifier_cli.evaluate.render import number, render
-from medunifier_cli.files import write_text
+from medunifier_cli.files import read_text, write_text
 from medunifier_cli.run.provenance import data_facts, versions
 from medunifier_cli.run.record import Run
 from medunifier_cli.scores.bootstrap import Interval, mean_intervals
@@ -133,7 +133,7 @@ def write_samples(run: Run, task: str, dataset: str, split: str, rows: Iterable[
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """All result files of a run, sorted by file name."""
     paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
-    return [json.loads(path.read_text()) for path in paths]
+    return [json.loads(read_text(path)) for path in paths]
 
 
 def table(metrics: Sequence[Metric]) -> str:

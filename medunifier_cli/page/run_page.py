@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from medunifier_cli.files import read_lines
+from medunifier_cli.files import read_lines, read_text
 from medunifier_cli.page.document import facts, grid, save_page
 from medunifier_cli.page.plot import Curve, plot
 from medunifier_cli.run.record import Run
@@ -49,7 +49,7 @@ def write_run_page(run: Run, rows: list[list[str]], curves: Mapping[str, str]) -
 def _about(run: Run) -> dict[str, str]:
     provenance: dict[str, Any] = {}
     if run.provenance.exists():
-        provenance = json.loads(run.provenance.read_text())
+        provenance = json.loads(read_text(run.provenance))
     starts = provenance.get("starts") or [{}]
     about = {"command": " ".join(starts[0].get("command", []))}
     if len(starts) > 1:

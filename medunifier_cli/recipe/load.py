@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, overload
 
 import yaml
 
-from medunifier_cli.errors import RecipeError
+from medunifier_cli import files
+from medunifier_cli.errors import DataError, RecipeError
 from medunifier_cli.recipe.build import build
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.settings import Setting, Settings, YamlError, read_overrides, read_text
@@ -45,7 +46,9 @@ R = TypeVar("R", bound=Recipe)
 def shipped_recipes() -> list[str]:
     """Names of the shipped recipes, sorted."""
     return sorted(
-        path.name.removesuffix(".yaml") for path in files(SHIPPED).iterdir() if path.name.endswith(".yaml")
+        path.name.removesuffix(".yaml")
+        for path in resources.files(SHIPPED).iterdir()
+        if path.name.endswith(".yaml")
     )
 
 
@@ -60,7 +63,7 @@ def find_recipe(path_or_name: str | Path) -> Path:
         return path
     name = str(path_or_name)
     if name in shipped_recipes():
-        return Path(str(files(SHIPPED).joinpath(f"{name}.yaml")))
+        return Path(str(resources.files(SHIPPED).joinpath(f"{name}.yaml")))
     if path.is_dir():
         raise RecipeError(
             f"{path} is a folder; a recipe is a YAML file or one of: {', '.join(shipped_recipes())}"
@@ -191,10 +194,11 @@ def _chain(path: Path, schema: type, saved: bool = False) -> list[Settings]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise RecipeError(f"{_shown(path)}: cannot be read: {why}") from error
+        return files.read_text(path)
+    except OSError as error:
+        raise RecipeError(f"{_shown(path)}: cannot be read: {error.strerror}") from error
+    except DataError as error:
+        raise RecipeError(str(error)) from error
 
 
 def _base_path(base: Setting, owner: Path) -> Path:

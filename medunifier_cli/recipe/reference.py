@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+from medunifier_cli.files import read_text, write_text
 from medunifier_cli.recipe.bounds import Bounds
 from medunifier_cli.recipe.settings import field_types
 from medunifier_cli.recipe.stages import SCHEMAS
@@ -43,7 +44,7 @@ def field_docs(schema: type) -> dict[str, str]:
 
 
 def _own_docs(schema: type) -> dict[str, str]:
-    tree = ast.parse(Path(inspect.getfile(schema)).read_text(encoding="utf-8"))
+    tree = ast.parse(read_text(Path(inspect.getfile(schema))))
     body = next(
         node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == schema.__name__
     )
@@ -115,8 +116,8 @@ def _default(value: Any) -> str:
 
 def main() -> None:
     """Rewrite the page below its mark."""
-    intro = PAGE.read_text(encoding="utf-8").split(MARK)[0]
-    PAGE.write_text(f"{intro}{MARK}\n\n{reference()}", encoding="utf-8")
+    intro = read_text(PAGE).split(MARK)[0]
+    write_text(PAGE, f"{intro}{MARK}\n\n{reference()}")
 
 
 if __name__ == "__main__":

@@ -24,5 +24,5 @@ class Log:
 
     def write(self, event: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line; closed each time, so that a kill loses nothing that was logged."""
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "step": step, **values}) + "\n")

@@ -18,7 +18,7 @@ import click
 import yaml
 
 from medunifier_cli.errors import CheckpointError
-from medunifier_cli.files import write_text
+from medunifier_cli.files import read_text, write_text
 from medunifier_cli.recipe.load import dump_recipe
 from medunifier_cli.recipe.settings import RENAMED
 from medunifier_cli.run.provenance import git_state, versions
@@ -67,7 +67,7 @@ class Run:
             "versions": versions(),
             **git_state(),
         }
-        provenance = json.loads(self.provenance.read_text()) if self.provenance.exists() else {"starts": []}
+        provenance = json.loads(read_text(self.provenance)) if self.provenance.exists() else {"starts": []}
         provenance["data"] = dict(data)
         provenance["starts"].append(started)
         write_text(self.provenance, json.dumps(provenance, indent=1) + "\n")
@@ -75,7 +75,7 @@ class Run:
     def _check_same(self, recipe: Any) -> None:
         # both from YAML, as a tuple of the recipe is a list in the file
         before, now = (
-            _flatten(yaml.safe_load(text)) for text in (self.recipe.read_text(), dump_recipe(recipe))
+            _flatten(yaml.safe_load(text)) for text in (read_text(self.recipe), dump_recipe(recipe))
         )
         before = {RENAMED.get(key, key): value for key, value in before.items()}
         keys = (before.keys() | now.keys()) - set(FREE)
@@ -112,7 +112,7 @@ class Run:
             yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as file:
+        with (self.folder / ".lock").open("wb") as file:
             deadline = time.monotonic() + LOCK_PATIENCE
             while True:
                 try:

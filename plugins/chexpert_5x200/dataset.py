@@ -1,4 +1,4 @@
-"""Data set `chexpert-5x200`: a 5x200 set sampled from CheXpert's train.csv; optionally train and valid."""
+"""Data set `chexpert-5x200`: a 5x200 set sampled from CheXpert's train.csv; optionally its splits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from .images import CheXpertFiles, find_images_and_tables, image_tail
 
 HELD_OUT = "5x200"
 LABELS = ("No Finding", *PATHOLOGIES)
-COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS)
+DESCRIPTION = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
+"""Columns of train.csv and valid.csv, but not of test_labels.csv."""
 
 EXAMPLE = "train/patient00001/study1/view1_frontal.jpg"
 
@@ -66,16 +67,17 @@ class CheXpert5x200(DatasetPlugin):
     licence = "Stanford's research use agreement, accepted on registration at Stanford AIMI"
     homepage = "https://stanfordmlgroup.github.io/competitions/chexpert/"
     needs = (
-        "CheXpert-v1.0-small or CheXpert-v1.0 with train.csv (and valid.csv for -o include=all): one tree, "
-        "the four unpacked batches, or their zips. Free registration at Stanford AIMI."
+        "CheXpert-v1.0-small or CheXpert-v1.0 with train.csv (and valid.csv and test_labels.csv for "
+        "-o include=all): one tree, the four unpacked batches, or their zips. Free registration at Stanford "
+        "AIMI."
     )
-    splits = (HELD_OUT, "train", "valid")
+    splits = (HELD_OUT, "train", "valid", "test")
     classes = CLASS_LISTS["paper"]
     benchmark_split = HELD_OUT
     text_sections = ()
     options: ClassVar[Mapping[str, Option]] = {
         "include": Option(
-            HELD_OUT, "splits: the 5x200 set alone, or also train and valid", (HELD_OUT, "all")
+            HELD_OUT, "splits: the 5x200 set alone, or also train, valid and test", (HELD_OUT, "all")
         ),
         "class_list": Option("paper", "classes: with Pneumonia, or with Consolidation", ("paper", "gloria")),
         "per_class": Option(200, "images per class of 5x200"),
@@ -88,7 +90,7 @@ class CheXpert5x200(DatasetPlugin):
 
     def plan(self, raw: Path, options: Mapping[str, Any]) -> Plan:
         need_folder(raw, self.needs)
-        files, train, valid = find_images_and_tables(raw)
+        files, train, others = find_images_and_tables(raw)
         classes = CLASS_LISTS[options["class_list"]]
         warnings = []
         if options["ids_5x200"]:
@@ -108,16 +110,16 @@ class CheXpert5x200(DatasetPlugin):
             subset = Subset([row.key for row in held_out.values()], rule, options["seed"])
         expected = {HELD_OUT: len(held_out)}
         if options["include"] == "all":
-            records = _all_records(files, train, valid, held_out, options["holdout"])
+            records = _all_records(files, train, others, held_out, options["holdout"])
             expected["train"] = FRONTAL_TRAIN
-            if valid is None:
+            if "valid" not in others:
                 warnings.append(f"{raw}: no valid.csv, so there is no valid split")
         else:
             records = (_item(files, row, HELD_OUT) for row in held_out.values())
         return Plan(
             records=records,
             total=len(held_out) if options["include"] == HELD_OUT else None,
-            split_source="5x200 from train.csv; train and valid are official",
+            split_source="5x200 from train.csv; train, valid and test are official",
             seed=options["seed"],
             subsets={HELD_OUT: subset},
             expected=expected,
@@ -135,13 +137,17 @@ def _ambiguous(row: CheXpertRow, classes: Sequence[str]) -> bool:
 
 
 def _rows(table: Table) -> Iterator[CheXpertRow]:
-    for line, (path, sex, age, side, view, *labels) in table.rows(COLUMNS):
+    # the official test set's table has paths and labels alone
+    columns: tuple[str, ...] = () if set(DESCRIPTION).isdisjoint(table.header()) else DESCRIPTION
+    for line, (path, *values) in table.rows(("Path", *columns, *LABELS)):
+        described, texts = values[: len(columns)], values[len(columns) :]
         tail = image_tail(path)
         if tail is None:
             raise DataError(f"{table.shown}:{line}: {path!r} does not end like {EXAMPLE}")
-        text_by_label = zip(LABELS, labels, strict=True)
-        values = {name: label_value(text, table, line, name) for name, text in text_by_label}
-        yield CheXpertRow(tail, side == "Frontal", view, sex, age, values)
+        text_by_label = zip(LABELS, texts, strict=True)
+        labels = {name: label_value(text, table, line, name) for name, text in text_by_label}
+        sex, age, side, view = described or ("", "", "Frontal" if "frontal" in tail else "Lateral", "")
+        yield CheXpertRow(tail, side == "Frontal", view, sex, age, labels)
 
 
 def _sampled_set(
@@ -187,11 +193,11 @@ def _listed_set(list_file: Path, table: Table) -> dict[str, CheXpertRow]:
 def _all_records(
     files: CheXpertFiles,
     train: Table,
-    valid: Table | None,
+    others: Mapping[str, Table],
     held_out: Mapping[str, CheXpertRow],
     holdout: str,
 ) -> Iterator[Record | Drop]:
-    """5x200, train without the subjects (studies, images) of 5x200, and valid; frontal images only."""
+    """5x200, train without the subjects (studies, images) of 5x200, valid and test; frontal images only."""
 
     def unit(row: CheXpertRow) -> str:
         return {"subject": row.subject, "study": row.study, "image": row.tail}[holdout]
@@ -206,8 +212,9 @@ def _all_records(
             yield Drop(f"held out: {HELD_OUT} {holdout}", row.tail)
         else:
             yield _item(files, row, "train")
-    for row in _rows(valid) if valid else ():
-        yield _item(files, row, "valid") if row.frontal else Drop("filtered: lateral view", row.tail)
+    for split, table in others.items():
+        for row in _rows(table):
+            yield _item(files, row, split) if row.frontal else Drop("filtered: lateral view", row.tail)
 
 
 def _item(files: CheXpertFiles, row: CheXpertRow, split: str) -> Record | Drop:

@@ -21,7 +21,11 @@ from ..raw.zip_archive import open_zip
 __all__ = ["CheXpertFiles", "find_images_and_tables", "image_tail"]
 
 PATIENT = re.compile(r"patient\d+")
-TAIL = re.compile(r"(patient\d+)[/_](study\d+)[/_](view\d+_(?:frontal|lateral))(?:\.jpg)?")
+TAIL = re.compile(r"(patient\d+)[/_](study\d+)[/_](view\d+_(?:frontal|lateral))(?:\.jpg|\.png)?")
+PLUS = "df_chexpert_plus*.csv*"
+"""Table of reports that comes with CheXpert Plus."""
+TABLES = {"train": "train.csv", "valid": "valid.csv", "test": "test_labels.csv"}
+"""Split -> its table; the last one comes with the official test set."""
 DEPTH = 3
 """Levels of folders below the raw folder that are searched."""
 
@@ -41,11 +45,11 @@ class CheXpertFiles:
     def find(self, tail: str) -> tuple[FileImage | ZipImage, str] | None:
         """The image and its path relative to the raw folder; None if it is missing."""
         for index, root in enumerate(self._roots):
-            path = root / tail
-            if path.is_file():
-                # Neighbouring rows of the table are in one batch: look there first next time.
-                self._roots.insert(0, self._roots.pop(index))
-                return FileImage(path), path.relative_to(self._raw).as_posix()
+            for path in (root / tail, (root / tail).with_suffix(".png")):  # PNG: copies, and CheXpert Plus
+                if path.is_file():
+                    # Neighbouring rows of the table are in one batch: look there first next time.
+                    self._roots.insert(0, self._roots.pop(index))
+                    return FileImage(path), path.relative_to(self._raw).as_posix()
         for archive in self._archives:
             member = archive.member(tail)
             if member is not None:
@@ -66,9 +70,9 @@ class ZippedImages:
                 patient, name = PATIENT.search(member), member.rsplit("/", 1)[-1]
                 if is_leftover(name):
                     continue
-                if patient and name.endswith(".jpg"):
-                    self._members.setdefault(member[patient.start() :], member)
-                elif name in ("train.csv", "valid.csv"):
+                if patient and name.endswith((".jpg", ".png")):
+                    self._members.setdefault(f"{member[patient.start() : -4]}.jpg", member)
+                elif name in TABLES.values():
                     self.tables[name] = Table(path, member)
 
     def __len__(self) -> int:
@@ -79,8 +83,8 @@ class ZippedImages:
         return self._members.get(tail)
 
 
-def find_images_and_tables(raw: Path) -> tuple[CheXpertFiles, Table, Table | None]:
-    """(images, train table, valid table) of a raw folder in any of the layouts.
+def find_images_and_tables(raw: Path) -> tuple[CheXpertFiles, Table, dict[str, Table]]:
+    """(images, train table, those of `valid` and `test` that are there) of a raw folder in any layout.
 
     Raises:
         DataError: no train.csv, or no images.
@@ -90,6 +94,12 @@ def find_images_and_tables(raw: Path) -> tuple[CheXpertFiles, Table, Table | Non
     in_zips = {name: table for archive in zips for name, table in archive.tables.items()}
     train = find_table(search, "train.csv") or in_zips.get("train.csv")
     if train is None:
+        plus = next((path.name for folder in search for path in sorted(folder.glob(PLUS))), None)
+        if plus is not None:
+            raise DataError(
+                f"{raw}: {plus} is CheXpert Plus, whose reports and labels are not read; put train.csv of "
+                "CheXpert-v1.0 beside it, which labels the same images"
+            )
         raise DataError(
             f"{raw}: no train.csv here, up to {DEPTH} folders down or in a zip; it comes in batch 1"
         )
@@ -97,12 +107,15 @@ def find_images_and_tables(raw: Path) -> tuple[CheXpertFiles, Table, Table | Non
     # images must come from the release whose table is read. The sort is stable.
     release = train.path.parent
     search.sort(key=lambda folder: not folder.is_relative_to(release))
-    valid = find_table(search, "valid.csv") or in_zips.get("valid.csv")
+    others = {}
+    for split in ("valid", "test"):
+        if table := find_table(search, TABLES[split]) or in_zips.get(TABLES[split]):
+            others[split] = table
     roots = [folder for folder in search if _has_patients(folder)]
     archives = [archive for archive in zips if len(archive)]
     if not roots and not archives:
         raise DataError(f"{raw}: no folder such as train/patient00001, and no zip that holds one")
-    return CheXpertFiles(raw, roots, archives), train, valid
+    return CheXpertFiles(raw, roots, archives), train, others
 
 
 def _has_patients(folder: Path) -> bool:

@@ -2,7 +2,8 @@
 
 Reads MIMIC-CXR-JPG (2.0.0 or 2.1.0) or MIMIC-CXR (DICOM), under `physionet.org/files/` as wget leaves them or
 moved elsewhere. Tables and reports are searched for in every release folder, because the reports come with
-one release and the tables with the other.
+one release and the tables with the other. Without the split table, R2Gen's `annotation.json` of MIMIC-CXR is
+read instead, with the findings and the split that it gives.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from ..raw.five_by_200_prompts import PROMPT_SETS
 from ..raw.sampling import listed_ids
 from ..raw.tree import need_folder
 from .files import HELD_OUT, MimicFiles
+from .r2gen import IMAGE_FOLDERS, find_annotation, read_annotation
 from .release import find_release, release_folders
 from .reports import find_reports
-from .tables import read_images, read_labels
+from .tables import has_split_table, read_images, read_labels
 
 
 class MimicCxr(DatasetPlugin):
@@ -42,7 +44,8 @@ class MimicCxr(DatasetPlugin):
     homepage = "https://physionet.org/content/mimic-cxr-jpg/"
     needs = (
         "MIMIC-CXR-JPG with its split, metadata and chexpert tables, and mimic-cxr-reports.zip of MIMIC-CXR; "
-        "or MIMIC-CXR (DICOM) with those three tables. Credentialed access at PhysioNet."
+        "or MIMIC-CXR (DICOM) with those three tables; or R2Gen's annotation.json of MIMIC-CXR and "
+        "images/p10/.... Credentialed access at PhysioNet."
     )
     splits = ("train", "valid", "test", HELD_OUT)
     classes = CLASS_LISTS["paper"]
@@ -77,16 +80,20 @@ class MimicCxr(DatasetPlugin):
     def plan(self, raw: Path, options: Mapping[str, Any]) -> Plan:
         need_folder(raw, self.needs)
         search = release_folders(raw)
-        release = find_release(search, options["release"])
+        r2gen = None if has_split_table(search) else find_annotation(search)
+        release = find_release(search, options["release"], IMAGE_FOLDERS if r2gen else ("files",))
         roots = [release.root, *(folder for folder in search if folder != release.root)]
+        annotation = read_annotation(r2gen, roots) if r2gen else None
+        own_reports = None if options["reports"] else annotation
         files = MimicFiles(
             raw=raw,
             release=release,
-            images=read_images(roots),
+            images=annotation.images if annotation else read_images(roots),
             labels=read_labels(roots, options["labeller"]),
-            reports=find_reports(options["reports"], roots),
+            reports=own_reports or find_reports(options["reports"], roots),
             sections=options["sections"],
             equalise=options["equalise"],
+            r2gen=annotation is not None,
         )
         held_out = self._held_out(files, options)
         subsets = {}
@@ -98,7 +105,7 @@ class MimicCxr(DatasetPlugin):
         return Plan(
             records=files.records(held_out, options["holdout"]),
             total=len(files.images),
-            split_source="official (mimic-cxr-2.0.0-split)",
+            split_source="R2Gen (annotation.json)" if annotation else "official (mimic-cxr-2.0.0-split)",
             seed=options["seed"],
             subsets=subsets,
             expected={HELD_OUT: len(held_out)} if len(held_out) else {},
@@ -118,8 +125,8 @@ class MimicCxr(DatasetPlugin):
             return np.sort(files.images.rows_of(ids, str(list_file)))
         if options["per_class"] == 0:
             return np.zeros(0, dtype=np.int64)
-        if files.labels is None:
-            table = f"mimic-cxr-2.0.0-{options['labeller']}.csv(.gz)"
+        if files.labels is None or files.all_views:
+            table = f"mimic-cxr-2.0.0-{'metadata' if files.labels else options['labeller']}.csv(.gz)"
             raise DataError(
                 f"{files.release.root}: no {table}, by which 5x200 is sampled; it comes with MIMIC-CXR-JPG. "
                 "To do without the set: -o per_class=0"

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medunifier_cli.data.contract import Drop, FileImage, Record
+from medunifier_cli.data.contract import Drop, FileImage, NotTextError, Record
 
 from ..raw.dicom_header import view_position
 from ..raw.five_by_200 import PATHOLOGIES, exclusive_class, sample_5x200
 from .release import Release
 from .reports import Reports
-from .sections import WITHOUT_FINDINGS, report_sections
 from .tables import LABELS, SPLITS, ImageTable, StudyLabels
 
 __all__ = ["HELD_OUT", "MimicFiles"]
@@ -32,6 +31,10 @@ ALL_IMAGES = 377_110
 COMPLETE = 0.98
 """A download with a smaller share of these images triggers a warning."""
 
+LATERAL_TOO = (
+    "annotation.json has no view positions and there is no metadata table: lateral images are kept as well; "
+    "put mimic-cxr-2.0.0-metadata.csv(.gz) of MIMIC-CXR-JPG beside it to keep frontal ones only"
+)
 NO_METADATA = "no metadata table: view positions are read from the DICOM headers, one file at a time"
 
 
@@ -46,6 +49,8 @@ class MimicFiles:
     reports: Reports
     sections: str
     equalise: bool
+    r2gen: bool = False
+    """The images are those of R2Gen's annotation, which is a part of the release."""
     on_disk: NDArray[np.bool_] = field(init=False)
     """Whether the file of a frontal image exists (of any image without metadata); bool [rows]."""
     folder: str = field(init=False)
@@ -54,6 +59,7 @@ class MimicFiles:
     # The last study and header read: images of a study follow each other in the table and share its report.
     _last_study: int = -1
     _last_sections: Mapping[str, str] | None = None
+    _last_problem: str = ""
     _last_header: tuple[int, str | None] = (-1, None)
 
     def __post_init__(self) -> None:
@@ -65,8 +71,15 @@ class MimicFiles:
         for row in np.flatnonzero(self._frontal()):
             self.on_disk[row] = os.path.isfile(self._path(int(row)))
 
+    @property
+    def all_views(self) -> bool:
+        """True if nothing says which views the images have, so that every view is kept."""
+        return self.r2gen and not self.images.has_views and self.release.suffix == ".jpg"
+
     def warnings(self) -> list[str]:
         """A missing metadata table and an incomplete download."""
+        if self.r2gen:
+            return [] if self.images.has_views else [LATERAL_TOO if self.all_views else NO_METADATA]
         warnings = [] if self.images.has_views else [NO_METADATA]
         full, kind = (FRONTAL_IMAGES, "frontal images") if self.images.has_views else (ALL_IMAGES, "images")
         count = int(self.on_disk.sum())
@@ -116,6 +129,7 @@ class MimicFiles:
     def _drop_reason(self, row: int, any_view: bool = False) -> str | None:
         """Why a row is excluded, None if it is kept; cheap checks first, the report last."""
         view = self._view(row)
+        any_view = any_view or self.all_views
         if not any_view and view not in FRONTAL:
             if view is None:
                 return "filtered: no view position"
@@ -124,7 +138,7 @@ class MimicFiles:
             return "missing"
         sections = self._text(row)
         if sections is None:
-            return "missing report"
+            return self._last_problem
         findings, impression = "findings" in sections, "impression" in sections
         either, both = findings or impression, findings and impression
         keep = {"any": either, "both": both, "findings": findings, "impression": impression}
@@ -161,6 +175,8 @@ class MimicFiles:
         return f"{self.folder}{name}"
 
     def _view(self, row: int) -> str | None:
+        if self.all_views:
+            return None
         if not self.images.has_views:
             if row != self._last_header[0]:
                 self._last_header = row, view_position(Path(self._path(row)))
@@ -169,13 +185,13 @@ class MimicFiles:
         return None if index < 0 else self.images.views[index]
 
     def _text(self, row: int) -> Mapping[str, str] | None:
-        """Sections of the report; None without a report, empty if it says nothing about the image."""
+        """Sections of the report, empty if it says nothing about the image; None: see `_last_problem`."""
         study = int(self.images.study[row])
         if study != self._last_study:
-            report = self.reports.read(int(self.images.subject[row]), study)
-            if report is None:
-                self._last_sections = None
-            else:
-                self._last_sections = {} if study in WITHOUT_FINDINGS else report_sections(report)
+            try:
+                self._last_sections = self.reports.sections(int(self.images.subject[row]), study)
+                self._last_problem = "missing report"
+            except NotTextError:  # one of 227,835 must not stop the others
+                self._last_sections, self._last_problem = None, "report is not UTF-8 text"
             self._last_study = study
         return self._last_sections

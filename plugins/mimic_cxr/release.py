@@ -32,10 +32,12 @@ class Release:
 
     root: Path
     suffix: str
+    folder: str = "files"
+    """Folder of the patient groups; `images` in R2Gen's copy."""
 
     def image(self, subject: int, study: int, dicom: str) -> str:
         """Path of an image relative to `root`: a string, because 377,110 `Path` objects are slow to build."""
-        return f"files/p{str(subject)[:2]}/p{subject}/s{study}/{dicom}{self.suffix}"
+        return f"{self.folder}/p{str(subject)[:2]}/p{subject}/s{study}/{dicom}{self.suffix}"
 
 
 def release_folders(raw: Path) -> list[Path]:
@@ -43,27 +45,30 @@ def release_folders(raw: Path) -> list[Path]:
     return list(folders(raw, DEPTH, skip=GROUP_FOLDER))
 
 
-def find_release(search: Sequence[Path], release_kind: str) -> Release:
+def find_release(search: Sequence[Path], release_kind: str, inside: Sequence[str] = ("files",)) -> Release:
     """The first folder with images of the kind `jpg` or `dicom`; `auto` prefers JPG.
+
+    Args:
+        inside: names that the folder of the patient groups may have.
 
     Raises:
         DataError: no such folder.
     """
-    releases = [release for folder in search if (release := _release_at(folder))]
+    releases = [release for folder in search for name in inside if (release := _release_at(folder, name))]
     for kind in ("jpg", "dicom"):
         for release in releases:
             if release_kind in ("auto", kind) and SUFFIXES[release.suffix] == kind:
                 return release
     images = {"auto": "images", "jpg": "JPG images", "dicom": "DICOM images"}[release_kind]
-    example = "files/p10/p10000032/s50414267/<dicom id>.jpg"
+    example = f"{inside[0]}/p10/p10000032/s50414267/<dicom id>.jpg"
     raise DataError(f"{search[0]}: no {images} such as {example}, here or up to {DEPTH} folders down")
 
 
-def _release_at(folder: Path) -> Release | None:
-    for group in sorted((folder / "files").glob("p1[0-9]")):
+def _release_at(folder: Path, inside: str) -> Release | None:
+    for group in sorted((folder / inside).glob("p1[0-9]")):
         for patient in islice(group.glob("p*"), FEW):
             for path in patient.glob("s*/*"):
                 for suffix in SUFFIXES:
                     if path.name.endswith(suffix):
-                        return Release(folder, suffix)
+                        return Release(folder, suffix, inside)
     return None

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from medunifier_cli.data.contract import DataError
+from medunifier_cli.data.contract import DataError, decode_text
 
-from ..raw.zip_archive import open_zip, read_member
+from ..raw.zip_archive import open_zip, other_format, read_member
 from .release import FEW
+from .sections import WITHOUT_FINDINGS, report_sections
 
 __all__ = ["ReportFolder", "ReportZip", "Reports", "find_reports"]
+
+
+OTHER_FORM = re.compile(r".*(?:reports|sectioned)\.(?:csv|tar|tgz|tar\.gz)")
+"""Names under which reports go round in a form that is not read."""
+EXPECTED = "mimic-cxr-reports.zip of MIMIC-CXR or a folder with files/p10/p10000032/s50414267.txt in it"
 
 
 class Reports(ABC):
@@ -21,25 +28,43 @@ class Reports(ABC):
     origin: Path
 
     @abstractmethod
-    def read(self, subject: int, study: int) -> str | None:
-        """The unaltered text of the report; None if there is none."""
+    def sections(self, subject: int, study: int) -> Mapping[str, str] | None:
+        """Sections of the report, none if it says nothing about the image; None if there is no report.
+
+        Raises:
+            DataError: the report is not UTF-8 text.
+        """
 
 
-class ReportFolder(Reports):
+class ReportFiles(Reports):
+    """One file per report, as released."""
+
+    @abstractmethod
+    def read(self, subject: int, study: int) -> bytes | None:
+        """The unaltered report; None if there is none."""
+
+    def sections(self, subject: int, study: int) -> Mapping[str, str] | None:
+        content = self.read(subject, study)
+        if content is None:
+            return None
+        return {} if study in WITHOUT_FINDINGS else report_sections(decode_text(content, f"s{study}.txt"))
+
+
+class ReportFolder(ReportFiles):
     """`files/p10/p10000032/s50414267.txt` under a folder."""
 
     def __init__(self, origin: Path) -> None:
         self.origin = origin
 
-    def read(self, subject: int, study: int) -> str | None:
+    def read(self, subject: int, study: int) -> bytes | None:
         path = self.origin / "files" / f"p{str(subject)[:2]}" / f"p{subject}" / f"s{study}.txt"
         try:
-            return path.read_text(encoding="utf-8", errors="replace")
+            return path.read_bytes()
         except FileNotFoundError:
             return None
 
 
-class ReportZip(Reports):
+class ReportZip(ReportFiles):
     """The same tree inside a zip archive, read without unpacking."""
 
     def __init__(self, origin: Path) -> None:
@@ -54,11 +79,11 @@ class ReportZip(Reports):
         if not self._member_of_study:
             raise DataError(f"{origin} contains no report such as files/p10/p10000032/s50414267.txt")
 
-    def read(self, subject: int, study: int) -> str | None:
+    def read(self, subject: int, study: int) -> bytes | None:
         member = self._member_of_study.get(study)
         if member is None:
             return None
-        return read_member(self._archive, member).decode("utf-8", errors="replace")
+        return read_member(self._archive, member)
 
 
 def find_reports(user_path: str, roots: Sequence[Path]) -> Reports:
@@ -70,15 +95,17 @@ def find_reports(user_path: str, roots: Sequence[Path]) -> Reports:
     if user_path:
         reports = _reports_at(Path(user_path))
         if reports is None:
-            raise DataError(
-                f"{user_path}: neither mimic-cxr-reports.zip nor a folder with files/p10/... and s*.txt in it"
-            )
+            raise DataError(f"{user_path}: not {EXPECTED}")
         return reports
     for root in roots:
         for path in (root / "mimic-cxr-reports", root / "mimic-cxr-reports.zip", root / "reports", root):
             reports = _reports_at(path)
             if reports is not None:
                 return reports
+    for root in roots:
+        for path in sorted(root.iterdir()):
+            if path.is_file() and OTHER_FORM.fullmatch(path.name):
+                _reports_at(path)  # says what it is
     raise DataError(
         f"{roots[0]}: no reports. They come with MIMIC-CXR (the DICOM release), not with MIMIC-CXR-JPG: "
         "put mimic-cxr-reports.zip there, or give its path with -o reports=PATH"
@@ -87,6 +114,9 @@ def find_reports(user_path: str, roots: Sequence[Path]) -> Reports:
 
 def _reports_at(path: Path) -> Reports | None:
     if path.is_file():
+        if other := other_format(path):
+            unpack = "; unpack it and give the folder" if other.endswith("archive") else ""
+            raise DataError(f"{path} is {other}, not {EXPECTED}{unpack}")
         return ReportZip(path)
     for folder in (path, path.parent) if path.name == "files" else (path,):
         for group in sorted((folder / "files").glob("p1[0-9]")):

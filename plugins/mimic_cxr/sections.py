@@ -1,10 +1,11 @@
-"""Split a MIMIC-CXR report into sections, by the rules of the MIT-LCP mimic-cxr code with one correction.
+"""Split a MIMIC-CXR report into sections, by the rules of the MIT-LCP mimic-cxr code with two corrections.
 
-A heading is a line break, one space, capitals (or spaces and `( ) / , -`), a colon and white space. So a text
-that was stripped or re-indented has no headings, and digits ("CHEST, 2 VIEWS:"), lower case ("Impression:")
-or a missing space ("FINDINGS:No") prevent one. These limits are kept, because the counts in the literature
-rest on them. The correction: the original pattern consumes the white space after the colon, so that
-" IMPRESSION: ..." on the line after "FINDINGS:" is not recognised; here a look-ahead leaves it in place.
+A heading is a line break, one space, capitals (or spaces and `( ) / , -`), a colon and white space. So digits
+("CHEST, 2 VIEWS:"), lower case ("Impression:") or a missing space ("FINDINGS:No") prevent one. These limits
+are kept, because the counts in the literature rest on them. Two corrections. The original pattern consumes
+the white space after the colon, so that " IMPRESSION: ..." on the line after "FINDINGS:" is not recognised; a
+look-ahead leaves it in place. And a report without a line that begins with one space, as the released ones
+have, has been stripped or re-indented, and gets its spaces back first.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import re
 
 __all__ = ["WITHOUT_FINDINGS", "report_sections"]
 
+RELEASED = re.compile(r"^ \S", re.MULTILINE)
+"""A line as in the released files, indented by one space."""
 HEADING = re.compile(r"\n ([A-Z ()/,-]+):(?=\s)")
 
 RENAMED = {
@@ -55,9 +58,12 @@ def report_sections(report: str) -> dict[str, str]:
     Text above the first heading (addenda, wet reads) and reports without any heading yield nothing.
 
     Args:
-        report: the unaltered file, in which each line begins with a space.
+        report: the file, in which each line begins with a space unless somebody re-indented it.
     """
     report = report.replace("\r\n", "\n")
+    if not RELEASED.search(report):
+        report = "\n".join(f" {line.strip()}" for line in report.split("\n"))
+    report = f"\n{report}"  # the title may have been cut off, so that the first line is a heading
     headings = list(HEADING.finditer(report))
     ends = [heading.start() for heading in headings] + [len(report)]
     sections = {}

@@ -14,7 +14,10 @@ from medunifier_cli.data.contract import DataError
 
 from ..raw.tables import Table, find_table, integer, label_value
 
-__all__ = ["LABELS", "ImageTable", "StudyLabels", "read_images", "read_labels"]
+__all__ = [
+    "ID_BYTES", "LABELS", "SPLITS", "ImageTable", "StudyLabels", "has_split_table",
+    "join_images", "read_images", "read_labels",
+]  # fmt: skip
 
 LABELS = (
     *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture"),
@@ -98,6 +101,11 @@ class StudyLabels:
         return values
 
 
+def has_split_table(folders: Sequence[Path]) -> bool:
+    """Whether the release's own split is there."""
+    return _released(folders, "split") is not None
+
+
 def read_images(folders: Sequence[Path]) -> ImageTable:
     """The split table joined with the metadata table, if there is one.
 
@@ -120,10 +128,28 @@ def read_images(folders: Sequence[Path]) -> ImageTable:
         subjects.append(integer(row[1], table, line, "subject_id"))
         studies.append(integer(row[2], table, line, "study_id"))
         splits.append(names.index(row[3]))
+    return join_images(dicoms, subjects, studies, splits, folders, table, "dicom_id")
+
+
+def join_images(
+    dicoms: bytearray, subjects: array[int], studies: array[int], splits: array[int],
+    folders: Sequence[Path], table: Table, id_column: str,
+) -> ImageTable:  # fmt: skip
+    """Sort images by subject, study and dicom id, and add the view positions of the metadata table, if any.
+
+    Args:
+        dicoms: ids of `ID_BYTES` bytes each, filled up with zero bytes.
+        splits: indices in `SPLITS`.
+        folders: where the metadata table is searched for.
+        table, id_column: where the ids come from, for messages.
+
+    Raises:
+        DataError: an image listed twice.
+    """
     dicom = np.frombuffer(dicoms, dtype=f"S{ID_BYTES}")
     subject, study = np.array(subjects, dtype=np.int64), np.array(studies, dtype=np.int64)
     order = np.lexsort((dicom, study, subject))
-    _refuse_twice(np.sort(dicom), table, "dicom_id")
+    _refuse_twice(np.sort(dicom), table, id_column)
     view, views, has_views = _views(dicom, _released(folders, "metadata"))
     split = np.array(splits, dtype=np.int8)
     return ImageTable(dicom[order], subject[order], study[order], split[order], view[order], views, has_views)

@@ -28,7 +28,7 @@ FRONTAL_WITH_TEXT = 3_826
 """Number of reports with an image and with findings or impression."""
 
 GUESSED_VIEWS = (
-    "no indiana_projections.csv: the frontal image is taken to be the only one whose DICOM header says PA or "
+    "the frontal image is taken to be the only one whose DICOM header says PA or "
     "AP, else the first one, which is lateral in about 15 of 100 reports"
 )
 
@@ -86,7 +86,7 @@ class OpenI(DatasetPlugin):
             split_source=source,
             seed=seed,
             expected={"all": FRONTAL_WITH_TEXT} if countable else {},
-            warnings=[] if sides is not None else [GUESSED_VIEWS],
+            warnings=_view_warnings(reports, sides),
         )
 
 
@@ -98,7 +98,7 @@ class OpenIFiles:
     paths: Mapping[str, str]
     """Image id -> path relative to `raw`."""
     sides: Mapping[str, str] | None
-    """Image id -> `Frontal` or `Lateral`; None without Kaggle's table."""
+    """Image id -> `Frontal` or `Lateral`, for the images that Kaggle's table lists; None without it."""
     sections: str
     images: str
     seed: int | None
@@ -110,8 +110,9 @@ class OpenIFiles:
             if not report.images:
                 yield Drop("filtered: no image", report.uid)
                 continue
-            views = {name: self._view(name) for name in report.images}
-            frontal, method = self._frontal(report, views)
+            listed = self.sides is not None and any(name in self.sides for name in report.images)
+            views = {name: self._view(name, listed) for name in report.images}
+            frontal, method = self._frontal(report, views, listed)
             for name in report.images:
                 if name not in self.paths:
                     yield Drop("missing", name)
@@ -122,9 +123,11 @@ class OpenIFiles:
                 else:
                     yield self._record(report, name, views[name], method)
 
-    def _frontal(self, report: OpenIReport, views: Mapping[str, str | None]) -> tuple[str | None, str]:
+    def _frontal(
+        self, report: OpenIReport, views: Mapping[str, str | None], listed: bool
+    ) -> tuple[str | None, str]:
         """(id of the frontal image, how it was found); id None if Kaggle's table lists no frontal one."""
-        if self.sides is not None:
+        if listed:
             return next((name for name in report.images if views[name] == "Frontal"), None), "projections"
         on_disk = [name for name in report.images if name in self.paths]
         frontal = [name for name in on_disk if views[name] in FRONTAL]
@@ -134,8 +137,9 @@ class OpenIFiles:
             return frontal[0], "header"
         return (on_disk[0] if on_disk else None), "first image"
 
-    def _view(self, name: str) -> str | None:
-        if self.sides is not None:
+    def _view(self, name: str, listed: bool) -> str | None:
+        """View position or projection; `listed` tells whether Kaggle's table knows the report."""
+        if listed and self.sides is not None:
             return self.sides.get(name)
         path = self.paths.get(name, "")
         return view_position(self.raw / path) if path.endswith(".dcm") else None
@@ -161,6 +165,18 @@ class OpenIFiles:
             sections=report.sections,
             facts={**report.facts, "frontal_by": method},
         )
+
+
+def _view_warnings(reports: Sequence[OpenIReport], sides: Mapping[str, str] | None) -> list[str]:
+    """The warning about reports whose frontal image is guessed, if there are any."""
+    if sides is None:
+        return [f"no indiana_projections.csv: {GUESSED_VIEWS}"]
+    pictured = [report for report in reports if report.images]
+    unlisted = sum(1 for report in pictured if not any(name in sides for name in report.images))
+    if not unlisted:
+        return []
+    count = f"{unlisted:,} of {len(pictured):,} reports"
+    return [f"indiana_projections.csv lists no image of {count}; for these, {GUESSED_VIEWS}"]
 
 
 def _r2gen_paths(raw: Path, search: Sequence[Path], reports: Sequence[OpenIReport]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from medunifier_cli.data.contract import DataError
+from medunifier_cli.data.contract import DataError, read_text
 
 from ..raw.tables import Table, find_table
 from ..raw.tree import is_leftover
@@ -25,6 +25,7 @@ __all__ = ["OpenIReport", "image_id", "projections", "read_reports"]
 
 SECTIONS = ("comparison", "indication", "findings", "impression")
 IMAGE_NAME = re.compile(r"(?:CXR)?(\d+)_(?:\1_)?(IM-.*)")
+R2GEN_ID = re.compile(r"CXR\d+_")
 R2GEN_SPLITS = {"train": "train", "val": "valid", "test": "test"}
 
 
@@ -166,7 +167,13 @@ def _r2gen_reports(search: Sequence[Path]) -> list[OpenIReport]:
     if path is None:
         return []
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
+        splits = json.loads(read_text(path))
+        others = [row["id"] for rows in splits.values() for row in rows if not R2GEN_ID.match(row["id"])]
+        if others:
+            raise DataError(
+                f"{path}: not Open-i's annotation: ids such as {others[0]!r} instead of CXR2384_IM-0942. "
+                "R2Gen has a file of this name for MIMIC-CXR as well: `mu prepare mimic-cxr` reads that one"
+            )
         return [
             OpenIReport(
                 uid=row["id"].split("_")[0],

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from medunifier_cli.data.contract import DataError, Option, Subset
+from medunifier_cli.data.contract import DataError, Option, Subset, read_text, text_lines
 
 from .tables import Table
 
@@ -150,7 +150,7 @@ def listed_ids(path: Path, subset: str, normalise: Callable[[str], str] = str) -
             )
         ids = [row[0] for _, row in table.rows([column])]
     else:
-        ids = path.read_text(encoding="utf-8-sig").split("\n")
+        ids = text_lines(path)
     unique = dict.fromkeys(normalise(text.strip()) for text in ids if text.strip())
     if not unique:
         raise DataError(f"{path} lists no ids")
@@ -159,7 +159,7 @@ def listed_ids(path: Path, subset: str, normalise: Callable[[str], str] = str) -
 
 def _json_list(path: Path, subset: str) -> list[str]:
     try:
-        ids = json.loads(path.read_text(encoding="utf-8"))
+        ids = json.loads(read_text(path))
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}") from error
     if isinstance(ids, dict) and isinstance(ids.get("subsets"), dict):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from medunifier_cli.data.contract import DataError
+from medunifier_cli.data.contract import DataError, decode_lines
 
 __all__ = ["Table", "find_table", "integer", "label_value"]
 
@@ -36,36 +35,44 @@ class Table:
     def lines(self) -> Iterator[Iterable[str]]:
         """The lines of the file, decompressed while reading."""
         with _open_bytes(self.path, self.member) as raw:
-            yield io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
+            yield decode_lines(raw, self.shown)
 
     def header(self) -> list[str]:
-        """Column names without surrounding spaces: SIIM's file has ` EncodedPixels`."""
-        with self.lines() as lines:
+        """Column names without surrounding spaces: SIIM's file has ` EncodedPixels`.
+
+        Raises:
+            DataError: as `rows`.
+        """
+        with self._explained(), self.lines() as lines:
             return [name.strip() for name in next(csv.reader(lines), [])]
 
     def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
         """(line number, stripped values of `columns`) of each row; empty lines are skipped.
 
         Raises:
-            DataError: a missing column, a row shorter than the header, or a damaged file.
+            DataError: a missing column, a row shorter than the header, a damaged file, or not UTF-8 text.
         """
+        with self._explained(), self.lines() as lines:
+            reader = csv.reader(lines)
+            header = [name.strip() for name in next(reader, [])]
+            missing = [name for name in columns if name not in header]
+            if missing:
+                present = ", ".join(header) or "none"
+                raise DataError(f"{self.shown}: no column {', '.join(missing)}; its columns: {present}")
+            indices = [header.index(name) for name in columns]
+            for row in reader:
+                if not row:
+                    continue
+                if len(row) < len(header):
+                    raise DataError(
+                        f"{self.shown}:{reader.line_num}: {len(row)} fields, the header has {len(header)}"
+                    )
+                yield reader.line_num, tuple(row[index].strip() for index in indices)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            with self.lines() as lines:
-                reader = csv.reader(lines)
-                header = [name.strip() for name in next(reader, [])]
-                missing = [name for name in columns if name not in header]
-                if missing:
-                    present = ", ".join(header) or "none"
-                    raise DataError(f"{self.shown}: no column {', '.join(missing)}; its columns: {present}")
-                indices = [header.index(name) for name in columns]
-                for row in reader:
-                    if not row:
-                        continue
-                    if len(row) < len(header):
-                        raise DataError(
-                            f"{self.shown}:{reader.line_num}: {len(row)} fields, the header has {len(header)}"
-                        )
-                    yield reader.line_num, tuple(row[index].strip() for index in indices)
+            yield
         # All of these mean damaged bytes, whether the file is plain, gzipped or in a zip archive.
         except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, csv.Error) as error:
             raise DataError(f"{self.shown} is damaged or cut short ({error}); download it again") from error

@@ -10,9 +10,38 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from medunifier_cli.data.contract import DataError
+from medunifier_cli.data.contract import DataError, decode_text
 
-__all__ = ["open_zip", "read_member"]
+__all__ = ["open_zip", "other_format", "read_member"]
+
+FORMATS = {
+    b"\x1f\x8b": "a gzip archive",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ\0": "an xz archive",
+    b"7z\xbc\xaf'\x1c": "a 7z archive",
+    b"Rar!": "a RAR archive",
+}
+"""First bytes -> what the file is."""
+TAR_MARK = slice(257, 262)
+"""Where a tar archive says `ustar`."""
+
+
+def other_format(path: Path) -> str | None:
+    """What a file is that is no zip archive, such as `a gzip archive` or `a text file`; None if unknown."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    for mark, name in FORMATS.items():
+        if start.startswith(mark):
+            return name
+    if start[TAR_MARK] == b"ustar":
+        return "a tar archive"
+    if not start or start.startswith(b"PK"):
+        return None
+    try:
+        decode_text(start.rstrip(bytes(range(0x80, 0x100))), "")  # a letter may be cut off at the end
+    except DataError:
+        return None
+    return "a text file" if path.suffix.lower() != ".csv" else "a CSV table"
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
@@ -24,6 +53,8 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        if other := other_format(path):
+            raise DataError(f"{path} is {other}, not a zip archive, whatever its name says") from error
         # ValueError: a name that is not valid UTF-8. NotImplementedError: a damaged version number.
         raise DataError(f"{path} is damaged or cut short; download it again") from error
 

@@ -86,3 +86,28 @@ def zip_batches(raw: Path, rows: Sequence[Row]) -> None:
             for path in sorted((raw / "unpacked" / batch).rglob("*")):
                 archive.write(path, path.relative_to(raw / "unpacked"))
     shutil.rmtree(raw / "unpacked")
+
+
+def write_test_set(root: Path, rows: Sequence[Row]) -> None:
+    """The official test set as released later: `test/`, and `test_labels.csv` with paths and labels alone."""
+    with (root / "test_labels.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["Path", *HEADER[5:]])
+        for row in rows:
+            labels = [row.labels.get(name, 0.0) for name in HEADER[5:]]
+            writer.writerow([f"CheXpert-v1.0/test/{row.tail}", *labels])
+    for row in rows:
+        write_picture(root / "test" / row.tail, row.patient)
+
+
+def write_plus(raw: Path, rows: Sequence[Row]) -> None:
+    """CheXpert Plus: one table of reports, and PNGs."""
+    raw.mkdir(parents=True, exist_ok=True)
+    with (raw / "df_chexpert_plus_240401.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path_to_image", "frontal_lateral", "deid_patient_id", "report", "split"])
+        for row in rows:
+            path = f"{row.part}/{row.tail}"
+            writer.writerow([path, row.side, f"patient{row.patient:05d}", "NARRATIVE: ...", row.part])
+    for row in rows:
+        write_picture(raw / "PNG" / row.part / row.tail.replace(".jpg", ".png"), row.patient)

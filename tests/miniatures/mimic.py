@@ -6,6 +6,7 @@ import csv
 import gzip
 import hashlib
 import io
+import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -151,3 +152,17 @@ def write_dicom_release(
                 path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
                 path.unlink()
     write_reports(raw / root, studies)
+
+
+def write_r2gen(raw: Path, studies: Sequence[Study]) -> None:
+    """R2Gen's `annotation.json` of MIMIC-CXR, with the findings alone, and `images/p10/...`."""
+    parts = {"train": "train", "validate": "val", "test": "test"}
+    splits: dict[str, list[dict[str, object]]] = {"train": [], "val": [], "test": []}
+    for study in studies:
+        for place in range(len(study.views)):
+            name = f"{study.folder.removeprefix('files/')}/{study.dicom(place)}.jpg"
+            row: dict[str, object] = {"id": study.dicom(place), "study_id": study.study}
+            row |= {"subject_id": study.subject, "report": study.report or "", "image_path": [name]}
+            splits[parts[study.split]].append(row | {"split": parts[study.split]})
+            write_picture(raw / "images" / name, place)
+    (raw / "annotation.json").write_text(json.dumps(splits), encoding="utf-8")

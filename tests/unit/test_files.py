@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import gzip
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable
@@ -12,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from medunifier_cli import files
-from medunifier_cli.errors import CheckpointError, DataError
+from medunifier_cli.errors import CheckpointError, DataError, NotTextError
 
 OLD = b"the old content"
 
@@ -112,3 +115,70 @@ def test_json_lines_skip_one_that_a_kill_cut_short(tmp_path: Path) -> None:
     assert files.read_lines(path) == []
     path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
     assert files.read_lines(path) == [{"step": 1}, {"step": 2}]
+
+
+TEXT = "clé,größe\na\u2028b,1\n\nc\u0085\x0cd,2\n"
+"""With characters at which `str.splitlines` ends a line, but no editor does."""
+LINES = ["clé,größe", "a\u2028b,1", "", "c\u0085\x0cd,2"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_text_is_read_whatever_program_saved_it(path: Path, encoding: str, end: str) -> None:
+    path.write_bytes(TEXT.replace("\n", end).encode(encoding))
+    assert files.read_text(path) == TEXT
+    assert files.text_lines(path) == LINES
+    path.write_bytes(TEXT.rstrip("\n").replace("\n", end).encode(encoding))
+    assert files.text_lines(path) == LINES
+
+
+@pytest.mark.parametrize(("mark", "encoding"), [(b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be")])
+def test_utf_16_in_both_byte_orders(path: Path, mark: bytes, encoding: str) -> None:
+    path.write_bytes(mark + TEXT.encode(encoding))
+    assert files.read_text(path) == TEXT
+
+
+def test_an_empty_file_has_no_lines(path: Path) -> None:
+    path.write_bytes(b"")
+    assert files.text_lines(path) == []
+    path.write_bytes(b"\n")
+    assert files.text_lines(path) == [""]
+
+
+NOT_TEXT = {
+    "windows-1252": ("ok\nsecret Größe\n".encode("windows-1252"), "2"),
+    "latin-1": ("ok\nsecret é".encode("latin-1"), "2"),
+    "utf-16 without mark": ("secret\n".encode("utf-16-le"), "1"),
+    "utf-32": ("secret\n".encode("utf-32"), "1"),
+    "utf-16 cut short": ("secret\n".encode("utf-16")[:-1], "1"),
+    "binary": (b"\x89PNG\r\n\x1a\n\0\0", "1"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_TEXT)
+def test_other_encodings_are_one_line_without_their_text_instead_of_wrong_text(path: Path, kind: str) -> None:
+    content, line = NOT_TEXT[kind]
+    path.write_bytes(content)
+    with pytest.raises(
+        NotTextError, match=rf"file\.json:{line}: not UTF-8 text .*save it as UTF-8"
+    ) as caught:
+        files.read_text(path)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    with path.open("rb") as raw, pytest.raises(NotTextError, match=r"file\.json.*not UTF-8 text"):
+        list(files.decode_lines(raw, str(path)))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lines_of_a_stream_keep_their_ends_for_the_csv_reader(encoding: str) -> None:
+    text = 'key,note\r\na,"two\nlines"\r\nb,x\u2028y\r\n'
+    packed = io.BytesIO(gzip.compress(text.encode(encoding)))
+    lines = list(files.decode_lines(gzip.GzipFile(fileobj=packed), "a.csv.gz"))  # type: ignore[arg-type]
+    assert "".join(lines) == text
+    assert list(csv.reader(lines)) == [["key", "note"], ["a", "two\nlines"], ["b", "x\u2028y"]]
+
+
+def test_json_lines_end_at_line_feeds_only(path: Path) -> None:
+    rows = [{"text": "a\u2028b"}, {"text": "c\u0085d"}]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert files.read_lines(path) == rows

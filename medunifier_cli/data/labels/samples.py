@@ -20,6 +20,7 @@ from medunifier_cli.data.labels.fraction import Selection, select
 from medunifier_cli.data.labels.labelled import Kind, LabelledImages
 from medunifier_cli.data.subset import open_part
 from medunifier_cli.errors import CheckpointError, DataError
+from medunifier_cli.files import read_text
 from medunifier_cli.recipe.schema_finetune import FinetuneDataConfig
 
 SAMPLES = "samples.json"
@@ -130,7 +131,7 @@ def read_samples(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing or damaged.
     """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads(read_text(path)))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read; start over with --fresh") from error
 

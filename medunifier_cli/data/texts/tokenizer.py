@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from medunifier_cli.data.batch import SPECIAL
 from medunifier_cli.errors import DataError, MissingWeightsError
+from medunifier_cli.files import read_text, text_lines, write_text
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 DEC = "[DEC]"
@@ -27,6 +28,7 @@ ALPHABET = 1000
 CONTINUES = "##"
 """Prefix of a token that continues a word."""
 FILES = ("vocab.txt", "tokenizer_config.json", "tokenizer.json")
+SPECIAL_TOKEN = re.compile(r"\[.*\]|<.*>")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -118,7 +120,7 @@ class TextTokenizer:
         path = files.get("vocab.txt", files.get("tokenizer.json", Path()))
         try:
             if path.name == "vocab.txt":
-                tokens = path.read_text(encoding="utf-8").splitlines()
+                tokens = text_lines(path)
                 config = _json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
                 return cls(tokens, config.get("do_lower_case", True), config.get("strip_accents"))
             saved = _json(path)
@@ -138,13 +140,13 @@ class TextTokenizer:
     def save(self, folder: Path) -> None:
         """Write `vocab.txt` and `tokenizer_config.json`, which `load` and transformers read."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "vocab.txt").write_text("".join(token + "\n" for token in self._tokens), encoding="utf-8")
+        write_text(folder / "vocab.txt", "".join(token + "\n" for token in self._tokens))
         config = {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": self._lowercase,
             "strip_accents": self._strip_accents,
         }
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        write_text(folder / "tokenizer_config.json", json.dumps(config, indent=1) + "\n")
 
     def encode(self, text: str, max_tokens: int) -> list[int]:
         """[CLS] ... [SEP], at most `max_tokens` (>= 2) ids; a longer text is truncated before [SEP]."""
@@ -160,6 +162,12 @@ class TextTokenizer:
         """Text of token ids, without special tokens and without spaces before punctuation."""
         visible = [i for i in ids if i not in self._invisible]
         return str(self._tokenizer.decode(visible, skip_special_tokens=False))
+
+    @property
+    def unused_capitals(self) -> int:
+        """Number of tokens with capitals that no text gives, because all text is lower-cased first."""
+        words = (token for token in self._tokens if not SPECIAL_TOKEN.fullmatch(token))
+        return sum(word != word.lower() for word in words) if self._lowercase else 0
 
     @property
     def fingerprint(self) -> str:
@@ -223,7 +231,7 @@ def _cached(name: str) -> dict[str, Path]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = json.loads(read_text(path))
     if not isinstance(value, dict):
         raise ValueError("not an object")
     return value

@@ -16,7 +16,7 @@ from medunifier_cli.evaluate.render import number, render
 from medunifier_cli.evaluate.reports.scoring import Scored, constant_report, read_rows, score_rows
 from medunifier_cli.evaluate.reports.writer import Decoding, Writer, save_rows, write_split
 from medunifier_cli.evaluate.results import Result, span
-from medunifier_cli.files import write_text
+from medunifier_cli.files import read_text, write_text
 from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.roots import shards_folder
 
@@ -99,7 +99,7 @@ def score_file(path: Path, clinical: bool = False) -> Scored:
         except MuError as error:
             notes.append(f"findings: left out. {error}")
     constant_file = path.with_name(path.stem + CONSTANT)
-    constant = constant_file.read_text(encoding="utf-8").strip() if constant_file.is_file() else ""
+    constant = read_text(constant_file).strip() if constant_file.is_file() else ""
     if not constant:
         notes.append(f"baseline: left out, there is no {constant_file.name} next to the reports")
     scored = score_rows(rows, plugin, constant, clinical)

@@ -21,6 +21,7 @@ from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.reports.writer import whole_text
 from medunifier_cli.evaluate.results import Metric
+from medunifier_cli.files import text_lines
 from medunifier_cli.scores.bootstrap import Interval, percentiles, resample_counts
 from medunifier_cli.scores.classification import ClassScores, finding_scores
 from medunifier_cli.scores.text.clinical import CLINICAL, clinical_scores
@@ -58,8 +59,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         DataError: the file cannot be read, holds no report, or has a line of another form.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = text_lines(path)
+    except OSError as error:
         raise DataError(f"{path}: cannot be read; `mu report` writes such a file") from error
     rows = []
     for number, line in enumerate(lines, 1):

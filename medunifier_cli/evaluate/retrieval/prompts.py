@@ -13,7 +13,7 @@ import yaml
 
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.errors import DataError
-from medunifier_cli.files import write_text
+from medunifier_cli.files import read_text, write_text
 
 ALL = "all"
 """Every prompt set of a data set."""
@@ -42,7 +42,7 @@ def read_prompts(path: Path, classes: Sequence[str]) -> Prompts:
         DataError: no such file, not of that form, or a class without prompts.
     """
     try:
-        content: Any = yaml.safe_load(path.read_text())
+        content: Any = yaml.safe_load(read_text(path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except yaml.YAMLError as error:

@@ -26,6 +26,7 @@ from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
 from medunifier_cli.evaluate.synthesis.requests import requests_hash
 from medunifier_cli.evaluate.synthesis.sample_folder import FIGURE, SETTINGS, SHEET, read_samples
 from medunifier_cli.evaluate.synthesis.synthesis import reconstruct_batch
+from medunifier_cli.files import read_text
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.run.cache import cached
 from medunifier_cli.terminal.progress import Progress
@@ -129,7 +130,7 @@ class FolderImages:
         self.paths: list[Path]
         if self.lines:
             self.paths = [folder / line["image"] for line in self.lines]
-            settings = json.loads((folder / SETTINGS).read_text()) if (folder / SETTINGS).exists() else {}
+            settings = json.loads(read_text(folder / SETTINGS)) if (folder / SETTINGS).exists() else {}
             self.kind = "reconstruction" if "reconstruct" in settings else "synthetic"
             self.origin = _origin(settings, model)
         else:

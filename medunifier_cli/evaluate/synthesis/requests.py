@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from medunifier_cli.data.batch import SPECIAL, PackedText
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.retrieval.prompts import prompts_of, read_prompts
+from medunifier_cli.files import read_text, text_lines
 
 
 @dataclass(frozen=True)
@@ -63,23 +65,21 @@ def read_requests(prompt: str, prompts: str, plugin: DatasetPlugin) -> list[Imag
             for name, text in filter(None, turn)
         ]
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if kind == ".csv":
-                rows = csv.DictReader(file)
-                if "prompt" not in (rows.fieldnames or ()):
-                    raise DataError(f"{path}: a table of prompts needs a column `prompt`")
-                requests = [
-                    ImageRequest(
-                        (row["prompt"] or "").strip(), f"{path}:{rows.line_num}", row.get("class") or ""
-                    )
-                    for row in rows
-                ]
-            else:
-                requests = [
-                    ImageRequest(line.strip(), f"{path}:{number}") for number, line in enumerate(file, 1)
-                ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        why = error.strerror if isinstance(error, OSError) else "not a UTF-8 text file"
+        if kind == ".csv":
+            rows = csv.DictReader(io.StringIO(read_text(path)))
+            if "prompt" not in (rows.fieldnames or ()):
+                raise DataError(f"{path}: a table of prompts needs a column `prompt`")
+            requests = [
+                ImageRequest((row["prompt"] or "").strip(), f"{path}:{rows.line_num}", row.get("class") or "")
+                for row in rows
+            ]
+        else:
+            requests = [
+                ImageRequest(line.strip(), f"{path}:{number}")
+                for number, line in enumerate(text_lines(path), 1)
+            ]
+    except (OSError, csv.Error) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"{path}: cannot be read ({why})") from error
     requests = [request for request in requests if request.prompt]  # blank lines are allowed
     if not requests:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medunifier_cli.errors import DataError
-from medunifier_cli.files import read_lines, write_text
+from medunifier_cli.files import read_lines, read_text, write_text
 from medunifier_cli.page.pictures import save_rows
 
 SETTINGS, LINES, TABLE, SHEET = "settings.json", "samples.jsonl", "samples.csv", "contact.png"
@@ -69,7 +69,7 @@ class SampleFolder:
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
         try:
-            saved = json.loads((self.folder / SETTINGS).read_text())
+            saved = json.loads(read_text(self.folder / SETTINGS))
         except ValueError as error:
             raise DataError(f"{self.folder / SETTINGS}: not the file that was written") from error
         now = json.loads(json.dumps(settings))  # as JSON gives it back: tuples are lists there
@@ -85,7 +85,7 @@ class SampleFolder:
             Image.fromarray(image_HW).save(temporary, "PNG")
             temporary.replace(self.folder / name)
             self.done[sample] = {"image": name, "sample": sample, **line}
-            with (self.folder / LINES).open("a") as file:
+            with (self.folder / LINES).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(self.done[sample], sort_keys=True) + "\n")
         except OSError as error:
             raise DataError(f"{self.folder / name}: cannot be written ({error.strerror or error})") from error

@@ -18,6 +18,7 @@ from medunifier_cli.checkpoint.lineage import base_of, made_from, recipe_of
 from medunifier_cli.evaluate.render import number
 from medunifier_cli.evaluate.tables.demands import differences
 from medunifier_cli.evaluate.tables.paper_values import TABLES, TRAINED_ON, Measure, PaperTable, Row
+from medunifier_cli.files import read_text
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.run.record import Run
 
@@ -74,7 +75,7 @@ def read_evidence(run: Run) -> Evidence:
         out.notes.append(f"{reason}; its objectives are unknown")
     paths = [path for one in [run, *made_from(run)] for path in one.results.glob("*.json")]
     paths.sort(key=lambda path: (-path.stat().st_mtime, str(path)))
-    out.results = [(path, json.loads(path.read_text())) for path in paths]
+    out.results = [(path, json.loads(read_text(path))) for path in paths]
     return out
 
 

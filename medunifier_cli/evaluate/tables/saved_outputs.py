@@ -17,6 +17,7 @@ import numpy as np
 
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.results import Metric
+from medunifier_cli.files import text_lines
 from medunifier_cli.scores.bootstrap import intervals, mean_intervals
 from medunifier_cli.scores.classification import ClassScores, classification_scores, multilabel_scores
 from medunifier_cli.scores.ranking import DIRECTIONS, KS, ranking_scores
@@ -47,12 +48,12 @@ def score_outputs(path: Path) -> tuple[list[Metric], list[str]]:
 def _read(path: Path) -> Rows:
     rows = []
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(text_lines(path), 1):
             if line.strip():
                 rows.append(json.loads(line))
                 if not isinstance(rows[-1], dict):
                     raise DataError(f"{path}:{number}: not a JSON object")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DataError(f"{path}: cannot be read") from error
     except ValueError as error:
         raise DataError(f"{path}:{number}: not JSON") from error

@@ -78,11 +78,19 @@ def check_texts(recipe: PretrainRecipe) -> str:
 
 
 def check_tokenizer(recipe: PretrainRecipe) -> str:
-    """Check that the tokenizer's files are on this machine, unless the run trains one."""
+    """Check that the tokenizer's files are on this machine, unless the run trains one.
+
+    A cased vocabulary that is read as uncased gets a hint and is no error: transformers reads it so as well.
+    """
     if recipe.text.tokenizer == "train":
         return f"trained on the split {recipe.data.train!r}, at most {recipe.text.vocabulary:,} tokens"
     tokenizer = TextTokenizer.load(recipe.text.tokenizer)
-    return f"{recipe.text.tokenizer}: {tokenizer.size:,} tokens with [DEC]"
+    capitals = tokenizer.unused_capitals
+    hint = (
+        f"; read as uncased, so {capitals:,} tokens with capitals are never used: for a cased vocabulary "
+        'write {"do_lower_case": false} into tokenizer_config.json next to it'
+    )
+    return f"{recipe.text.tokenizer}: {tokenizer.size:,} tokens with [DEC]{hint if capitals else ''}"
 
 
 def check_text_encoder(recipe: PretrainRecipe) -> str:

@@ -6,6 +6,7 @@ import csv
 import io
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,16 @@ from PIL import Image
 
 from medunifier_cli.data.contract import DataError, Drop, FileImage, Record, ZipImage
 from tests.folders import SHARED
-from tests.miniatures.chexpert import BATCHES, HEADER, Row, write_batches, write_tree, zip_batches
+from tests.miniatures.chexpert import (
+    BATCHES,
+    HEADER,
+    Row,
+    write_batches,
+    write_plus,
+    write_test_set,
+    write_tree,
+    zip_batches,
+)
 from tests.miniatures.planner import Planner, miniature
 
 PAPER = CLASS_LISTS["paper"]
@@ -166,3 +176,34 @@ def test_real_rows_of_train_csv_qualify_as_a_plain_reading_says() -> None:
             marked = [name for name in HEADER[6:] if line[name] not in ("", "0.0")]
             single = marked[0] if len(marked) == 1 and line[marked[0]] == "1.0" else None
             assert place == (classes.index(single) if single in classes else -1)
+
+
+def test_the_official_test_set_is_the_split_test(small: Path, tmp_path: Path) -> None:
+    write_tree(tmp_path, rows())
+    listed = [Row(64_741, labels={"Atelectasis": 1.0}), Row(64_742), Row(64_742, 1, 2, "Lateral")]
+    write_test_set(tmp_path, listed)
+    assert records(tmp_path, per_class=4) == [
+        replace(record, image=FileImage(tmp_path / source), source=source)
+        for record in records(small, per_class=4)
+        if (source := record.source.removeprefix("CheXpert-v1.0-small/"))
+    ]
+    found = [record for record in records(tmp_path, per_class=4, include="all") if record.split == "test"]
+    assert [record.source for record in found] == [f"test/{row.tail}" for row in listed[:2]]
+    assert found[0].labels == dict.fromkeys(HEADER[5:], 0.0) | {"Atelectasis": 1.0}
+    assert found[0].view == "frontal"
+
+
+def test_chexpert_plus_is_named_and_its_png_copies_are_read_with_train_csv(
+    small: Path, tmp_path: Path
+) -> None:
+    write_plus(tmp_path, rows())
+    with pytest.raises(
+        DataError, match=r"df_chexpert_plus_240401\.csv is CheXpert Plus.*put train\.csv"
+    ) as error:
+        plan(tmp_path, per_class=4)
+    assert "\n" not in str(error.value)
+    (tmp_path / "train.csv").write_bytes((small / "CheXpert-v1.0-small" / "train.csv").read_bytes())
+    found = records(tmp_path, per_class=4)
+    assert [record.key for record in found] == [record.key for record in records(small, per_class=4)]
+    assert found[0].source.startswith("PNG/train/patient")
+    assert found[0].source.endswith(".png")

@@ -180,3 +180,9 @@ def test_lines_of_other_versions_under_the_right_name_are_refused(tmp_path: Path
         DataError, match=r"train_COVIDx9A\.txt:2: not `patient file class source` with a 9A class"
     ):
         read_labels(path)
+
+
+def test_positive_of_sirm_in_the_first_published_list_is_covid(tmp_path: Path) -> None:
+    path = tmp_path / "train_COVIDx9A.txt"
+    path.write_text("1 b.png normal rsna\nCOVID_3 COVID 3 (3).png positive sirm\n", encoding="utf-8")
+    assert read_labels(path)[1] == LabelLine("COVID_3", "COVID 3 (3).png", "COVID-19", "sirm")

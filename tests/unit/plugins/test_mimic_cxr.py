@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import shutil
+import tarfile
+import zipfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +24,7 @@ from tests.miniatures.mimic import (
     report_text,
     write_dicom_release,
     write_jpg_release,
+    write_r2gen,
     write_reports,
     write_reports_zip,
     write_tables,
@@ -226,3 +230,106 @@ def test_no_report_text_in_drops_or_errors(raw: Path) -> None:
     drops = [item for item in plan(raw, **NO_5X200).records if isinstance(item, Drop)]
     assert drops
     assert not any("ebra" in f"{drop.reason}{drop.source}" for drop in drops)
+
+
+@pytest.mark.parametrize("form", ["csv", "tar.gz", "txt", "lzma"])
+def test_reports_in_another_form_are_named_and_not_called_damaged(tmp_path: Path, form: str) -> None:
+    write_jpg_release(tmp_path, STUDIES)
+    path = tmp_path / f"mimic_cxr_reports.{form}"
+    report = BOTH.encode()
+    if form == "tar.gz":
+        with tarfile.open(path, "w:gz") as archive:
+            member = tarfile.TarInfo("files/p10/p10000032/s50414267.txt")
+            member.size = len(report)
+            archive.addfile(member, io.BytesIO(report))
+    elif form == "lzma":  # a zip that another program packed more tightly is read
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as packed:
+            packed.writestr("files/p10/p10000032/s50414267.txt", report)
+        assert STUDIES[0].dicom(0) in items(tmp_path, reports=str(path), **NO_5X200)[0]
+        return
+    else:
+        path.write_text("study,impression,findings\ns50414267,Größe.,x\n" * 50, encoding="utf-8")
+    with pytest.raises(DataError) as error:
+        plan(tmp_path, reports=str(path), **NO_5X200)
+    found = {"csv": "a CSV table", "tar.gz": "a gzip archive", "txt": "a text file"}[form]
+    message = str(error.value)
+    assert message.startswith(
+        f"{path} is {found}, not mimic-cxr-reports.zip of MIMIC-CXR or a folder with files/"
+    )
+    assert ("unpack it" in message) == (form == "tar.gz")
+    assert "damaged" not in message
+    assert "\n" not in message
+    if form != "txt":  # found on its own, beside the images
+        path.rename(tmp_path / JPG_ROOT / path.name)
+        with pytest.raises(DataError, match=f"reports.{form} is {found}, not mimic-cxr-reports"):
+            plan(tmp_path, **NO_5X200)
+
+
+def test_a_report_that_is_not_utf_8_is_dropped_and_no_wrong_text(raw: Path) -> None:
+    with zipfile.ZipFile(raw / DICOM_ROOT / "mimic-cxr-reports.zip", "w") as archive:
+        for study in STUDIES[:2]:
+            archive.writestr(f"{study.folder}.txt", (study.report or "").encode())
+        archive.writestr(
+            f"{STUDIES[3].folder}.txt", BOTH.replace("clear", "cl\u00e9ar").encode("windows-1252")
+        )
+    records, drops = items(raw, **NO_5X200)
+    assert len(records) == 3
+    assert drops[STUDIES[3].dicom(0)] == "report is not UTF-8 text"
+
+
+ANNOTATED = [
+    Study(10000032, 50414267, ("PA", "LATERAL"), "train", {"No Finding": 1.0}, "the lungs are clear ."),
+    Study(11000001, 50000001, ("AP",), "validate", {}, "no change ."),
+    Study(12000001, 50000002, ("PA",), "test", {}, ""),
+    Study(12000002, 50000004, ("AP",), "test", {}, "small effusion ."),
+]
+
+
+def test_r2gen_annotation_is_read_with_its_split_and_findings(tmp_path: Path) -> None:
+    write_r2gen(tmp_path, ANNOTATED)
+    leave_rubbish(tmp_path)
+    found = plan(tmp_path, **NO_5X200)
+    assert found.split_source == "R2Gen (annotation.json)"
+    (warning,) = found.warnings
+    assert "lateral images are kept" in warning
+    records, drops = items(tmp_path, **NO_5X200)
+    assert {key: record.split for key, record in records.items()} == {
+        ANNOTATED[0].dicom(0): "train",
+        ANNOTATED[0].dicom(1): "train",
+        ANNOTATED[1].dicom(0): "valid",
+        ANNOTATED[3].dicom(0): "test",
+    }
+    assert drops == {ANNOTATED[2].dicom(0): "empty_text"}
+    record = records[ANNOTATED[0].dicom(0)]
+    assert record.sections == {"findings": "the lungs are clear ."}
+    assert (record.subject, record.study, record.view) == ("p10000032", "s50414267", None)
+    assert record.source == f"images/p10/p10000032/s50414267/{ANNOTATED[0].dicom(0)}.jpg"
+    with pytest.raises(DataError, match=r"no mimic-cxr-2\.0\.0-chexpert\.csv.* -o per_class=0"):
+        plan(tmp_path)
+
+
+def test_r2gen_annotation_with_the_metadata_table_keeps_frontal_images(tmp_path: Path) -> None:
+    write_r2gen(tmp_path, ANNOTATED)
+    write_tables(tmp_path, ANNOTATED)
+    (tmp_path / "mimic-cxr-2.0.0-split.csv.gz").unlink()
+    assert list(plan(tmp_path, **NO_5X200).warnings) == []
+    records, drops = items(tmp_path, **NO_5X200)
+    assert drops[ANNOTATED[0].dicom(1)] == "filtered: lateral view"
+    assert records[ANNOTATED[0].dicom(0)].view == "PA"
+    assert records[ANNOTATED[0].dicom(0)].labels["No Finding"] == 1.0
+
+
+def test_the_official_split_comes_before_r2gen(raw: Path) -> None:
+    before = items(raw, **NO_5X200)
+    write_r2gen(raw, ANNOTATED)
+    assert items(raw, **NO_5X200) == before
+
+
+def test_an_annotation_of_another_data_set_is_named(tmp_path: Path) -> None:
+    write_r2gen(tmp_path, ANNOTATED)
+    (tmp_path / "annotation.json").write_text(
+        '{"train": [{"id": "CXR1_IM-0001", "report": "secret", "image_path": ["CXR1_IM-0001/0.png"]}]}'
+    )
+    with pytest.raises(DataError, match=r"not R2Gen's annotation of MIMIC-CXR.*`mu prepare open-i`") as error:
+        plan(tmp_path, **NO_5X200)
+    assert "secret" not in str(error.value)

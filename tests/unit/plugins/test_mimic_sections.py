@@ -39,6 +39,28 @@ def test_without_the_blank_at_the_start_of_the_line_there_is_no_heading() -> Non
     assert found(body.replace("\n ", "\n\t")) == {}
 
 
+@pytest.mark.parametrize("indent", ["", "  ", "\t", "        "])
+@pytest.mark.parametrize("title", [TITLE, ""])
+def test_a_report_that_was_stripped_or_indented_anew_is_read_as_the_released_one(
+    indent: str, title: str
+) -> None:
+    body = (
+        " EXAMINATION: CHEST\n \n FINDINGS:\n The heart is normal.\n The lungs: clear.\n \n"
+        " IMPRESSION:\n No acute process.\n"
+    )
+    changed = "".join(f"{indent}{line.strip()}\n" for line in (title + body).split("\n"))
+    released = found(body)
+    assert released == {
+        "findings": "The heart is normal.\n The lungs: clear.",
+        "impression": "No acute process.",
+    }
+    assert {name: report_sections(changed)[name] for name in released} == released
+
+
+def test_a_report_whose_title_was_cut_off_begins_with_a_heading() -> None:
+    assert report_sections(" FINDINGS: \n \n Clear.\n") == {"findings": "Clear."}
+
+
 def test_findings_without_text_do_not_swallow_the_heading_on_the_next_line() -> None:
     assert found(" FINDINGS:\n IMPRESSION: Clear.\n") == {"impression": "Clear."}
     assert found(" FINDINGS:\n \n IMPRESSION: Clear.\n") == {"impression": "Clear."}

@@ -14,6 +14,7 @@ from medunifier_plugins.open_i.reports import read_reports
 
 from medunifier_cli.data.contract import DataError, Drop, Record
 from tests.folders import SHARED
+from tests.miniatures import mimic
 from tests.miniatures.open_i import REPORTS, write_kaggle, write_r2gen, write_xml
 from tests.miniatures.pictures import leave_rubbish
 from tests.miniatures.planner import Planner
@@ -230,3 +231,29 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (other / "annotation.json").write_text('{"train": [{"id": "CXR1_IM-1"}]}', encoding="utf-8")
     with pytest.raises(DataError, match="has no train, val and test lists"):
         plan(other)
+
+
+def test_r2gen_images_next_to_projections_that_do_not_name_them(tmp_path: Path) -> None:
+    write_r2gen(tmp_path, REPORTS)
+    alone = items(tmp_path)
+    write_kaggle(tmp_path, REPORTS, texts=False)
+    assert items(tmp_path) == alone
+    (warning,) = plan(tmp_path).warnings
+    assert "indiana_projections.csv lists no image of 3 of 3 reports" in warning
+
+
+def test_reports_that_the_projections_leave_out_keep_their_first_image(tmp_path: Path) -> None:
+    write_xml(tmp_path, REPORTS, "png")
+    write_kaggle(tmp_path, [report for report in REPORTS if report.number != 2], texts=False)
+    records, _ = items(tmp_path)
+    assert records["CXR2_IM-0002-1001"].facts["frontal_by"] == "first image"
+    assert records["CXR3_IM-0003-1001"].facts["frontal_by"] == "projections"
+    assert "CXR6_IM-0006-1001" not in records  # the table says that its only image is lateral
+
+
+def test_r2gen_annotation_of_mimic_cxr_is_refused(tmp_path: Path) -> None:
+    mimic.write_r2gen(tmp_path, [mimic.Study(10000032, 50414267, report="secret")])
+    with pytest.raises(DataError, match=r"annotation\.json: not Open-i's.*`mu prepare mimic-cxr`") as error:
+        plan(tmp_path)
+    assert "\n" not in str(error.value)
+    assert "secret" not in str(error.value)

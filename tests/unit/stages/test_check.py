@@ -168,3 +168,17 @@ def test_runs_folder_that_cannot_be_written(
     monkeypatch.setenv("MU_RUNS", str(tmp_path / "file" / "runs"))
     (line,) = problems(check("demo", "-o", f"data.shards={shards}"))
     assert "set MU_RUNS to another folder" in line
+
+
+def test_a_vocabulary_with_capitals_and_no_configuration_is_named(shards: Path, tmp_path: Path) -> None:
+    cased = tmp_path / "cased"
+    cased.mkdir()
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "COPD", "Effusion"]
+    (cased / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8")
+    args = ("demo", "-o", f"data.shards={shards}", "-o", f"text.tokenizer={cased}")
+    (line,) = (line for line in check(*args).stdout.splitlines() if "tokens with [DEC]" in line)
+    assert "read as uncased, so 2 tokens with capitals are never used" in line
+    assert '{"do_lower_case": false}' in line
+    (cased / "tokenizer_config.json").write_text('{"do_lower_case": false}', encoding="utf-8")
+    (line,) = (line for line in check(*args).stdout.splitlines() if "tokens with [DEC]" in line)
+    assert "uncased" not in line

@@ -131,3 +131,48 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE"}}))
     with pytest.raises(DataError, match=r"tokenizer\.json: a BPE tokenizer"):
         TextTokenizer.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_separator_in_a_vocabulary_shifts_no_id(tmp_path: Path, encoding: str, end: str) -> None:
+    tokens = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "no",
+        "\u2028",
+        "\x85",
+        "effusion",
+        "\x1c",
+        "[DEC]",
+    ]
+    (tmp_path / "vocab.txt").write_bytes("".join(token + end for token in tokens).encode(encoding))
+    tokenizer = TextTokenizer.load(str(tmp_path))
+    assert tokenizer.size == len(tokens)
+    assert tokenizer.encode("effusion", 5)[1] == tokens.index("effusion")
+    assert tokenizer.dec_id == len(tokens) - 1
+    tokenizer.save(tmp_path / "again")
+    assert TextTokenizer.load(str(tmp_path / "again")).fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("words", "config", "unused"),
+    [
+        (["no", "copd"], None, 0),
+        (["no", "COPD", "##F"], None, 2),
+        (["no", "COPD", "##F"], {"do_lower_case": True}, 2),
+        (["no", "COPD", "##F"], {"do_lower_case": False}, 0),
+        (["no", "[unused1]", "<S>", "\u6f22"], None, 0),
+    ],
+)
+def test_tokens_with_capitals_that_lower_casing_never_gives_are_counted(
+    tmp_path: Path, words: list[str], config: dict[str, bool] | None, unused: int
+) -> None:
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8")
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert TextTokenizer.load(str(tmp_path)).unused_capitals == unused

@@ -75,7 +75,7 @@ def test_a_name_without_ending_is_a_prompt_set_of_the_data_set() -> None:
     [
         ("empty.txt", b"\n \n", "no prompt in it"),
         ("table.csv", b"text,class\na,b\n", "needs a column `prompt`"),
-        ("latin.txt", "Pleuraerguß".encode("latin-1"), "not a UTF-8 text file"),
+        ("latin.txt", "Pleuraerguß".encode("latin-1"), r"latin\.txt:1: not UTF-8 text \(byte 0xdf\)"),
         ("missing.txt", None, "cannot be read"),
         ("missing.yaml", None, "cannot be read"),
         ("no-such-set", None, "no prompt set 'no-such-set'"),
