@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from medunifier_cli.errors import MuError
-from medunifier_cli.model.weights import TRANSFORMERS_FILES, weights_path
+from medunifier_cli.model.weights import TRANSFORMERS_FILES, read_tensors, weights_path
 
 if TYPE_CHECKING:
     from medunifier_cli.model.medunifier import MedUnifier
 
+WRAPPED = ("module.", "model.", "_orig_mod.", "_forward_module.")
+"""What DistributedDataParallel, Lightning, torch.compile and Fabric put before every name, in any order."""
+WORDS = "embeddings.word_embeddings.weight"
+"""Every BERT has it once."""
 PREFIXES = ("Qformer.bert.", "Qformer.", "qformer.", "bert.")
 RENAMED = (
     (".attention.attention.", ".attention.self."),
@@ -77,7 +78,8 @@ def load_bert(model: MedUnifier, source: str) -> list[str]:
         MissingWeightsError: nothing at `source`.
         MuError: weights of another shape.
     """
-    converted = translate(canonical(read_weights(source)), model, source)
+    tensors = read_weights(source)
+    converted = translate(canonical(tensors), model, source)
     state = model.state_dict()
     for name, tensor in converted.items():
         if name in state and state[name].shape != tensor.shape:
@@ -88,7 +90,10 @@ def load_bert(model: MedUnifier, source: str) -> list[str]:
     # Heads of objectives that are off are in the source and not in the model.
     usable = {name: tensor for name, tensor in converted.items() if name in state}
     if not any(".attention.qkv." in name for name in usable):
-        raise MuError(f"model.qformer.weights: {source} holds no BERT or BLIP-2 encoder")
+        names = ", ".join(sorted(tensors)[:3])
+        raise MuError(
+            f"model.qformer.weights: {source} holds no BERT or BLIP-2 encoder; its tensors are {names}, ..."
+        )
     model.load_state_dict(usable, strict=False)
     # The image encoder has weights of its own (`model.vit.weights`), which no BERT is expected to hold.
     return sorted(name for name in state if name not in usable and not name.startswith("vit."))
@@ -99,28 +104,27 @@ def read_weights(source: str) -> dict[str, Tensor]:
 
     Raises:
         MissingWeightsError: not on this machine.
-        MuError: a file that cannot be read.
+        MuError: a file that cannot be read, or holds other things; see `read_tensors`.
     """
-    path = weights_path("model.qformer.weights", source, TRANSFORMERS_FILES)
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)  # refuses anything but tensors
-    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
-        raise MuError(f"{path}: damaged, or not a file of weights alone; fetch it again") from error
-    state = state.get("model", state)
-    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    return read_tensors(weights_path("model.qformer.weights", source, TRANSFORMERS_FILES))
 
 
 def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of any of the known spellings -> under BERT's own names."""
     named = {}
     for name, tensor in tensors.items():
+        while name.startswith(WRAPPED):
+            name = name.partition(".")[2]
         for prefix in PREFIXES:
             name = name.removeprefix(prefix)
         for old, new in RENAMED:
             name = name.replace(old, new)
         named[name] = tensor
+    inside = {name.removesuffix(WORDS) for name in named if name.endswith(WORDS)}
+    if len(inside) == 1 and not any(name.startswith("encoder.layer.") for name in named):
+        # one BERT inside a larger model, such as the text tower of a CLIP
+        (tower,) = inside
+        named = {name.removeprefix(tower): tensor for name, tensor in named.items() if name.startswith(tower)}
     return named
 
 
@@ -178,7 +182,7 @@ def _check_cross_attention(bert: Mapping[str, Tensor], model: MedUnifier, source
 
 def _embeddings(bert: Mapping[str, Tensor], model: MedUnifier, source: str) -> dict[str, Tensor]:
     """Word and position embeddings and the bias of the word head; none where the source has no embeddings."""
-    word = bert.get("embeddings.word_embeddings.weight")
+    word = bert.get(WORDS)
     position = bert.get("embeddings.position_embeddings.weight")
     if word is None or position is None:
         return {}

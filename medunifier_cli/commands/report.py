@@ -71,7 +71,9 @@ if TYPE_CHECKING:
     "--no-repeat-ngram", type=click.IntRange(min=0), default=0, metavar="N",
     help="Forbid that N tokens in a row occur twice; 0 allows it.",
 )  # fmt: skip
-@click.option("--clinical", is_flag=True, help="Add CheXbert and RadGraph F1 (needs the extra `clinical`).")
+@click.option(
+    "--clinical", is_flag=True, help="Add CheXbert and RadGraph F1, RadCliQ and RaTEScore (extra `clinical`)."
+)
 def report(
     files: tuple[Path, ...], name: str, dataset: str, split: str, limit: int, out: Path | None, as_json: bool,
     clinical: bool, **decoding: float,

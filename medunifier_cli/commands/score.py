@@ -33,13 +33,16 @@ class ScoreOptions:
     classifier: str
     extractor: str
     inception: str
+    rad_dino: str
     images: int
     seed: int
 
     @property
     def judges_images(self) -> bool:
         """Whether an option is given that is only for images."""
-        only_for_images = (self.fake, self.real, self.heldout, self.classifier, self.inception)
+        only_for_images = (
+            self.fake, self.real, self.heldout, self.classifier, self.inception, self.rad_dino
+        )  # fmt: skip
         return any((*only_for_images, self.copies, self.images))
 
 
@@ -64,7 +67,9 @@ class ScoreOptions:
     "--outputs", type=click.Path(path_type=Path), default=None,
     help="File of per-sample outputs to score, as results/*.samples.jsonl: classification or rankings.",
 )  # fmt: skip
-@click.option("--clinical", is_flag=True, help="Add CheXbert and RadGraph F1 to --reports.")
+@click.option(
+    "--clinical", is_flag=True, help="Add CheXbert and RadGraph F1, RadCliQ and RaTEScore to --reports."
+)
 @click.option(
     "--fake", default="",
     help="Images to evaluate: a folder, for example one of `mu synthesize`, or a split.",
@@ -79,14 +84,18 @@ class ScoreOptions:
     help="Fine-tuned run that classifies --fake, to tell whether images show what their prompts ask for.",
 )  # fmt: skip
 @click.option(
-    "--extractor", type=click.Choice(["auto", "encoder", "inception", "both"]), default="auto",
-    show_default=True,
-    help="Features for --real: the run's encoder, Inception, or both; auto adds Inception if its weights "
-    "are there.",
+    "--extractor", type=click.Choice(["auto", "encoder", "inception", "both", "rad-dino", "all"]),
+    default="auto", show_default=True,
+    help="Features for --real: the run's encoder, Inception, both, RAD-DINO, or all three; auto is the "
+    "encoder, and Inception if its weights are there.",
 )  # fmt: skip
 @click.option(
     "--inception", default="",
     help="File of torch-fidelity's Inception weights; by default the one that the priors' recipe names.",
+)  # fmt: skip
+@click.option(
+    "--rad-dino", default="", metavar="FOLDER|NAME",
+    help="RAD-DINO for --extractor rad-dino: a folder or a cached hub name; by default microsoft/rad-dino.",
 )  # fmt: skip
 @click.option(
     "--images", type=click.IntRange(min=0), default=0, metavar="N",
@@ -101,9 +110,17 @@ def score(runs: tuple[str, ...], **options: Any) -> None:
 
     RUNS are names or folders; by default the newest one with results. Runs that were fine-tuned or fitted
     from a run count as its results. A run fills the rows of the paper whose objectives its recipe has.
+
+    With two files of reports, `mu score A.jsonl B.jsonl`, these are compared on the images that both have.
     """
     given = ScoreOptions(**options)
-    if given.reports is not None or given.clinical:
+    if any(name.endswith(".jsonl") for name in runs):
+        if len(runs) != 2 or given.reports or given.outputs or given.clinical or given.judges_images:
+            raise click.UsageError(
+                "`mu score A.jsonl B.jsonl` compares two files of reports; --reports FILE scores one"
+            )
+        _compare_reports(Path(runs[0]), Path(runs[1]), given)
+    elif given.reports is not None or given.clinical:
         if given.reports is None or runs or given.fake:
             raise click.UsageError("reports are scored with --reports FILE alone, or with --clinical")
         _score_reports(given.reports, given)
@@ -129,6 +146,16 @@ def _score_reports(path: Path, options: ScoreOptions) -> None:
         click.echo(f"mu: {note}", err=True)
 
 
+def _compare_reports(a: Path, b: Path, options: ScoreOptions) -> None:
+    """Two files: their scores, the differences with intervals and p values, and how they were computed."""
+    from medunifier_cli.evaluate.reports.comparing import compare_files, render_comparison
+
+    comparison = compare_files(a, b, seed=options.seed)
+    click.echo(render_comparison(comparison, options.form))
+    for note in [comparison.protocol, *comparison.notes]:
+        click.echo(f"mu: {note}", err=True)
+
+
 def _score_outputs(path: Path) -> None:
     """`--outputs`: classification or ranking scores of a file."""
     from medunifier_cli.evaluate.results import table
@@ -148,7 +175,7 @@ def _score_images(run: str, options: ScoreOptions) -> None:
         ImageOptions(
             fake=options.fake, run=run, real=options.real, copies=options.copies, heldout=options.heldout,
             classifier=options.classifier, extractor=options.extractor, inception=options.inception,
-            images=options.images, seed=options.seed,
+            rad_dino=options.rad_dino, images=options.images, seed=options.seed,
         )
     )  # fmt: skip
 

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from medunifier_cli.errors import MissingWeightsError, MuError
-from medunifier_cli.model.weights import is_hub_name, local_weights
+from medunifier_cli.model.weights import (
+    harmless_globals,
+    is_hub_name,
+    local_weights,
+    unreadable_errors,
+    why_unreadable,
+)
 from medunifier_cli.recipe.schema import VitConfig
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Radford et al. 2021, their published preprocessing
@@ -115,14 +121,15 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
     arguments = timm_arguments(recipe, image_size)
     # three sources with three ways into timm: its own hub entry, a file on this disk, and any hub repository
     weights = recipe.weights if load else "random"
-    name = recipe.name
+    name, file = recipe.name, None
     if weights == "hub":
         arguments["pretrained"] = True
     elif weights != "random":
         path = Path(weights).expanduser()
         arguments["pretrained"] = True
         if path.exists():
-            arguments["pretrained_cfg_overlay"] = {"file": str(local_weights(path))}
+            file = local_weights(path)
+            arguments["pretrained_cfg_overlay"] = {"file": str(file)}
         elif is_hub_name(weights):
             name = f"hf-hub:{weights}"
         else:
@@ -130,13 +137,21 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
                 f"model.vit.weights: {weights} is neither a folder, a file nor a hub name"
             )
     try:
-        return timm.create_model(name, **arguments)
+        with harmless_globals():
+            return timm.create_model(name, **arguments)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         if "Unknown model" in str(error):
             raise MuError(f"model.vit.name: timm has no model {name}") from error
+        # timm wraps what the reader of the file raised
+        if file is not None and isinstance(error.__cause__, unreadable_errors()):
+            raise MuError(f"model.vit.weights: {why_unreadable(file, error.__cause__)}") from error
         raise MuError(
             f"model.vit: timm cannot build {name} with {arguments}: {_first_line(error)}"
         ) from error
+    except unreadable_errors() as error:
+        if file is None:
+            raise
+        raise MuError(f"model.vit.weights: {why_unreadable(file, error)}") from error
     except Exception as error:  # huggingface_hub has a dozen types for a network that is not there
         if not _is_hub_error(error):
             raise

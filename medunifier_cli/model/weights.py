@@ -1,14 +1,24 @@
-"""Find weight files of other projects on this machine: a file, a folder, or the local Hugging Face cache.
+"""Find and read weight files of other projects: a file, a folder, or the local Hugging Face cache.
 
-Nothing here downloads: a machine without network must behave as one with network does.
+Nothing here downloads: a machine without network must behave as one with network does. Nothing here unpickles
+objects: a checkpoint that holds more than tensors is explained, not run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
 
-from medunifier_cli.errors import MissingWeightsError
+import numpy as np
+
+from medunifier_cli.errors import MissingWeightsError, MuError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
 """Weight files of a repository in transformers' layout, in order of preference."""
@@ -81,3 +91,114 @@ def weights_path(key: str, source: str, names: Sequence[str] = WEIGHT_FILES) -> 
     if is_hub_name(source):
         return require_cached(key, source, names)
     raise MissingWeightsError(f"{key}: {source} is neither a folder, a file nor a hub name")
+
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+"""Where trainers put the weights among other things: Lightning, many scripts, LAVIS, DeepSpeed."""
+RUNS_CODE = {"builtins", "__builtin__", "importlib", "nt", "os", "posix", "runpy", "subprocess", "sys"}
+"""Modules whose functions no checkpoint needs: a file that names one would run a command when loaded."""
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors by name of a weight file, wherever its trainer put them in it; nothing in the file is run.
+
+    Raises:
+        MuError: the file is damaged, is a pointer or a page instead of weights, or holds what only unpickling
+            could load; says what it holds and how to save the tensors alone.
+    """
+    import torch
+
+    content: Any
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with harmless_globals():
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except unreadable_errors() as error:
+        raise MuError(why_unreadable(path, error)) from error
+    return _tensors_in(content, path)
+
+
+def unreadable_errors() -> tuple[type[Exception], ...]:
+    """What readers of weight files raise."""
+    from safetensors import SafetensorError
+
+    return SafetensorError, UnpicklingError, EOFError, RuntimeError
+
+
+def harmless_globals() -> AbstractContextManager[None]:
+    """While open, torch's reader of tensors also takes numpy's numbers and arrays, such as a best score."""
+    import torch
+
+    scalar, rebuild = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
+    allowed: list[Any] = [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdg"}]
+    # numpy 2 renamed the module that a pickle names, and files of both kinds are in use
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        allowed += [(scalar, f"{module}.scalar"), (rebuild, f"{module}._reconstruct")]
+    context: AbstractContextManager[None] = torch.serialization.safe_globals(allowed)
+    return context
+
+
+def why_unreadable(path: Path, error: Exception) -> str:
+    """One line: why a weight file cannot be read, and what to do."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    if start.startswith(b"version https://git-lfs"):
+        return f"{path}: a Git LFS pointer instead of the weights; run `git lfs pull` where it was cloned"
+    if start.startswith((b"<", b"{")):
+        return f"{path}: a page of text instead of the weights; fetch the file itself"
+    names = _foreign_globals(path, error)
+    if not names:
+        return f"{path}: damaged, or not a file of weights; fetch it again"
+    if any(name.split(".")[0] in RUNS_CODE for name in names):
+        return f"{path}: would run {_listed(names)} when loaded; delete it and fetch the weights elsewhere"
+    whole = any(name.startswith("torch.nn.") for name in names)  # torch.save(model), the object itself
+    state = "c.state_dict()" if whole else " or ".join([*(f"c.get('{key}')" for key in WRAPPERS), "c"])
+    command = (
+        f"import torch; c = torch.load('{path}', 'cpu', weights_only=False); s = {state}; "
+        "torch.save({k: v for k, v in s.items() if torch.is_tensor(v)}, 'tensors.pth')"
+    )
+    return (
+        f"{path}: holds more than tensors ({_listed(names)}), which mu does not unpickle; if you trust the "
+        f'file, save its tensors alone: python -c "{command}"'
+    )
+
+
+def _foreign_globals(path: Path, error: Exception) -> list[str]:
+    """Classes and functions that a pickle names and that torch refuses, sorted."""
+    import torch
+
+    # found without loading; in torch's older format, which is no zip file, only the error names the first
+    with harmless_globals(), suppress(Exception):
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    named = re.search(r"GLOBAL ([\w.]+) ", str(error))
+    return [named[1]] if named else []
+
+
+def _tensors_in(content: Any, path: Path) -> dict[str, Tensor]:
+    import torch
+
+    inner = content
+    while isinstance(inner, Mapping):
+        wrapped = [inner[key] for key in WRAPPERS if isinstance(inner.get(key), Mapping)]
+        if not wrapped:
+            break
+        inner = wrapped[0]
+    if isinstance(inner, Mapping):
+        tensors = {str(name): value for name, value in inner.items() if isinstance(value, torch.Tensor)}
+        if tensors:
+            return tensors
+        what = _listed([f"{name} ({type(value).__name__})" for name, value in inner.items()]) or "nothing"
+    else:
+        size = f" of {len(inner)} items" if hasattr(inner, "__len__") else ""
+        what = f"a {type(inner).__name__}{size}"
+    raise MuError(
+        f"{path}: holds {what}, no tensors by name; save them with torch.save(model.state_dict(), FILE)"
+    )
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -145,7 +150,7 @@ def test_tokenizer_and_weights_belong_together(tmp_path: Path) -> None:
 
 def test_something_else_than_a_bert(tmp_path: Path) -> None:
     save_file({"conv1.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
-    with pytest.raises(MuError, match="holds no BERT or BLIP-2 encoder"):
+    with pytest.raises(MuError, match=r"holds no BERT or BLIP-2 encoder; its tensors are conv1\.weight"):
         load_bert(ours(), str(tmp_path))
 
 
@@ -155,9 +160,12 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
             return exec, ("raise SystemExit('ran')",)
 
     torch.save({"bert.encoder.layer.0.attention.self.query.weight": Trap()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(MuError, match=r"pytorch_model\.bin") as error:
+    with pytest.raises(
+        MuError, match=r"pytorch_model\.bin: would run .*exec when loaded; delete it"
+    ) as error:
         load_bert(ours(), str(tmp_path))
     assert "\n" not in str(error.value)
+    assert "python -c" not in str(error.value), "no way to load it is offered"
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
@@ -187,3 +195,115 @@ def test_a_cached_hub_name_is_found(hub_folder: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
     assert weights_path("model.qformer.weights", "org/blip") == hub_folder / "model.safetensors"
+
+
+def _bert_tensors(tmp_path: Path) -> dict[str, Tensor]:
+    bert().save_pretrained(tmp_path / "plain")
+    return load_file(tmp_path / "plain" / "model.safetensors")
+
+
+def _prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def _checkpoints(state: dict[str, Tensor]) -> dict[str, object]:
+    """One BERT as the trainers of this field write it."""
+    rng = np.random.default_rng(0)
+    return {
+        "DistributedDataParallel": _prefixed(state, "module."),
+        "Lightning": {"state_dict": _prefixed(state, "model."), "hyper_parameters": {"lr": 1e-4}},
+        "compiled under DDP": {"model_state_dict": _prefixed(state, "module._orig_mod."), "epoch": 3},
+        "DDP around Lightning": {"state_dict": _prefixed(state, "module.model.")},
+        "DeepSpeed": {"module": state, "global_steps": 5},
+        "twice": {"model": {"state_dict": state}},
+        "a best score": {"model": state, "best": np.float64(0.5), "hits": np.int32(3), "up": np.bool_(True)},
+        "random states": {"model": state, "rng": rng.integers(0, 9, 624), "loss": np.float32([1, 2])},
+    }
+
+
+@pytest.mark.parametrize("trainer", _checkpoints({}))
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_of_other_trainers(tmp_path: Path, trainer: str, zipped: bool) -> None:
+    state = _bert_tensors(tmp_path)
+    path = tmp_path / "theirs.ckpt"
+    torch.save(_checkpoints(state)[trainer], path, _use_new_zipfile_serialization=zipped)
+    one, other = ours(), ours()
+    load_bert(one, str(tmp_path / "plain"))
+    load_bert(other, str(path))
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_a_bert_inside_a_larger_model(tmp_path: Path) -> None:
+    state = _bert_tensors(tmp_path)
+    tower = {
+        name.replace("bert.", "clip.text_encoder.model."): tensor
+        for name, tensor in state.items()
+        if name.startswith("bert.")
+    }
+    image = {"clip.image_encoder.encoder.layer.0.attention.output.dense.weight": torch.zeros(3, 3)}
+    torch.save({"state_dict": {**image, **tower}, "epoch": 3}, tmp_path / "clip.ckpt")
+    one, other = ours(), ours()
+    load_bert(one, str(tmp_path / "plain"))
+    load_bert(other, str(tmp_path / "clip.ckpt"))
+    for name, tensor in one.qformer.state_dict().items():
+        assert torch.equal(tensor, other.qformer.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_checkpoint_that_holds_more_than_tensors_says_what_and_how_to_save_them(
+    tmp_path: Path, zipped: bool, whole: bool
+) -> None:
+    state = _bert_tensors(tmp_path)
+    path = tmp_path / "theirs.pth"
+    model = {"model": state, "args": argparse.Namespace(lr=1e-4)}
+    torch.save(torch.nn.Linear(2, 2) if whole else model, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(MuError, match="holds more than tensors") as error:
+        load_bert(ours(), str(path))
+    message = str(error.value)
+    assert "\n" not in message
+    assert "damaged" not in message
+    assert ("torch.nn.modules.linear.Linear" if whole else "argparse.Namespace") in message
+    command = re.search(r'python -c "(.+)"$', message)
+    assert command
+    # what the message proposes works
+    subprocess.run([sys.executable, "-c", command[1]], cwd=tmp_path, check=True)
+    saved = torch.load(tmp_path / "tensors.pth", weights_only=True)
+    assert set(saved) == ({"weight", "bias"} if whole else set(state))
+    if not whole:
+        load_bert(ours(), str(tmp_path / "tensors.pth"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2, 3], "holds a list of 3 items, no tensors by name"),
+        ({"model": {"lr": 0.1, "epoch": 3}}, r"holds lr \(float\), epoch \(int\), no tensors by name"),
+        ({}, "holds nothing, no tensors by name"),
+        (torch.zeros(2), "holds a Tensor of 2 items, no tensors by name"),
+    ],
+)
+def test_a_file_without_named_tensors_says_what_it_holds(
+    tmp_path: Path, content: object, message: str
+) -> None:
+    torch.save(content, tmp_path / "theirs.pth")
+    with pytest.raises(MuError, match=message) as error:
+        load_bert(ours(), str(tmp_path / "theirs.pth"))
+    assert "torch.save(model.state_dict(), FILE)" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "a page of text instead of the weights"),
+        (b"", "damaged"),
+    ],
+)
+def test_what_came_instead_of_the_weights(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(MuError, match=message) as error:
+        load_bert(ours(), str(tmp_path))
+    assert "\n" not in str(error.value)

@@ -102,6 +102,10 @@ def test_a_split_is_reported_on_beside_its_references(root: Path) -> None:
     assert 0 < metrics["ROUGE-L"]["floor"] < 1
     assert metrics["METEOR"]["value"] is None
     assert done.stderr.count("METEOR 1.5 needs Java") == 1
+    of_each = lines(results / "reports-phantom-test.scores.jsonl")
+    assert [row["key"] for row in of_each] == keys
+    assert np.mean([row["rouge_l"] for row in of_each]) == pytest.approx(metrics["ROUGE-L"]["value"])
+    assert 1 <= metrics["distinct reports"]["value"] <= 12
     before = {path.name: path.read_bytes() for path in results.iterdir()}
     assert call(root, "report", "--run", "r", "--max-tokens", 20, "--no-repeat-ngram", 2).exit_code == 0
     assert before == {path.name: path.read_bytes() for path in results.iterdir()}
@@ -315,8 +319,13 @@ def test_clinical_scores_without_the_package_or_its_weights(monkeypatch: pytest.
             assert constants.HF_HUB_OFFLINE
             if metrics == ["radgraph"]:
                 raise OSError("secret heart is not cached")
+            self.metrics = metrics
 
         def __call__(self, refs: list[str], hyps: list[str]) -> dict[str, float]:
+            if self.metrics == ["radcliq"]:
+                return {"radcliq_v1": 1.25}
+            if self.metrics == ["ratescore"]:
+                return {"ratescore_of_another_version": 0.5}
             return {f"f1chexbert_{n}_{kind}_f1": 0.5 for n in ("5", "all") for kind in ("micro", "macro")}
 
     module = types.ModuleType("radeval")
@@ -326,9 +335,12 @@ def test_clinical_scores_without_the_package_or_its_weights(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "RadEval", module)
     before = os.environ.get("HF_HUB_OFFLINE"), constants.HF_HUB_OFFLINE
     found, notes = clinical_scores(texts, texts)
-    assert found == dict.fromkeys(CLINICAL[:4], 0.5)
+    assert found == {**dict.fromkeys(CLINICAL[:4], 0.5), "RadCliQ-v1": 1.25}
     assert notes[0] == POLICY
     assert "radgraph: left empty (OSError)" in notes[1]
+    assert "lower is better" in notes[2]
+    assert "ratescore: left empty. This version of radeval gives no `ratescore`" in notes[3]
+    assert len(notes) == 4
     assert not any("secret" in note for note in notes)
     assert (os.environ.get("HF_HUB_OFFLINE"), constants.HF_HUB_OFFLINE) == before
     assert sys.modules["RadEval"] is module
@@ -339,5 +351,5 @@ def test_clinical_scores_without_the_package_or_its_weights(monkeypatch: pytest.
     monkeypatch.setattr(module, "RadEval", broken)
     found, notes = clinical_scores(texts, texts)
     assert not found
-    assert [note.split(": ")[0] for note in notes] == ["f1chexbert", "radgraph"]
+    assert [note.split(": ")[0] for note in notes] == ["f1chexbert", "radgraph", "radcliq", "ratescore"]
     assert all("no `medspacy`" in note for note in notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.evaluate.benchmark import open_benchmark
 from medunifier_cli.evaluate.render import number, render
-from medunifier_cli.evaluate.reports.scoring import Scored, constant_report, read_rows, score_rows
+from medunifier_cli.evaluate.reports.scoring import Scored, constant_report, plugin_of, read_rows, score_rows
 from medunifier_cli.evaluate.reports.writer import Decoding, Writer, save_rows, write_split
 from medunifier_cli.evaluate.results import Result, span
 from medunifier_cli.files import read_text, write_text
@@ -23,6 +24,8 @@ from medunifier_cli.roots import shards_folder
 TASK = "report"
 CONSTANT = ".constant.txt"
 """Ending of the file, next to the reports, that holds the constant report of the baseline."""
+SCORES = ".scores.jsonl"
+"""Ending of the file, next to the reports, that holds the scores of each report."""
 PROTOCOL = (
     "{decoding}; reference: the radiologist's whole report (single) or, where named so, each sentence of it; "
     "words in lower case without punctuation; CIDEr in [0, 10], all others in [0, 1]; findings: read out of "
@@ -44,13 +47,15 @@ def report_split(
     trained: PretrainedRun, decoding: Decoding, dataset: str = "", split: str = "", limit: int = 0,
     out: Path | None = None, clinical: bool = False,
 ) -> ReportedSplit:  # fmt: skip
-    """Write `results/reports-<dataset>-<split>.jsonl` and `results/report-<dataset>-<split>.json`.
+    """Write `results/report-<dataset>-<split>.json`, the reports and the scores of each.
+
+    These are `results/reports-<dataset>-<split>.jsonl` and `results/reports-<dataset>-<split>.scores.jsonl`.
 
     Args:
         dataset, split: see `open_benchmark`.
         limit: use only the first `limit` samples; 0 for all.
         out: another folder than the run's results.
-        clinical: add CheXbert and RadGraph F1.
+        clinical: add CheXbert F1, RadGraph F1, RadCliQ and RaTEScore.
 
     Raises:
         CheckpointError: the run was trained without ITG.
@@ -69,6 +74,7 @@ def report_split(
     if cut:
         scored.notes.append(f"{cut:,} of {len(rows):,} reports were cut at the longest length")
     scored.notes += [missing] if missing else []
+    save_scores(scored, path)
     Result(
         TASK, benchmark.plugin.name, benchmark.split, benchmark.shards, n=scored.n, metrics=scored.metrics,
         seed=decoding.seed,
@@ -82,7 +88,7 @@ def report_split(
 
 
 def score_file(path: Path, clinical: bool = False) -> Scored:
-    """Score a file of reports, from `mu report` or another program; prints nothing.
+    """Score a file of reports, from `mu report` or another program; writes the scores of each next to it.
 
     The baseline is the constant report in the file next to the reports, if there is one. Findings are read by
     the data set plugin that the rows name as `dataset`.
@@ -91,20 +97,37 @@ def score_file(path: Path, clinical: bool = False) -> Scored:
         DataError: see `read_rows` and `score_rows`.
     """
     rows = read_rows(path)
-    names = {str(row.get("dataset") or "") for row in rows}
     notes, plugin = [], None
-    if len(names) == 1 and names != {""}:
-        try:
-            plugin = load_dataset(names.pop())
-        except MuError as error:
-            notes.append(f"findings: left out. {error}")
+    try:
+        plugin = plugin_of(rows)
+    except MuError as error:
+        notes.append(f"findings: left out. {error}")
     constant_file = path.with_name(path.stem + CONSTANT)
     constant = read_text(constant_file).strip() if constant_file.is_file() else ""
     if not constant:
         notes.append(f"baseline: left out, there is no {constant_file.name} next to the reports")
     scored = score_rows(rows, plugin, constant, clinical)
     scored.notes += notes
+    try:
+        scored.notes.append(f"scores of each report: {save_scores(scored, path)}")
+    except MuError as error:  # reports are often in a folder that is only to be read
+        scored.notes.append(f"scores of each report: not written. {error}")
     return scored
+
+
+def save_scores(scored: Scored, reports: Path) -> Path:
+    """Write the scores of each report next to the file of reports, as JSON lines; returns the path.
+
+    A line has `report` (its position in the file, from 0), what identifies it (`key`, `dataset`, `subject`),
+    and `bleu_1` to `bleu_4`, `rouge_l`, `cider` and `meteor` where it could be computed. A corpus score is
+    the mean of these for ROUGE-L and CIDEr alone.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    path = reports.with_name(reports.stem + SCORES)
+    write_text(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in scored.per_report))
+    return path
 
 
 def render_scores(scored: Scored, form: str) -> str:

@@ -22,10 +22,12 @@ from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.reports.writer import whole_text
 from medunifier_cli.evaluate.results import Metric
 from medunifier_cli.files import text_lines
+from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.scores.bootstrap import Interval, percentiles, resample_counts
 from medunifier_cli.scores.classification import ClassScores, finding_scores
 from medunifier_cli.scores.text.clinical import CLINICAL, clinical_scores
 from medunifier_cli.scores.text.meteor import Corpus, MeteorScores, MeteorUnavailableError, meteor
+from medunifier_cli.scores.text.oddities import variety
 from medunifier_cli.scores.text.report import report_scores
 from medunifier_cli.scores.text.rouge import rouge_l
 from medunifier_cli.scores.text.words import PROTOCOLS, Protocol, prepare, sentences
@@ -35,7 +37,9 @@ NAMES = {
     "rouge_l": "ROUGE-L", "cider": "CIDEr",
 }  # fmt: skip
 SUFFIX: dict[Protocol, str] = {"single": "", "sentences": ", each sentence a reference"}
-HEADLINE = ("BLEU-4", "ROUGE-L", "finding micro-F1")
+DISTINCT = "distinct reports"
+"""Metric: how many different reports were generated; 1 is one text for every image."""
+HEADLINE = ("BLEU-4", "ROUGE-L", DISTINCT, "finding micro-F1")
 CANDIDATES, COMPARED = 200, 200
 """Number of training reports the constant one is chosen from, and of those it is compared with."""
 
@@ -50,6 +54,8 @@ class Scored:
     notes: list[str] = field(default_factory=list)
     """What is missing or unusual, with the reason, one line each."""
     n: int = 0
+    per_report: list[dict[str, Any]] = field(default_factory=list)
+    """One row for each scored report: whose it is, and its scores under the first protocol; no text."""
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -110,25 +116,32 @@ def score_rows(
         rows: as `read_rows` gives them; `subject` names the patient, whom the bootstrap resamples as a whole.
         plugin: reads findings out of reports, if it can.
         constant: report of the baseline; empty for no baseline.
-        clinical: add CheXbert and RadGraph F1.
+        clinical: add CheXbert F1, RadGraph F1, RadCliQ and RaTEScore.
 
     Raises:
         DataError: no row has a reference with words.
     """
-    with_words = [row for row in rows if sentences(row["reference"])]
+    numbers = [i for i, row in enumerate(rows) if sentences(row["reference"])]
+    with_words = [rows[i] for i in numbers]
     if not with_words:
         raise DataError("no report to score: none has a reference with words")
     hypotheses = [row["hypothesis"] for row in with_words]
     references = [row["reference"] for row in with_words]
-    subjects = np.array([str(row.get("subject") or "") for row in with_words])
-    groups = subjects if len(set(subjects.tolist())) > 1 and all(subjects) else None
+    groups = groups_of(with_words)
     out = Scored(n=len(with_words))
+    names = ("key", "dataset", "subject")
+    out.per_report = [
+        {"report": i, **{name: rows[i][name] for name in names if name in rows[i]}} for i in numbers
+    ]
     if len(with_words) < len(rows):
         out.notes.append(
             f"{len(rows) - len(with_words):,} of {len(rows):,} references have no words; left out"
         )
     of_meteor = _meteor(out, hypotheses, references, constant, groups)
     _add_text_scores(out, "single", hypotheses, references, constant, groups, of_meteor)
+    different, oddities = variety(hypotheses, references)
+    out.metrics.append(Metric(DISTINCT, float(different), 1.0 if constant else None))
+    out.notes += oddities
     _add_findings(out, plugin, hypotheses, references, constant, groups)
     if clinical:
         _add_clinical(out, hypotheses, references, constant)
@@ -136,6 +149,22 @@ def score_rows(
         _add_text_scores(out, protocol, hypotheses, references, constant, groups, of_meteor)
     out.notes = list(dict.fromkeys(out.notes))
     return out
+
+
+def groups_of(rows: Sequence[dict[str, Any]]) -> NDArray[np.str_] | None:
+    """The patient of each report, whom the bootstrap resamples as a whole; None if rows do not name them."""
+    subjects = np.array([str(row.get("subject") or "") for row in rows])
+    return subjects if len(set(subjects.tolist())) > 1 and all(subjects) else None
+
+
+def plugin_of(rows: Sequence[dict[str, Any]]) -> DatasetPlugin | None:
+    """The data set plugin that all rows name as `dataset`; None if they name none, or several.
+
+    Raises:
+        MuError: no such plugin.
+    """
+    names = {str(row.get("dataset") or "") for row in rows}
+    return load_dataset(names.pop()) if len(names) == 1 and names != {""} else None
 
 
 def _add_text_scores(
@@ -157,6 +186,12 @@ def _add_text_scores(
         for name in NAMES
     ]
     out.notes += scored.notes
+    if protocol == PROTOCOLS[0]:
+        columns = dict(scored.per_report)
+        if of_meteor[protocol]:
+            columns["meteor"] = of_meteor[protocol][0].per_report
+        for i, row in enumerate(out.per_report):
+            row |= {name: float(columns[name][i]) for name in NAMES if name in columns}
 
 
 def _meteor(
@@ -189,11 +224,11 @@ def _add_findings(
 ) -> None:
     if plugin is None or not plugin.classes or plugin.findings_in(references[0]) is None:
         return
-    truth, asserted = _assertions(plugin, references), _assertions(plugin, hypotheses)
+    truth, asserted = findings_of(plugin, references), findings_of(plugin, hypotheses)
     scores = finding_scores(truth, asserted, plugin.classes)
     out.per_finding = scores.per_class
     out.notes += scores.notes
-    always = np.repeat(_assertions(plugin, [constant]), len(references), axis=0)
+    always = np.repeat(findings_of(plugin, [constant]), len(references), axis=0)
     baseline = finding_scores(truth, always, plugin.classes) if constant else ClassScores({}, {})
     values = {
         f"finding {label}": (scores.scores.get(key), baseline.scores.get(key))
@@ -232,7 +267,7 @@ def _add_clinical(out: Scored, hypotheses: list[str], references: list[str], con
     out.notes += notes
 
 
-def _assertions(plugin: DatasetPlugin, texts: Sequence[str]) -> NDArray[np.float64]:
+def findings_of(plugin: DatasetPlugin, texts: Sequence[str]) -> NDArray[np.float64]:
     """[N, C]: 1 where a report asserts the class."""
     rows = [plugin.findings_in(text) or frozenset() for text in texts]
     return np.array([[float(name in row) for name in plugin.classes] for row in rows])

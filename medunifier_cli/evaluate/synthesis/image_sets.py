@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
-from medunifier_cli.data.contract import FileImage
+from medunifier_cli.data.contract import DatasetPlugin, FileImage
 from medunifier_cli.data.images.image import image_from
 from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.data.loader import collate
@@ -28,6 +28,7 @@ from medunifier_cli.evaluate.synthesis.sample_folder import FIGURE, SETTINGS, SH
 from medunifier_cli.evaluate.synthesis.synthesis import reconstruct_batch
 from medunifier_cli.files import read_text
 from medunifier_cli.model.vit import pixels
+from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.run.cache import cached
 from medunifier_cli.terminal.progress import Progress
 
@@ -57,6 +58,10 @@ class ImageSet(Protocol):
 
     def fingerprint(self) -> str:
         """Hash that changes whenever the set's content does."""
+        ...
+
+    def findings(self) -> list[frozenset[str]] | None:
+        """Findings of each image, by label or prompt; None if nothing says what the images show."""
         ...
 
 
@@ -89,6 +94,18 @@ class SplitImages:
         rows = hashlib.sha256(source.rows.astype("<i8").tobytes()).hexdigest()
         return f"{source.shards.fingerprint} {rows}"
 
+    def findings(self) -> list[frozenset[str]] | None:
+        """Labels that are positive: all of the shards, of which the classes are often only some."""
+        source, classes = self.benchmark.source, self.benchmark.plugin.classes
+        names = source.shards.label_names
+        positive_nC = source.shards.index["labels"][source.rows] == 1
+        out = []
+        for row, label in zip(positive_nC.tolist(), source.labels.tolist(), strict=True):
+            found = {name for name, positive in zip(names, row, strict=True) if positive}
+            # a class need not be a label, such as the one of a 5x200 set
+            out.append(frozenset(found | ({classes[label]} if label >= 0 else set())))
+        return out if any(out) else None
+
 
 class CodedImages(SplitImages):
     """A split's images reconstructed through the model's codes.
@@ -119,11 +136,13 @@ class FolderImages:
     """A folder: of samples (its listed images), or of any image files, subfolders included.
 
     Args:
-        size: edge of the model's images.
+        size: edge in pixels that images are squashed to.
         model: identity of the model that judges, so that `origin` can say whether it made the images, too.
+        plugin: reads findings out of prompts without a class, if it can.
     """
 
-    def __init__(self, folder: Path, size: int, model: str = "") -> None:
+    def __init__(self, folder: Path, size: int, model: str = "", plugin: DatasetPlugin | None = None) -> None:
+        self.plugin = plugin
         self.folder, self.size, self.name, self.kind = folder, size, folder.name, "images"
         self.origin: Mapping[str, Any] = {}
         self.lines = read_samples(folder)
@@ -162,6 +181,16 @@ class FolderImages:
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths]
         return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
+    def findings(self) -> list[frozenset[str]] | None:
+        """The class that a prompt was given for, or else what the prompt asserts."""
+        out = []
+        for line in self.lines:
+            found: frozenset[str] | None = frozenset({line["class"]} if line.get("class") else ())
+            if not found and self.plugin is not None and line.get("prompt"):
+                found = self.plugin.findings_in(line["prompt"])
+            out.append(found or frozenset())
+        return out if any(out) else None
+
 
 def _origin(settings: Mapping[str, Any], model: str) -> dict[str, Any]:
     """What the settings of a folder of samples say about its images."""
@@ -181,7 +210,8 @@ def open_images(pretrained: PretrainedRun, folder_or_split: str) -> ImageSet:
     """
     folder = Path(folder_or_split)
     if folder.is_dir():
-        return FolderImages(folder, pretrained.recipe.data.image_size, pretrained.identity)
+        data = pretrained.recipe.data
+        return FolderImages(folder, data.image_size, pretrained.identity, load_dataset(data.dataset))
     if len(folder.parts) > 1:
         raise DataError(f"{folder}: no such folder")
     return SplitImages(

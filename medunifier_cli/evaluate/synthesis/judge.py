@@ -32,9 +32,11 @@ class ImageOptions:
     classifier: str = ""
     """Run of `mu finetune` that judges prompt adherence; empty for none."""
     extractor: str = "auto"
-    """`encoder`, `inception`, `both` or `auto`."""
+    """`auto`, `encoder`, `inception`, `both`, `rad-dino` or `all`."""
     inception: str = ""
     """File of Inception weights; empty for the one in the priors' recipe."""
+    rad_dino: str = ""
+    """Folder or hub name of RAD-DINO; empty for the published one in the local cache."""
     images: int = 0
     """Judge a random subset of N images; 0 for all."""
     seed: int = 0
@@ -54,7 +56,7 @@ def judge_images(options: ImageOptions) -> None:
     if options.real:
         metrics = score_images(
             scorer, options.real, options.fake, extractor=options.extractor, weights=options.inception,
-            images=options.images, seed=options.seed,
+            images=options.images, seed=options.seed, rad_dino=options.rad_dino,
         )  # fmt: skip
         click.echo(table(metrics))
     if options.copies:

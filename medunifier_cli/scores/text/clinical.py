@@ -1,7 +1,9 @@
 """Clinical scores of reports from the `radeval` package (extra `clinical`), if installed with its weights.
 
 CheXbert (Smit et al. 2020) reads 14 observations out of both reports, RadGraph (Jain et al. 2021) entities
-and relations. Weights are never fetched by us.
+and relations. RadCliQ-v1 (Yu et al. 2023) predicts from RadGraph, CheXbert, BERTScore and BLEU how many
+errors a radiologist would find, RaTEScore (Zhao et al. 2024) compares entities by their embeddings. Weights
+are never fetched by us.
 """
 
 from __future__ import annotations
@@ -25,19 +27,25 @@ RADGRAPH = {
     "RadGraph F1, entities and whether related": "radgraph_partial",
     "RadGraph F1, entities and relations": "radgraph_complete",
 }
-CLINICAL = (*CHEXBERT, *RADGRAPH)
+RADCLIQ = {"RadCliQ-v1": "radcliq_v1"}
+RATESCORE = {"RaTEScore": "ratescore"}
+SCORERS = {"f1chexbert": CHEXBERT, "radgraph": RADGRAPH, "radcliq": RADCLIQ, "ratescore": RATESCORE}
+"""Metric of radeval -> our name -> key in its answer."""
+CLINICAL = tuple(name for keys in SCORERS.values() for name in keys)
 POLICY = "CheXbert: an uncertain observation counts as present; a denied one and a blank one as absent"
 """What radeval's scorer does with the four answers of CheXbert."""
+DIRECTION = "RadCliQ-v1: a number of errors, so lower is better"
+NOTES = {"f1chexbert": POLICY, "radcliq": DIRECTION}
 
 
 def clinical_scores(
     hypotheses: Sequence[str], references: Sequence[str]
 ) -> tuple[dict[str, float], list[str]]:
-    """CheXbert F1 and RadGraph F1.
+    """CheXbert F1, RadGraph F1, RadCliQ-v1 and RaTEScore.
 
     Returns:
-        Scores in [0, 1] by the names of `CLINICAL`, those that could be computed; and one line about each
-        thing that is missing, or about the policy used.
+        Scores by the names of `CLINICAL`, those that could be computed, all in [0, 1] but RadCliQ-v1; and one
+        line about each thing that is missing, or about the policy used.
     """
     if importlib.util.find_spec("radeval") is None:
         return {}, [
@@ -45,7 +53,7 @@ def clinical_scores(
         ]
     scores: dict[str, float] = {}
     notes = []
-    for metric, keys in (("f1chexbert", CHEXBERT), ("radgraph", RADGRAPH)):
+    for metric, keys in SCORERS.items():
         try:
             values = _radeval(metric, list(hypotheses), list(references))
         except ImportError as error:
@@ -58,9 +66,15 @@ def clinical_scores(
                 f"sys.modules['RadEval'] = radeval; radeval.RadEval(['{metric}'])(['clear'], ['clear'])\"`"
             )
             continue
+        missing = [key for key in keys.values() if key not in values]
+        if missing:
+            notes.append(
+                f"{metric}: left empty. This version of radeval gives no `{missing[0]}`; 2.1 or later does"
+            )
+            continue
         scores |= {name: float(values[key]) for name, key in keys.items() if math.isfinite(values[key])}
-        if metric == "f1chexbert":
-            notes.append(POLICY)
+        if metric in NOTES:
+            notes.append(NOTES[metric])
     return scores, notes
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
+import timm
+import torch
 
-from medunifier_cli.errors import MissingWeightsError
+from medunifier_cli.errors import MissingWeightsError, MuError
+from medunifier_cli.model.vit import ImageEncoder, timm_arguments
 from medunifier_cli.model.weights import (
     TRANSFORMERS_FILES,
     WEIGHT_FILES,
@@ -16,6 +21,7 @@ from medunifier_cli.model.weights import (
     require_cached,
     weights_path,
 )
+from medunifier_cli.recipe.schema import VitConfig
 
 
 @pytest.fixture
@@ -73,3 +79,22 @@ def test_what_is_neither_here_nor_a_hub_name(snapshot: Path, source: str) -> Non
     assert not is_hub_name(source)
     with pytest.raises(MissingWeightsError, match="is neither a folder, a file nor a hub name"):
         weights_path("key", source)
+
+
+def test_an_image_encoder_takes_a_checkpoint_with_numbers_and_explains_one_with_objects(
+    tmp_path: Path,
+) -> None:
+    recipe = VitConfig(
+        name="vit_base_patch16_clip_224", weights=str(tmp_path / "vit.pth"), patch_size=8, width=48, depth=1,
+        heads=4, drop_last_block=False,
+    )  # fmt: skip
+    state = timm.create_model(recipe.name, **timm_arguments(recipe, 32)).state_dict()
+    torch.save({"model": state, "best": np.float64(0.5)}, tmp_path / "vit.pth")
+    loaded = ImageEncoder(recipe, 32).vit.state_dict()
+    assert set(loaded) == set(state) - {"norm.weight", "norm.bias"}
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
+    torch.save({"model": state, "args": types.SimpleNamespace(lr=1e-4)}, tmp_path / "vit.pth")
+    with pytest.raises(
+        MuError, match=r"^model\.vit\.weights: .*more than tensors \(types\.SimpleNamespace\)"
+    ):
+        ImageEncoder(recipe, 32)
