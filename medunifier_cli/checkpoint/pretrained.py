@@ -40,6 +40,16 @@ class PretrainedRun:
     identity: str
     """Hash of the checkpoint, as result files carry it."""
 
+    @property
+    def precision(self) -> str:
+        """Precision of every forward pass that measures, as results state it; training may have another."""
+        if self.device.type != "cuda":
+            return "fp32"
+        tf32 = ", convolutions in TF32" if torch.backends.cudnn.allow_tf32 else ""  # PyTorch's default
+        # as `MedUnifier.to_device` has it
+        half = ", the frozen image encoder in bf16" if self.recipe.model.vit.frozen else ""
+        return f"fp32{tf32}{half}"
+
 
 def is_run_of(run: Run, *recipes: type[PretrainRecipe | FinetuneRecipe | PriorRecipe]) -> bool:
     """Whether a folder holds a run of one of these stages, with a checkpoint."""

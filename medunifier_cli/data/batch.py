@@ -33,7 +33,7 @@ class Sample:
     token_ids: Sequence[int]
     """[CLS] ... [SEP], at most `text.max_tokens` of them."""
     text_digest: int
-    """63-bit hash of the text, equal for texts with the same words; see `texts.report.digest`."""
+    """63-bit hash of the token ids, equal for texts that the model reads alike."""
     label: int
     """Index of the one positive class, -1 where there is none or more than one."""
 

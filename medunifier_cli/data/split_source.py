@@ -39,7 +39,8 @@ class SplitSource:
     Attributes:
         rows: row of each sample in the shards, int64 [n].
         labels: class index of each sample, -1 for none or several, int64 [n].
-        digests: hash of each sample's text, int64 [n].
+        digests: hash of each sample's whole text, int64 [n].
+        token_digests: hash of what the model reads of it, int64 [n], see `report.token_digest`.
         excluded: number of samples left out because their text is empty.
 
     Raises:
@@ -81,6 +82,7 @@ class SplitSource:
         # elsewhere need not pickle.
         self.labels = shards.class_indices(plugin)[self.rows]
         self.digests: NDArray[np.int64] = self._table.digest[self.rows].astype(np.int64)
+        self.token_digests: NDArray[np.int64] = self._table.token_digest[self.rows].astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -108,7 +110,7 @@ class SplitSource:
             key=self.shards.key(row),
             image_HW=image_HW,
             token_ids=self._token_ids(row).tolist(),
-            text_digest=int(self._table.digest[row]),
+            text_digest=int(self._table.token_digest[row]),
             label=int(self.labels[i]),
         )
 
@@ -134,7 +136,7 @@ class SplitSource:
             text=PackedText(torch.from_numpy(np.concatenate(ids)).long(), torch.from_numpy(lengths)),
             # Indexing with an array copies, so no tensor below shares memory with the split's tables, and
             # writing to a batch cannot change them.
-            digest_B=torch.from_numpy(self._table.digest[rows]),
+            digest_B=torch.from_numpy(self._table.token_digest[rows]),
             label_B=torch.from_numpy(self.labels[samples]),
             position_B=torch.from_numpy(positions),
         )

@@ -43,7 +43,7 @@ def itg_loss(logits_PK: Tensor, target_P: Tensor) -> LossAndMonitors:
     """Equation (15): sum over the P predicted tokens, to be divided by their global number.
 
     The paper divides by N * L_t; texts differ in length here and padding is no target, so the mean is over
-    real tokens.
+    real tokens. Where a step accumulates micro-batches, it is the mean of their means.
     """
     # a sum: ranks hold different numbers of tokens, and only the caller knows those of all
     loss = F.cross_entropy(at_least_fp32(logits_PK), target_P, reduction="sum")
@@ -66,7 +66,7 @@ class ImageGroundedTextGeneration(Objective):
         inputs, target_P = decoder_inputs_and_targets(encoded.batch.text, encoded.dec_id)
         loss, counts = itg_loss(encoded.model.decode_text(encoded.memory, inputs), target_P)
         tokens = float(len(target_P))
-        # the divisor is that of all ranks, so that each token of the global batch weighs the same
+        # the divisor is that of all ranks, so that each token of this pass over all ranks weighs the same
         return LossAndMonitors(
             world.share_of_mean(loss, tokens),
             {"itg_accuracy": world.share_of_mean(counts["itg_hits"], tokens)},

@@ -41,16 +41,17 @@ def negative_weights(
     Args:
         similarity_BG: ITC similarity over temperature; with `hard` its softmax weighs the draw.
         own_B: column of the row's own partner, which is never drawn.
-        digest_B: text hashes of the rows.
-        digest_G: text hashes of the candidates.
+        digest_B: hashes of the rows' token ids.
+        digest_G: hashes of the candidates' token ids.
         hard: False draws uniformly.
-        exclude_same_text: a candidate whose text equals the row's, word for word, is never drawn.
+        exclude_same_text: a candidate whose text has the row's token ids is never drawn.
     """
     # the softmax of ITC's logits, so that candidates that ITC takes for partners are drawn most (ALBEF)
     weight = torch.softmax(at_least_fp32(similarity_BG), dim=1) if hard else torch.ones_like(similarity_BG)
     forbidden = torch.zeros_like(weight, dtype=torch.bool).scatter_(1, own_B[:, None], True)
     if exclude_same_text:
-        # normal reports repeat word for word: such a pair matches, and calling it a negative teaches noise
+        # Normal reports repeat word for word: such a pair matches, and calling it a negative teaches noise.
+        # Compared are the ids that the model reads: it cannot see how two reports differ after the last one.
         forbidden |= digest_B[:, None] == digest_G[None, :]
     # a weight that underflowed to 0 would leave a confident row without negatives
     return weight.clamp(min=1e-12).masked_fill(forbidden, 0.0)

@@ -1,8 +1,9 @@
 """All objectives of one batch, weighted and summed (paper, section 3.5, equation 24).
 
-B local pairs, G global pairs (rank after rank). Averaging this module's losses, and so its gradients, over
-ranks gives what one process computes on the whole batch: ITC and ITM see the pairs of all ranks, and sums
-over tokens or rows are divided by their global counts.
+B local pairs, G global pairs (rank after rank). The global batch of this folder is what all ranks hold in one
+pass; a step of several micro-batches averages its passes with equal weights. Averaging this module's losses,
+and so its gradients, over ranks gives what one process computes on all pairs of the pass: ITC and ITM see the
+pairs of all ranks, and sums over tokens or rows are divided by their counts over all ranks.
 """
 
 from __future__ import annotations

@@ -172,7 +172,8 @@ class ObjectivesConfig:
     itm_negatives: Literal["hard", "random"] = "hard"
     """How negatives are sampled: `hard`, by ITC similarity as in ALBEF (paper); `random`, uniformly."""
     itm_exclude_same_text: bool = True
-    """Never use a pair as a negative whose texts are equal word for word."""
+    """Never use a pair as a negative whose texts are equal as the model reads them: the same tokens up to
+    `text.max_tokens`."""
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

@@ -113,7 +113,7 @@ class Finetuning:
         return {"total": float(losses["total"]), **scores, "best": self.best_value}
 
     def predict(self, source: Source) -> NDArray[np.float32]:
-        """Logits of every sample in order, [n, C], on every rank; evaluation mode, fp32."""
+        """Logits of every sample in order, [n, C], on every rank; evaluation mode, no mixed precision."""
         self.module.eval()
         parts = []
         # ranks take turns at stretches of EVAL_BATCH, so that rows gathered rank after rank are in order; the

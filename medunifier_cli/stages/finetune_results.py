@@ -83,7 +83,7 @@ def measure(
     train = samples["train"]
     Result(
         TASK, recipe.data.dataset, split, images.folder, n=len(target), seed=recipe.train.seed,
-        metrics=metrics, protocol=_protocol(recipe, one_class),
+        metrics=metrics, protocol=_protocol(recipe, one_class, tuned.precision),
         more={
             "fraction": train["fraction"],
             "head": recipe.model.head,
@@ -134,7 +134,7 @@ def _chance_levels(target: NDArray[Any], classes: int) -> dict[str, float]:
     }
 
 
-def _protocol(recipe: FinetuneRecipe, one_class: bool) -> str:
+def _protocol(recipe: FinetuneRecipe, one_class: bool, precision: str) -> str:
     training = "head alone trained on frozen features" if recipe.model.freeze else "model and head trained"
     scoring = (
         "samples with exactly one class; softmax; auroc: of two classes, else the mean over classes"
@@ -144,5 +144,5 @@ def _protocol(recipe: FinetuneRecipe, one_class: bool) -> str:
     return (
         f"uni-modal queries, {training}; {scoring}; best epoch by the validation split, the test split "
         "measured once; baseline: chance, the most frequent class, every label predicted; 95 % bootstrap "
-        "over patients"
+        f"over patients; forward passes in {precision}"
     )

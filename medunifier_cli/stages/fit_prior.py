@@ -285,7 +285,8 @@ def _measure(
         protocol=(
             "every held-out map once, with its whole text where the priors are conditioned; baseline of "
             "nats: codes sampled independently by their frequency in training; of accuracy: the most "
-            "frequent code of each position; of perplexity: that of the training codes without any context"
+            "frequent code of each position; of perplexity: that of the training codes without any context; "
+            f"forward passes in {trained.precision}"
         ),
         more={
             "pretrained": trained.identity,

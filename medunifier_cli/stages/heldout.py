@@ -57,7 +57,7 @@ def evaluate(
                 "PSNR: mean over images, values in [0, 1]; baseline: the mean training image. Perplexity "
                 "and dead codes: over all codes of the split. ITM: each image with its own text and with one "
                 "sampled from the texts that differ from it; baseline: guessing. Intervals: 95 %, 1,000 "
-                "bootstrap resamples of patients"
+                f"bootstrap resamples of patients. Forward passes in {trained.precision}"
             ),
         ).write(trained)  # fmt: skip
     return metrics
@@ -141,12 +141,14 @@ def _matching(trained: PretrainedRun, heldout: SplitSource) -> Metric:
 def other_texts(source: SplitSource, seed: int) -> NDArray[np.int64]:
     """For each sample another one whose text differs, [n], by (seed, sample); -1 if all texts are equal.
 
-    Uniform, except that a draw which hits an equal text is moved to one of the others without a second draw.
+    Texts differ if the model reads different tokens: of two that are equal up to the last token it reads,
+    neither is a wrong text for the other's image. Uniform, except that a draw which hits an equal text is
+    moved to one of the others without a second draw.
     """
     n = len(source)
     other_n = (draws.uniform(seed, draws.NEGATIVE_TEXT, range(n)).numpy() * n).astype(np.int64)
-    differs = source.digests != source.digests[other_n]
+    differs = source.token_digests != source.token_digests[other_n]
     for i in np.flatnonzero(~differs):
-        rest = np.flatnonzero(source.digests != source.digests[i])
+        rest = np.flatnonzero(source.token_digests != source.token_digests[i])
         other_n[i] = rest[other_n[i] % len(rest)] if len(rest) else -1
     return other_n

@@ -62,7 +62,10 @@ class Stage(Protocol):
         """Forward pass -> losses (with `total`) and monitors; their averages over ranks are global."""
 
     def validate(self, step: int) -> Mapping[str, float]:
-        """Numbers on the validation split, the same on every rank; empty without such a split."""
+        """Numbers on the validation split, the same on every rank; empty without such a split.
+
+        Called outside of mixed precision: numbers are those that the restored weights give.
+        """
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """Weights and buffers that a checkpoint must hold."""
@@ -91,6 +94,10 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     if first >= stage.steps:
         return 0
     module, optimizer = accelerator.prepare(stage.module, optimizer)
+    # `prepare` also replaces the `forward` of the module itself by one in mixed precision, and validation
+    # calls that module: its numbers would be bf16's here, and fp32's where the same weights are restored.
+    # Training does not need it, as every step below runs under `accelerator.autocast`.
+    accelerator.unwrap_model(module, keep_fp32_wrapper=False)
     log = Log(run.log, first) if world.is_main() else None
     progress = Progress(
         stage.steps, "step", first=first, rate_unit=stage.samples, per_unit=train.global_batch, edges=True,

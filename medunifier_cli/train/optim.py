@@ -85,10 +85,21 @@ def state_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
 def load_state_tensors(
     module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Load the tensors returned by `state_tensors`. Raises KeyError when a trained parameter has no state."""
-    kinds = {name.split(".", 1)[0] for name in tensors}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad and tensors:
+    """Load the tensors returned by `state_tensors`.
+
+    Raises:
+        KeyError: a parameter has a part of its state alone, or a state belongs to no parameter.
+    """
+    kinds = sorted({name.split(".", 1)[0] for name in tensors})
+    parameters = dict(module.named_parameters())
+    for name, parameter in parameters.items():
+        # A parameter without any state had none: no gradient ever reached it, as with ITG alone the last
+        # feed-forward network of the queries. AdamW starts its state with the first gradient, then as now.
+        if parameter.requires_grad and any(f"{kind}.{name}" in tensors for kind in kinds):
             optimizer.state[parameter] = {
-                kind: tensors[f"{kind}.{name}"].to(parameter.device) for kind in sorted(kinds)
+                kind: tensors[f"{kind}.{name}"].to(parameter.device) for kind in kinds
             }
+    # the state of a renamed parameter must not be lost in silence
+    unknown = sorted(name for name in tensors if name.split(".", 1)[1] not in parameters)
+    if unknown:
+        raise KeyError(unknown[0])

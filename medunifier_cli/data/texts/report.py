@@ -7,6 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 DEIDENTIFIED = re.compile(r"_{2,}|\bX{4,}\b")
 """Placeholders for removed personal data: `___` in MIMIC-CXR, `XXXX` in Open-i."""
 _SPACING = (
@@ -81,7 +84,15 @@ def readable(decoded: str) -> str:
 
 
 def digest(text: str) -> int:
-    """63-bit hash of a text's words; ignores letter case and white space, as the uncased model does."""
-    words = " ".join(text.lower().split())
+    """63-bit hash of the words of a whole text; ignores letter case and white space."""
+    return _hash63(" ".join(text.lower().split()).encode())
+
+
+def token_digest(ids: NDArray[np.int32]) -> int:
+    """63-bit hash of token ids: equal for texts that a model cannot tell apart."""
+    return _hash63(ids.astype("<i4").tobytes())
+
+
+def _hash63(body: bytes) -> int:
     # 63 bits: tensors of hashes are int64, and torch has no full set of unsigned operations.
-    return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little") >> 1
+    return int.from_bytes(hashlib.blake2b(body, digest_size=8).digest(), "little") >> 1

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.data.shards import Shards
-from medunifier_cli.data.texts.report import compose, digest
+from medunifier_cli.data.texts.report import compose, digest, token_digest
 from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.recipe.schema import DataConfig, TextConfig
 from medunifier_cli.run.cache import cached
@@ -28,7 +28,7 @@ CHUNK = 1024
 """Texts tokenized at once."""
 LOOKED_AT = 100
 """Samples whose sections a message names."""
-VERSION = 1
+VERSION = 2
 """Version of the cache's contents; part of its file name."""
 
 
@@ -41,7 +41,10 @@ class TokenTable:
     start: NDArray[np.int64]
     """[n + 1]; the ids of sample i are ids_N[start[i] : start[i + 1]], none where the text is empty."""
     digest: NDArray[np.int64]
-    """[n], see `report.digest`."""
+    """[n], hash of the whole text, see `report.digest`."""
+    token_digest: NDArray[np.int64]
+    """[n], hash of the sample's ids, see `report.token_digest`. Texts that differ only after the last token
+    that is read, or in characters that the tokenizer does not know, have the same."""
 
 
 def texts_of(shards: Shards, sections: Sequence[str], data: DataConfig, text: TextConfig) -> Iterator[str]:
@@ -80,16 +83,17 @@ def token_table(
 
 def _build(texts: Iterator[str], n: int, max_tokens: int, tokenizer: TextTokenizer) -> TokenTable:
     start = np.zeros(n + 1, np.int64)
-    digests = np.zeros(n, np.int64)
-    pieces = [np.empty(0, np.int32)]
+    digests, token_digests = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    empty = np.empty(0, np.int32)
+    pieces = [empty]
     row = 0
     while chunk := list(islice(texts, CHUNK)):
         for words, ids in zip(chunk, tokenizer.encode_many(chunk, max_tokens), strict=True):
-            digests[row] = digest(words)
-            start[row + 1] = start[row] + (len(ids) if words else 0)
-            if words:
-                pieces.append(np.array(ids, np.int32))
+            piece = np.array(ids, np.int32) if words else empty
+            digests[row], token_digests[row] = digest(words), token_digest(piece)
+            start[row + 1] = start[row] + len(piece)
+            pieces.append(piece)
             row += 1
         # Merged now and then: each small array has about 100 bytes of header, nearly as much as its ids.
         pieces = [np.concatenate(pieces)] if len(pieces) > 64 * CHUNK else pieces
-    return TokenTable(np.concatenate(pieces), start, digests)
+    return TokenTable(np.concatenate(pieces), start, digests, token_digests)

@@ -55,13 +55,13 @@ def test_mean_image_counts_every_sample_once(source: SplitSource) -> None:
 
 
 class Texts:
-    """A stand-in for a split: the hash of each sample's text."""
+    """A stand-in for a split: the hash of what the model reads of each sample's text."""
 
     def __init__(self, *digests: int) -> None:
-        self.digests = np.array(digests, np.int64)
+        self.token_digests = np.array(digests, np.int64)
 
     def __len__(self) -> int:
-        return len(self.digests)
+        return len(self.token_digests)
 
 
 def others(*digests: int, seed: int = 0) -> list[int]:

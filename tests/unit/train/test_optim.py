@@ -109,5 +109,40 @@ def test_state_round_trip_by_name() -> None:
     step(other, again, 2)
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
-    with pytest.raises(KeyError, match=r"0\.weight"):
-        load_state_tensors(other, again, {k: v for k, v in saved.items() if not k.endswith("0.weight")})
+
+
+def test_a_state_that_is_incomplete_or_of_another_module_is_refused() -> None:
+    one = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    optimizer = adamw(one, OptimConfig(peak_lr=0.1))
+    one(torch.ones(4, 3)).square().sum().backward()
+    optimizer.step()
+    saved = state_tensors(one, optimizer)
+    without = {name: tensor for name, tensor in saved.items() if name != "exp_avg.0.weight"}
+    with pytest.raises(KeyError, match=r"exp_avg\.0\.weight"):
+        load_state_tensors(one, adamw(one, OptimConfig()), without)
+    renamed = {name.replace(".0.weight", ".2.weight"): tensor for name, tensor in saved.items()}
+    with pytest.raises(KeyError, match=r"2\.weight"):
+        load_state_tensors(one, adamw(one, OptimConfig()), renamed)
+
+
+def test_a_parameter_that_never_got_a_gradient_has_no_state_and_resumes_without() -> None:
+    """It is reached in the third step alone: resumed after the second, that step is its first either way."""
+
+    def step(module: nn.Sequential, optimizer: torch.optim.Optimizer, number: int) -> None:
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(number))
+        (module if number == 2 else module[0])(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    torch.manual_seed(0)
+    one, other = (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)) for _ in range(2))
+    optimizer, again = adamw(one, OptimConfig(peak_lr=0.1)), adamw(other, OptimConfig(peak_lr=0.1))
+    for number in range(2):
+        step(one, optimizer, number)
+    saved = state_tensors(one, optimizer)
+    assert {name.split(".", 1)[1] for name in saved} == {"0.weight", "0.bias"}
+    other.load_state_dict(one.state_dict())
+    load_state_tensors(other, again, {name: tensor.clone() for name, tensor in saved.items()})
+    for module, its in ((one, optimizer), (other, again)):
+        step(module, its, 2)
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())

@@ -1,0 +1,69 @@
+"""Fine-tuning in bf16: the scores that are reported are those of the saved weights, wherever computed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.run.tuned_house import QUICK, House
+
+FRESH = """
+import io, json, sys
+from pathlib import Path
+import numpy as np, torch
+from PIL import Image
+from medunifier_cli.checkpoint.classifier import restore_classifier
+from medunifier_cli.data.shards import Shards
+from medunifier_cli.run.record import Run
+from medunifier_cli.stages.finetune_results import probabilities
+torch.set_num_threads(1)
+_, network, classes = restore_classifier(Run(Path(sys.argv[1])))
+shards = Shards.open(Path(sys.argv[2]), "test")
+images = np.zeros((64, 1, 32, 32), np.uint8)  # a batch of the stage's size: another one may round otherwise
+for i in range(len(shards)):
+    images[i, 0] = np.asarray(Image.open(io.BytesIO(shards.image(i))))
+with torch.no_grad():
+    logits = network(torch.from_numpy(images))[: len(shards)].numpy()
+for i, scores in enumerate(probabilities(logits, False).tolist()):
+    print(json.dumps({"key": shards.key(i), "scores": dict(zip(classes, scores))}, sort_keys=True))
+"""
+"""Restores `best/` of a run and prints the scores of each test sample."""
+
+
+def python(*words: object) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], env=environment, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+def test_scores_of_the_training_process_are_those_of_a_fresh_one(precision: str, tmp_path: Path) -> None:
+    house, run = House(tmp_path), tmp_path / "runs" / "tuned"
+    settings = (
+        *QUICK, f"data.shards={house.shards}", f"model.pretrained={house.pretrained}",
+        f"train.precision={precision}",
+    )  # fmt: skip
+    line = ["finetune", "finetune-demo", "--run", str(run)]
+    line += [word for setting in settings for word in ("-o", setting)]
+    python("-m", "medunifier_cli", *line)
+    saved = (run / "results" / "finetune-phantom-test.samples.jsonl").read_text()
+    rows = [json.loads(text) for text in saved.splitlines()]
+    kept = [json.dumps({name: row[name] for name in ("key", "scores")}, sort_keys=True) for row in rows]
+    assert kept == python("-c", FRESH, run, house.shards).splitlines()
+
+    result = run / "results" / "finetune-phantom-test.json"
+    before = result.read_bytes()
+    assert "forward passes in fp32" in json.loads(before)["protocol"]
+    result.unlink()
+    python("-m", "medunifier_cli", *line)  # the same command again, which now measures without training
+    assert (run / "results" / "finetune-phantom-test.samples.jsonl").read_text() == saved
+    assert result.read_bytes() == before
