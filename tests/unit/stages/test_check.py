@@ -8,9 +8,11 @@ import socket
 from pathlib import Path
 
 import pytest
+import webdataset
 from click.testing import CliRunner, Result
 
 from medunifier_cli.cli import mu
+from tests.hand_made import sample
 
 SPLITS = ("train", "valid", "test")
 
@@ -66,7 +68,18 @@ def test_a_split_without_text_in_the_sections_asked_for(shards: Path) -> None:
     assert result.exit_code == 1
     (problem,) = problems(result)
     assert "data.sections: no sample of 'train' has text in clinical_notes" in problem
+    assert "sections there: findings, impression." in problem
     assert "`-o 'data.sections=[]'`" in problem
+
+
+def test_captions_are_named_and_can_be_chosen(tmp_path: Path) -> None:
+    for split in SPLITS:
+        with webdataset.TarWriter(str(tmp_path / f"{split}-000000.tar")) as writer:
+            writer.write({"__key__": "1.2", "png": sample(0)[1], "txt": b"Clear lungs."})
+    (problem,) = problems(check("demo", "-o", f"data.shards={tmp_path}"))
+    assert "sections there: caption." in problem
+    result = check("demo", "-o", f"data.shards={tmp_path}", "-o", "data.sections=[caption]")
+    assert result.exit_code == 0, result.stdout
 
 
 def test_all_problems_at_once_with_what_to_do(shards: Path) -> None:
