@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -120,8 +121,21 @@ def test_checks_that_need_the_run_are_left_out_without_it(runs: Path) -> None:
     names = {check.name: check.ok for check in check_finetune(finetune)}
     assert names == {
         "data set": True, "head": True, "pre-trained run": False, "shards": False, "batch": True,
-        "runs folder": True,
+        "precision": True, "runs folder": True,
     }  # fmt: skip
     prior = load_recipe("prior-demo", (), PriorRecipe)
     names = {check.name: check.ok for check in check_fit_prior(prior)}
-    assert names == {"pre-trained run": False, "batch": True, "runs folder": True}
+    assert names == {"pre-trained run": False, "batch": True, "precision": True, "runs folder": True}
+
+
+def test_fp16_on_a_machine_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A login node often has none, so it is no problem of the recipe."""
+    import torch
+
+    from medunifier_cli.recipe.schema_train import LoopConfig
+    from medunifier_cli.stages.check.shared import check_device
+
+    for available, result in ((True, r"fp16$"), (False, r"fp16, which needs a GPU: this machine has none")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert re.match(result, check_device(LoopConfig(precision="fp16")))
+    assert check_device(LoopConfig(precision="bf16")) == "bf16"
