@@ -45,8 +45,9 @@ def git_state() -> dict[str, Any]:
 
 def _git(folder: Path, *words: str) -> str:
     output = subprocess.run(
-        ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10
-    )
+        ["git", "-C", str(folder), *words],
+        capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=10,
+    )  # fmt: skip
     return output.stdout.strip()
 
 

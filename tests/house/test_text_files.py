@@ -15,6 +15,7 @@ import pytest
 from tests.house.test_floors import Sources, sources
 
 HELPERS = "medunifier_cli/files.py"
+RUNS = ("run", "Popen", "check_output")
 MODE = re.compile(r"[rwxabt+]+")
 
 
@@ -50,6 +51,8 @@ def careless(files: Sources) -> Iterator[str]:
                 yield f"{path}:{node.lineno}: splitlines"
             elif name == "TextIOWrapper" and path != HELPERS:
                 yield f"{path}:{node.lineno}: TextIOWrapper"
+            elif {"text", "universal_newlines"} & {keyword.arg for keyword in node.keywords} and name in RUNS:
+                yield f"{path}:{node.lineno}: output of a process without encoding"
             elif text_open(node):
                 yield f"{path}:{node.lineno}: open without encoding"
 
@@ -70,6 +73,7 @@ def test_text_is_read_and_written_in_one_way() -> None:
         "path.open('a')",
         "path.open(mode='r')",
         "text.splitlines()",
+        "subprocess.run(command, text=True)",
     ],
 )
 def test_a_careless_line_is_found(line: str) -> None:

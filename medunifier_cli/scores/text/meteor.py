@@ -5,9 +5,10 @@ There is no METEOR without it: other programs of that name give other numbers.
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,7 +65,8 @@ def meteor(corpora: Sequence[Corpus]) -> list[MeteorScores]:
         from pycocoevalcap.meteor.meteor import Meteor  # type: ignore[import-untyped,import-not-found]
     except ImportError:
         raise MeteorUnavailableError("METEOR 1.5 needs `pip install 'medunifier[nlg]'`") from None
-    program = Meteor()
+    with _neutral_locale():
+        program = Meteor()
     try:
         return [_score(program, corpus) for corpus in corpora]
     except (OSError, ValueError):  # a pipe that broke, or an answer that is no number
@@ -77,6 +79,20 @@ def meteor(corpora: Sequence[Corpus]) -> list[MeteorScores]:
         for pipe in (program.meteor_p.stdin, program.meteor_p.stdout, program.meteor_p.stderr):
             with suppress(BrokenPipeError):
                 pipe.close()
+
+
+@contextmanager
+def _neutral_locale() -> Iterator[None]:
+    """Start Java in UTF-8 and with decimal points, which a German ISO-8859-1 locale would not give."""
+    before = os.environ.get("LC_ALL")
+    os.environ["LC_ALL"] = "C.UTF-8"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LC_ALL"]
+        else:
+            os.environ["LC_ALL"] = before
 
 
 def _score(program: Any, corpus: Corpus) -> MeteorScores:
