@@ -24,19 +24,19 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages import finetune
-from tests.run.tuned_house import QUICK, House
+from tests.run.finetune_runs import QUICK, FinetuneRuns
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> House:
-    return House(tmp_path_factory.mktemp("house"))
+def runs(tmp_path_factory: pytest.TempPathFactory) -> FinetuneRuns:
+    return FinetuneRuns(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
-def done(house: House, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def done(runs: FinetuneRuns, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A finished run that others are compared with; any number of labels a sample."""
     folder = tmp_path_factory.mktemp("done") / "run"
-    return folder, house.tune(folder)
+    return folder, runs.tune(folder)
 
 
 def final_state(folder: Path) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Killed(Exception):
 
 
 def test_killed_again_and_again_ends_bit_equal(
-    house: House, done: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: FinetuneRuns, done: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = finetune.Finetuning.step
     for last in (2, 7, 11, 13):  # before a checkpoint, and after a validation that no checkpoint holds yet
@@ -70,9 +70,9 @@ def test_killed_again_and_again_ends_bit_equal(
 
         monkeypatch.setattr(finetune.Finetuning, "step", die)
         with pytest.raises(Killed):
-            house.tune(tmp_path / "run")
+            runs.tune(tmp_path / "run")
     monkeypatch.setattr(finetune.Finetuning, "step", step)
-    house.tune(tmp_path / "run")
+    runs.tune(tmp_path / "run")
     assert final_state(tmp_path / "run") == final_state(done[0])
 
 
@@ -90,7 +90,7 @@ def test_the_best_validation_chooses_and_its_weights_are_kept(done: tuple[Path, 
 
 
 def test_an_early_best_epoch_is_not_overwritten_by_later_ones(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: FinetuneRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scores that fall from validation to validation: the first one's weights are kept and measured."""
     real, falling = finetune.scores_of, iter((0.9, 0.8, 0.7))
@@ -101,7 +101,7 @@ def test_an_early_best_epoch_is_not_overwritten_by_later_ones(
         return found
 
     monkeypatch.setattr(finetune, "scores_of", fall)
-    result = house.tune(tmp_path / "run", "train.checkpoint_every=5", "train.keep=3")
+    result = runs.tune(tmp_path / "run", "train.checkpoint_every=5", "train.keep=3")
     assert result["checkpoint"]["step"] == 5
     early = store.load(tmp_path / "run" / "checkpoints" / "step-00000005").tensors["model"]
     kept = store.load(tmp_path / "run" / "best" / "step-00000005").tensors["model"]
@@ -109,20 +109,23 @@ def test_an_early_best_epoch_is_not_overwritten_by_later_ones(
 
 
 def test_the_test_split_is_measured_once(
-    house: House, done: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: FinetuneRuns,
+    done: tuple[Path, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("measured again")
 
     monkeypatch.setattr(finetune, "measure", refuse)
-    house.tune(done[0])
+    runs.tune(done[0])
     said = capsys.readouterr()
     assert "is complete: 14 steps" in said.err
     assert "fine-tuned auroc" in said.out
 
 
 def test_result_says_how_it_was_made_and_equals_scikit_learn(
-    house: House, done: tuple[Path, dict[str, Any]]
+    runs: FinetuneRuns, done: tuple[Path, dict[str, Any]]
 ) -> None:
     folder, result = done
     for field in (
@@ -142,7 +145,7 @@ def test_result_says_how_it_was_made_and_equals_scikit_learn(
     lines = (folder / "results" / "finetune-phantom-test.samples.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert result["n"] == len(rows) == len({row["key"] for row in rows}) == 40
-    shards = Shards.open(house.shards, "test")
+    shards = Shards.open(runs.shards, "test")
     truths = {shards.key(i): shards.meta(i)["labels"] for i in range(40)}
     for name in result["classes"]:
         truth, scores = [truths[row["key"]][name] for row in rows], [row["scores"][name] for row in rows]
@@ -153,9 +156,9 @@ def test_result_says_how_it_was_made_and_equals_scikit_learn(
     assert auroc["low"] <= auroc["value"] <= auroc["high"]
 
 
-def test_one_class_a_sample_leaves_the_others_out_and_says_so(house: House, tmp_path: Path) -> None:
-    result = house.tune(tmp_path / "run", "model.loss=cross_entropy", "model.metric=", "model.balance=true")
-    shards = Shards.open(house.shards, "test")
+def test_one_class_a_sample_leaves_the_others_out_and_says_so(runs: FinetuneRuns, tmp_path: Path) -> None:
+    result = runs.tune(tmp_path / "run", "model.loss=cross_entropy", "model.metric=", "model.balance=true")
+    shards = Shards.open(runs.shards, "test")
     labels = [shards.meta(i)["labels"] for i in range(40)]
     single = sum(sum(row[name] for name in result["classes"]) == 1 for row in labels)
     assert result["n"] == single
@@ -165,19 +168,19 @@ def test_one_class_a_sample_leaves_the_others_out_and_says_so(house: House, tmp_
 
 
 def test_frozen_features_are_those_of_a_model_that_does_not_move(
-    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: FinetuneRuns, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     unclipped = "optim.clip_norm=0"  # a norm over both would see gradients of weights that stay
-    house.tune(tmp_path / "frozen", "model.freeze=true", unclipped)
-    house.tune(tmp_path / "still", "optim.model_lr=0", unclipped)
+    runs.tune(tmp_path / "frozen", "model.freeze=true", unclipped)
+    runs.tune(tmp_path / "still", "optim.model_lr=0", unclipped)
     frozen, still = (read_lines(tmp_path / name / "log.jsonl") for name in ("frozen", "still"))
     assert len(frozen) == len(still) == 17
     for one, other in zip(frozen, still, strict=True):
         assert one["total"] == pytest.approx(other["total"], rel=1e-4)
-    caches = sorted((house.pretrained / "cache").glob("queries-*.h5"))
+    caches = sorted((runs.pretrained / "cache").glob("queries-*.h5"))
     before = {path: path.stat().st_mtime_ns for path in caches}
     assert len(caches) == 3
-    house.tune(tmp_path / "again", "model.freeze=true", "train.seed=1")
+    runs.tune(tmp_path / "again", "model.freeze=true", "train.seed=1")
     assert {path: path.stat().st_mtime_ns for path in caches} == before
     assert not any(name.startswith("model.") for name in _weights(tmp_path / "frozen"))
 
@@ -188,8 +191,8 @@ def _weights(folder: Path) -> Mapping[str, Any]:
     return found.tensors["model"]
 
 
-def test_a_fraction_is_recorded_with_its_ids(house: House, tmp_path: Path) -> None:
-    result = house.tune(tmp_path / "run", "data.fraction=0.5", "data.fraction_seed=4")
+def test_a_fraction_is_recorded_with_its_ids(runs: FinetuneRuns, tmp_path: Path) -> None:
+    result = runs.tune(tmp_path / "run", "data.fraction=0.5", "data.fraction_seed=4")
     train = json.loads((tmp_path / "run" / "samples.json").read_text())["train"]
     assert (train["n"], train["seed"], len(train["keys"])) == (30, 4, 30)
     assert set(train["keys"]) < {f"phantom-0-train-{i:06d}" for i in range(60)}
@@ -197,9 +200,9 @@ def test_a_fraction_is_recorded_with_its_ids(house: House, tmp_path: Path) -> No
 
 
 def test_an_unreadable_image_is_left_out_and_counted(
-    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: FinetuneRuns, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shards = Path(shutil.copytree(house.shards, tmp_path / "shards"))
+    shards = Path(shutil.copytree(runs.shards, tmp_path / "shards"))
     opened = Shards.open(shards, "train")
     row = opened.index[7]
     path = shards / opened.names[int(row["shard"])]
@@ -207,7 +210,7 @@ def test_an_unreadable_image_is_left_out_and_counted(
     start = int(row["image_offset"])
     body[start : start + int(row["image_size"])] = bytes(int(row["image_size"]))
     path.write_bytes(bytes(body))
-    result = house.tune(tmp_path / "run", shards=shards)
+    result = runs.tune(tmp_path / "run", shards=shards)
     assert "1 of 60 images cannot be read; they are left out" in capsys.readouterr().err
     assert result["train"]["n"] == 59
     assert result["train"]["unreadable"] == [opened.key(7)]
@@ -220,37 +223,39 @@ def tuned(done: tuple[Path, Any]) -> Path:
 
 
 def test_a_run_of_another_stage_is_no_start_and_is_not_taken_for_pretrained(
-    house: House, tuned: Path
+    runs: FinetuneRuns, tuned: Path
 ) -> None:
-    assert is_run_of(Run(house.pretrained), PretrainRecipe)
+    assert is_run_of(Run(runs.pretrained), PretrainRecipe)
     assert not is_run_of(Run(tuned), PretrainRecipe)
     with pytest.raises(MuError, match=r"is a run of `mu finetune`; name one of `mu pretrain`$"):
-        fill_pretrained(house.recipe(), str(tuned))
+        fill_pretrained(runs.recipe(), str(tuned))
     with pytest.raises(MuError, match="no run `nothing`"):
-        fill_pretrained(house.recipe(), "nothing")
+        fill_pretrained(runs.recipe(), "nothing")
 
 
-def test_goes_on_from_the_run_it_started_from_and_not_from_a_newer_one(house: House, tuned: Path) -> None:
+def test_goes_on_from_the_run_it_started_from_and_not_from_a_newer_one(
+    runs: FinetuneRuns, tuned: Path
+) -> None:
     recipe = load_recipe("finetune-demo", (), FinetuneRecipe)
-    assert fill_pretrained(recipe, "", tuned).model.pretrained == str(house.pretrained)
+    assert fill_pretrained(recipe, "", tuned).model.pretrained == str(runs.pretrained)
 
 
 def test_shards_that_changed_under_a_run_are_refused(
-    house: House, done: tuple[Path, Any], tmp_path: Path
+    runs: FinetuneRuns, done: tuple[Path, Any], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(done[0], tmp_path / "run"))
     path = folder / "samples.json"
     path.write_text(path.read_text().replace('"shards": "', '"shards": "0', 1))
     with pytest.raises(MuError, match="has changed since this run selected its samples"):
-        house.tune(folder)
+        runs.tune(folder)
 
 
 def test_command_line_names_the_run_after_recipe_and_fraction(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: FinetuneRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MU_RUNS", str(tmp_path))
-    shutil.copytree(house.pretrained, tmp_path / "base")
-    settings = (*QUICK, f"data.shards={house.shards}", "data.fraction=0.5", "train.steps=2")
+    shutil.copytree(runs.pretrained, tmp_path / "base")
+    settings = (*QUICK, f"data.shards={runs.shards}", "data.fraction=0.5", "train.steps=2")
     line = ["finetune", "finetune-demo", *(word for setting in settings for word in ("-o", setting))]
     result = CliRunner().invoke(mu, line)
     assert result.exit_code == 0, result.output

@@ -14,12 +14,12 @@ import webdataset
 from PIL import Image
 
 from medunifier_cli.errors import MuError
-from tests.run.tuned_house import House
+from tests.run.finetune_runs import FinetuneRuns
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> House:
-    return House(tmp_path_factory.mktemp("house"))
+def runs(tmp_path_factory: pytest.TempPathFactory) -> FinetuneRuns:
+    return FinetuneRuns(tmp_path_factory.mktemp("runs"))
 
 
 def write_labelled(folder: Path, counts: Mapping[str, Mapping[str, int]]) -> Path:
@@ -42,10 +42,10 @@ def write_labelled(folder: Path, counts: Mapping[str, Mapping[str, int]]) -> Pat
 BOTH = {"Pneumonia": 6, "Normal": 10}
 
 
-def test_images_without_reports(house: House, tmp_path: Path) -> None:
+def test_images_without_reports(runs: FinetuneRuns, tmp_path: Path) -> None:
     shards = write_labelled(tmp_path / "rsna", {"train": BOTH, "valid": BOTH, "test": BOTH})
     plain = ("data.dataset=rsna", "model.loss=", "model.metric=")
-    result = house.tune(tmp_path / "run", *plain, shards=shards)
+    result = runs.tune(tmp_path / "run", *plain, shards=shards)
     assert (result["n"], result["classes"]) == (16, ["Pneumonia", "Normal"])
     assert result["best"]["metric"] == "auroc"  # RSNA's headline
     assert result["confusion"] is not None
@@ -74,16 +74,16 @@ def test_images_without_reports(house: House, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_learned_is_one_line_and_leaves_no_run(
-    house: House, tmp_path: Path, counts: Any, overrides: tuple[str, ...], said: str | None
+    runs: FinetuneRuns, tmp_path: Path, counts: Any, overrides: tuple[str, ...], said: str | None
 ) -> None:
     splits = {**dict.fromkeys(("train", "valid", "test"), BOTH), **counts}
     shards = write_labelled(tmp_path / "rsna", {name: classes for name, classes in splits.items() if classes})
     plain = ("data.dataset=rsna", "model.loss=", "model.metric=", *overrides)
     if said is None:
-        assert house.tune(tmp_path / "run", *plain, shards=shards)["train"]["n"] == 2
+        assert runs.tune(tmp_path / "run", *plain, shards=shards)["train"]["n"] == 2
         return
     with pytest.raises(MuError) as caught:
-        house.tune(tmp_path / "run", *plain, shards=shards)
+        runs.tune(tmp_path / "run", *plain, shards=shards)
     assert said in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.run.tuned_house import QUICK, House
+from tests.run.finetune_runs import QUICK, FinetuneRuns
 
 FRESH = """
 import io, json, sys
@@ -47,9 +47,9 @@ def python(*words: object) -> str:
 
 @pytest.mark.parametrize("precision", ["bf16", "no"])
 def test_scores_of_the_training_process_are_those_of_a_fresh_one(precision: str, tmp_path: Path) -> None:
-    house, run = House(tmp_path), tmp_path / "runs" / "tuned"
+    runs, run = FinetuneRuns(tmp_path), tmp_path / "runs" / "tuned"
     settings = (
-        *QUICK, f"data.shards={house.shards}", f"model.pretrained={house.pretrained}",
+        *QUICK, f"data.shards={runs.shards}", f"model.pretrained={runs.pretrained}",
         f"train.precision={precision}",
     )  # fmt: skip
     line = ["finetune", "finetune-demo", "--run", str(run)]
@@ -58,7 +58,7 @@ def test_scores_of_the_training_process_are_those_of_a_fresh_one(precision: str,
     saved = (run / "results" / "finetune-phantom-test.samples.jsonl").read_text()
     rows = [json.loads(text) for text in saved.splitlines()]
     kept = [json.dumps({name: row[name] for name in ("key", "scores")}, sort_keys=True) for row in rows]
-    assert kept == python("-c", FRESH, run, house.shards).splitlines()
+    assert kept == python("-c", FRESH, run, runs.shards).splitlines()
 
     result = run / "results" / "finetune-phantom-test.json"
     before = result.read_bytes()

@@ -22,7 +22,7 @@ QUICK = (
 )  # fmt: skip
 
 
-class House:
+class FinetuneRuns:
     """Shards of a small phantom and one short pre-training run."""
 
     def __init__(self, root: Path) -> None:
