@@ -4,16 +4,46 @@ from __future__ import annotations
 
 import errno
 import traceback
+import unicodedata
 from pathlib import Path
 
 INTERRUPTED = 130
 """Exit code of Ctrl-C: 128 + SIGINT, as shells report it."""
 
 
+LINE_LIMIT = 290
+"""Characters of one line on stderr, `mu: ` aside."""
+LINE_START = 180
+"""Of a longer line, as many characters of its beginning are kept, and its end, which says what to do."""
+
+
 class MuError(Exception):
-    """A user's mistake or bad data: one line that says what is wrong, where, and what to do."""
+    """A user's mistake or bad data: one line that says what is wrong, where, and what to do.
+
+    The line is clean, whatever names and numbers were put into it: see `one_line`.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """A text as one line for a terminal: no control characters, at most `LINE_LIMIT` characters.
+
+    Names of files and of classes come from other people: an escape sequence in one would reach the terminal,
+    and a line end would fake a line of ours.
+    """
+    line = "; ".join(part for part in text.split("\n") if part.strip())
+    # Cc control, Cf invisible formatting such as a change of the writing direction, Cs half a character,
+    # Zl and Zp line ends
+    line = "".join(
+        f"\\x{ord(c):02x}" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in line
+    )
+    if len(line) <= LINE_LIMIT:
+        return line
+    return f"{line[:LINE_START]} ... {line[LINE_START + 5 - LINE_LIMIT :]}"
 
 
 class RecipeError(MuError):
@@ -49,15 +79,17 @@ def explain(error: BaseException) -> tuple[list[str], int]:
     data.
     """
     if isinstance(error, MuError):
-        return str(error).splitlines() or [type(error).__name__], error.exit_code
+        return [str(error) or type(error).__name__], error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return ["interrupted"], INTERRUPTED
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename is not None else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return [f"no space left on the disk{where}; free some and run the same command again"], 1
+            return [
+                one_line(f"no space left on the disk{where}; free some and run the same command again")
+            ], 1
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return [f"no permission{where}; choose another folder or change its rights"], 1
+            return [one_line(f"no permission{where}; choose another folder or change its rights")], 1
     name = type(error).__name__
     return [f"unexpected {name} in {_place(error)}; run again with --debug to see the traceback"], 1
 

@@ -10,10 +10,9 @@ import difflib
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.errors import MuError
+from medunifier_cli.terminal.say import say
 
 if TYPE_CHECKING:
     from medunifier_cli.model.head_contract import HeadPlugin
@@ -121,4 +120,4 @@ def _contract(group: str) -> type[Any]:
 
 
 def _warn(line: str) -> None:
-    click.echo(f"mu: warning: {line}", err=True)
+    say(f"warning: {line}")

@@ -7,9 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import click
-
 from medunifier_cli.errors import CheckpointError
+from medunifier_cli.terminal.say import say
 
 NEEDS = {"synthesize": "fit-prior", "score": "retrieve"}
 """Verb -> the verb whose output it reads; `pretrain` for all others."""
@@ -68,7 +67,7 @@ def newest_run(fits: Callable[[Path], bool], verb: str) -> Path:
             f"no run found under {runs_root()}/ that fits `{verb}`: it needs `mu {needed}` first"
         )
     newest = max(candidates, key=lambda run: (_last_trained(run), run.name))
-    click.echo(f"mu: {verb} uses the newest run that fits: {newest}", err=True)
+    say(f"{verb} uses the newest run that fits: {newest}")
     return newest
 
 

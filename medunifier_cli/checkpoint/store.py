@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.files import sha256, sync
+from medunifier_cli.terminal.say import say
 
 NAME = re.compile(r"step-(\d{8})")
 DONE, FACTS = "DONE", "checkpoint.json"
@@ -114,7 +114,7 @@ def newest(folder: Path, only: tuple[str, ...] = ()) -> Checkpoint | None:
         try:
             return load(folder / f"step-{step:08d}", only)
         except CheckpointError as error:
-            click.echo(f"mu: warning: {error}; trying the previous checkpoint", err=True)
+            say(f"warning: {error}; trying the previous checkpoint")
     return None
 
 

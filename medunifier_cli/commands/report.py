@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from medunifier_cli.terminal.say import say
+
 if TYPE_CHECKING:
     from medunifier_cli.checkpoint.pretrained import PretrainedRun
     from medunifier_cli.evaluate.reports.writer import Decoding
@@ -118,10 +120,8 @@ def _report_split(
     shown = [m for m in reported.scored.metrics if clinical or m.name in HEADLINE]
     click.echo(table(shown))
     for note in reported.scored.notes:
-        click.echo(f"mu: {note}", err=True)
-    click.echo(
-        f"mu: {reported.scored.n:,} reports in {reported.reports}; all scores: `mu score --reports`", err=True
-    )
+        say(note)
+    say(f"{reported.scored.n:,} reports in {reported.reports}; all scores: `mu score --reports`")
 
 
 def _report_files(trained: PretrainedRun, settings: Decoding, paths: list[Path], as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medunifier_cli.roots import find_run, newest_run
+from medunifier_cli.terminal.say import say
 
 if TYPE_CHECKING:
     from medunifier_cli.run.record import Run
@@ -143,7 +144,7 @@ def _score_reports(path: Path, options: ScoreOptions) -> None:
     scored = score_file(path, options.clinical)
     click.echo(render_scores(scored, options.form))
     for note in scored.notes:
-        click.echo(f"mu: {note}", err=True)
+        say(note)
 
 
 def _compare_reports(a: Path, b: Path, options: ScoreOptions) -> None:
@@ -153,7 +154,7 @@ def _compare_reports(a: Path, b: Path, options: ScoreOptions) -> None:
     comparison = compare_files(a, b, seed=options.seed)
     click.echo(render_comparison(comparison, options.form))
     for note in [comparison.protocol, *comparison.notes]:
-        click.echo(f"mu: {note}", err=True)
+        say(note)
 
 
 def _score_outputs(path: Path) -> None:
@@ -164,7 +165,7 @@ def _score_outputs(path: Path) -> None:
     metrics, notes = score_outputs(path)
     click.echo(table(metrics))
     for note in notes:
-        click.echo(f"mu: {note}", err=True)
+        say(note)
 
 
 def _score_images(run: str, options: ScoreOptions) -> None:
@@ -213,12 +214,12 @@ def _print_tables(runs: list[Run], options: ScoreOptions) -> None:
     if options.tables or any(section.filled for section in shown):
         notes = dict.fromkeys(note for one in evidence for note in [*one.notes, *one.left_out])
         for line in [*unmatched_runs(evidence), *notes]:
-            click.echo(f"mu: {line}", err=True)
+            say(line)
         click.echo(render_sections(shown, options.form))
     else:
         # Somebody who measured for the paper's tables must learn why there is none.
         for line in dict.fromkeys(note for one in evidence for note in one.left_out):
-            click.echo(f"mu: {line}", err=True)
+            say(line)
         click.echo(render(rows_of(runs, intervals=options.form == "csv"), options.form, WORDS))
 
 
@@ -237,8 +238,5 @@ def _newest() -> Run:
     base = base_of(run)
     if base is None or base.folder == run.folder:
         return run
-    click.echo(
-        f"mu: this run was derived from {base.folder}; showing that run and every run derived from it",
-        err=True,
-    )
+    say(f"this run was derived from {base.folder}; showing that run and every run derived from it")
     return base

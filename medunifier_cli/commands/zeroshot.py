@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from medunifier_cli.terminal.say import say
+
 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
@@ -72,12 +74,12 @@ def zeroshot(
     outcomes = []
     for one in evaluation.ensembles_of(benchmark.plugin, prompts, count, ensemble, seed):
         outcome = evaluation.measure_zeroshot(trained, benchmark, one)
-        click.echo(
-            f"mu: {benchmark.plugin.name}/{benchmark.split}, prompts {one.name or default}: "
-            f"confusion matrix in {outcome.picture}", err=True,
-        )  # fmt: skip
+        say(
+            f"{benchmark.plugin.name}/{benchmark.split}, prompts {one.name or default}: "
+            f"confusion matrix in {outcome.picture}"
+        )
         for note in outcome.notes:
-            click.echo(f"mu: {note}", err=True)
+            say(note)
         outcomes.append((one, outcome))
     click.echo(evaluation.render_outcomes(outcomes, default, form))
 

@@ -17,9 +17,8 @@ from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
 
-import click
-
 from medunifier_cli.errors import MuError
+from medunifier_cli.terminal.say import say
 
 LOOK = 2.0
 """Seconds between two looks, while a batch is waited for, at whether all loader processes are alive."""
@@ -41,7 +40,7 @@ def next_answer(answers: Iterator[Any], folder: Path) -> Any:
                 raise
         if silent and time.monotonic() - started > SILENCE:
             silent = False
-            click.echo(f"mu: {folder}: no batch for {SILENCE:.0f} s; does its file system answer?", err=True)
+            say(f"{folder}: no batch for {SILENCE:.0f} s; does its file system answer?")
 
 
 def check_sockets() -> None:

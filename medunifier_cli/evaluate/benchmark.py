@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,6 +19,7 @@ from medunifier_cli.data.subset import open_keys, open_part, parts_of, read_keys
 from medunifier_cli.errors import MuError
 from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.roots import shards_folder
+from medunifier_cli.terminal.say import say
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,5 @@ def _default_split(
     if not heldout:
         raise MuError(f"{trained.run.folder}: its recipe names no data.test; give --split")
     if benchmark and prefer_benchmark and heldout in prepared:
-        click.echo(
-            f"mu: {folder} has no {benchmark}, the benchmark of {plugin.name}; using {heldout}", err=True
-        )
+        say(f"{folder} has no {benchmark}, the benchmark of {plugin.name}; using {heldout}")
     return heldout

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from medunifier_cli.data.contract import FileImage
 from medunifier_cli.data.images.image import image_from
 from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.errors import DataError
+from medunifier_cli.terminal.say import say
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def read_image_batches(paths: Sequence[Path], size: int, batch: int) -> Iterator
                 readable.append(path)
             except (BadImage, DataError) as error:
                 skipped[path] = str(error).rstrip(": ")
-                click.echo(f"mu: {path}: left out ({skipped[path]})", err=True)
+                say(f"{path}: left out ({skipped[path]})")
         left_out += len(skipped)
         if left_out == len(paths):
             few = f"{paths[0]} is no" if len(paths) == 1 else f"none of {len(paths):,} files is an"
@@ -61,4 +61,4 @@ def read_image_batches(paths: Sequence[Path], size: int, batch: int) -> Iterator
         grey_BHW = np.stack(images) if images else np.empty((0, size, size), np.uint8)
         yield UserImages(readable, torch.from_numpy(grey_BHW[:, None]), skipped)
     if left_out:
-        click.echo(f"mu: {left_out:,} of {len(paths):,} files left out", err=True)
+        say(f"{left_out:,} of {len(paths):,} files left out")

@@ -20,9 +20,8 @@ import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
-
 from medunifier_cli.errors import DataError
+from medunifier_cli.terminal.say import say
 
 REJECTS = "rejects.jsonl"
 RESCALED = "rescaled.jsonl"
@@ -66,10 +65,9 @@ def locked(out: Path, part: tuple[int, int]) -> Iterator[None]:
         except (BlockingIOError, PermissionError) as error:
             raise DataError(f"{out}: another `mu prepare` is running on it; wait until it ends") from error
         except OSError as error:
-            click.echo(
-                f"mu: {out}: the file system has no locks ({error.strerror}); see to it that no other "
-                "`mu prepare` works on it",
-                err=True,
+            say(
+                f"{out}: the file system has no locks ({error.strerror}); see to it that no other "
+                "`mu prepare` works on it"
             )
         yield
 

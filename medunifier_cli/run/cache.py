@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import click
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.errors import MuError
 from medunifier_cli.files import atomic_make, explained
+from medunifier_cli.terminal.say import say
 
 Arrays = dict[str, NDArray[Any]]
 """Name of a data set in the file -> its values."""
@@ -55,7 +55,7 @@ def cached(path: Path, made_of: MadeOf, make: Callable[[], Mapping[str, NDArray[
     try:
         _write(path, made_of, lambda file: _store(file, arrays))
     except MuError as error:
-        click.echo(f"mu: not cached, the next call computes it again: {error}", err=True)
+        say(f"not cached, the next call computes it again: {error}")
     return arrays
 
 
@@ -114,4 +114,4 @@ def _text(made_of: MadeOf) -> str:
 
 
 def _warn(path: Path, what: str) -> None:
-    click.echo(f"mu: {path}: {what}; computing it again", err=True)
+    say(f"{path}: {what}; computing it again")

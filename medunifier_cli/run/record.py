@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import click
 import yaml
 
 from medunifier_cli.errors import CheckpointError
@@ -22,6 +21,7 @@ from medunifier_cli.files import read_text, write_text
 from medunifier_cli.recipe.load import dump_recipe
 from medunifier_cli.recipe.settings import RENAMED
 from medunifier_cli.run.provenance import git_state, versions
+from medunifier_cli.terminal.say import say
 
 FREE = (
     "name", "data.workers", "data.shards", "train.processes", "train.log_every", "train.valid_every",
@@ -125,10 +125,9 @@ class Run:
                         ) from None
                     time.sleep(0.2)
                 except OSError as error:  # Lustre without -o flock, NFS without lockd
-                    click.echo(
-                        f"mu: {self.folder}: the file system has no locks ({error.strerror}); see to it that "
-                        "no other process trains this run",
-                        err=True,
+                    say(
+                        f"{self.folder}: the file system has no locks ({error.strerror}); see to it that "
+                        "no other process trains this run"
                     )
                     break
             yield

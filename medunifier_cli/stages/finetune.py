@@ -39,6 +39,7 @@ from medunifier_cli.stages.features import compute_features, features_file, read
 from medunifier_cli.stages.finetune_results import TASK, measure, probabilities, scores_of
 from medunifier_cli.stages.finetune_task import Task, resolve_task
 from medunifier_cli.stages.running import open_run, train_stage
+from medunifier_cli.terminal.say import say
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.loop import Values
 
@@ -246,10 +247,9 @@ def _finish(
     identity = store.identity(best, stage.best_step)
     epoch = stage.best_step * recipe.train.global_batch / len(stage.sources["train"])
     if world.is_main():
-        click.echo(
-            f"mu: {best}: step {stage.best_step:,} of {stage.steps:,} (epoch {epoch:.3g}), "
-            f"validation {stage.task.metric} {stage.best_value:.3f}",
-            err=True,
+        say(
+            f"{best}: step {stage.best_step:,} of {stage.steps:,} (epoch {epoch:.3g}), "
+            f"validation {stage.task.metric} {stage.best_value:.3f}"
         )
     if "test" not in stage.sources:
         return

@@ -36,6 +36,7 @@ from medunifier_cli.run.provenance import data_facts
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.codes import Codes, codes_hash, encode_split, read_codes, write_codes
 from medunifier_cli.stages.running import open_run, train_stage
+from medunifier_cli.terminal.say import say
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.loop import Values
 
@@ -255,7 +256,7 @@ def _codes(
             write_codes(path, codes, made_of)
             count = sum(map(len, codes.values()))
             seconds = time.monotonic() - started
-            click.echo(f"mu: {path}: {count:,} images encoded in {seconds:.0f} s", err=True)
+            say(f"{path}: {count:,} images encoded in {seconds:.0f} s")
         world.barrier()
     return read_codes(path, tuple(split.split for split in splits), made_of)
 

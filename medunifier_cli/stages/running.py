@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import click
 from accelerate import Accelerator
 
 from medunifier_cli.distributed import world
@@ -16,6 +15,7 @@ from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.recipe.schema_train import LoopConfig, OptimConfig
 from medunifier_cli.run.provenance import command_line, data_facts
 from medunifier_cli.run.record import Run
+from medunifier_cli.terminal.say import say
 from medunifier_cli.train.loop import Stage, fit
 
 
@@ -56,12 +56,11 @@ def train_stage(
         MuError: the loss is not finite.
     """
     if world.is_main():
-        click.echo(
-            f"mu: {run.folder}: {subject}; {stage.steps:,} steps of {train.global_batch} on {world.size()} "
-            f"{accelerator.device.type} process{'es' if world.size() > 1 else ''}",
-            err=True,
+        say(
+            f"{run.folder}: {subject}; {stage.steps:,} steps of {train.global_batch} on {world.size()} "
+            f"{accelerator.device.type} process{'es' if world.size() > 1 else ''}"
         )
     steps = fit(stage, run, accelerator, train, optim)
     accelerator.end_training()
     if not steps and world.is_main():
-        click.echo(f"mu: {run.folder} is complete: {stage.steps:,} steps", err=True)
+        say(f"{run.folder} is complete: {stage.steps:,} steps")

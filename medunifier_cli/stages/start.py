@@ -18,6 +18,7 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import runs_root
+from medunifier_cli.terminal.say import say
 
 AnyRecipe = TypeVar("AnyRecipe", PretrainRecipe, FinetuneRecipe, PriorRecipe)
 Verb = TypeVar("Verb", bound=Callable[..., Any])
@@ -85,7 +86,7 @@ class StartOptions:
         if self.fresh and (not joined or group.joined_rank() == 0):
             old = Run(folder).set_aside()
             if old is not None:
-                click.echo(f"mu: {folder} is now {old}", err=True)
+                say(f"{folder} is now {old}")
         # after --fresh: the old run's recipe must not decide what the new one starts from; and before any
         # rank starts: all must agree on "the newest run", which may change while they start
         if fill_in is not None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
 from medunifier_cli.data.contract import DatasetPlugin
@@ -22,6 +21,7 @@ from medunifier_cli.data.subset import open_part
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.files import read_text
 from medunifier_cli.recipe.schema_finetune import FinetuneDataConfig
+from medunifier_cli.terminal.say import say
 
 SAMPLES = "samples.json"
 """Name of the file in the run folder."""
@@ -81,10 +81,9 @@ def choose_samples(parts: Sequence[Part], classes: tuple[str, ...], workers: int
         images = part.images.without(bad)
         shards = images.shards
         if bad.any():
-            click.echo(
-                f"mu: warning: {shards.folder}: split {shards.split!r}: {int(bad.sum()):,} of {len(bad):,} "
-                "images cannot be read; they are left out and listed in the run's samples.json",
-                err=True,
+            say(
+                f"warning: {shards.folder}: split {shards.split!r}: {int(bad.sum()):,} of {len(bad):,} "
+                "images cannot be read; they are left out and listed in the run's samples.json"
             )
             _check_classes(part, images, classes)
         positives = labelled.counts(images.target, len(classes))[1]

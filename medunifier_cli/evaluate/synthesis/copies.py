@@ -23,7 +23,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,6 +41,7 @@ from medunifier_cli.evaluate.synthesis.image_sets import (
 )
 from medunifier_cli.page.closest_pairs import Pair, write_pairs
 from medunifier_cli.scores.privacy import ALPHA, QUANTILE, Nearness, correlation, nearest, nearness
+from medunifier_cli.terminal.say import say
 
 CANDIDATES = 10
 """Training images, nearest by features, whose pixels are compared."""
@@ -259,4 +259,4 @@ def verdict_line(verdict: Verdict) -> str:
 
 def print_verdict(verdict: Verdict) -> None:
     """Print the verdict on stderr, so that stdout holds the table alone."""
-    click.echo(f"mu: {verdict_line(verdict)}", err=True)
+    say(f"{verdict_line(verdict)}")

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +25,7 @@ from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import shards_folder
 from medunifier_cli.run.record import Run
 from medunifier_cli.scores.image import frechet_distance, frechet_interval, precision_recall
+from medunifier_cli.terminal.say import say
 
 MANIFOLD = 10_000
 """Images per side in precision and recall; every pair is compared, so more would take hours."""
@@ -147,7 +147,7 @@ def _extract(
         except MissingWeightsError as error:
             if extractor != "auto" or weights:
                 raise
-            click.echo(f"mu: skipping FID and KID: {error}", err=True)
+            say(f"skipping FID and KID: {error}")
     if ENCODER in wanted:
         pair = encoder_features(pretrained, reals), encoder_features(pretrained, fakes)[subset]
         facts = {"features": "f_q, mean over queries", "checkpoint": pretrained.identity,

@@ -1,0 +1,246 @@
+"""Parse JSON, JSON lines and YAML that anybody may have written: into a declared type, or into one error.
+
+Every file that another program, another version or a damaged disk may have changed comes through here. What a
+caller gets back has the type it asked for, so nothing behind this door fails with a KeyError or a TypeError.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Annotated, Any, TypeVar
+
+import msgspec
+import yaml
+
+from medunifier_cli.errors import DataError, MuError, NotTextError
+from medunifier_cli.files import decode_text
+
+T = TypeVar("T")
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""A whole number from 0 that fits 64 bits: sizes, offsets, steps."""
+DEPTH = 64
+"""Levels of nesting that a document may have; ours have less than ten."""
+YAML_NODES = 100_000
+"""Nodes that a YAML document may have once its aliases are written out; the largest recipe has some 300."""
+MAX_BYTES = 1 << 30
+"""Size of the largest document that is read; the index of a million samples has some 100 MB."""
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_VALUE = re.compile(r"'.*'", re.DOTALL)
+
+
+def read_json(path: Path, kind: type[T], error: type[MuError] = DataError, advice: str = "") -> T:
+    """A JSON file as a value of the type `kind`.
+
+    Args:
+        path: of the file.
+        kind: what it must hold: a `TypedDict`, a dataclass, or a container such as `dict[str, list[int]]`.
+            Keys that a `TypedDict` or a dataclass does not name are ignored.
+        error: type of the error.
+        advice: what the user can do about a damaged file; ends the message.
+
+    Raises:
+        MuError: of the type `error`: the file cannot be read, is no JSON, or holds something else. The
+            message names the place in it, and quotes nothing of it.
+    """
+    return parse_json(read_bytes(path, error, advice), kind, str(path), error, advice)
+
+
+def parse_json(
+    content: bytes | str, kind: type[T], shown: str, error: type[MuError] = DataError, advice: str = ""
+) -> T:
+    """As `read_json`, for a document that has been read already; `shown` names it in the message."""
+    text = _decoded(content, shown, error, advice) if isinstance(content, bytes) else content
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as failure:
+        what = f"is no JSON ({failure.msg}, line {failure.lineno}, column {failure.colno})"
+        raise _fault(error, shown, what, advice) from None
+    except (ValueError, RecursionError):  # a number of thousands of digits; thousands of brackets
+        raise _fault(error, shown, "is no JSON of ours (too long a number, or too deep)", advice) from None
+    if text.count("[") + text.count("{") > DEPTH and _is_deeper(value, DEPTH):
+        raise _fault(error, shown, f"is nested more than {DEPTH} levels deep", advice)
+    if _SURROGATE.search(text) and _has_lone_surrogate(value):
+        raise _fault(error, shown, r"holds half a character (\ud800 to \udfff alone)", advice)
+    return checked(value, kind, shown, error, advice)
+
+
+def read_json_lines(path: Path, kind: type[T], error: type[MuError] = DataError, advice: str = "") -> list[T]:
+    """All lines of a file of JSON lines, each of the type `kind`; empty lines are skipped.
+
+    Raises:
+        MuError: as `read_json`; the message names the first line that is wrong.
+    """
+    text = _decoded(read_bytes(path, error, advice), str(path), error, advice)
+    return [
+        parse_json(line, kind, f"{path}:{number}", error, advice)
+        for number, line in enumerate(text.split("\n"), 1)  # not `splitlines`: see `files.text_lines`
+        if line.strip()
+    ]
+
+
+def read_yaml(path: Path, kind: type[T], error: type[MuError] = DataError, advice: str = "") -> T:
+    """A YAML file as a value of the type `kind`, see `read_json`."""
+    return parse_yaml(read_bytes(path, error, advice), kind, str(path), error, advice)
+
+
+def parse_yaml(
+    content: bytes | str, kind: type[T], shown: str, error: type[MuError] = DataError, advice: str = ""
+) -> T:
+    """As `read_yaml`, for a document that has been read already."""
+    text = _decoded(content, shown, error, advice) if isinstance(content, bytes) else content
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            node = compose_yaml(loader)
+            value = loader.construct_document(node) if node is not None else None
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as failure:
+        mark = failure.problem_mark or failure.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise _fault(
+            error, shown, f"is no YAML ({_VALUE.sub('...', failure.problem or 'damaged')}{where})", advice
+        ) from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as failure:
+        # PyYAML builds numbers and dates without checking them first
+        raise _fault(error, shown, f"is no YAML of ours ({type(failure).__name__})", advice) from None
+    if _has_lone_surrogate(value):
+        raise _fault(error, shown, r"holds half a character (\ud800 to \udfff alone)", advice)
+    return checked(value, kind, shown, error, advice)
+
+
+def compose_yaml(loader: yaml.SafeLoader) -> yaml.Node | None:
+    """The nodes of a loader's single document, whose size with all aliases written out is bounded.
+
+    Raises:
+        yaml.YAMLError: no YAML, or larger or deeper than a document of ours can be.
+    """
+    node = loader.get_single_node()
+    if node is not None:
+        _expanded_size(node, {}, 0)
+    return node
+
+
+def checked(value: Any, kind: type[T], shown: str, error: type[MuError] = DataError, advice: str = "") -> T:
+    """A parsed value as `kind`; no conversion but that of whole numbers where fractions are expected."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as failure:
+        # "Expected `int`, got `str` - at `$.steps`"; a value, which msgspec quotes for enumerations, may be
+        # of a report
+        what, _, place = str(failure).partition(" - at ")
+        what = _VALUE.sub("...", what).replace("`", "")
+        where = place.strip("`").removeprefix("$").removeprefix(".").replace("` in `$", " of ").strip(" .")
+        raise _fault(
+            error, shown, f"{what[:1].lower()}{what[1:]}{f' at {where}' if where else ''}", advice
+        ) from None
+    except RecursionError:
+        raise _fault(error, shown, "is nested too deep", advice) from None
+
+
+def read_bytes(
+    path: Path, error: type[MuError] = DataError, advice: str = "", limit: int = MAX_BYTES
+) -> bytes:
+    """All bytes of a file of at most `limit` bytes.
+
+    Raises:
+        MuError: of the type `error`: the file cannot be read or is larger.
+    """
+    try:
+        with path.open("rb") as file:
+            return bounded(file, limit, str(path), error, advice)
+    except OSError as failure:
+        raise _fault(
+            error, str(path), f"cannot be read ({failure.strerror or type(failure).__name__})", advice
+        ) from failure
+    except ValueError as failure:  # a zero byte in the name
+        raise _fault(error, str(path), "is no name of a file", advice) from failure
+
+
+def bounded(
+    file: IO[bytes], limit: int, shown: str, error: type[MuError] = DataError, advice: str = ""
+) -> bytes:
+    """The rest of an open file, unpacked where it unpacks itself, if that is at most `limit` bytes.
+
+    Raises:
+        MuError: of the type `error`: it is more.
+    """
+    content = file.read(limit + 1)
+    if len(content) > limit:
+        raise _fault(
+            error, shown, f"is larger than {limit:,} bytes, the most that is read of such a file", advice
+        )
+    return content
+
+
+def _decoded(content: bytes, shown: str, error: type[MuError], advice: str) -> str:
+    try:
+        return decode_text(content, shown)
+    except NotTextError as failure:
+        raise error(f"{failure}{f'; {advice}' if advice else ''}") from None
+
+
+def _fault(error: type[MuError], shown: str, what: str, advice: str) -> MuError:
+    return error(f"{shown}: {what}{f'; {advice}' if advice else ''}")
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and mappings lie in one another more than `levels` deep."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(levels):
+        level = [child for parent in level for child in _children(parent) if isinstance(child, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _has_lone_surrogate(value: Any) -> bool:
+    """Whether a text in it cannot be written as UTF-8."""
+    return any(re.search("[\ud800-\udfff]", text) for text in _texts(value))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    rest = [value]
+    while rest:
+        item = rest.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            rest.extend((*item.keys(), *item.values()))
+        elif isinstance(item, list):
+            rest.extend(item)
+
+
+def _children(parent: Any) -> Any:
+    return parent.values() if isinstance(parent, dict) else parent
+
+
+def _expanded_size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """Number of nodes below and with this one; a node that several aliases name counts each time."""
+    if depth > DEPTH:
+        raise yaml.YAMLError("too deep")
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = YAML_NODES + 1  # met again below itself: it would be endless
+    size = 1
+    if isinstance(node, yaml.MappingNode):
+        size += sum(_expanded_size(part, known, depth + 1) for pair in node.value for part in pair)
+    elif isinstance(node, yaml.SequenceNode):
+        size += sum(_expanded_size(part, known, depth + 1) for part in node.value)
+    if size > YAML_NODES:
+        raise yaml.YAMLError("too large")
+    known[id(node)] = size
+    return size
