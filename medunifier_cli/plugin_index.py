@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import difflib
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medunifier_cli.data.contract import DatasetPlugin
+from medunifier_cli.data.shards import read_manifest
 from medunifier_cli.errors import MuError
+from medunifier_cli.roots import shards_folder
 from medunifier_cli.terminal.say import say
 
 if TYPE_CHECKING:
@@ -33,6 +36,24 @@ def load_dataset(name: str) -> DatasetPlugin:
     """
     plugin: DatasetPlugin = _load(DATASETS, name)
     return plugin
+
+
+def prepared_dataset(name: str, shards: str | Path = "") -> DatasetPlugin:
+    """The data set `name` as its shards were prepared: their classes, text sections and prompts.
+
+    Args:
+        name: of a plugin, or the name that `mu prepare --name` gave.
+        shards: folder of the shards; empty for `$MU_DATA/shards/<name>`.
+
+    Raises:
+        MuError: no plugin has that name, or it cannot be loaded.
+        DataError: the manifest of the shards cannot be read.
+    """
+    folder = Path(shards) if shards else shards_folder(name)
+    manifest = (read_manifest(folder) if folder.is_dir() else None) or {}
+    if manifest.get("dataset", name) != name:  # the recipe names another data set: its own classes alone
+        manifest = {"classes": manifest.get("classes")}
+    return load_dataset(manifest.get("plugin") or name).as_prepared(manifest)
 
 
 def load_head(name: str) -> HeadPlugin:

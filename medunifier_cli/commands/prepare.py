@@ -37,12 +37,13 @@ class Part(click.ParamType["tuple[int, int]"]):
 @click.option(
     "--raw",
     type=click.Path(path_type=Path),
-    help="Folder of the raw download.  [default: $MU_DATA/raw/DATASET]",
+    help="Folder of the raw download, or the file of a table.  [default: $MU_DATA/raw/DATASET]",
 )
+@click.option("--name", default="", help="Name of the prepared data set.  [default: DATASET]")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder for the shards.  [default: $MU_DATA/shards/DATASET]",
+    help="Folder for the shards.  [default: $MU_DATA/shards/NAME]",
 )
 @click.option(
     "--size",
@@ -72,6 +73,7 @@ class Part(click.ParamType["tuple[int, int]"]):
 def prepare(
     dataset: str | None,
     raw: Path | None,
+    name: str,
     out: Path | None,
     size: int,
     form: str,
@@ -102,7 +104,8 @@ def prepare(
     job = Job(
         plugin=plugin,
         raw=raw or raw_folder(dataset),
-        out=out or shards_folder(dataset),
+        name="" if name == dataset else name,
+        out=out or shards_folder(name or dataset),
         options=plugin_options(plugin, overrides),
         size=size,
         form=form,

@@ -84,7 +84,7 @@ def synthesize(
     from medunifier_cli.evaluate.synthesis import synthesis
     from medunifier_cli.evaluate.synthesis.requests import read_requests
     from medunifier_cli.model.sampling import Draws
-    from medunifier_cli.plugin_index import load_dataset
+    from medunifier_cli.plugin_index import prepared_dataset
     from medunifier_cli.recipe.schema_prior import PriorRecipe
 
     if split:
@@ -94,7 +94,8 @@ def synthesize(
         folder = synthesis.reconstruct(pretrained, open_benchmark(pretrained, split=split), out, n or 0)
     else:
         fitted = restore_priors(_priors_run(name))
-        requests = read_requests(prompt, prompts, load_dataset(fitted.pretrained.recipe.data.dataset))
+        data = fitted.pretrained.recipe.data
+        requests = read_requests(prompt, prompts, prepared_dataset(data.dataset, data.shards))
         draws = Draws(seed, temperature, top_k, top_p, guidance)
         count = n or len(requests) or DEFAULT_N
         # Opened before the images are sampled: a split that does not exist must not cost an hour.

@@ -57,11 +57,12 @@ def zeroshot(
     from medunifier_cli.evaluate.benchmark import open_benchmark
     from medunifier_cli.evaluate.retrieval import zeroshot as evaluation
     from medunifier_cli.evaluate.user_images import read_images
-    from medunifier_cli.plugin_index import load_dataset
+    from medunifier_cli.plugin_index import prepared_dataset
 
     trained = restore(pretrained_run(name, "zeroshot"))
     if files:
-        plugin = load_dataset(dataset or trained.recipe.data.dataset)
+        data = trained.recipe.data
+        plugin = prepared_dataset(dataset, "") if dataset else prepared_dataset(data.dataset, data.shards)
         ensembles = evaluation.ensembles_of(plugin, prompts, count, ensemble, seed)
         if len(ensembles) > 1:
             raise click.UsageError("files are classified with one prompt set, not with all")
@@ -87,7 +88,7 @@ def zeroshot(
 def _save_prompts(path: Path, name: str, dataset: str, prompts: str) -> None:
     """Write a prompt set; needs no checkpoint if `--data` names the data set."""
     from medunifier_cli.evaluate.retrieval.prompts import write_prompts
-    from medunifier_cli.plugin_index import load_dataset
+    from medunifier_cli.plugin_index import prepared_dataset
 
     if not dataset:
         from medunifier_cli.checkpoint.pretrained import pretrained_run
@@ -95,5 +96,5 @@ def _save_prompts(path: Path, name: str, dataset: str, prompts: str) -> None:
         from medunifier_cli.recipe.schema import PretrainRecipe
 
         dataset = load_saved(pretrained_run(name, "zeroshot").recipe, PretrainRecipe).data.dataset
-    write_prompts(path, load_dataset(dataset), prompts)
+    write_prompts(path, prepared_dataset(dataset), prompts)
     click.echo(str(path))

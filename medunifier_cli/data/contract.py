@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from medunifier_cli.data.batch import Batch, PackedText, Sample
 from medunifier_cli.errors import DataError, NotTextError
 from medunifier_cli.files import decode_lines, decode_text, read_text, text_lines
+from medunifier_cli.parsing import read_json, read_yaml
 
 __all__ = [
-    "Batch", "DataError", "DatasetPlugin", "DicomTone", "DrawnImage", "Drop", "FileImage", "ImageSource",
-    "NotTextError", "Option", "PackedText", "Plan", "Record", "Sample", "Subset", "ZipImage", "decode_lines",
-    "decode_text", "read_text", "text_lines",
+    "Batch", "DataError", "DatasetPlugin", "DicomTone", "DrawnImage", "Drop", "EncodedImage", "FileImage",
+    "ImageSource", "NotTextError", "Option", "PackedText", "Plan", "Record", "Sample", "Subset", "ZipImage",
+    "decode_lines", "decode_text", "read_json", "read_text", "read_yaml", "text_lines",
 ]  # fmt: skip
 
 
@@ -64,7 +65,18 @@ class DrawnImage:
     draw: Callable[[int], NDArray[np.uint8]]
 
 
-ImageSource = FileImage | ZipImage | DrawnImage
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image file inside something else, such as a row of a Parquet file, whose bytes a function reads.
+
+    `read` must pickle (workers call it): a function of a module, or `functools.partial` of one.
+    """
+
+    read: Callable[[], bytes]
+    dicom_tone: DicomTone = "window"
+
+
+ImageSource = FileImage | ZipImage | EncodedImage | DrawnImage
 
 
 @dataclass(frozen=True)
@@ -128,9 +140,15 @@ class Plan:
     subsets: Mapping[str, Subset] = field(default_factory=dict)
     expected: Mapping[str, int] = field(default_factory=dict)
     """Image counts of the full download, by split or under `all`; a deviation over 2 % triggers a warning."""
+    notes: Sequence[str] = ()
+    """Lines about how the raw data are read, shown before anything is written."""
     warnings: Sequence[str] = ()
     classes: tuple[str, ...] = ()
     """Class names under these options, if they differ from the plugin's own."""
+    text_sections: tuple[str, ...] = ()
+    """Sections that make up the text under these options, if they differ from the plugin's own."""
+    prompts: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    """Prompt sets given by an option, see `DatasetPlugin.prompt_sets`; they come first."""
     allow_shared_subjects: bool = False
     """True if these options allow patients in more than one split, even though the plugin does not."""
 
@@ -162,6 +180,8 @@ class DatasetPlugin(ABC):
     """The raw files it needs and where to get them, in one or two sentences."""
     needs_raw: ClassVar[bool] = True
     """False for a synthetic data set, which reads no raw files."""
+    raw_form: ClassVar[Literal["folder", "file", "pattern"]] = "folder"
+    """What `--raw` names: a folder; also a file; or also a pattern such as `{000..099}.tar`."""
     options: ClassVar[Mapping[str, Option]] = {}
     splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
     classes: ClassVar[tuple[str, ...]] = ()
@@ -200,10 +220,23 @@ class DatasetPlugin(ABC):
 
     def with_classes(self, classes: tuple[str, ...]) -> DatasetPlugin:
         """This plugin with the class names of prepared shards, which an option may have changed."""
-        if not classes or classes == self.classes:
-            return self
+        return self.as_prepared({"classes": classes}) if classes != self.classes else self
+
+    def as_prepared(self, manifest: Mapping[str, Any]) -> DatasetPlugin:
+        """This plugin with what the options of `mu prepare` have decided: name, classes, sections, prompts.
+
+        Args:
+            manifest: of the shards; a missing key, as in shards from elsewhere, changes nothing.
+        """
         plugin = copy.copy(self)
-        setattr(plugin, "classes", classes)  # noqa: B010 - overrides the class variable for this copy only
+        if manifest.get("dataset"):
+            setattr(plugin, "name", manifest["dataset"])  # noqa: B010 - of this copy, not of the class
+        for key in ("classes", "text_sections"):
+            if manifest.get(key):
+                setattr(plugin, key, tuple(manifest[key]))
+        if manifest.get("prompts"):
+            sets = {**manifest["prompts"], **self.prompt_sets()}
+            setattr(plugin, "prompt_sets", lambda: sets)  # noqa: B010
         return plugin
 
     def findings_in(self, text: str) -> frozenset[str] | None:

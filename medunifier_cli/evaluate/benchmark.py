@@ -17,7 +17,7 @@ from medunifier_cli.data.contract import Batch, DatasetPlugin
 from medunifier_cli.data.loader import SplitSource, eval_batches
 from medunifier_cli.data.subset import open_keys, open_part, parts_of, read_keys
 from medunifier_cli.errors import MuError
-from medunifier_cli.plugin_index import load_dataset
+from medunifier_cli.plugin_index import prepared_dataset
 from medunifier_cli.roots import shards_folder
 from medunifier_cli.terminal.say import say
 
@@ -53,9 +53,10 @@ def open_benchmark(
         DataError: no such shards, split or subset; or keys that the shards do not hold.
     """
     own = trained.recipe.data
-    plugin = load_dataset(dataset or own.dataset)
-    same = plugin.name == own.dataset
-    folder = Path(own.shards) if same and own.shards else shards_folder(plugin.name)
+    name = dataset or own.dataset
+    same = name == own.dataset
+    folder = Path(own.shards) if same and own.shards else shards_folder(name)
+    plugin = prepared_dataset(name, folder)
     if ids is not None:
         split = f"ids-{re.sub(r'[^A-Za-z0-9_-]+', '-', ids.stem)}"
         shards = open_keys(folder, split, read_keys(ids))
@@ -66,7 +67,7 @@ def open_benchmark(
         shards = open_part(folder, split)
     data = dataclasses.replace(own, dataset=plugin.name, sections=own.sections if same else ())
     source = SplitSource(shards, trained.tokenizer, data, trained.recipe.text, plugin, need_text=need_text)
-    return Benchmark(plugin.with_classes(shards.classes), source, split, folder)
+    return Benchmark(plugin, source, split, folder)
 
 
 def evaluation_batches(

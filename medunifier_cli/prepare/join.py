@@ -74,13 +74,14 @@ def join(
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
         raise DataError(f"no image could be used ({counts or 'no rows'}); see {folder / REJECTS}")
     classes = plan.classes or plugin.classes
+    sections = plan.text_sections or plugin.text_sections
     splits, index, keys = {}, {}, []
     for split in sorted({shard.split for shard in shards if shard.samples}):
         of_split = [shard for shard in shards if shard.split == split]
         opened, index[split] = _write_index(folder, split, of_split, classes)
         keys.append(np.array(opened.index["key"]))
         splits[split] = _split_entry(opened, of_split, plugin, classes)
-        write_sheet(opened, plugin.text_sections, sheet_path(folder, split))
+        write_sheet(opened, sections, sheet_path(folder, split))
         opened.close()
     _delete_old_splits(folder, set(splits))
     written = {split: entry["samples"] for split, entry in splits.items()}
@@ -94,7 +95,8 @@ def join(
         "samples": sum(written.values()),
         "classes": list(classes),
         "headline_metric": plugin.headline_metric,
-        "text_sections": list(plugin.text_sections),
+        "text_sections": list(sections),
+        **({"prompts": plan.prompts} if plan.prompts else {}),
         "splits": splits,
         "shared_subjects": scan.shared,
         "drops": dict(sorted(reasons.items())),

@@ -53,11 +53,14 @@ class Job:
     """(I, N): this call makes every N-th shard, from the I-th on."""
     max_rejects: int | None = None
     """Stop when more images than this are rejected."""
+    name: str = ""
+    """Name of the prepared data set; empty for the plugin's."""
 
     def settings(self) -> dict[str, Any]:
         """Everything in the job that the contents of the shards depend on."""
         return {
-            "dataset": self.plugin.name,
+            "dataset": self.name or self.plugin.name,
+            **({"plugin": self.plugin.name} if self.name else {}),
             "options": dict(self.options),
             "image": {"size": self.size, "format": self.form},
             "shard_size": self.shard_size,
@@ -77,6 +80,8 @@ def prepare(job: Job) -> dict[str, Any] | None:
     _check_folders(job)
     plan = job.plugin.plan(job.raw, job.options)
     progress = Progress(plan.total, "row", rate_unit="images")
+    for line in plan.notes:
+        progress.say(line)
     _warn(progress, plan.warnings)
     with explained(job.out / RECEIPTS):
         (job.out / RECEIPTS).mkdir(parents=True, exist_ok=True)
@@ -140,7 +145,8 @@ class _Call:
                     if last:
                         kept = {row.key for row in writer.rows}
                         samples = (record for record in chunk.records if record.key in kept)
-                        writer.finish(tally(samples, job.plugin.text_sections))
+                        sections = self.plan.text_sections or job.plugin.text_sections
+                        writer.finish(tally(samples, sections))
                         writer = None
         finally:
             if writer is not None:
@@ -226,6 +232,12 @@ def _check_decoders(chunk: Chunk) -> None:
 def _check_folders(job: Job) -> None:
     raw, out = job.raw, job.out
     if not job.plugin.needs_raw:
+        return
+    form = job.plugin.raw_form
+    if form != "folder" and not raw.is_dir():
+        # a file, or a pattern of several: the plugin says what is wrong with it
+        if form == "file" and not raw.exists():
+            raise DataError(f"{raw}: no such file. Needed: {job.plugin.needs}")
         return
     advice = f"give --raw FOLDER, or put it there. Needed: {job.plugin.needs or job.plugin.title}"
     if not raw.is_dir():

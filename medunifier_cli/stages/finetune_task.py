@@ -8,10 +8,9 @@ from pathlib import Path
 from medunifier_cli.checkpoint.pretrained import check_pretrained
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.labels.labelled import Kind
-from medunifier_cli.data.shards import read_manifest
 from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.model.head_contract import HeadPlugin
-from medunifier_cli.plugin_index import load_dataset, load_head
+from medunifier_cli.plugin_index import load_head, prepared_dataset
 from medunifier_cli.recipe.load import load_saved
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
@@ -51,11 +50,10 @@ def resolve_task(recipe: FinetuneRecipe) -> Task:
         DataError: no shards, or fewer than two classes.
     """
     head = load_head(recipe.model.head)
-    plugin = load_dataset(recipe.data.dataset)
     folder = Path(recipe.data.shards) if recipe.data.shards else shards_folder(recipe.data.dataset)
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of shards; run `mu prepare {plugin.name}`")
-    plugin = plugin.with_classes(tuple((read_manifest(folder) or {}).get("classes", ())))
+        raise DataError(f"{folder}: no such folder of shards; run `mu prepare {recipe.data.dataset}`")
+    plugin = prepared_dataset(recipe.data.dataset, folder)
     if len(plugin.classes) < 2:
         classes = ", ".join(plugin.classes) or "none"
         raise DataError(f"{plugin.name} has fewer than two classes ({classes}): nothing to fine-tune on")

@@ -31,7 +31,7 @@ from medunifier_cli.objectives.pretraining import (
     leaves_weights_unused,
 )
 from medunifier_cli.page.pictures import save_pairs
-from medunifier_cli.plugin_index import load_dataset
+from medunifier_cli.plugin_index import prepared_dataset
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.roots import shards_folder
 from medunifier_cli.run.record import Run
@@ -164,7 +164,7 @@ def open_split(
     recipe: PretrainRecipe, split: str, tokenizer: TextTokenizer, need_text: bool = True
 ) -> SplitSource:
     """A split of the recipe's shards, with its texts as the recipe composes them."""
-    plugin = load_dataset(recipe.data.dataset)
+    plugin = prepared_dataset(recipe.data.dataset, recipe.data.shards)
     shards = Shards.open(split_folder(recipe), split)
     return SplitSource(shards, tokenizer, recipe.data, recipe.text, plugin, need_text=need_text)
 
@@ -181,7 +181,7 @@ def tokenizer_of(recipe: PretrainRecipe, run: Run) -> TextTokenizer:
     """
     if not (run.tokenizer / "vocab.txt").exists() and world.is_main():
         if recipe.text.tokenizer == "train":
-            plugin = load_dataset(recipe.data.dataset)
+            plugin = prepared_dataset(recipe.data.dataset, recipe.data.shards)
             shards = Shards.open(split_folder(recipe), recipe.data.train)
             sections = recipe.data.sections or plugin.text_sections
             texts = texts_of(shards, sections, recipe.data, recipe.text)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from medunifier_cli.data.contract import DicomTone, DrawnImage, FileImage, ImageSource, ZipImage
+from medunifier_cli.data.contract import DicomTone, DrawnImage, EncodedImage, FileImage, ImageSource, ZipImage
 from medunifier_cli.data.images.levels import BadImage, doubt, reject_blank
 from medunifier_cli.data.images.picture import (
     DEEP,
@@ -94,13 +94,15 @@ def image_from(source: ImageSource, size: int, *, believe: bool = False) -> Grey
         raise BadImage("undecodable", error.strerror or type(error).__name__) from error
 
 
-def opened(source: FileImage | ZipImage) -> IO[bytes]:
+def opened(source: FileImage | ZipImage | EncodedImage) -> IO[bytes]:
     """Open an image file, to be closed by the caller. Gzipped files (`.dcm.gz`) are unpacked.
 
     Raises:
         OSError: the file or archive cannot be opened.
         KeyError: the archive has no such member.
     """
+    if isinstance(source, EncodedImage):
+        return io.BytesIO(source.read())
     if not isinstance(source, FileImage):
         return io.BytesIO(_archive(source.archive).read(source.member))
     file = open(source.path, "rb")  # noqa: SIM115 - the caller closes it
@@ -125,7 +127,7 @@ def bytes_of(source: ImageSource) -> int | None:
     try:
         if isinstance(source, FileImage):
             return source.path.stat().st_size
-        if not isinstance(source, DrawnImage):
+        if isinstance(source, ZipImage):
             return _archive(source.archive).getinfo(source.member).file_size
     except (OSError, KeyError, zipfile.BadZipFile):
         pass

@@ -18,7 +18,7 @@ from medunifier_cli.evaluate.reports.scoring import Scored, constant_report, plu
 from medunifier_cli.evaluate.reports.writer import Decoding, Writer, save_rows, write_split
 from medunifier_cli.evaluate.results import Result, span
 from medunifier_cli.files import read_text, write_text
-from medunifier_cli.plugin_index import load_dataset
+from medunifier_cli.plugin_index import prepared_dataset
 from medunifier_cli.roots import shards_folder
 
 TASK = "report"
@@ -155,7 +155,7 @@ def render_scores(scored: Scored, form: str) -> str:
 def trained_sections(trained: PretrainedRun) -> tuple[str, ...]:
     """The text sections that a run was trained on."""
     data = trained.recipe.data
-    return tuple(data.sections or load_dataset(data.dataset).text_sections)
+    return tuple(data.sections or prepared_dataset(data.dataset, data.shards).text_sections)
 
 
 def _constant(trained: PretrainedRun) -> tuple[str, str]:
@@ -165,7 +165,7 @@ def _constant(trained: PretrainedRun) -> tuple[str, str]:
     try:
         train = SplitSource(
             Shards.open(folder, data.train), trained.tokenizer, data, trained.recipe.text,
-            load_dataset(data.dataset),
+            prepared_dataset(data.dataset, data.shards),
         )  # fmt: skip
     except DataError as error:
         return "", f"baseline: left out, the run's training texts are not here ({error})"

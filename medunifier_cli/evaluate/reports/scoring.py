@@ -22,7 +22,7 @@ from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.reports.writer import whole_text
 from medunifier_cli.evaluate.results import Metric
 from medunifier_cli.files import text_lines
-from medunifier_cli.plugin_index import load_dataset
+from medunifier_cli.plugin_index import prepared_dataset
 from medunifier_cli.scores.bootstrap import Interval, percentiles, resample_counts
 from medunifier_cli.scores.classification import ClassScores, finding_scores
 from medunifier_cli.scores.text.clinical import CLINICAL, clinical_scores
@@ -164,7 +164,7 @@ def plugin_of(rows: Sequence[dict[str, Any]]) -> DatasetPlugin | None:
         MuError: no such plugin.
     """
     names = {str(row.get("dataset") or "") for row in rows}
-    return load_dataset(names.pop()) if len(names) == 1 and names != {""} else None
+    return prepared_dataset(names.pop()) if len(names) == 1 and names != {""} else None
 
 
 def _add_text_scores(

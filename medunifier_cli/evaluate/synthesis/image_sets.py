@@ -28,7 +28,7 @@ from medunifier_cli.evaluate.synthesis.sample_folder import FIGURE, SETTINGS, SH
 from medunifier_cli.evaluate.synthesis.synthesis import reconstruct_batch
 from medunifier_cli.files import read_text
 from medunifier_cli.model.vit import pixels
-from medunifier_cli.plugin_index import load_dataset
+from medunifier_cli.plugin_index import prepared_dataset
 from medunifier_cli.run.cache import cached
 from medunifier_cli.terminal.progress import Progress
 
@@ -211,7 +211,9 @@ def open_images(pretrained: PretrainedRun, folder_or_split: str) -> ImageSet:
     folder = Path(folder_or_split)
     if folder.is_dir():
         data = pretrained.recipe.data
-        return FolderImages(folder, data.image_size, pretrained.identity, load_dataset(data.dataset))
+        return FolderImages(
+            folder, data.image_size, pretrained.identity, prepared_dataset(data.dataset, data.shards)
+        )
     if len(folder.parts) > 1:
         raise DataError(f"{folder}: no such folder")
     return SplitImages(

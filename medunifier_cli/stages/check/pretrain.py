@@ -11,7 +11,7 @@ from medunifier_cli.data.texts.token_table import sections_there, texts_of
 from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import DataError
 from medunifier_cli.model.weights import TRANSFORMERS_FILES, weights_path
-from medunifier_cli.plugin_index import load_dataset
+from medunifier_cli.plugin_index import prepared_dataset
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.stages.check.shared import (
     Check,
@@ -56,14 +56,14 @@ def check_pretrain(recipe: PretrainRecipe, processes: int = 0, hashes: bool = Fa
 
 def check_dataset(recipe: PretrainRecipe) -> str:
     """Check that there is a plugin for the data set."""
-    plugin = load_dataset(recipe.data.dataset)
+    plugin = prepared_dataset(recipe.data.dataset, recipe.data.shards)
     sections = ", ".join(recipe.data.sections or plugin.text_sections)
     return f"{plugin.title}; text: {sections}"
 
 
 def check_texts(recipe: PretrainRecipe) -> str:
     """Check that the train split has text in the recipe's sections; stops at the first sample that has."""
-    sections = recipe.data.sections or load_dataset(recipe.data.dataset).text_sections
+    sections = recipe.data.sections or prepared_dataset(recipe.data.dataset, recipe.data.shards).text_sections
     with closing(
         Shards.open(shards_of(recipe.data.dataset, recipe.data.shards), recipe.data.train)
     ) as shards:

@@ -1,0 +1,140 @@
+"""Which column is what: found by the usual names, or named by the user."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from medunifier_cli.data.contract import DataError
+
+__all__ = ["Columns", "choose", "described"]
+
+USUAL: Mapping[str, tuple[str, ...]] = {
+    "image": (
+        "image", "imagepath", "imagefile", "imagefilename", "path", "filepath", "imgpath", "file", "filename",
+        "img", "imagename", "imageindex", "imageid", "dicomid",
+    ),
+    "patient": ("patient", "patientid", "subject", "subjectid", "patientnumber"),
+    "study": ("study", "studyid", "accession", "accessionnumber"),
+    "split": ("split", "fold", "partition", "subset", "set"),
+    "view": ("view", "viewposition", "projection", "position"),
+    "label": ("label", "class", "diagnosis", "finding", "findinglabels", "target", "category"),
+}  # fmt: skip
+"""Role -> usual names of its column, likeliest first, without case, spaces and `_`."""
+TEXTS = (("findings", "impression"), ("report",), ("reporttext",), ("text",), ("caption",), ("description",))
+"""Usual names of columns with text; the first group of which at least one column is there."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of columns; empty where there is none."""
+
+    image: str
+    texts: tuple[str, ...]
+    patient: str
+    study: str
+    split: str
+    view: str
+    label: str
+    """Column of class names, for a table with one row for each label; then `labels` is empty."""
+    labels: tuple[str, ...]
+    """Columns of 1, 0, -1 or blank, one for each class."""
+
+    def all(self) -> list[str]:
+        """All that are there, each once."""
+        names = (
+            self.image, *self.texts, self.patient, self.study, self.split, self.view, self.label, *self.labels
+        )  # fmt: skip
+        return list(dict.fromkeys(name for name in names if name))
+
+
+def choose(
+    shown: str, columns: Sequence[str], given: Mapping[str, str], like_labels: Sequence[str]
+) -> Columns:
+    """The columns that the user named, and for the rest those with a usual name.
+
+    Args:
+        shown: name of the table, for messages.
+        columns: of the table.
+        given: option -> column, or several with commas; `none` for no such column; empty to find it.
+        like_labels: columns all of whose values are labels.
+
+    Raises:
+        DataError: no column for the images, or one that is not there.
+    """
+    found = {role: _find(names, columns) for role, names in USUAL.items()}
+    texts = next(
+        (group for names in TEXTS if (group := tuple(filter(None, (_find([n], columns) for n in names))))),
+        (),
+    )
+    taken = {found[role] for role in ("image", "patient", "study", "split", "view")} | set(texts)
+    labels = tuple(name for name in like_labels if name not in taken)
+    # a column `label` of ones and zeros is one class; of names, a class each
+    label = "" if found["label"] in (*labels, *texts) else found["label"]
+    roles = {**found, "label": label}
+    for role in ("image", "patient", "study", "split", "view"):
+        if given[role]:
+            roles[role] = "" if given[role] == "none" else _named(shown, role, given[role], columns)
+    if given["text"]:
+        texts = _several(shown, "text", given["text"], columns)
+    if given["labels"]:
+        labels, roles["label"] = _several(shown, "labels", given["labels"], columns), ""
+        # one column of names that the user points at, and not one of ones and zeros
+        if len(labels) == 1 and labels[0] not in like_labels:
+            roles["label"], labels = labels[0], ()
+    elif labels:
+        roles["label"] = ""
+    if not roles["image"]:
+        raise DataError(
+            f"{shown}: no column of images; name it with -o image=COLUMN (columns: {', '.join(columns)})"
+        )
+    used = {roles[role] for role in ("image", "patient", "study", "split", "view")} | set(texts)
+    return Columns(
+        texts=texts, labels=tuple(name for name in labels if name not in used),
+        **{role: roles[role] for role in ("image", "patient", "study", "split", "view", "label")},
+    )  # fmt: skip
+
+
+def described(columns: Columns) -> str:
+    """The choice in one line, as it is shown before anything is written."""
+    parts = {
+        "image": columns.image, "text": ", ".join(columns.texts), "patient": columns.patient,
+        "split": columns.split, "view": columns.view, "label": columns.label,
+        "labels": ", ".join(columns.labels),
+    }  # fmt: skip
+    shown = [f"{role} = {name}" for role, name in parts.items() if name]
+    missing = [role for role in ("text", "patient", "split") if not parts[role]]
+    if not (columns.label or columns.labels):
+        missing.append("labels")
+    none = f"; none for {', '.join(missing)}" if missing else ""
+    return f"columns: {'; '.join(shown)}{none}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
+def _find(names: Sequence[str], columns: Sequence[str]) -> str:
+    by_name: dict[str, str] = {}
+    for column in columns:
+        by_name.setdefault(_plain(column), column)
+    return next((by_name[name] for name in names if name in by_name), "")
+
+
+def _several(shown: str, role: str, names: str, columns: Sequence[str]) -> tuple[str, ...]:
+    if names == "none":
+        return ()
+    return tuple(_named(shown, role, name.strip(), columns) for name in names.split(",") if name.strip())
+
+
+def _named(shown: str, role: str, name: str, columns: Sequence[str]) -> str:
+    if name in columns:
+        return name
+    same = [column for column in columns if _plain(column) == _plain(name)]
+    if len(same) == 1:
+        return same[0]
+    nearest = difflib.get_close_matches(name, columns, n=1)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"columns: {', '.join(columns)}"
+    raise DataError(f"{shown}: -o {role}={name}: no such column; {hint}")

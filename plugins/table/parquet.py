@@ -1,0 +1,146 @@
+"""Rows and images of a Parquet file, as the Hugging Face hub stores data sets: images as bytes or paths."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medunifier_cli.data.contract import DataError
+
+from .rows import as_text
+
+__all__ = ["ParquetRows", "read_image"]
+
+
+@dataclass(frozen=True)
+class ParquetRows:
+    """A Parquet file; of a column of images its paths are the values."""
+
+    path: Path
+    columns: Sequence[str]
+    images: frozenset[str]
+    """Columns whose values are the bytes of an image, alone or in a struct with its path."""
+    names: Mapping[str, Sequence[str]]
+    """Class names of the columns that the hub stores as numbers."""
+
+    @property
+    def shown(self) -> str:
+        return str(self.path)
+
+    @classmethod
+    def open(cls, path: Path) -> ParquetRows:
+        """Read the schema.
+
+        Raises:
+            DataError: pyarrow is not installed, or the file is damaged.
+        """
+        arrow = _arrow()
+        with _explained(path):
+            schema = arrow.ParquetFile(path).schema_arrow
+        return cls(path, schema.names, frozenset(filter(None, map(_image_column, schema))), _names(schema))
+
+    def read(self, columns: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """See `Rows.read`. No image is read: the value of an image column is its path, or empty."""
+        arrow = _arrow()
+        wanted = [f"{name}.path" if name in self.images else name for name in columns]
+        number = 0
+        with _explained(self.path):
+            file = arrow.ParquetFile(self.path)
+            for batch in file.iter_batches(columns=wanted):
+                found = {name: batch.column(name).to_pylist() for name in batch.schema.names}
+                for row in range(batch.num_rows):
+                    number += 1
+                    place = f"row {number}"
+                    values = [self._value(name, found.get(name), row, place) for name in columns]
+                    yield place, tuple(values)
+
+    def _value(self, name: str, found: Sequence[Any] | None, row: int, place: str) -> str:
+        value = found[row] if found is not None else None
+        if name in self.images:
+            return str(value.get("path") or "") if isinstance(value, dict) else ""
+        if name in self.names and isinstance(value, int):
+            names = self.names[name]
+            # the hub writes -1 where the class is not known
+            return names[value] if 0 <= value < len(names) else ""
+        return as_text(value, f"{self.path}, {place}: {name}").strip()
+
+
+def read_image(path: Path, column: str, row: int) -> bytes:
+    """The bytes of one image; neighbours are read together, as records come in order."""
+    group, first = _group_of(path, row)
+    value = _images(path, column, group)[row - first]
+    content = value.get("bytes") if isinstance(value, dict) else value
+    return content if isinstance(content, bytes) else b""
+
+
+@functools.lru_cache(maxsize=64)
+def _bounds(path: Path) -> list[int]:
+    metadata = _arrow().ParquetFile(path).metadata
+    bounds = [0]
+    for group in range(metadata.num_row_groups):
+        bounds.append(bounds[-1] + metadata.row_group(group).num_rows)
+    return bounds
+
+
+def _group_of(path: Path, row: int) -> tuple[int, int]:
+    """(row group, its first row) of a row."""
+    bounds = _bounds(path)
+    group = next(i for i in range(len(bounds) - 1) if row < bounds[i + 1])
+    return group, bounds[group]
+
+
+@functools.lru_cache(maxsize=1)
+def _images(path: Path, column: str, group: int) -> list[Any]:
+    values: list[Any] = (
+        _arrow().ParquetFile(path).read_row_group(group, columns=[column]).column(0).to_pylist()
+    )
+    return values
+
+
+def _image_column(field: Any) -> str:
+    """The name of a column that holds the bytes of images; empty for another."""
+    import pyarrow
+
+    kind = field.type
+    if pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind):
+        return str(field.name)
+    if pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        return str(field.name)
+    return ""
+
+
+def _names(schema: Any) -> dict[str, list[str]]:
+    """Column -> class names, which the hub's own library writes into the schema."""
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return {
+            name: [str(one) for one in feature["names"]]
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _arrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError("Parquet needs pyarrow; `pip install 'medunifier[parquet]'`") from None
+    return pyarrow.parquet
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn pyarrow's errors into one line."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({type(error).__name__})") from error

@@ -1,0 +1,168 @@
+"""Read the rows of a table of any form: CSV, TSV, JSON, JSON lines or Parquet; every value becomes a text.
+
+A row that does not fit the header is an error and never a guess: shifted by one column, a table pairs images
+with the reports of others.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from medunifier_cli.data.contract import DataError, NotTextError, decode_text
+
+__all__ = ["Rows", "TextRows", "as_text", "open_rows"]
+
+csv.field_size_limit(1 << 24)
+DELIMITERS = (",", "\t", ";", "|")
+"""What separates columns; the one that the first line has most of."""
+SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet")
+
+
+class Rows(Protocol):
+    """A table: its columns, and its rows with the place of each, for messages."""
+
+    @property
+    def shown(self) -> str: ...
+
+    @property
+    def columns(self) -> Sequence[str]: ...
+
+    def read(self, columns: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """(`line 7`, the stripped values of `columns`) of each row."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """Rows that are in memory: of a text file, or joined from several."""
+
+    shown: str
+    columns: Sequence[str]
+    values: Sequence[tuple[str, Sequence[str]]] = field(repr=False)
+    """(place, a value for each column)."""
+
+    def read(self, columns: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        indices = [self.columns.index(name) for name in columns]
+        for place, values in self.values:
+            yield place, tuple(values[index].strip() for index in indices)
+
+
+def open_rows(path: Path, encoding: str) -> Rows:
+    """The table in a file.
+
+    Args:
+        encoding: of a text file, such as `windows-1252`; empty for UTF-8, or UTF-16 with its mark.
+
+    Raises:
+        DataError: no such file, another form, damaged, or rows that do not fit the header.
+    """
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if suffix not in SUFFIXES:
+        raise DataError(f"{path}: a table is one of {', '.join(SUFFIXES)}")
+    if suffix == ".parquet":
+        from .parquet import ParquetRows
+
+        return ParquetRows.open(path)
+    text = _text(path, encoding)
+    if suffix in (".json", ".jsonl", ".ndjson"):
+        return _json_rows(path, text)
+    return _csv_rows(path, text)
+
+
+def as_text(value: Any, where: str) -> str:
+    """A value of JSON or Parquet as a CSV would hold it; blank for null and NaN.
+
+    Raises:
+        DataError: a list or an object.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise DataError(f"{where} holds a {type(value).__name__}, not one value")
+
+
+def _text(path: Path, encoding: str) -> str:
+    try:
+        content = path.read_bytes()
+        if not encoding:
+            return decode_text(content, str(path))
+        return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except LookupError:
+        raise DataError(f"-o encoding={encoding}: no such encoding; for example windows-1252") from None
+    except NotTextError as error:
+        raise NotTextError(f"{error}, or give -o encoding=windows-1252") from None
+    except UnicodeError:
+        raise DataError(f"{path}: not text in the encoding {encoding}") from None
+
+
+def _csv_rows(path: Path, text: str) -> TextRows:
+    first = text.partition("\n")[0]
+    delimiter = max(DELIMITERS, key=first.count)
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+    rows: list[tuple[str, Sequence[str]]] = []
+    try:
+        columns = [name.strip() for name in next(reader, [])]
+        _check_columns(path, columns)
+        for row in reader:
+            if not any(row):
+                continue
+            # blanks that a spreadsheet leaves behind the last column are no data
+            while len(row) > len(columns) and not row[-1].strip():
+                row.pop()
+            if len(row) != len(columns):
+                raise DataError(
+                    f"{path}:{reader.line_num}: {len(row)} fields, the header has {len(columns)}; "
+                    "a text with commas or line ends needs quotes around it"
+                )
+            rows.append((f"line {reader.line_num}", row))
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: not a table ({error})") from error
+    return TextRows(str(path), columns, rows)
+
+
+def _json_rows(path: Path, text: str) -> TextRows:
+    """JSON lines, or one list of objects."""
+    try:
+        if text.lstrip().startswith("["):
+            found = [(f"entry {i}", one) for i, one in enumerate(json.loads(text), 1)]
+        else:
+            lines = enumerate(text.split("\n"), 1)
+            found = [(f"line {i}", json.loads(line)) for i, line in lines if line.strip()]
+    except (ValueError, RecursionError) as error:
+        where = f" ({error.msg}, line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(f"{path}: neither JSON lines nor a list of objects{where}") from None
+    columns: dict[str, None] = {}
+    for place, one in found:
+        if not isinstance(one, dict):
+            raise DataError(f"{path}, {place}: not an object with the columns as keys")
+        columns.update(dict.fromkeys(one))
+    _check_columns(path, list(columns))
+    rows = [
+        (place, [as_text(one.get(name), f"{path}, {place}: {name}") for name in columns])
+        for place, one in found
+    ]
+    return TextRows(str(path), list(columns), rows)
+
+
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
+    if not any(columns):
+        raise DataError(f"{path}: no header line with the names of the columns")
+    repeated = sorted({name for name in columns if name and columns.count(name) > 1})
+    if repeated:
+        raise DataError(f"{path}: two columns are called {repeated[0]!r}")
