@@ -51,7 +51,7 @@ class Columns:
 
 
 def choose(
-    shown: str, columns: Sequence[str], given: Mapping[str, str], like_labels: Sequence[str]
+    shown: str, columns: Sequence[str], given: Mapping[str, str], like_labels: Mapping[str, bool]
 ) -> Columns:
     """The columns that the user named, and for the rest those with a usual name.
 
@@ -59,7 +59,7 @@ def choose(
         shown: name of the table, for messages.
         columns: of the table.
         given: option -> column, or several with commas; `none` for no such column; empty to find it.
-        like_labels: columns all of whose values are labels.
+        like_labels: columns with labels in them -> whether every value is one.
 
     Raises:
         DataError: no column for the images, or one that is not there.
@@ -70,7 +70,7 @@ def choose(
         (),
     )
     taken = {found[role] for role in ("image", "patient", "study", "split", "view")} | set(texts)
-    labels = tuple(name for name in like_labels if name not in taken)
+    labels = tuple(name for name, every in like_labels.items() if every and name not in taken)
     # a column `label` of ones and zeros is one class; of names, a class each
     label = "" if found["label"] in (*labels, *texts) else found["label"]
     roles = {**found, "label": label}

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from medunifier_cli.data.contract import (
     DataError,
     DatasetPlugin,
-    Drop,
-    EncodedImage,
-    FileImage,
-    ImageSource,
     Option,
     Plan,
-    Record,
     read_yaml,
 )
 
-from ..raw.sampling import hash_share
-from .columns import Columns, choose, described
+from .columns import choose, described
 from .forms import ANNOTATION, REPORTS, known_form
-from .images import ImageFolder
 from .rows import SUFFIXES, Rows, open_rows
-from .values import LABELS, MOST_CLASSES, class_names, label_of, split_names, spreadsheet_ids, whole_number
-
-SHARES = {"train": 0.8, "valid": 0.9, "test": 1.0}
-"""Upper end of each split's range of `hash_share`, for a table without splits."""
-SECTION = re.compile(r"\W+")
+from .table import Table, section
+from .values import LABELS
 
 
 class TableDataset(DatasetPlugin):
@@ -41,10 +26,15 @@ class TableDataset(DatasetPlugin):
 
     Also Kaggle's two tables of Indiana University (`indiana_reports.csv` with `indiana_projections.csv`) and
     R2Gen's `annotation.json`.
+
+    Citation: that of the source of your table
+    Licence: that of the source of your table
+    Labels: none of its own; those of the table
     """
 
     name = "table"
     title = "A table of images with texts or labels"
+    citation = licence = "that of the source of your table"
     needs = (
         "a CSV, TSV, JSON, JSON lines or Parquet file with a column of image paths (or, in Parquet, of "
         "bytes); columns are found by their usual names, or named with -o."
@@ -70,7 +60,7 @@ class TableDataset(DatasetPlugin):
         path = _table_in(raw)
         rows = known_form(path, options["encoding"]) or open_rows(path, options["encoding"])
         columns = choose(rows.shown, rows.columns, options, _like_labels(rows))
-        table = _Table.read(rows, columns, options)
+        table = Table.read(rows, columns, options)
         prompts = _prompts(options["prompts"], table.classes)
         return Plan(
             records=table.records(path),
@@ -80,7 +70,7 @@ class TableDataset(DatasetPlugin):
             notes=[described(columns), *table.notes],
             warnings=table.warnings,
             classes=table.classes,
-            text_sections=tuple(map(_section, columns.texts)),
+            text_sections=tuple(map(section, columns.texts)),
             prompts={"given": prompts} if prompts else {},
             allow_shared_subjects=options["shared"] == "allow",
         )
@@ -104,21 +94,17 @@ def _table_in(raw: Path) -> Path:
     return found[0]
 
 
-def _like_labels(rows: Rows) -> list[str]:
-    """Columns all of whose values are labels, at least one of them not blank."""
+def _like_labels(rows: Rows) -> dict[str, bool]:
+    """Columns with labels in them -> whether every value is one."""
     names = [name for name in rows.columns if name and not _counts_rows(name)]
-    filled = dict.fromkeys(names, False)
+    every, some = dict.fromkeys(names, True), dict.fromkeys(names, False)
     for _, values in rows.read(names):
         for name, value in zip(names, values, strict=True):
-            if name in filled:
-                label = LABELS.get(value.lower(), "no label")
-                if label == "no label":
-                    del filled[name]
-                elif label is not None:
-                    filled[name] = True
-        if not filled:
-            break
-    return [name for name, some in filled.items() if some]
+            if value.lower() not in LABELS:
+                every[name] = False
+            elif LABELS[value.lower()] is not None:
+                some[name] = True
+    return {name: every[name] for name in names if some[name]}
 
 
 def _counts_rows(name: str) -> bool:
@@ -133,198 +119,6 @@ def _counts_rows(name: str) -> bool:
     )
 
 
-def _section(column: str) -> str:
-    """Name of the report section that a column becomes: `Report Text` -> `report_text`."""
-    return SECTION.sub("_", column.strip()).strip("_").lower() or "text"
-
-
-@dataclass(frozen=True)
-class _Row:
-    place: str
-    image: str
-    number: int
-    """Row of the table, from 0: a Parquet file's images are found by it."""
-    split: str
-    patient: str
-    study: str
-    view: str
-    texts: tuple[str, ...]
-    labels: Mapping[str, float | None]
-
-
-@dataclass(frozen=True)
-class _Table:
-    """All rows, read and checked; one for each image and text."""
-
-    source: Rows
-    columns: Columns
-    rows: Sequence[_Row | Drop]
-    classes: tuple[str, ...]
-    notes: Sequence[str]
-    warnings: Sequence[str]
-
-    @classmethod
-    def read(cls, source: Rows, columns: Columns, options: Mapping[str, Any]) -> _Table:
-        names = columns.all()
-        found = [(place, dict(zip(names, values, strict=True))) for place, values in source.read(names)]
-        if not found:
-            raise DataError(f"{source.shown}: no rows below the header")
-        notes, warnings = [], []
-        for name in dict.fromkeys(filter(None, (columns.image, columns.patient, columns.study))):
-            if spreadsheet_ids([row[name] for _, row in found], source.shown, name):
-                notes.append(f"{name} holds numbers such as 7.0, as spreadsheets write ids; read as 7")
-                for _, row in found:
-                    row[name] = whole_number(row[name])
-        if not columns.patient:
-            warnings.append(
-                "no column names the patient: images of one patient may be in several splits, and scores "
-                "on held-out images then come out too high; name it with -o patient=COLUMN"
-            )
-        values = {row[columns.split] for _, row in found} if columns.split else set()
-        splits = split_names(values, options["splits"], source.shown)
-        if columns.split:
-            missing = [name for name in ("train", "valid") if name not in splits.values()]
-            warnings += [f"no row is in {name}" for name in missing]
-        else:
-            notes.append(f"no column of splits: 80/10/10 by patient, seed {options['seed']}")
-        classes = _classes(source.shown, columns, found)
-        rows = [_row(source, columns, classes, splits, options, n, one) for n, one in enumerate(found)]
-        # the bytes of images in Parquet come with a path that need not be unique
-        if not _is_stored(source, columns):
-            rows = _merged(rows, columns)
-        return cls(source, columns, rows, classes, notes, warnings)
-
-    def records(self, path: Path) -> Iterator[Record | Drop]:
-        """The records; keys are the images' names, with a number where several are alike."""
-        folder = ImageFolder(path.parent, self.source.shown)
-        stored = _is_stored(self.source, self.columns)
-        seen: Counter[str] = Counter()
-        kind = "caption" if self.columns.texts == (_named("caption", self.columns.texts),) else "report"
-        for row in self.rows:
-            if isinstance(row, Drop):
-                yield row
-                continue
-            source: ImageSource
-            if stored:
-                from .parquet import read_image
-
-                shown = f"{path.name}#{row.number}"
-                source = EncodedImage(functools.partial(read_image, path, self.columns.image, row.number))
-                stem = Path(row.image).stem if row.image else f"{path.stem}-{row.number:06d}"
-            else:
-                found = folder.find(row.image, row.place)
-                if found is None:
-                    yield Drop("missing", row.image or f"{path.name}, {row.place}")
-                    continue
-                shown, stem = row.image.replace("\\", "/"), Path(row.image.replace("\\", "/")).stem
-                source = FileImage(found)
-            key = _key(stem)
-            seen[key] += 1
-            yield Record(
-                key=key if seen[key] == 1 else f"{key}-{_digest(f'{shown} {seen[key]}')}",
-                image=source,
-                split=row.split,
-                subject=row.patient or shown,
-                study=row.study or row.patient or shown,
-                source=shown,
-                view=row.view or None,
-                sections={
-                    _section(name): text
-                    for name, text in zip(self.columns.texts, row.texts, strict=True)
-                    if text
-                },
-                labels=row.labels,
-                text_kind=kind,
-            )
-
-
-def _row(
-    source: Rows, columns: Columns, classes: Sequence[str], splits: Mapping[str, str],
-    options: Mapping[str, Any], number: int, one: tuple[str, Mapping[str, str]],
-) -> _Row | Drop:  # fmt: skip
-    place, values = one
-    where = f"{source.shown}, {place}"
-    image, patient = values[columns.image], values.get(columns.patient, "")
-    shown = where if _is_stored(source, columns) or not image else image
-    view = values.get(columns.view, "")
-    views = [name.strip().lower() for name in options["views"].split(",") if name.strip()]
-    if views and view.lower() not in views:
-        return Drop(f"filtered: view {view or 'unknown'}"[:60], shown)
-    if columns.patient and not patient:
-        return Drop("filtered: no patient", shown)
-    if columns.split:
-        split = splits[values[columns.split]]
-        if not split:
-            return Drop("filtered: no split", shown)
-    else:
-        share = hash_share(patient or shown, options["seed"])
-        split = next(name for name, end in SHARES.items() if share < end)
-    if columns.label:
-        present = class_names(values[columns.label])
-        labels: dict[str, float | None] = {name: float(name in present) for name in classes}
-        if not present:
-            labels = dict.fromkeys(classes)
-    else:
-        labels = {name: label_of(values[name], f"{where}: {name}") for name in columns.labels}
-        if len(columns.labels) == 1:
-            value = labels[columns.labels[0]]
-            # so that a softmax, zero-shot and retrieval have two classes to tell apart
-            labels[classes[1]] = 1 - value if value in (0.0, 1.0) else value
-    texts = tuple(values[name] for name in columns.texts)
-    return _Row(
-        place, image, number, split, patient, values.get(columns.study, ""), view, texts, labels
-    )  # fmt: skip
-
-
-def _is_stored(source: Rows, columns: Columns) -> bool:
-    """Whether the images' bytes are in the table itself."""
-    return columns.image in getattr(source, "images", ())
-
-
-def _classes(shown: str, columns: Columns, found: Sequence[tuple[str, Mapping[str, str]]]) -> tuple[str, ...]:
-    if columns.label:
-        names = sorted({name for _, row in found for name in class_names(row[columns.label])})
-        if len(names) > MOST_CLASSES:
-            raise DataError(
-                f"{shown}: the column {columns.label} holds {len(names):,} different values, no classes; "
-                "name the columns of labels with -o labels=..., or -o labels=none"
-            )
-        return tuple(names)
-    if len(columns.labels) == 1:
-        return columns.labels[0], f"no {columns.labels[0]}"
-    return columns.labels
-
-
-def _merged(rows: Sequence[_Row | Drop], columns: Columns) -> list[_Row | Drop]:
-    """One row for each image and text: a table with one row a label lists an image several times.
-
-    Raises:
-        DataError: two rows of one image contradict each other in split or patient.
-    """
-    first: dict[tuple[Any, ...], int] = {}
-    merged: list[_Row | Drop] = []
-    for row in rows:
-        if isinstance(row, Drop) or not row.image:
-            merged.append(row)
-            continue
-        known = first.setdefault((row.image, row.texts), len(merged))
-        if known == len(merged):
-            merged.append(row)
-            continue
-        before = merged[known]
-        assert isinstance(before, _Row)
-        if (before.split, before.patient) != (row.split, row.patient):
-            raise DataError(f"{before.place} and {row.place} are of one image, with another split or patient")
-        if columns.label:
-            both = {**before.labels, **{n: v for n, v in row.labels.items() if v == 1}}
-            merged[known] = _Row(**{**vars(before), "labels": both})
-            continue
-        if before.labels != row.labels:
-            raise DataError(f"{before.place} and {row.place} are of one image, with other labels")
-        merged.append(Drop("filtered: repeated row", row.image))
-    return merged
-
-
 def _prompts(path: str, classes: Sequence[str]) -> dict[str, list[str]]:
     if not path:
         return {}
@@ -333,17 +127,3 @@ def _prompts(path: str, classes: Sequence[str]) -> dict[str, list[str]]:
     if missing:
         raise DataError(f"{path}: no prompts for {', '.join(missing[:5])}")
     return prompts
-
-
-def _named(name: str, texts: Sequence[str]) -> str:
-    return next((text for text in texts if _section(text) == name), "")
-
-
-def _key(stem: str) -> str:
-    """A file name as a WebDataset key; one that had to be changed or cut gets a hash of the whole."""
-    key = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:70].strip("_") or "image"
-    return key if key == stem else f"{key}-{_digest(stem)}"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -169,7 +169,7 @@ def test_built_in_data_sets_name_citation_licence_labels_and_homepage(name: str)
     for label, text in {"Citation": plugin.citation, "Licence": plugin.licence}.items():
         assert text
         assert f"{label}: {text}" in docstring
-    if plugin.needs_raw:
+    if plugin.needs_raw and plugin.raw_form == "folder":  # files of one's own have no homepage
         assert plugin.homepage.startswith("https://")
         assert f"Homepage: {plugin.homepage}" in docstring
     assert plugin.classes or "Labels: none" in docstring
