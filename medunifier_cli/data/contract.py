@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from medunifier_cli.data.batch import Batch, PackedText, Sample
 from medunifier_cli.errors import DataError, NotTextError
 from medunifier_cli.files import decode_lines, decode_text, read_text, text_lines
-from medunifier_cli.parsing import read_json, read_yaml
+from medunifier_cli.parsing import parse_json, read_json, read_yaml
 
 __all__ = [
     "Batch", "DataError", "DatasetPlugin", "DicomTone", "DrawnImage", "Drop", "EncodedImage", "FileImage",
     "ImageSource", "NotTextError", "Option", "PackedText", "Plan", "Record", "Sample", "Subset", "ZipImage",
-    "decode_lines", "decode_text", "read_json", "read_text", "read_yaml", "text_lines",
+    "decode_lines", "decode_text", "parse_json", "read_json", "read_text", "read_yaml", "text_lines",
 ]  # fmt: skip
 
 

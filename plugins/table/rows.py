@@ -9,15 +9,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from medunifier_cli.data.contract import DataError, NotTextError, decode_text
 
-__all__ = ["Rows", "TextRows", "as_text", "open_rows"]
+from ..raw.parquet import as_text
+
+__all__ = ["Rows", "TextRows", "open_rows"]
 
 csv.field_size_limit(1 << 24)
 DELIMITERS = (",", "\t", ";", "|")
@@ -69,30 +70,13 @@ def open_rows(path: Path, encoding: str) -> Rows:
     if suffix not in SUFFIXES:
         raise DataError(f"{path}: a table is one of {', '.join(SUFFIXES)}")
     if suffix == ".parquet":
-        from .parquet import ParquetRows
+        from ..raw.parquet import ParquetRows
 
         return ParquetRows.open(path)
     text = _text(path, encoding)
     if suffix in (".json", ".jsonl", ".ndjson"):
         return _json_rows(path, text)
     return _csv_rows(path, text)
-
-
-def as_text(value: Any, where: str) -> str:
-    """A value of JSON or Parquet as a CSV would hold it; blank for null and NaN.
-
-    Raises:
-        DataError: a list or an object.
-    """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, bool):
-        return "1" if value else "0"
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return str(int(value))
-    if isinstance(value, str | int | float):
-        return str(value)
-    raise DataError(f"{where} holds a {type(value).__name__}, not one value")
 
 
 def _text(path: Path, encoding: str) -> str:

@@ -99,7 +99,7 @@ class Table:
                 continue
             source: ImageSource
             if stored:
-                from .parquet import read_image
+                from ..raw.parquet import read_image
 
                 shown = f"{path.name}#{row.number}"
                 source = EncodedImage(functools.partial(read_image, path, self.columns.image, row.number))

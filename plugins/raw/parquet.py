@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,7 @@ from typing import Any
 
 from medunifier_cli.data.contract import DataError
 
-from .rows import as_text
-
-__all__ = ["ParquetRows", "read_image"]
+__all__ = ["ParquetRows", "as_text", "read_image"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,18 @@ class ParquetRows:
                     values = [self._value(name, found.get(name), row, place) for name in columns]
                     yield place, tuple(values)
 
+    def count(self) -> int:
+        """Number of rows."""
+        with _explained(self.path):
+            return int(_arrow().ParquetFile(self.path).metadata.num_rows)
+
+    def lists(self, column: str) -> Iterator[list[str]]:
+        """The values of a column of lists of texts, such as `cui`."""
+        with _explained(self.path):
+            for batch in _arrow().ParquetFile(self.path).iter_batches(columns=[column]):
+                for value in batch.column(0).to_pylist():
+                    yield value if isinstance(value, list) else [value] if value else []
+
     def _value(self, name: str, found: Sequence[Any] | None, row: int, place: str) -> str:
         value = found[row] if found is not None else None
         if name in self.images:
@@ -68,6 +79,23 @@ class ParquetRows:
             # the hub writes -1 where the class is not known
             return names[value] if 0 <= value < len(names) else ""
         return as_text(value, f"{self.path}, {place}: {name}").strip()
+
+
+def as_text(value: Any, where: str) -> str:
+    """A value of JSON or Parquet as a CSV would hold it; blank for null and NaN.
+
+    Raises:
+        DataError: a list or an object.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise DataError(f"{where} holds a {type(value).__name__}, not one value")
 
 
 def read_image(path: Path, column: str, row: int) -> bytes:
