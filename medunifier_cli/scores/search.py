@@ -98,6 +98,15 @@ def search(g_q: Any, g_t: ArrayLike, k: int, block: int = 256) -> tuple[Top, Top
     return per_image, best.table(k)
 
 
+def score_blocks(g_q: Any, g_t: ArrayLike, block: int = 256) -> Iterator[tuple[Ints, Floats]]:
+    """The similarity matrix in blocks: (indices of images [b], their scores [b, N_t]), each image once.
+
+    Raises:
+        DataError: as `similarity`.
+    """
+    return _blocks(g_q, _checked_texts(g_q, g_t), block)
+
+
 def top_k(scores_QN: ArrayLike, k: int) -> Top:
     """The best `k` of each row without sorting the row.
 

@@ -227,3 +227,34 @@ def test_a_diverged_checkpoint_or_one_without_the_objective(
     with pytest.raises(CheckpointError, match="not finite; training diverged"):
         embed_split(trained, benchmark.source, "phantom", "nan", benchmark.shards)
     assert not (trained.run.folder / "cache" / "embeddings-phantom-nan.h5").exists()
+
+
+def test_pairs_need_no_classes(home: Path, verb: Mu) -> None:
+    """Ranks of the own partner from the cached features by a full sort; a split without classes has these."""
+    assert verb("retrieve", "--split", "test").exit_code == 0
+    rows, found = samples(home, "retrieval-pairs-phantom-test"), metrics(home, "retrieval-pairs-phantom-test")
+    cache = next((home / "runs").glob("*/cache/embeddings-phantom-test.h5"))
+    with h5py.File(cache) as file:
+        image, text = file["image"][()], file["text"][()]
+    scores = np.einsum("iqe,te->iqt", image, text).max(axis=1)
+    assert len(rows) == len(scores) == 40
+    for way, matrix in (("image_to_text", scores), ("text_to_image", scores.T)):
+        for i, row in enumerate(rows):
+            own = 1 + int((matrix[i] > matrix[i, i] + 1e-6).sum())
+            assert row[f"{way}_rank"] <= own  # an equal text of another image may come first
+    recall = np.mean([row["image_to_text_rank"] <= 10 for row in rows])
+    assert found["image to text, recall@10"]["value"] == pytest.approx(recall)
+    assert found["image to text, median rank"]["floor"] > 1
+
+
+def test_a_split_without_classes_is_measured_by_pairs_alone(home: Path, verb: Mu, tmp_path: Path) -> None:
+    listed = tmp_path / "normal.txt"
+    split = Shards.open(home / "data" / "shards" / "phantom", "test")
+    several = [split.key(i) for i in range(len(split)) if (split.index["labels"][i] == 1).sum() != 1]
+    listed.write_text("\n".join(several), encoding="utf-8")
+    shown = verb("retrieve", "--ids", listed)
+    assert shown.exit_code == 0, shown.output
+    assert "recall@5" in shown.output
+    assert "map@1" not in shown.output
+    refused = verb("retrieve", "--ids", listed, "--rerank", "2")
+    assert (refused.exit_code, "--rerank needs two or more" in refused.stderr) == (1, True)

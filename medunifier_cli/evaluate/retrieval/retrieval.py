@@ -14,6 +14,7 @@ from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, patients
 from medunifier_cli.evaluate.results import Metric, Result, write_samples
 from medunifier_cli.evaluate.retrieval.embed import embed_split
+from medunifier_cli.evaluate.retrieval.pairs import measure_pairs
 from medunifier_cli.evaluate.retrieval.rerank import rerank as rerank_by_match
 from medunifier_cli.scores.bootstrap import mean_intervals
 from medunifier_cli.scores.ranking import DIRECTIONS, KS, ranking_scores, retrieval
@@ -48,7 +49,9 @@ class _Pairs:
 def measure_retrieval(
     trained: PretrainedRun, benchmark: Benchmark, rerank: int = 0
 ) -> dict[str, list[Metric]]:
-    """Both directions; writes `results/retrieval-<dataset>-<split>.json` and the per-sample rankings.
+    """Both directions, by partner (`pairs.measure_pairs`) and by class where two or more classes are there.
+
+    Writes `results/retrieval-<dataset>-<split>.json` for the classes, and the per-sample rankings.
 
     Args:
         benchmark: opened with `need_text=False`.
@@ -56,21 +59,25 @@ def measure_retrieval(
             (`retrieval-rerank<K>-...`); 0 for not.
 
     Returns:
-        Heading -> metrics: by similarity, and re-ranked if `rerank` is given.
+        Heading -> metrics: of the own partner, by class, and by class re-ranked if `rerank` is given.
 
     Raises:
         CheckpointError: the run lacks ITC, or ITM with `rerank`.
-        DataError: fewer than two classes among the samples; more candidates to re-rank than there are.
+        DataError: fewer than two samples with text; more candidates to re-rank than there are, or no classes
+            to re-rank by.
     """
+    out = {"own partner, by similarity": measure_pairs(trained, benchmark)}
     dataset, source = benchmark.plugin.name, benchmark.source
     features = embed_split(trained, source, dataset, benchmark.split, benchmark.shards)
     usable_n = features.has_text_n & (features.label_n >= 0)
     labels = features.label_n[usable_n]
     if len(np.unique(labels)) < 2:
-        raise DataError(
-            f"{benchmark.shards}: split {benchmark.split!r} has {len(labels):,} samples with text and "
-            f"exactly one class, and {len(np.unique(labels))} classes among them; ranking needs two or more"
-        )
+        if rerank:
+            raise DataError(
+                f"{benchmark.shards}: split {benchmark.split!r} has {len(labels):,} samples with text and "
+                f"exactly one class, of {len(np.unique(labels))} classes; --rerank needs two or more"
+            )
+        return out
     if rerank > len(labels):
         raise DataError(f"--rerank {rerank}: there are only {len(labels):,} candidates")
     numbers = np.flatnonzero(usable_n)
@@ -86,14 +93,15 @@ def measure_retrieval(
         "left_out_without_one_class": int((features.label_n < 0).sum()),
         "left_out_without_text": int((~features.has_text_n & (features.label_n >= 0)).sum()),
     }
-    out = {"by similarity": _write(trained, benchmark, pairs, "retrieval", PROTOCOL, ranked.top, left_out)}
+    heading = "same class, by similarity"
+    out[heading] = _write(trained, benchmark, pairs, "retrieval", PROTOCOL, ranked.top, left_out)
     if rerank:
         to_text, to_image = rerank_by_match(
             trained, lambda i: source.images(numbers[i]), lambda i: source.token_ids(int(numbers[i])),
             ranked.top["image_to_text"], ranked.top["text_to_image"], rerank,
         )  # fmt: skip
         protocol = f"{PROTOCOL}. The best {rerank} of each ranking ordered by ITM (log-odds of a match)"
-        out[f"best {rerank} re-ranked by ITM"] = _write(
+        out[f"same class, best {rerank} re-ranked by ITM"] = _write(
             trained, benchmark, pairs, f"retrieval-rerank{rerank}", protocol,
             {"image_to_text": to_text, "text_to_image": to_image}, left_out,
         )  # fmt: skip
