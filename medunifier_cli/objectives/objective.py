@@ -87,6 +87,13 @@ class Objective(ABC):
         """
         return None  # not abstract: most objectives need no head of their own
 
+    def doubt(self, numbers: Mapping[str, float]) -> str:
+        """What the losses and monitors of a step between the 50th and the 100th show to go wrong; or nothing.
+
+        One line that names the keys to change; it is shown once, as a warning.
+        """
+        return ""
+
     @abstractmethod
     def compute(self, encoded: EncodedBatch) -> LossAndMonitors:
         """Loss and monitors of this rank's pairs; their averages over ranks are those of the global batch."""

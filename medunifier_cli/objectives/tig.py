@@ -11,7 +11,7 @@ from torch import Tensor
 from medunifier_cli.distributed import world
 from medunifier_cli.model.precision import at_least_fp32
 from medunifier_cli.model.vqvae.generator import Generated
-from medunifier_cli.model.vqvae.quantizer import perplexity
+from medunifier_cli.model.vqvae.quantizer import COLLAPSED, perplexity, place_counts, place_perplexity
 from medunifier_cli.objectives.objective import EncodedBatch, LossAndMonitors, Objective
 
 
@@ -31,15 +31,19 @@ def tig_loss(image_BCHW: Tensor, generated: Generated, beta: float) -> LossAndMo
     codebook = generated.top.codebook_loss + generated.bottom.codebook_loss
     commitment = generated.top.commitment_loss + generated.bottom.commitment_loss
     # the codes of all ranks are counted first: perplexity is not linear, so a mean over ranks would be lower
-    top_K, bottom_K = world.all_sum(generated.top.count_K), world.all_sum(generated.bottom.count_K)
+    codes = len(generated.top.count_K)
+    top_PK = world.all_sum(place_counts(generated.top.code_BHW, codes))
+    bottom_PK = world.all_sum(place_counts(generated.bottom.code_BHW, codes))
     return LossAndMonitors(
         reconstruction + codebook + beta * commitment,
         {
             "reconstruction": reconstruction.detach(),
             "codebook": codebook.detach(),
             "commitment": commitment.detach(),
-            "perplexity_top": perplexity(top_K),
-            "perplexity_bottom": perplexity(bottom_K),
+            "perplexity_top": perplexity(top_PK.sum(dim=0)),
+            "perplexity_bottom": perplexity(bottom_PK.sum(dim=0)),
+            "place_perplexity_top": place_perplexity(top_PK),
+            "place_perplexity_bottom": place_perplexity(bottom_PK),
         },
     )
 
@@ -52,10 +56,24 @@ class TextGroundedImageGeneration(Objective):
     monitors: ClassVar[Mapping[str, str]] = {
         "perplexity_top": "Perplexity of the top codebook",
         "perplexity_bottom": "Perplexity of the bottom codebook",
+        "place_perplexity_top": "Perplexity at one position, top codes",
+        "place_perplexity_bottom": "Perplexity at one position, bottom codes",
     }
     reads_text_cls = True
     # f_q becomes the top codes, whose gradient passes straight through to it, and f_t_cls part of the bottom
     reaches_every_weight = True
+
+    def doubt(self, numbers: Mapping[str, float]) -> str:
+        """Codebooks that have collapsed, over the whole map or at each position of it."""
+        for level in ("top", "bottom"):
+            places = numbers[f"place_perplexity_{level}"]
+            if places < COLLAPSED:
+                return (
+                    f"the {level} codes are the same for all images (perplexity {places:.2f} at one "
+                    f"position, {numbers[f'perplexity_{level}']:.0f} over the map); "
+                    "model.generator.codebook=ema, revive_dead_codes=true, feature_norm=batch and a smaller beta keep them apart"
+                )
+        return ""
 
     def compute(self, encoded: EncodedBatch) -> LossAndMonitors:
         """Mean over the local images."""

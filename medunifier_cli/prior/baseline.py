@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.errors import CheckpointError
+from medunifier_cli.model.vqvae.quantizer import COLLAPSED
 
 PSEUDO_COUNT = 1.0
 """Added to each code's count, so that a code unseen in training costs a finite number of nats."""
 POSITION_WEIGHT = 16.0
 """Weight of the overall frequencies in those of one position, in counts (a Dirichlet prior)."""
-COLLAPSED = 1.5
-"""Perplexity below which codes carry no information; 1 means one code everywhere."""
 
 Maps = NDArray[np.uint16]
 

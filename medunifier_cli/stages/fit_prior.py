@@ -123,6 +123,10 @@ class PriorFitting:
         losses_and_monitors: tuple[Values, Values] = module(batch)
         return losses_and_monitors
 
+    def doubt(self, numbers: Mapping[str, float]) -> str:
+        """Nothing: no number of this stage shows within a hundred steps that training fails."""
+        return ""
+
     def validate(self, step: int) -> Mapping[str, float]:
         """Held-out nats per code and accuracy of both levels; empty without a validation split."""
         if self.valid_codes is None:

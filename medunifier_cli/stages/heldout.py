@@ -20,7 +20,7 @@ from medunifier_cli.distributed import draws
 from medunifier_cli.evaluate.benchmark import patients
 from medunifier_cli.evaluate.results import Metric, Result, mean
 from medunifier_cli.model.vit import pixels
-from medunifier_cli.model.vqvae.quantizer import perplexity
+from medunifier_cli.model.vqvae.quantizer import perplexity, place_counts, place_perplexity
 from medunifier_cli.page.pictures import save_pairs
 from medunifier_cli.terminal.progress import Progress
 
@@ -88,7 +88,7 @@ def _reconstruction(
     average = mean_image(train).to(trained.device)
     quality: list[Tensor] = []
     baseline: list[Tensor] = []
-    counts: list[Tensor] = []
+    counts: list[list[Tensor]] = []
     with torch.no_grad(), Progress(len(heldout), "image") as progress:
         for number, (batch, mask_B) in enumerate(
             eval_batches(heldout, batch_size=BATCH, rank=0, world=1, workers=0)
@@ -98,12 +98,14 @@ def _reconstruction(
             reconstruction = trained.model.reconstruct(batch)
             quality.append(psnr(image, reconstruction.image_BCHW.float()).cpu())
             baseline.append(psnr(image, average.expand_as(image)).cpu())
-            counts.append(torch.stack([reconstruction.top.count_K, reconstruction.bottom.count_K]).cpu())
+            codes = len(reconstruction.top.count_K)
+            counts.append([place_counts(level.code_BHW, codes).cpu() for level in reconstruction.levels])
             progress.advance(sum(map(len, quality)))
             if number == 0:
                 path = trained.run.samples / f"reconstructions-{split}.png"
                 save_pairs(image[:SHOWN], reconstruction.image_BCHW[:SHOWN], path)
-    top_K, bottom_K = torch.stack(counts).sum(dim=0)
+    top_PK, bottom_PK = (torch.stack(of_level).sum(dim=0) for of_level in zip(*counts, strict=True))
+    top_K, bottom_K = top_PK.sum(dim=0), bottom_PK.sum(dim=0)
     size = float(len(top_K))
     groups = patients(heldout, np.arange(len(heldout)))
     mean_image_psnr = float(torch.cat(baseline).mean())
@@ -111,6 +113,8 @@ def _reconstruction(
         mean("reconstruction PSNR", torch.cat(quality), mean_image_psnr, "dB", groups=groups),
         Metric("perplexity, top codebook", float(perplexity(top_K)), 1.0, f"of {size:.0f}"),
         Metric("perplexity, bottom codebook", float(perplexity(bottom_K)), 1.0, f"of {size:.0f}"),
+        Metric("perplexity at one position, top codebook", float(place_perplexity(top_PK)), 1.0),
+        Metric("perplexity at one position, bottom codebook", float(place_perplexity(bottom_PK)), 1.0),
         Metric("dead codes, top codebook", float((top_K == 0).sum()), size - 1),
         Metric("dead codes, bottom codebook", float((bottom_K == 0).sum()), size - 1),
     ]

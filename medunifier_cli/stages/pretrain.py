@@ -102,6 +102,11 @@ class Pretraining:
         losses_and_monitors: tuple[Values, Values] = module(batch, revival)
         return losses_and_monitors
 
+    def doubt(self, numbers: Mapping[str, float]) -> str:
+        """What an objective's monitors say is going wrong."""
+        doubts = (objective.doubt(numbers) for objective in active_objectives(self.recipe))
+        return next(filter(None, doubts), "")
+
     def validate(self, step: int) -> Mapping[str, float]:
         """Losses and monitors, averaged over whole batches of the validation split.
 

@@ -34,6 +34,10 @@ from medunifier_cli.train.stop import StopRequest, stop_on_signals
 
 Values = dict[str, Tensor]
 
+WARM, DOUBTED = 50, 100
+"""Steps between which a stage is asked once whether its numbers look wrong: early enough to stop a run that
+would take days, and late enough for codebooks, which nearly all pass through a state of a single code."""
+
 
 class Stage(Protocol):
     """What the loop needs from pre-training, fine-tuning or a prior."""
@@ -60,6 +64,9 @@ class Stage(Protocol):
 
     def step(self, module: nn.Module, batch: Any, step: int, micro: int) -> tuple[Values, Values]:
         """Forward pass -> losses (with `total`) and monitors; their averages over ranks are global."""
+
+    def doubt(self, numbers: Mapping[str, float]) -> str:
+        """What the numbers of a step say is going wrong, and the keys to change, in one line; or nothing."""
 
     def validate(self, step: int) -> Mapping[str, float]:
         """Numbers on the validation split, the same on every rank; empty without such a split.
@@ -103,7 +110,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
         stage.steps, "step", first=first, rate_unit=stage.samples, per_unit=train.global_batch, edges=True,
         hidden=not world.is_main(),
     )  # fmt: skip
-    note, done = "", first
+    note, done, doubt = "", first, ""
     # In each step: log, validate, save, stop, in this order.
     # - Log before save: a kill between the two leaves a line of a step that is in no checkpoint, which `Log`
     #   cuts off when the run is resumed. The other way round that step's line would be missing for good.
@@ -125,13 +132,15 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
             last = done == stage.steps
             # The numbers of this step alone: an average since the last line would not survive a kill. The
             # first step is logged so that a wrong loss or a slow start shows at once.
-            if done % train.log_every == 0 or last or done == 1:
+            if done % train.log_every == 0 or last or done in (1, DOUBTED):
                 numbers = _numbers(values, run, done)
                 numbers["lr"] = learning_rate(optim, step, stage.steps)
                 if log is not None:
                     log.write("train", done, {**numbers, "seconds": round(time.monotonic() - started, 4)})
                 accelerator.log({f"train/{name}": value for name, value in numbers.items()}, step=done)
                 note = _line("train", numbers, stage.shown)
+                if WARM <= done <= DOUBTED and not doubt and (doubt := stage.doubt(numbers)):
+                    progress.say(f"warning: step {done}: {doubt}")
             progress.advance(done, note)
             if last or (train.valid_every and done % train.valid_every == 0):
                 _validate(stage, accelerator, log, progress, done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
@@ -172,6 +173,12 @@ def test_tig_equals_equations_18_to_23() -> None:
         share = torch.tensor(list(Counter(level.code.flatten().tolist()).values())) / level.code.numel()
         expected_perplexity = float(torch.exp(-(share * share.log()).sum()))
         assert float(monitors[f"perplexity_{name}"]) == pytest.approx(expected_perplexity, rel=1e-5)
+        entropies = []
+        for place in level.code.flatten(1).T:  # over the images of the batch, one position at a time
+            share = torch.tensor(list(Counter(place.tolist()).values())) / len(place)
+            entropies.append(float(-(share * share.log()).sum()))
+        expected_place = math.exp(sum(entropies) / len(entropies))
+        assert float(monitors[f"place_perplexity_{name}"]) == pytest.approx(expected_place, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,11 @@ class Generated:
     top: Quantised
     bottom: Quantised
 
+    @property
+    def levels(self) -> tuple[Quantised, Quantised]:
+        """Top and bottom."""
+        return self.top, self.bottom
+
 
 @dataclass(frozen=True)
 class Sizes:

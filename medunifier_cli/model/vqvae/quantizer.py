@@ -15,6 +15,8 @@ from medunifier_cli.distributed import world
 from medunifier_cli.model.precision import at_least_fp32
 from medunifier_cli.recipe.schema import GeneratorConfig
 
+COLLAPSED = 1.5
+"""Perplexity below which codes carry no information; 1 means one code everywhere."""
 EMA_EPS = 1e-5  # Laplace smoothing of the cluster sizes, as in VQ-VAE-2
 
 
@@ -154,12 +156,28 @@ class Quantiser(nn.Module):
             self.sum_KC[dead_K] = vector_KC[dead_K] * self.usage_K[dead_K, None]
 
 
+def place_counts(code_BHW: Tensor, codes: int) -> Tensor:
+    """How often each code was chosen at each position of the map, float [H * W, K]."""
+    place_PB = code_BHW.flatten(1).T
+    counts = torch.zeros(len(place_PB), codes, device=code_BHW.device)
+    return counts.scatter_add_(1, place_PB, torch.ones_like(place_PB, dtype=counts.dtype))
+
+
 def perplexity(count_K: Tensor) -> Tensor:
-    """exp of the entropy of the code frequencies, between 1 and K.
+    """exp of the entropy of the code frequencies, between 1 and K; over leading dimensions, of each row.
 
     Args:
-        count_K: how often each code was chosen.
+        count_K: how often each code was chosen, [..., K].
     """
-    share = count_K / count_K.sum().clamp(min=1)
+    share = count_K / count_K.sum(dim=-1, keepdim=True).clamp(min=1)
     # an unused code adds 0 * log(1e-10) = 0, the limit of p log p
-    return torch.exp(-(share * share.clamp(min=1e-10).log()).sum())
+    return torch.exp(-(share * share.clamp(min=1e-10).log()).sum(dim=-1))
+
+
+def place_perplexity(count_PK: Tensor) -> Tensor:
+    """Perplexity at one position, as a geometric mean over the positions; 1 if all images share one map.
+
+    The perplexity over the map alone misleads: codes that stand for positions use the whole codebook, and
+    still hold nothing of the image.
+    """
+    return torch.exp(perplexity(count_PK).log().mean())

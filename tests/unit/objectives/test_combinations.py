@@ -21,6 +21,7 @@ from medunifier_cli.data.split_source import SplitSource
 from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import RecipeError
 from medunifier_cli.model.vit import pixels
+from medunifier_cli.objectives.tig import TextGroundedImageGeneration
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.run.record import Run
@@ -38,6 +39,7 @@ TOKENIZER = TextTokenizer.train([*WORDS, "case 1.", "0 2 3 4 5 6 7 8 9"], 200)
 METRICS = {
     "itm": {"ITM accuracy, random pairs"},
     "tig": {"reconstruction PSNR", "perplexity, top codebook", "perplexity, bottom codebook",
+            "perplexity at one position, top codebook", "perplexity at one position, bottom codebook",
             "dead codes, top codebook", "dead codes, bottom codebook"},
 }  # fmt: skip
 """What a held-out split is measured by with this objective."""
@@ -147,3 +149,17 @@ def test_it_trains_resumes_and_is_evaluated(
         if "itg" in chosen:
             encoded.append(trained.model.decode_text(memory, batch.text))
     assert all(bool(tensor.isfinite().all()) for tensor in encoded)
+
+
+@pytest.mark.parametrize(
+    ("level", "place", "says"), [("top", 1.02, True), ("bottom", 1.2, True), ("top", 3.0, False)]
+)
+def test_codes_that_do_not_depend_on_the_image_are_doubted(level: str, place: float, says: bool) -> None:
+    names = [f"{name}_{one}" for name in ("perplexity", "place_perplexity") for one in ("top", "bottom")]
+    line = TextGroundedImageGeneration().doubt(
+        dict.fromkeys(names, 9.0) | {f"place_perplexity_{level}": place}
+    )
+    assert bool(line) == says
+    if says:
+        assert f"the {level} codes" in line
+        assert "model.generator.codebook=ema" in line

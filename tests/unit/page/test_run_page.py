@@ -75,7 +75,8 @@ def test_a_fifth_objective_gets_its_curve(run: Run, monkeypatch: pytest.MonkeyPa
 def test_the_papers_recipe_plots_what_it_always_did() -> None:
     assert set(curves_of(load_recipe("full"))) == {
         "total", "itc", "itm", "itg", "tig", "itc_accuracy", "itm_accuracy", "itg_accuracy",
-        "perplexity_top", "perplexity_bottom", "temperature", "lr",
+        "perplexity_top", "perplexity_bottom", "place_perplexity_top", "place_perplexity_bottom",
+        "temperature", "lr",
     }  # fmt: skip
     assert "itg" not in curves_of(load_recipe("itc-itm"))
 

@@ -73,6 +73,10 @@ class LineStage:
         error = F.mse_loss(module(batch, self.dropout), 3 * batch + 1)
         return {"total": error, "mse": error}, {"slope": self.line.slope.detach().clone()}
 
+    def doubt(self, numbers: Mapping[str, float]) -> str:
+        self.calls.append("doubt")
+        return "the slope is odd"
+
     def validate(self, step: int) -> Mapping[str, float]:
         assert not self.module.training
         torch.rand(1)  # a validation that draws must not change training
@@ -296,3 +300,16 @@ def test_a_signal_ends_the_wait_for_a_batch(tmp_path: Path, accelerator: Acceler
     for kind in ("model", "optimizer", "rng"):
         one, other = (end.tensors[kind] for end in ends if end is not None)
         assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_a_stage_is_asked_once_within_the_first_hundred_steps_whether_its_numbers_look_wrong(
+    tmp_path: Path, accelerator: Accelerator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Long(LineStage):
+        steps = 110
+
+    rarely = LoopConfig(steps=110, global_batch=POINTS, log_every=1000, checkpoint_every=1000)
+    fit(Long(), new_run(tmp_path / "run"), accelerator, rarely, OPTIM)
+    said = [line for line in capsys.readouterr().err.splitlines() if "the slope is odd" in line]
+    assert len(said) == 1
+    assert "step 100: the slope is odd" in said[0]

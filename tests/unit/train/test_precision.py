@@ -100,6 +100,9 @@ def test_steps_are_in_the_recipes_precision_and_validation_is_not(
         def step(self, module: nn.Module, batch: Tensor, step: int, micro: int) -> tuple[Values, Values]:
             return {"total": module(batch).float().square().mean()}, {}
 
+        def doubt(self, numbers: Any) -> str:
+            return ""
+
         def validate(self, step: int) -> dict[str, float]:
             self.module.where = "validate"
             value = float(self.module(torch.ones(2, 3)).sum())
