@@ -71,7 +71,8 @@ class TextGroundedImageGeneration(Objective):
                 return (
                     f"the {level} codes are the same for all images (perplexity {places:.2f} at one "
                     f"position, {numbers[f'perplexity_{level}']:.0f} over the map); "
-                    "model.generator.codebook=ema, revive_dead_codes=true, feature_norm=batch and a smaller beta keep them apart"
+                    "model.generator.codebook=ema, revive_dead_codes=true, feature_norm=batch and a "
+                    "smaller beta keep them apart"
                 )
         return ""
 
