@@ -72,8 +72,8 @@ TINY = Sizes(
         "model.generator.base_width=32", "model.generator.residual_width=16", "model.generator.code_width=32",
     ),
 )  # fmt: skip
-"""With `--tiny`: to see that this file runs. With a smaller `init_std` all embeddings of so narrow a model are
-alike, and rounding is all that is left of ITC's gradient."""
+"""With `--tiny`: to see that this file runs. With a smaller `init_std` all embeddings of so narrow a model
+are alike, and rounding is all that is left of ITC's gradient."""
 
 
 class Given(nn.Module):
