@@ -5,7 +5,7 @@ all positions in one pass. Its cost grows with the length of the text, so it is 
 evenly spread lengths, and their mean is scaled to all 94. A full search over fewer tokens checks that both
 sides write the same text. Weights are random, and [SEP] is forbidden, so that every text has full length.
 
-    python benchmarks/decoding.py [--images 4] [--beams 3] [--lengths 6] [--rounds 1]
+    python benchmarks/decoding.py [--images 4] [--beams 3] [--lengths 6] [--rounds 1] [--tiny]
 """
 
 from __future__ import annotations
@@ -43,6 +43,12 @@ SMALL_IMAGE = (
     "model.vit.width=48", "model.vit.heads=4", "model.qformer.weights=random", "objectives.tig=0",
 )  # fmt: skip
 """Of the paper's model, all but the image side, which no token depends on."""
+TINY = (
+    "model.qformer.layers=2",
+    "model.qformer.width=32",
+    "model.qformer.heads=4",
+    "model.qformer.ffn_width=64",
+)
 
 
 class Recomputed:
@@ -101,10 +107,17 @@ def main() -> None:
     parser.add_argument("--beams", type=int, default=3)
     parser.add_argument("--lengths", type=int, default=6, help="text lengths that the slow side is timed at")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="the same on tiny sizes, to see that this file runs; the numbers mean nothing",
+    )
     args = parser.parse_args()
-    torch.set_num_threads(THREADS)
+    if args.tiny:
+        args.images, args.beams, args.lengths, args.rounds = 1, 2, 2, 1
+    torch.set_num_threads(1 if args.tiny else THREADS)
     torch.manual_seed(0)
-    recipe = load_recipe("full", SMALL_IMAGE)
+    recipe = load_recipe("full", [*SMALL_IMAGE, *(TINY if args.tiny else ())])
     model = MedUnifier(recipe, VOCABULARY).eval()
     torch.nn.init.normal_(model.qformer.word.weight, std=0.2)  # so that no two beams are nearly equal
     # evenly spread, centred: of 94 lengths in 6 parts the 8th, 24th, ...
@@ -131,7 +144,7 @@ def main() -> None:
         "beams": args.beams,
         "recomputation": f"timed at {len(lengths)} of {LONGEST - 1} lengths, scaled",
         "images_per_second": round(args.images / statistics.median(cached), 2),
-        "threads": THREADS,
+        "threads": torch.get_num_threads(),
     }
     print(json.dumps(result))
     if not same:

@@ -1,6 +1,6 @@
 """Loader against bare decoding: the share of one process's PNG decoding rate that reaches the training loop.
 
-    python benchmarks/loader.py [--images 1024] [--small 20000]
+    python benchmarks/loader.py [--images 1024] [--small 20000] [--rounds 5] [--tiny]
 
 Bare decoding is `np.asarray(Image.open(bytes))` over the same bytes, already in memory, in one process. The
 loader reads shards by offset, decodes, collates batches of 64 and passes them to the main process. Rounds of
@@ -37,7 +37,6 @@ from medunifier_cli.recipe.schema import DataConfig, TextConfig
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "covid-chestxray" / "images"
 BATCH = 64
-ROUNDS = 5
 WORDS = ["heart", "lungs", "clear", "effusion", "no", "left", "right", "opacity", "stable", "mild"]
 
 
@@ -125,12 +124,12 @@ class Running:
         return sum(t.user + t.system for t in times)
 
 
-def speed(folder: Path, images: int) -> dict[str, Any]:
+def speed(folder: Path, images: int, rounds: int) -> dict[str, Any]:
     source = shards(folder, images, 224)
     bodies = [source.shards.image(i) for i in range(len(source))]
     decode: list[tuple[float, float]] = []
     loaded: dict[int, list[tuple[float, float]]] = {0: [], 1: [], 2: []}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         decode.append(decode_rate(bodies))
         for workers, rates in loaded.items():
             running = Running(source, workers, images)  # one loader at a time: others would take its core
@@ -175,9 +174,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--small", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="the same on tiny sizes, to see that this file runs; the numbers mean nothing",
+    )
     args = parser.parse_args()
+    if args.tiny:
+        args.images, args.small, args.rounds = BATCH, 10 * BATCH, 1
     with tempfile.TemporaryDirectory() as folder:
-        result = speed(Path(folder) / "large", args.images) | memory(Path(folder) / "small", args.small)
+        result = speed(Path(folder) / "large", args.images, args.rounds) | memory(
+            Path(folder) / "small", args.small
+        )
     print(json.dumps(result))
 
 

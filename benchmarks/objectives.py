@@ -5,7 +5,7 @@ padded to 95, the image's keys and values recomputed, vocabulary logits at every
 same kernels, weights, features and random numbers, and must give the same losses and gradients. Text lengths
 are those of Open-i reports: the median report of each eighth, so that they do not depend on a random choice.
 
-    python benchmarks/objectives.py [--repeats 5] [--threads 2] [--batch 8]
+    python benchmarks/objectives.py [--repeats 5] [--threads 2] [--batch 8] [--tiny]
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ from medunifier_cli.recipe.load import load_recipe  # noqa: E402
 from tests.reference.plain_encoder import plain_weights  # noqa: E402
 from tests.reference.plain_objectives import PaddedTexts, PlainObjectives  # noqa: E402
 
-VOCABULARY, CLS, SEP, DEC = 30523, 2, 3, 30522  # CXR-BERT's words and [DEC]
+VOCABULARY, CLS, SEP = 30523, 2, 3  # CXR-BERT's words and [DEC], which is the last
 REPORTS = ROOT.parent / "shared/data/open-i/NLMCXR_reports.tgz"
 STAND_IN = (6, 21, 25, 28, 30, 32, 34, 36, 38, 41, 43, 45, 47, 50, 53, 57, 62, 68, 78, 93, 95)
 """Every 5th percentile of the token counts of the 3,927 Open-i reports with findings or impression, [CLS] and
@@ -55,6 +55,27 @@ NO_VIT = (
 SAME_NUMBERS = ("model.qformer.weights=random", "model.qformer.dropout=0.0")
 
 
+class Sizes(NamedTuple):
+    """What is measured: the paper's sizes, or others with the same code."""
+
+    vocabulary: int = VOCABULARY
+    image: int = 224
+    overrides: tuple[str, ...] = ()
+
+
+TINY = Sizes(
+    300, 64,
+    (
+        "data.image_size=64", "model.vit.patch_size=8", "model.vit.width=48", "model.vit.heads=4",
+        "model.qformer.layers=2", "model.qformer.width=64", "model.qformer.heads=4",
+        "model.qformer.ffn_width=64", "model.qformer.queries=16", "model.qformer.init_std=0.1",
+        "model.generator.base_width=32", "model.generator.residual_width=16", "model.generator.code_width=32",
+    ),
+)  # fmt: skip
+"""With `--tiny`: to see that this file runs. With a smaller `init_std` all embeddings of so narrow a model
+are alike, and rounding is all that is left of ITC's gradient."""
+
+
 class Given(nn.Module):
     """In place of the frozen ViT."""
 
@@ -66,9 +87,9 @@ class Given(nn.Module):
         return self.features
 
 
-def all_lengths() -> tuple[list[int], str]:
+def all_lengths(vocabulary: int) -> tuple[list[int], str]:
     """Token counts of the reports, sorted, and where they come from."""
-    if not REPORTS.is_file():
+    if vocabulary != VOCABULARY or not REPORTS.is_file():
         places = np.linspace(0, len(STAND_IN) - 1, 4001)
         return np.interp(places, range(len(STAND_IN)), STAND_IN).round().astype(int).tolist(), "stand-in"
     texts = []
@@ -86,42 +107,42 @@ def all_lengths() -> tuple[list[int], str]:
     return sorted(len(ids) for ids in tokens), "Open-i reports"
 
 
-def make_batch(size: int) -> tuple[Batch, str]:
+def make_batch(size: int, sizes: Sizes) -> tuple[Batch, str]:
     """Pairs whose text lengths are spread as those of the reports, the words drawn."""
-    every, source = all_lengths()
+    every, source = all_lengths(sizes.vocabulary)
     rng = np.random.default_rng(0)
     lengths = [every[int((i + 0.5) * len(every) / size)] for i in rng.permutation(size)]
-    ids = np.concatenate([[CLS, *rng.integers(5, VOCABULARY - 1, n - 2), SEP] for n in lengths])
+    ids = np.concatenate([[CLS, *rng.integers(5, sizes.vocabulary - 1, n - 2), SEP] for n in lengths])
     text = PackedText(torch.from_numpy(ids), torch.tensor(lengths))
-    image = torch.from_numpy(rng.integers(0, 256, (size, 1, 224, 224), dtype=np.uint8))
+    image = torch.from_numpy(rng.integers(0, 256, (size, 1, sizes.image, sizes.image), dtype=np.uint8))
     numbers = torch.arange(size)
     batch = Batch([str(i) for i in range(size)], image, text, numbers + 1000, numbers * 0, numbers)
     return batch, f"{source}: {lengths}, mean {np.mean(lengths):.1f} (of all {np.mean(every):.1f})"
 
 
-def build(batch: Batch, *overrides: str) -> PretrainingLoss:
+def build(batch: Batch, sizes: Sizes, *overrides: str) -> PretrainingLoss:
     """full.yaml with a given image encoder, random weights and no dropout."""
-    recipe = load_recipe("full", [*NO_VIT, *SAME_NUMBERS, *overrides])
+    recipe = load_recipe("full", [*NO_VIT, *SAME_NUMBERS, *sizes.overrides, *overrides])
     torch.manual_seed(0)
-    model = MedUnifier(recipe, VOCABULARY)
+    model = MedUnifier(recipe, sizes.vocabulary)
     tokens, width = model.vit.tokens, model.vit.width
     model.vit = Given(torch.randn(len(batch.keys), tokens, width))
-    return PretrainingLoss(model, DEC).train()
+    return PretrainingLoss(model, sizes.vocabulary - 1).train()
 
 
 class Sides:
     """Ours and the plain side on the same weights."""
 
-    def __init__(self, batch: Batch, cross_attention_every: int) -> None:
+    def __init__(self, batch: Batch, sizes: Sizes, cross_attention_every: int) -> None:
         self.batch = batch
         every = f"model.qformer.cross_attention_every={cross_attention_every}"
-        self.objectives = build(batch, "objectives.tig=0.0", every)
+        self.objectives = build(batch, sizes, "objectives.tig=0.0", every)
         model = self.objectives.model
         self.leaves = {
             name: tensor.detach().clone().requires_grad_()
             for name, tensor in plain_weights(dict(model.named_parameters())).items()
         }
-        self.plain = PlainObjectives(self.leaves, model.recipe.model.qformer.heads, DEC)
+        self.plain = PlainObjectives(self.leaves, model.recipe.model.qformer.heads, sizes.vocabulary - 1)
         lengths = batch.text.lengths_B.tolist()
         grid = torch.zeros(len(lengths), model.recipe.text.max_tokens, dtype=torch.int64)
         for row, ids in enumerate(batch.text.ids_N.split(lengths)):
@@ -207,9 +228,9 @@ def interleave(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, l
     return seconds
 
 
-def compare(batch: Batch, every: int, repeats: int) -> dict[str, Any]:
+def compare(batch: Batch, sizes: Sizes, every: int, repeats: int) -> dict[str, Any]:
     """Both sides with cross-attention in every `every`-th block."""
-    sides = Sides(batch, every)
+    sides = Sides(batch, sizes, every)
     loss, gradient = sides.differences()
     print(f"cross-attention every {every}: losses differ by {loss:.1e}, gradients by {gradient:.1e}")
     assert loss < TOLERANCE, "losses differ"
@@ -235,13 +256,21 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="the same on tiny sizes, to see that this file runs; the numbers mean nothing",
+    )
     options = parser.parse_args()
+    if options.tiny:
+        options.repeats, options.batch, options.threads = 1, 4, 1
+    sizes = TINY if options.tiny else Sizes()
     torch.set_num_threads(options.threads)
-    batch, lengths = make_batch(options.batch)
+    batch, lengths = make_batch(options.batch, sizes)
     print(lengths)
-    each = compare(batch, 1, options.repeats)
+    each = compare(batch, sizes, 1, options.repeats)
     gc.collect()
-    alternate = compare(batch, 2, options.repeats)
+    alternate = compare(batch, sizes, 2, options.repeats)
     result = {"benchmark": "objectives", "batch": options.batch, "threads": options.threads}
     result |= each | {f"{name}_alternate": value for name, value in alternate.items()}
     print(json.dumps(result))

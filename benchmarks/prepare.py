@@ -1,6 +1,6 @@
 """`mu prepare`: speed against a slow reference, memory, and restarts after ten kills.
 
-    python benchmarks/prepare.py [--images 48] [--records 50000] [--kills 10]
+    python benchmarks/prepare.py [--images 72] [--records 50000] [--kills 10] [--tiny]
 
 Speed: JPEGs of 2544 x 3056 (MIMIC-CXR-JPG's commonest size, about its mean file size of 1.5 MB) to 224 x 224.
 The reference processes them in one process as the paper does: it decodes each fully, as three channels,
@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,12 @@ from medunifier_cli.data.shards import Shards
 from medunifier_cli.prepare.prepare import Job, prepare
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "covid-chestxray" / "images"
-LARGE = (2544, 3056)
-ROUNDS = 3
 FIRST = 24
 """As many as a contact sheet shows."""
 COLUMNS = ("patientid", "finding", "view", "modality", "filename", "clinical_notes")
 
 
-def large_jpegs(raw: Path, n: int) -> None:
+def large_jpegs(raw: Path, n: int, size: tuple[int, int]) -> None:
     """Distinct JPEGs, real radiographs enlarged where there are some, with the grain of a detector."""
     names = []
     for i in range(n):
@@ -56,8 +55,8 @@ def large_jpegs(raw: Path, n: int) -> None:
             base = Image.open(files[i * 7 % len(files)]).convert("L")
         else:
             base = Image.fromarray(rng.integers(0, 255, (30, 25)).astype(np.uint8))
-        smooth = np.array(base.resize(LARGE, Image.Resampling.BICUBIC), np.float32)
-        grain = rng.standard_normal((LARGE[1] // 4, LARGE[0]), np.float32) * 2.5
+        smooth = np.array(base.resize(size, Image.Resampling.BICUBIC), np.float32)
+        grain = rng.standard_normal((size[1] // 4, size[0]), np.float32) * 2.5
         picture = (smooth + np.tile(grain, (4, 1))).clip(0, 255).astype(np.uint8)
         names.append(f"{i:05d}.jpg")
         Image.fromarray(picture).save(raw / "images" / names[-1], "JPEG", quality=92)
@@ -137,10 +136,11 @@ def difference(reference_folder: Path, out: Path) -> float:
     return float(np.mean(gaps))
 
 
-def speed(folder: Path, n: int) -> dict[str, Any]:
-    raw, few = made(folder / "large", large_jpegs, n), made(folder / "first", large_jpegs, FIRST)
+def speed(folder: Path, n: int, size: tuple[int, int], rounds: int) -> dict[str, Any]:
+    fill = partial(large_jpegs, size=size)
+    raw, few = made(folder / "large", fill, n), made(folder / "first", fill, FIRST)
     times: dict[str, list[tuple[float, float]]] = {}
-    for r in range(ROUNDS):
+    for r in range(rounds):
         for name, seconds in (
             ("rgb", reference(raw, folder / f"rgb{r}", "RGB")),
             ("grey", reference(raw, folder / f"grey{r}", "L")),
@@ -152,8 +152,7 @@ def speed(folder: Path, n: int) -> dict[str, Any]:
             times.setdefault(name, []).append(seconds)
         print({name: [round(s, 2) for s in seconds[-1]] for name, seconds in times.items()}, file=sys.stderr)
     clock, processor = (
-        {name: statistics.median(seconds[i] for seconds in rounds) for name, rounds in times.items()}
-        for i in (0, 1)
+        {name: statistics.median(pair[i] for pair in pairs) for name, pairs in times.items()} for i in (0, 1)
     )
     sizes = [path.stat().st_size for path in (raw / "images").iterdir()]
     return {
@@ -245,15 +244,24 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=50_000)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--child", nargs=3, metavar=("RAW", "OUT", "N"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="the same on tiny sizes, to see that this file runs; the numbers mean nothing",
+    )
     args = parser.parse_args()
+    size, rounds, few_records = (2544, 3056), 3, 1000
+    if args.tiny:
+        size, rounds, few_records = (128, 152), 1, 110
+        args.images, args.records, args.kills = FIRST + 4, 120, 1
     if args.child:
         prepare_files(Path(args.child[0]), Path(args.child[1]), int(args.child[2]))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        result = speed(folder, args.images)
-        few = made(folder / "few", small_pngs, 1000)
-        result["parent_mib_1000"] = peak(few, folder / "few-out", 1000)
+        result = speed(folder, args.images, size, rounds)
+        few = made(folder / "few", small_pngs, few_records)
+        result[f"parent_mib_{few_records}"] = peak(few, folder / "few-out", few_records)
         many = made(folder / "many", small_pngs, args.records)
         result[f"parent_mib_{args.records}"] = peak(many, folder / "many-out", args.records)
         result |= kill_test(folder, few, args.kills)

@@ -3,7 +3,7 @@
 The slow side handles one query at a time: similarities, NumPy's argsort of the row, a Python loop over all
 ranks. It is timed on evenly spread rows of each direction and scaled to all of them.
 
-    python benchmarks/ranking.py [--pairs 5000] [--rows 100] [--large 20000]
+    python benchmarks/ranking.py [--pairs 5000] [--rows 100] [--large 20000] [--tiny]
 """
 
 from __future__ import annotations
@@ -77,7 +77,14 @@ def main() -> None:
         "--rows", type=int, default=100, help="rows of each direction that the slow side does"
     )
     parser.add_argument("--large", type=int, default=20_000, help="pairs of the memory run; 0 leaves it out")
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="the same on tiny sizes, to see that this file runs; the numbers mean nothing",
+    )
     options = parser.parse_args()
+    if options.tiny:
+        options.pairs, options.rows, options.large = 60, 10, 80
 
     g_q, g_t, labels = draw(options.pairs)
     start = time.perf_counter()

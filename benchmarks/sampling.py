@@ -6,7 +6,7 @@ stated number of positions, the choice of a code included, and scaled to all 64 
 turns; medians are reported. On a shared machine, threads that wait for each other make the forward pass and
 recomputation look slower than they are; so the ratio of CPU seconds, cached to one forward pass, is printed.
 
-    python benchmarks/sampling.py [--rounds 3] [--positions 1]
+    python benchmarks/sampling.py [--rounds 3] [--positions 1] [--tiny]
 """
 
 from __future__ import annotations
@@ -105,10 +105,18 @@ def main() -> None:
     parser.add_argument(
         "--positions", type=int, default=1, help="positions of full recomputation that are timed"
     )
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="the same on tiny sizes, to see that this file runs; the numbers mean nothing",
+    )
     args = parser.parse_args()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(1 if args.tiny else THREADS)
     torch.manual_seed(0)
     config = PriorShape()
+    if args.tiny:
+        config = PriorShape(channels=16, blocks=1, layers=1, top_layers=1)
+        args.rounds = 1
     priors = {
         "top": PixelSnail(config).eval(),
         "bottom": PixelSnail(replace(config, attention=False, top_codes=512)).eval(),
@@ -122,7 +130,7 @@ def main() -> None:
         "recomputation": f"timed on {args.positions} of 64 and {args.positions} of 256 positions, scaled",
         "cpu_over_one_forward": round(large["cached cpu"] / large["forward cpu"], 2),
         "samples_per_second_batch32": round(32 / large["cached"], 2),
-        "threads": THREADS,
+        "threads": torch.get_num_threads(),
     }
     print(json.dumps(result))
 

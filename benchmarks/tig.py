@@ -4,7 +4,7 @@ Both are timed from the image features on. TIG is timed without the passes of th
 needs, because the other three objectives have already made them (f_q and f_t_cls are given, and their
 gradients are computed). `share_alone` includes these passes, as in a run of TIG alone.
 
-    python benchmarks/tig.py [--repeats 5] [--threads 2] [--batch 8]
+    python benchmarks/tig.py [--repeats 5] [--threads 2] [--batch 8] [--tiny]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from objectives import build, flops, interleave, make_batch, peak_mib
+from objectives import TINY, Sizes, build, flops, interleave, make_batch, peak_mib
 
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.objectives.pretraining import PretrainingLoss
@@ -27,10 +27,10 @@ ALONE = ("objectives.itc=0.0", "objectives.itm=0.0", "objectives.itg=0.0")
 class Parts:
     """The objectives on one batch, together and apart."""
 
-    def __init__(self, size: int) -> None:
-        self.batch, self.lengths = make_batch(size)
-        self.three = build(self.batch, "objectives.tig=0.0")
-        self.alone = build(self.batch, *ALONE)
+    def __init__(self, size: int, sizes: Sizes) -> None:
+        self.batch, self.lengths = make_batch(size, sizes)
+        self.three = build(self.batch, sizes, "objectives.tig=0.0")
+        self.alone = build(self.batch, sizes, *ALONE)
         self.image = pixels(self.batch.image_B1HW)
         model = self.alone.model
         with torch.no_grad():
@@ -65,9 +65,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="the same on tiny sizes, to see that this file runs; the numbers mean nothing",
+    )
     options = parser.parse_args()
+    if options.tiny:
+        options.repeats, options.batch, options.threads = 1, 4, 1
     torch.set_num_threads(options.threads)
-    parts = Parts(options.batch)
+    parts = Parts(options.batch, TINY if options.tiny else Sizes())
     print(parts.lengths)
     generator = parts.alone.model.generator
     millions = {

@@ -122,7 +122,14 @@ def test_no_command_leaves_an_encoding_to_the_locale(tmp_path: Path) -> None:
     """Python's own check, at the places that these commands reach."""
     line = '{"reference": "no\u2028effusion \u2013 clear", "hypothesis": "no effusion"}\n'
     (tmp_path / "reports.jsonl").write_text(line * 2, encoding="utf-8")
-    environment = os.environ | {"PYTHONWARNDEFAULTENCODING": "1", "PYTHONUTF8": "0", "OMP_NUM_THREADS": "1"}
+    java = (
+        tmp_path / "bin" / "java"
+    )  # METEOR's real program takes seconds to start, and reads no file of ours
+    java.parent.mkdir()
+    java.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    java.chmod(0o755)
+    environment = os.environ | {"PATH": f"{java.parent}{os.pathsep}{os.environ['PATH']}"}
+    environment |= {"PYTHONWARNDEFAULTENCODING": "1", "PYTHONUTF8": "0", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", COMMANDS],
         cwd=tmp_path, env=environment, capture_output=True, text=True, encoding="utf-8", errors="replace",

@@ -20,13 +20,15 @@ from pycocoevalcap.rouge.rouge import Rouge
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.reports.scoring import score_rows
 from medunifier_cli.scores.text.bleu import bleu_counts
-from medunifier_cli.scores.text.meteor import Corpus, MeteorUnavailableError, meteor
+from medunifier_cli.scores.text.meteor import Corpus, MeteorScores, MeteorUnavailableError, meteor
 from medunifier_cli.scores.text.report import METRICS, report_scores
 from medunifier_cli.scores.text.rouge import common_subsequence, rouge_l
 from medunifier_cli.scores.text.words import PROTOCOLS, Protocol, prepare, sentences
 from tests.folders import SHARED
 
 OPEN_I = SHARED / "data/open-i/NLMCXR_reports.tgz"
+CHOSEN = np.random.default_rng(0).integers(0, 20, 20)
+"""A resample of 20 reports."""
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="METEOR 1.5 needs Java")
 
 
@@ -116,35 +118,37 @@ def test_scores_equal_pycocoevalcap(reports: Callable[[int], list[str]], protoco
     assert any("empty and score 0" in note for note in got.notes)
 
 
-@needs_java
-def test_meteor_gives_what_the_authors_program_printed() -> None:
-    """Values of meteor-1.5.jar (`-l en -norm`) on these words, recorded by hand."""
+@pytest.fixture(scope="module")
+def of_meteor() -> dict[str, MeteorScores]:
+    """Several corpora by one start of the program, which takes it seconds: the first again as the last."""
+    if shutil.which("java") is None:
+        pytest.skip("METEOR 1.5 needs Java")
     said = ["the heart is normal . lungs clear .", "no effusion or pneumothorax ."]
     truth = [["the heart is normal . lungs clear ."], ["no pneumothorax .", "heart big ."]]
-    words = Corpus([text.split() for text in said], [[text.split() for text in t] for t in truth])
-    ((score, each, _),) = meteor([words])
-    assert score == pytest.approx(0.557416961095294, abs=1e-9)
-    np.testing.assert_allclose(each, [1.0, 0.39887076170621727], atol=1e-9)
-
-
-@needs_java
-def test_several_corpora_by_one_start_of_meteor_do_not_mix() -> None:
-    said, truth = [["no", "effusion", "."]], [[["no", "pneumothorax", "."]]]
+    by_hand = Corpus([text.split() for text in said], [[text.split() for text in t] for t in truth])
     perfect = [["lungs", "clear", "."]]
-    first, second = meteor([Corpus(said, truth), Corpus(perfect, [perfect])])
-    assert first.corpus == pytest.approx(meteor([Corpus(said, truth)])[0].corpus, abs=1e-12)
-    assert second.corpus == pytest.approx(1.0)
+    words, references = prepare(written_by_a_model(drawn_reports(20)), drawn_reports(20))
+    counts_DN = np.bincount(CHOSEN, minlength=20)[None].astype(np.float64)
+    corpora = {
+        "by hand": by_hand,
+        "perfect": Corpus(perfect, [perfect]),
+        "resampled": Corpus(words, references, counts_DN),
+        "repeated": Corpus([words[i] for i in CHOSEN], [references[i] for i in CHOSEN]),
+        "by hand again": by_hand,
+    }
+    return dict(zip(corpora, meteor(list(corpora.values())), strict=True))
 
 
-@needs_java
-def test_meteor_of_a_resample_is_that_of_the_repeated_reports() -> None:
-    references = drawn_reports(20)
-    said, truth = prepare(written_by_a_model(references), references)
-    chosen = np.random.default_rng(0).integers(0, 20, 20)
-    counts_DN = np.bincount(chosen, minlength=20)[None].astype(np.float64)
-    resample, repeated = meteor([
-        Corpus(said, truth, counts_DN), Corpus([said[i] for i in chosen], [truth[i] for i in chosen])
-    ])  # fmt: skip
+def test_meteor_gives_what_the_authors_program_printed(of_meteor: dict[str, MeteorScores]) -> None:
+    """Values of meteor-1.5.jar (`-l en -norm`) on these words alone, recorded by hand; corpora do not mix."""
+    for name in ("by hand", "by hand again"):
+        assert of_meteor[name].corpus == pytest.approx(0.557416961095294, abs=1e-9)
+        np.testing.assert_allclose(of_meteor[name].per_report, [1.0, 0.39887076170621727], atol=1e-9)
+    assert of_meteor["perfect"].corpus == pytest.approx(1.0)
+
+
+def test_meteor_of_a_resample_is_that_of_the_repeated_reports(of_meteor: dict[str, MeteorScores]) -> None:
+    resample, repeated = of_meteor["resampled"], of_meteor["repeated"]
     assert resample.resampled == pytest.approx([repeated.corpus], abs=1e-12)
     assert resample.corpus != pytest.approx(repeated.corpus, abs=1e-4)
 

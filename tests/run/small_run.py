@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from click.testing import Result
+from click.testing import CliRunner, Result
+
+from medunifier_cli.cli import mu
 
 RECIPE = Path(__file__).parent / "small_phantom.yaml"
 
@@ -20,13 +22,27 @@ Mu = Callable[..., Result]
 
 
 def call(root: Path, *arguments: object) -> tuple[int, str]:
-    """Run `mu` with data and runs under `root`."""
+    """Run `mu` in this process, with data and runs under `root`: exit code, and what it printed.
+
+    A process of its own costs five seconds of imports; `another_process` is for what that is the point of.
+    """
+    env = {"MU_DATA": str(root / "data"), "MU_RUNS": str(root / "runs")}
+    done = CliRunner().invoke(mu, [str(word) for word in arguments], env=env, catch_exceptions=False)
+    return done.exit_code, done.output
+
+
+def another_process(root: Path, *commands: Sequence[object]) -> None:
+    """Run several `mu ...` in one other process, which must all succeed."""
     env = {**os.environ, "MU_DATA": str(root / "data"), "MU_RUNS": str(root / "runs"), "OMP_NUM_THREADS": "1"}
+    script = (
+        "from medunifier_cli.cli import mu\n"
+        f"for words in {[[str(word) for word in words] for words in commands]!r}:\n"
+        "    mu(words, standalone_mode=False)\n"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "medunifier_cli", *map(str, arguments)],
-        env=env, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout + done.stderr
+        [sys.executable, "-c", script], env=env, capture_output=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def results(home: Path) -> Path:

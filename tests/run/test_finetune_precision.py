@@ -6,10 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
+from click.testing import CliRunner
 
+from medunifier_cli.cli import mu
 from tests.run.finetune_runs import QUICK, FinetuneRuns
 
 FRESH = """
@@ -18,6 +22,7 @@ from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from medunifier_cli.checkpoint.classifier import restore_classifier
+from medunifier_cli.cli import mu
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.finetune_results import probabilities
@@ -29,41 +34,52 @@ for i in range(len(shards)):
     images[i, 0] = np.asarray(Image.open(io.BytesIO(shards.image(i))))
 with torch.no_grad():
     logits = network(torch.from_numpy(images))[: len(shards)].numpy()
-for i, scores in enumerate(probabilities(logits, False).tolist()):
-    print(json.dumps({"key": shards.key(i), "scores": dict(zip(classes, scores))}, sort_keys=True))
+with open(sys.argv[3], "w") as file:
+    for i, scores in enumerate(probabilities(logits, False).tolist()):
+        row = {"key": shards.key(i), "scores": dict(zip(classes, scores))}
+        file.write(json.dumps(row, sort_keys=True) + "\\n")
+mu(sys.argv[4:], standalone_mode=False)
 """
-"""Restores `best/` of a run and prints the scores of each test sample."""
+"""Restores `best/` of a run, writes the scores of each test sample, and gives a command of `mu`."""
 
 
-def python(*words: object) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], env=environment, capture_output=True, text=True, timeout=300,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture(autouse=True)
+def as_in_a_process_of_its_own() -> Iterator[None]:
+    """Accelerate keeps the first precision of a process; these tests train in two."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "no"])
 def test_scores_of_the_training_process_are_those_of_a_fresh_one(precision: str, tmp_path: Path) -> None:
     runs, run = FinetuneRuns(tmp_path), tmp_path / "runs" / "tuned"
+    AcceleratorState._reset_state(reset_partial_state=True)
     settings = (
         *QUICK, f"data.shards={runs.shards}", f"model.pretrained={runs.pretrained}",
         f"train.precision={precision}",
     )  # fmt: skip
     line = ["finetune", "finetune-demo", "--run", str(run)]
     line += [word for setting in settings for word in ("-o", setting)]
-    python("-m", "medunifier_cli", *line)
-    saved = (run / "results" / "finetune-phantom-test.samples.jsonl").read_text()
+    trained = CliRunner().invoke(mu, line, catch_exceptions=False)
+    assert trained.exit_code == 0, trained.output
+    samples = run / "results" / "finetune-phantom-test.samples.jsonl"
+    saved = samples.read_text()
     rows = [json.loads(text) for text in saved.splitlines()]
     kept = [json.dumps({name: row[name] for name in ("key", "scores")}, sort_keys=True) for row in rows]
-    assert kept == python("-c", FRESH, run, runs.shards).splitlines()
-
     result = run / "results" / "finetune-phantom-test.json"
     before = result.read_bytes()
     assert "forward passes in fp32" in json.loads(before)["protocol"]
     result.unlink()
-    python("-m", "medunifier_cli", *line)  # the same command again, which now measures without training
-    assert (run / "results" / "finetune-phantom-test.samples.jsonl").read_text() == saved
+    samples.unlink()
+
+    # a fresh process, which then gets the same command again and now measures without training
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    scores = tmp_path / "scores.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, run, runs.shards, scores, *line], env=environment, capture_output=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    assert kept == scores.read_text().splitlines()
+    assert samples.read_text() == saved
     assert result.read_bytes() == before

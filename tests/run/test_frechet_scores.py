@@ -76,7 +76,7 @@ def test_distances_by_finding_are_those_of_the_images_that_have_it(
 ) -> None:
     done = verb("score", "small", "--real", "test", "--fake", "valid", "--extractor", "encoder")
     assert done.exit_code == 0, done.output
-    written = metrics(home, "synthesis-phantom-validation")
+    written = metrics(home, "synthesis-phantom-valid")
     sides = [pictures(home, split) for split in ("test", "valid")]
     features = [query_means(trained, np.stack([grey for grey, _ in side])) for side in sides]
     names = {label for side in sides for _, labels in side for label in labels}
@@ -93,9 +93,22 @@ def test_distances_by_finding_are_those_of_the_images_that_have_it(
         assert metric["value"] == pytest.approx(expected, rel=1e-3, abs=1e-6)
         assert metric["note"] == f"{rows[0].sum()} real and {rows[1].sum()} judged images"
     assert compared >= 2
-    result = json.loads((results(home) / "synthesis-phantom-validation.json").read_text())
+    result = json.loads((results(home) / "synthesis-phantom-valid.json").read_text())
     assert set(result["findings"]) == {name.split(", ", 2)[2] for name in written if name.count(", ") == 2
                                        and name.startswith("encoder FD")}  # fmt: skip
+
+
+def test_two_splits_that_are_not_trained_on_leave_two_results(
+    home: Path, verb: Mu, small_numbers: None
+) -> None:
+    for real, fake in (("test", "valid"), ("valid", "test")):
+        done = verb("score", "small", "--real", real, "--fake", fake, "--extractor", "encoder")
+        assert done.exit_code == 0, done.output
+    for real, fake in (("test", "valid"), ("valid", "test")):
+        result = json.loads((results(home) / f"synthesis-phantom-{fake}.json").read_text())
+        assert (result["split"], result["fake"]["name"]) == (fake, f"phantom/{fake}")
+        assert result["real"]["name"] == f"phantom/{real}"
+        assert result["metrics"][0]["name"] == "encoder FD, validation"
 
 
 def test_findings_of_generated_images_come_from_their_classes_and_prompts(
@@ -142,7 +155,7 @@ def test_rad_dino_distance(home: Path, verb: Mu, rad_dino: Path) -> None:
     ask = ("score", "small", "--real", "test", "--fake", "valid", "--extractor", "rad-dino")
     done = verb(*ask, "--rad-dino", rad_dino)
     assert done.exit_code == 0, done.output
-    metric = metrics(home, "synthesis-phantom-validation")["RAD-DINO FD, validation"]
+    metric = metrics(home, "synthesis-phantom-valid")["RAD-DINO FD, validation"]
     network = Dinov2Model.from_pretrained(rad_dino).eval()
 
     def features(grey: np.ndarray) -> np.ndarray:
@@ -155,7 +168,7 @@ def test_rad_dino_distance(home: Path, verb: Mu, rad_dino: Path) -> None:
     sides = [np.stack([features(grey) for grey, _ in pictures(home, split)]) for split in ("test", "valid")]
     assert metric["value"] == pytest.approx(distance(*sides), rel=0.02)
     assert metric["low"] <= metric["value"] <= metric["high"]
-    result = json.loads((results(home) / "synthesis-phantom-validation.json").read_text())
+    result = json.loads((results(home) / "synthesis-phantom-valid.json").read_text())
     facts = result["extractors"]["rad-dino"]
     assert facts["name"] == str(rad_dino)
     weights = (rad_dino / "model.safetensors").read_bytes()

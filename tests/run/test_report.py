@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import os
-import sys
 import tarfile
-import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from huggingface_hub import constants
 from PIL import Image
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
@@ -30,7 +25,6 @@ from medunifier_cli.evaluate.reports.writer import Decoding, Writer
 from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.run.record import Run
 from medunifier_cli.scores.text import meteor
-from medunifier_cli.scores.text.clinical import CLINICAL, POLICY, clinical_scores
 
 RECIPE = Path(__file__).parent / "small_phantom.yaml"
 
@@ -304,52 +298,3 @@ def test_references_without_words_are_left_out_and_counted() -> None:
     assert "1 of 4 references have no words; left out" in scored.notes
     with pytest.raises(DataError, match="no report to score"):
         score_rows([], None)
-
-
-def test_clinical_scores_without_the_package_or_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = ["secret heart"]
-    found, notes = clinical_scores(texts, texts)
-    assert not found
-    assert len(notes) == 1
-    assert "medunifier[clinical]" in notes[0]
-
-    class RadEval:
-        def __init__(self, metrics: list[str], **_: object) -> None:
-            assert os.environ["HF_HUB_OFFLINE"] == "1"
-            assert constants.HF_HUB_OFFLINE
-            if metrics == ["radgraph"]:
-                raise OSError("secret heart is not cached")
-            self.metrics = metrics
-
-        def __call__(self, refs: list[str], hyps: list[str]) -> dict[str, float]:
-            if self.metrics == ["radcliq"]:
-                return {"radcliq_v1": 1.25}
-            if self.metrics == ["ratescore"]:
-                return {"ratescore_of_another_version": 0.5}
-            return {f"f1chexbert_{n}_{kind}_f1": 0.5 for n in ("5", "all") for kind in ("micro", "macro")}
-
-    module = types.ModuleType("radeval")
-    module.RadEval = RadEval  # type: ignore[attr-defined]
-    module.__spec__ = io.__spec__
-    monkeypatch.setitem(sys.modules, "radeval", module)
-    monkeypatch.setitem(sys.modules, "RadEval", module)
-    before = os.environ.get("HF_HUB_OFFLINE"), constants.HF_HUB_OFFLINE
-    found, notes = clinical_scores(texts, texts)
-    assert found == {**dict.fromkeys(CLINICAL[:4], 0.5), "RadCliQ-v1": 1.25}
-    assert notes[0] == POLICY
-    assert "radgraph: left empty (OSError)" in notes[1]
-    assert "lower is better" in notes[2]
-    assert "ratescore: left empty. This version of radeval gives no `ratescore`" in notes[3]
-    assert len(notes) == 4
-    assert not any("secret" in note for note in notes)
-    assert (os.environ.get("HF_HUB_OFFLINE"), constants.HF_HUB_OFFLINE) == before
-    assert sys.modules["RadEval"] is module
-
-    def broken(metrics: list[str], **_: object) -> None:
-        raise ModuleNotFoundError("no such module", name="medspacy")
-
-    monkeypatch.setattr(module, "RadEval", broken)
-    found, notes = clinical_scores(texts, texts)
-    assert not found
-    assert [note.split(": ")[0] for note in notes] == ["f1chexbert", "radgraph", "radcliq", "ratescore"]
-    assert all("no `medspacy`" in note for note in notes)

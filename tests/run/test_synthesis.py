@@ -110,7 +110,7 @@ def test_scores_of_images_and_the_test_for_copies(road: Path) -> None:
     assert code == 0, printed
     assert "no Inception weights" in printed
     assert "https://" in printed
-    result = json.loads((road / "runs/model/results/synthesis-phantom-validation.json").read_text())
+    result = json.loads((road / "runs/model/results/synthesis-phantom-valid.json").read_text())
     assert result["metrics"][0]["name"] == "encoder FD, validation"
     assert result["extractors"]["encoder"]["checkpoint"] == result["checkpoint"]["hash"]
     assert (result["real"]["name"], result["fake"]["name"]) == ("phantom/train", "phantom/valid")

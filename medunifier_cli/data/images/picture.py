@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import IO, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from medunifier_cli.data.images.levels import doubt, rescale_intensity
 
@@ -20,6 +20,11 @@ EXIF = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 """Where in `Image.info` Pillow keeps what may hold an orientation."""
 PHOTOMETRIC = 262
 """TIFF tag; 0 is WhiteIsZero."""
+# Pillow knows few layouts of more than 8 bits as WhiteIsZero, and reads them as it reads BlackIsZero: not
+# inverted, which `as_grey` does.
+for _layout, _modes in list(TiffImagePlugin.OPEN_INFO.items()):
+    if _layout[1] == 1 and _modes[0] in DEEP:
+        TiffImagePlugin.OPEN_INFO.setdefault((_layout[0], 0, *_layout[2:]), _modes)
 PNG = b"\x89PNG\r\n\x1a\n"
 SHOWN = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
 """The chunks of a PNG that its grey levels and orientation depend on (PNG specification, section 11)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,25 @@ PROTOCOL = (
     "values are not corrected for the number of metrics"
 )
 Rows = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """N pairs of reports as they are scored, and how both are resampled."""
+
+    words: Sequence[list[Words]]
+    """Of A and of B: N hypotheses, cut into words."""
+    truth: list[list[Words]]
+    """N references, cut into words."""
+    groups: Any
+    """[N] patients, resampled as a whole; None resamples images."""
+    draws: int
+    seed: int
+
+    def counts(self, most: int = 0) -> Iterator[NDArray[np.float64]]:
+        """[d, N] arrays of `draws` rows in all, or of `most` if that is fewer; see `resample_counts`."""
+        draws = min(self.draws, most) if most else self.draws
+        return resample_counts(len(self.truth), self.groups, draws, self.seed)
 
 
 @dataclass
@@ -64,13 +83,16 @@ def compare_files(a: Path, b: Path, draws: int = DRAWS, seed: int = 0) -> Compar
     for name, texts in zip("AB", hypotheses, strict=True):
         out.notes += [f"{name}: {note}" for note in variety(texts, references)[1]]
     cut = [prepare(texts, references) for texts in hypotheses]
-    words, truth = [hypothesis for hypothesis, _ in cut], cut[0][1]
-    _add_bleu(out, words, truth, groups, draws, seed)
-    _add_meteor(out, words, truth, groups, min(draws, bootstrap.DRAWS), seed)
-    means = [{NAMES["rouge_l"]: rouge_l(some, truth), NAMES["cider"]: cider(some, truth)} for some in words]
+    pairs = Pairs([hypothesis for hypothesis, _ in cut], cut[0][1], groups, draws, seed)
+    _add_bleu(out, pairs)
+    _add_meteor(out, pairs)
+    means = [
+        {NAMES["rouge_l"]: rouge_l(words, pairs.truth), NAMES["cider"]: cider(words, pairs.truth)}
+        for words in pairs.words
+    ]
     for name, delta in mean_differences(means[0], means[1], groups, draws, seed).items():
         out.metrics[name] = (float(means[0][name].mean()), float(means[1][name].mean()), delta)
-    _add_findings(out, of_a, hypotheses, references, groups, draws, seed)
+    _add_findings(out, of_a, hypotheses, references, pairs)
     return out
 
 
@@ -133,19 +155,9 @@ def _by_key(rows: Rows, path: Path, several: bool) -> dict[tuple[str, str], dict
     return out
 
 
-def _add_bleu(
-    out: Comparison,
-    words: Sequence[list[Words]],
-    truth: list[list[Words]],
-    groups: Any,
-    draws: int,
-    seed: int,
-) -> None:
-    counts = [bleu_counts(some, truth) for some in words]
-    resampled = [
-        [side.corpus(counts_DN) for side in counts]
-        for counts_DN in resample_counts(len(truth), groups, draws, seed)
-    ]
+def _add_bleu(out: Comparison, pairs: Pairs) -> None:
+    counts = [bleu_counts(words, pairs.truth) for words in pairs.words]
+    resampled = [[side.corpus(counts_DN) for side in counts] for counts_DN in pairs.counts()]
     bleu_D4 = [np.concatenate([chunk[side] for chunk in resampled]) for side in (0, 1)]
     whole = [side.corpus() for side in counts]
     for n in range(ORDERS):
@@ -154,17 +166,10 @@ def _add_bleu(
         out.metrics[NAMES[f"bleu_{n + 1}"]] = (a, b, delta)
 
 
-def _add_meteor(
-    out: Comparison,
-    words: Sequence[list[Words]],
-    truth: list[list[Words]],
-    groups: Any,
-    draws: int,
-    seed: int,
-) -> None:
-    counts_DN = np.concatenate(list(resample_counts(len(truth), groups, draws, seed)))
+def _add_meteor(out: Comparison, pairs: Pairs) -> None:
+    counts_DN = np.concatenate(list(pairs.counts(bootstrap.DRAWS)))
     try:
-        a, b = meteor([Corpus(some, truth, counts_DN) for some in words])
+        a, b = meteor([Corpus(words, pairs.truth, counts_DN) for words in pairs.words])
     except MeteorUnavailableError as error:
         out.notes.append(f"METEOR: left out. {error}")
         return
@@ -173,9 +178,8 @@ def _add_meteor(
 
 
 def _add_findings(
-    out: Comparison, rows: Rows, hypotheses: Sequence[list[str]], references: list[str], groups: Any,
-    draws: int, seed: int,
-) -> None:  # fmt: skip
+    out: Comparison, rows: Rows, hypotheses: Sequence[list[str]], references: list[str], pairs: Pairs
+) -> None:
     """Micro-F1 of findings, from counts summed over each resample."""
     try:
         plugin = plugin_of(rows)
@@ -190,23 +194,9 @@ def _add_findings(
         asserted_NC = findings_of(plugin, texts)
         both_N2[:, side] = 2 * (truth_NC * asserted_NC).sum(axis=1)
         size_N2[:, side] = (truth_NC + asserted_NC).sum(axis=1)
-    f1_D2 = _ratios(both_N2, size_N2, groups, draws, seed)
-    whole = both_N2.sum(axis=0) / np.maximum(size_N2.sum(axis=0), 1)
-    a, b = whole.tolist()
+    with np.errstate(invalid="ignore"):
+        f1_D2 = np.concatenate([counts @ both_N2 / (counts @ size_N2) for counts in pairs.counts()])
+    f1_D2 = f1_D2[np.isfinite(f1_D2).all(axis=1)]  # without resamples on which a side has no finding at all
+    a, b = (both_N2.sum(axis=0) / np.maximum(size_N2.sum(axis=0), 1)).tolist()
     if len(f1_D2):
         out.metrics["finding micro-F1"] = (a, b, difference(a, b, f1_D2[:, 0], f1_D2[:, 1]))
-
-
-def _ratios(
-    both_N2: NDArray[np.float64], size_N2: NDArray[np.float64], groups: Any, draws: int, seed: int
-) -> NDArray[np.float64]:
-    """[D, 2], without the resamples on which a side has no finding at all."""
-    with np.errstate(invalid="ignore"):
-        f1_D2 = np.concatenate(
-            [
-                counts @ both_N2 / (counts @ size_N2)
-                for counts in resample_counts(len(both_N2), groups, draws, seed)
-            ]
-        )
-    defined_D2: NDArray[np.float64] = f1_D2[np.isfinite(f1_D2).all(axis=1)]
-    return defined_D2

@@ -6,7 +6,7 @@ N reports, C classes of findings, D resamples.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ def score_rows(
     out.notes += oddities
     _add_findings(out, plugin, hypotheses, references, constant, groups)
     if clinical:
-        _add_clinical(out, hypotheses, references, constant)
+        _add_clinical(out, hypotheses, references, constant, groups)
     for protocol in PROTOCOLS[1:]:
         _add_text_scores(out, protocol, hypotheses, references, constant, groups, of_meteor)
     out.notes = list(dict.fromkeys(out.notes))
@@ -190,8 +190,7 @@ def _add_text_scores(
         columns = dict(scored.per_report)
         if of_meteor[protocol]:
             columns["meteor"] = of_meteor[protocol][0].per_report
-        for i, row in enumerate(out.per_report):
-            row |= {name: float(columns[name][i]) for name in NAMES if name in columns}
+        _add_columns(out, {name: columns[name] for name in NAMES if name in columns})
 
 
 def _meteor(
@@ -260,11 +259,25 @@ def _finding_intervals(
     return {name: percentiles(v) for name, v in finite.items() if 2 * len(v) >= len(counts_DN)}
 
 
-def _add_clinical(out: Scored, hypotheses: list[str], references: list[str], constant: str) -> None:
-    scores, notes = clinical_scores(hypotheses, references)
-    baseline = clinical_scores([constant] * len(references), references)[0] if constant and scores else {}
-    out.metrics += [Metric(name, scores.get(name), baseline.get(name)) for name in CLINICAL]
-    out.notes += notes
+def _add_clinical(
+    out: Scored, hypotheses: list[str], references: list[str], constant: str, groups: Any
+) -> None:
+    found = clinical_scores(hypotheses, references, groups)
+    baseline: dict[str, float] = {}
+    if constant and found.scores:
+        baseline = clinical_scores([constant] * len(references), references, draws=0).scores
+    out.metrics += [
+        Metric.of(name, found.scores.get(name), found.intervals.get(name), baseline.get(name))
+        for name in CLINICAL
+    ]
+    _add_columns(out, found.per_report)
+    out.notes += found.notes
+
+
+def _add_columns(out: Scored, columns: Mapping[str, NDArray[np.float64]]) -> None:
+    """Scores of each report, [N] by name, as further keys of its row."""
+    for i, row in enumerate(out.per_report):
+        row |= {name: float(values[i]) for name, values in columns.items()}
 
 
 def findings_of(plugin: DatasetPlugin, texts: Sequence[str]) -> NDArray[np.float64]:

@@ -81,7 +81,7 @@ class Verdict:
 
 
 def find_copies(scorer: Scorer, fake: str, real: str = "", heldout: str = "") -> Verdict:
-    """Run the test; writes `results/copies-<dataset>-<kind>.json` and a page of the closest pairs.
+    """Run the test; writes `results/copies-<dataset>-<kind or split>.json` and a page of the closest pairs.
 
     Args:
         fake: images to judge, a folder or a split.
@@ -217,7 +217,7 @@ def _show(
             for name, one in comparisons.items()
         },
     }
-    return write_pairs(scorer.run.folder / "page" / f"copies-{fakes.kind}", about, pairs)
+    return write_pairs(scorer.run.folder / "page" / f"copies-{fakes.label}", about, pairs)
 
 
 def _write(
@@ -226,7 +226,7 @@ def _write(
 ) -> None:  # fmt: skip
     nearest_first = np.argsort(judged.distance_n, kind="stable")[:SHOWN].tolist()
     Result(
-        "copies", scorer.pretrained.recipe.data.dataset, fakes.kind, scorer.shards(),
+        "copies", scorer.pretrained.recipe.data.dataset, fakes.label, scorer.shards(),
         n=len(judged.distance_n), seed=SEED, metrics=metrics,
         protocol=(
             f"{fakes.name}: 1 - pixel correlation with the most correlated of the {CANDIDATES} images of "

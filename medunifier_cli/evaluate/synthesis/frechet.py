@@ -90,7 +90,7 @@ def score_images(
     scorer: Scorer, real: str, fake: str, *, extractor: str, weights: str, images: int, seed: int,
     rad_dino: str = "",
 ) -> list[Metric]:  # fmt: skip
-    """Compare two sets of images; writes `results/synthesis-<dataset>-<kind>.json` of the run.
+    """Compare two sets of images; writes `results/synthesis-<dataset>-<kind or split>.json`.
 
     Args:
         real: real images, a folder or a split.
@@ -214,7 +214,7 @@ def _write(
 ) -> None:  # fmt: skip
     own = scorer.pretrained.recipe.data
     Result(
-        "synthesis", own.dataset, fakes.kind, scorer.shards(), n=n, seed=seed,
+        "synthesis", own.dataset, fakes.label, scorer.shards(), n=n, seed=seed,
         metrics=metrics,
         protocol=(
             f"{n:,} images of {fakes.name} against {len(reals):,} of {reals.name}, all 8-bit grey at "

@@ -43,6 +43,8 @@ class ImageSet(Protocol):
     """Name in results."""
     kind: str
     """`synthetic`, `reconstruction`, `validation` (a split that is not trained on), `train` or `images`."""
+    label: str
+    """Name in result files: that of a split, so that two splits keep both results, else the kind."""
     origin: Mapping[str, Any]
     """How the images were made, for results; empty for real ones and those of other programs."""
 
@@ -72,6 +74,7 @@ class SplitImages:
         self.benchmark = benchmark
         self.name = f"{benchmark.plugin.name}/{benchmark.split}"
         self.kind = "train" if benchmark.split == train else "validation"
+        self.label = benchmark.split
         self.origin: Mapping[str, Any] = {}
 
     def __len__(self) -> int:
@@ -156,6 +159,7 @@ class FolderImages:
             files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
             # What `mu synthesize` composes of several images is no image of the set.
             self.paths = [path for path in files if path.name not in (SHEET, FIGURE)]
+        self.label = self.kind
         if not self.paths:
             raise DataError(f"{folder}: no image in it")
 

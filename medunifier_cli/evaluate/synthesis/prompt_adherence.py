@@ -125,7 +125,7 @@ def _write(
     classes = judge.classes
     confusion = confusion_matrix(requested_n, predicted_n, len(classes))
     Result(
-        "conformance", scorer.pretrained.recipe.data.dataset, images.kind, scorer.shards(),
+        "conformance", scorer.pretrained.recipe.data.dataset, images.label, scorer.shards(),
         n=len(requested_n), seed=SEED, metrics=metrics,
         protocol=(
             f"the most likely of {len(classes)} classes by {judge.run.run.folder.name}, fine-tuned on real "

@@ -164,6 +164,40 @@ def test_white_is_zero_at_any_depth(tmp_path: Path, kind: type) -> None:
     assert (black.inverted, white.inverted) == (False, True)
 
 
+def tiff(levels: np.ndarray, order: str, white_is_zero: bool) -> bytes:
+    """A TIFF of one strip, by hand: Pillow writes neither WhiteIsZero nor the other byte order."""
+    form = {"u": 1, "i": 2, "f": 3}[levels.dtype.kind]
+    body = levels.astype(levels.dtype.newbyteorder(order)).tobytes()
+    height, width = levels.shape
+    tags = [
+        (256, 3, width), (257, 3, height), (258, 3, 8 * levels.itemsize), (259, 3, 1),
+        (262, 3, 0 if white_is_zero else 1), (273, 4, 8), (277, 3, 1), (278, 3, height), (279, 4, len(body)),
+        (339, 3, form),
+    ]  # fmt: skip
+    entries = b"".join(
+        struct.pack(order + "HHI", tag, kind, 1) + struct.pack(order + ("I" if kind == 4 else "HH"), *value)
+        for tag, kind, value in ((t, k, (v,) if k == 4 else (v, 0)) for t, k, v in tags)
+    )
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8 + len(body))
+    return head + body + struct.pack(order + "H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("white_is_zero", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int16, np.int32, np.float32])
+def test_tiffs_of_both_byte_orders_are_read_alike(
+    tmp_path: Path, kind: type, order: str, white_is_zero: bool
+) -> None:
+    ramp = np.linspace(-0.1, 1.1, 64 * 64).clip(0, 1).reshape(64, 64)  # ends that the stretch cannot cut
+    levels: np.ndarray = (ramp * (255 if kind is np.uint8 else 4000)).astype(kind)
+    (tmp_path / "x.tif").write_bytes(tiff(levels, order, white_is_zero))
+    found = image_from(FileImage(tmp_path / "x.tif"), 64)
+    wanted = 255 * ramp
+    wanted = 255 - wanted if white_is_zero else wanted
+    assert np.abs(found.pixels - wanted).max() <= 1.5
+    assert found.inverted is white_is_zero
+
+
 def chunk(kind: bytes, contents: bytes) -> bytes:
     return struct.pack(">I", len(contents)) + kind + contents + struct.pack(">I", zlib.crc32(kind + contents))
 

@@ -1,0 +1,64 @@
+"""Every benchmark runs, on tiny sizes, and ends with one JSON line that has the keys others read."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+KEYS = {
+    "decoding": {"ratio", "same_texts", "images_per_second", "threads"},
+    "loader": {"share_of_decode", "share_1", "share_2", "processor_share_1", "growth_mib", "small_samples"},
+    "objectives": {"ratio", "flop_ratio", "ratio_alternate", "median_s", "peak_mib", "largest_difference"},
+    "prepare": {"ratio_1", "ratio_grey_1", "mean_difference", "kills", "identical_after_kills", "images"},
+    "ranking": {"ratio", "largest_difference", "large_peak_mib", "large_within_2_gib"},
+    "sampling": {"ratio_batch8", "ratio_batch32", "over_one_forward", "samples_per_second_batch32"},
+    "tig": {"share_of_objectives", "share_alone", "flop_share", "decoder_million_parameters", "median_s"},
+}  # fmt: skip
+SLOW = ("loader", "prepare")
+"""They start a dozen processes; in another process as well, since worker processes import the file again."""
+
+
+def test_every_benchmark_is_run_here() -> None:
+    assert {path.stem for path in FOLDER.glob("*.py")} == set(KEYS)
+
+
+@pytest.mark.parametrize("name", sorted(set(KEYS) - set(SLOW)))
+def test_runs_in_this_process(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--tiny"])
+    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # which two of them set for good
+    before, modules = torch.get_num_threads(), set(sys.modules)
+    try:
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    finally:
+        torch.set_num_threads(before)
+        for module in set(sys.modules) - modules:
+            if module in KEYS:  # `tig` imports `objectives` as a script does: by a name that is too short
+                del sys.modules[module]
+    check(name, capsys.readouterr().out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_runs_in_processes_of_its_own(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, FOLDER / f"{name}.py", "--tiny"], capture_output=True, text=True, encoding="utf-8",
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    check(name, done.stdout)
+
+
+def check(name: str, printed: str) -> None:
+    """The last line is one JSON object with the keys of `KEYS` and finite numbers in it."""
+    result = json.loads(printed.splitlines()[-1], parse_constant=lambda word: pytest.fail(f"{name}: {word}"))
+    assert result.keys() >= KEYS[name]
