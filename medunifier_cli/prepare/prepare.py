@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from medunifier_cli.data.contract import DatasetPlugin, DrawnImage, Drop, Plan, Record
+from medunifier_cli.data.disk.manifest import MANIFEST
 from medunifier_cli.data.images.image import bytes_of, head_of, is_dicom, opened
-from medunifier_cli.data.shards import MANIFEST
 from medunifier_cli.errors import DataError
 from medunifier_cli.files import TEMPORARY, explained, write_json
 from medunifier_cli.prepare.dataset_scan import Chunk, DatasetScan

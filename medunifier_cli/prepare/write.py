@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medunifier_cli.data.shard_scan import IndexRow
+from medunifier_cli.data.disk.index import IndexRow
 from medunifier_cli.errors import DataError
 from medunifier_cli.files import TEMPORARY, atomic_write, explained, sync
 from medunifier_cli.prepare.dataset_scan import Chunk

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from medunifier_cli.checkpoint.pretrained import check_pretrained
 from medunifier_cli.data.contract import DatasetPlugin
+from medunifier_cli.data.disk.manifest import read_manifest
 from medunifier_cli.data.labels.labelled import Kind
-from medunifier_cli.data.shards import read_manifest
 from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.model.head_contract import HeadPlugin
 from medunifier_cli.plugin_index import load_dataset, load_head
@@ -55,7 +55,8 @@ def resolve_task(recipe: FinetuneRecipe) -> Task:
     folder = Path(recipe.data.shards) if recipe.data.shards else shards_folder(recipe.data.dataset)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of shards; run `mu prepare {plugin.name}`")
-    plugin = plugin.with_classes(tuple((read_manifest(folder) or {}).get("classes", ())))
+    manifest = read_manifest(folder)
+    plugin = plugin.with_classes(tuple(manifest.get("classes", ())) if manifest else ())
     if len(plugin.classes) < 2:
         classes = ", ".join(plugin.classes) or "none"
         raise DataError(f"{plugin.name} has fewer than two classes ({classes}): nothing to fine-tune on")
