@@ -204,7 +204,8 @@ def _write_rescaled(folder: Path, receipts: Sequence[Receipt]) -> dict[str, Any]
 
 
 def _line(entry: Mapping[str, str]) -> bytes:
-    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+    # half characters, which a name on disk that is not UTF-8 leads to, become question marks
+    return json.dumps(entry, ensure_ascii=False).encode(errors="replace") + b"\n"
 
 
 def _write_lines(path: Path, lines: Iterable[bytes]) -> dict[str, Any]:

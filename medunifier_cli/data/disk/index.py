@@ -40,7 +40,7 @@ class IndexRow:
 
 def digest64(text: str) -> int:
     """64-bit hash that, unlike `hash`, is the same in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest(), "little")
 
 
 def index_dtype(key_bytes: int, labels: int, captions: bool = False) -> np.dtype[Any]:
