@@ -1,4 +1,4 @@
-"""`mu prepare` on a folder whose files were damaged, edited, linked elsewhere, or are being made by another call."""
+"""`mu prepare` on a folder whose files were damaged, edited or linked, or that another call works on."""
 
 import json
 import shutil
@@ -97,7 +97,7 @@ def test_calls_that_divide_the_shards_otherwise_are_refused(
 def test_links_planted_under_names_that_it_writes_are_not_followed(home: Path) -> None:
     raw, out, target = home / "raw", home / "out", home / "precious"
     target.write_text("precious")
-    names = ["train-000000.tar.tmp", f"{RECEIPTS}/drops-1of1.jsonl.tmp", f"{RECEIPTS}/train-000000.json.tmp"]
+    names = ["train-000000.tar.tmp", f"{RECEIPTS}/drops-1of1.jsonl.tmp"]
     names += ["manifest.json", "rejects.jsonl", "train.index.npy", "sheet-train.png", "train-000000.tar"]
     before = contents(out)
     for name in names:
