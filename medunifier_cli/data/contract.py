@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 
 from medunifier_cli.data.batch import Batch, PackedText, Sample
 from medunifier_cli.data.disk import tar, unpack
-from medunifier_cli.errors import DataError, NotTextError
+from medunifier_cli.errors import DataError, NotTextError, quoted
 from medunifier_cli.files import decode_lines, decode_text, read_text, text_lines
 from medunifier_cli.parsing import parse_json, read_bytes, read_json
 
 __all__ = [
     "Batch", "DataError", "DatasetPlugin", "DicomTone", "DrawnImage", "Drop", "FileImage", "ImageSource",
     "NotTextError", "Option", "PackedText", "Plan", "Record", "Sample", "Subset", "ZipImage", "decode_lines",
-    "decode_text", "parse_json", "read_bytes", "read_json", "read_text", "tar", "text_lines", "unpack",
+    "decode_text", "parse_json", "quoted", "read_bytes", "read_json", "read_text", "tar", "text_lines",
+    "unpack",
 ]  # fmt: skip
 
 

@@ -17,14 +17,13 @@ import numpy as np
 
 from medunifier_cli.data.disk.index import index_dtype
 from medunifier_cli.data.disk.manifest import MANIFEST, read_manifest
+from medunifier_cli.data.disk.unpack import LIST_BYTES
 from medunifier_cli.data.shards import Shards, split_names
 from medunifier_cli.errors import DataError
 from medunifier_cli.files import decode_text
 from medunifier_cli.parsing import parse_json, read_bytes
 
 KEY_COLUMN = "key"
-LIST_BYTES = 1 << 26
-"""Largest list of keys; a million keys of 60 characters fit."""
 
 
 def parts_of(folder: Path) -> tuple[list[str], list[str]]:

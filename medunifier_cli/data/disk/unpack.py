@@ -17,10 +17,12 @@ IMAGE_BYTES = 1 << 28
 """Largest image file, unpacked; a radiograph of 16 bits that is not compressed takes 50 MB."""
 META_BYTES = 1 << 22
 """Largest `<key>.json` or `<key>.txt` of a sample; the longest of ours hold masks of SIIM, below 1 MiB."""
-REPORT_BYTES = 1 << 22
+REPORT_BYTES = 1 << 20
 """Largest file that holds one report."""
 TABLE_BYTES = 1 << 30
 """Largest table, unpacked; the metadata of MIMIC-CXR, the largest that is read, takes 60 MB."""
+LIST_BYTES = 1 << 26
+"""Largest list of ids or keys; a million of 60 characters fit."""
 ARCHIVE_BYTES = 1 << 28
 """Largest archive of reports, unpacked; that of Open-i takes 20 MB."""
 
