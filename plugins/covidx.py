@@ -177,8 +177,8 @@ def refuse_other_versions(search: Sequence[Path]) -> None:
     folder = search[0]
     if any((path / "val").is_dir() for path in search) or "val.txt" in names:
         raise DataError(
-            f"{folder}: this is COVIDx CXR-4 (it has val/ or val.txt): 85,000 images labelled only "
-            f"positive or negative. {LABELS_NEEDED}, and version 5 or 6 of the Kaggle data set"
+            f"{folder}: this is COVIDx CXR-4 (it has val/ or val.txt), not version 5 or 6 of Kaggle. "
+            f"{LABELS_NEEDED}"
         )
     if LABEL_FILES["train"] in names:
         return

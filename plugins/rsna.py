@@ -265,7 +265,7 @@ def read_classes(search: Sequence[Path], required: bool) -> dict[str, str]:
 
 
 def _without_class(patients: Iterable[str], classes: Mapping[str, str]) -> list[str]:
-    """A warning if the table of classes, where there is one, lacks patients; none of them counts as Normal."""
+    """A warning if the table of classes, where there is one, lacks patients, who do not count as Normal."""
     lacking = sum(patient not in classes for patient in patients) if classes else 0
     if not lacking:
         return []

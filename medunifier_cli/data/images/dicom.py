@@ -28,8 +28,8 @@ from medunifier_cli.data.images.tables import look_up_table, modality, window
 from medunifier_cli.errors import DataError
 
 INSTALL = "`pip install 'medunifier[dicom]'`"
-SAMPLES = 1 << 25
-"""Largest number of pixels, each counted once for each colour: 33 million. A detector of 43 cm with a pitch
+SAMPLES = 3 << 23
+"""Largest number of pixels, each counted once for each colour: 25 million. A detector of 43 cm with a pitch
 of 0.1 mm has 18 million."""
 LEVELS = 1 << 16
 """If stored values span fewer levels than this, grey levels are computed once per level and looked up."""

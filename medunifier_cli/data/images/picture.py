@@ -31,6 +31,8 @@ DECODED = 3 << 26
 million of 16, `PIXELS` of 8. A radiograph has 10 to 25 million. So no picture takes 1 GiB to decode."""
 BYTES = {"1": 1, "L": 1, "P": 1} | dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), 2)
 """Bytes that Pillow keeps for each pixel; 4 in all other modes."""
+JPEG2000_BYTES = 8
+"""The same for JPEG 2000, whose decoder keeps 32 bits for each colour beside the picture."""
 STRIP = 1 << 22
 """Pixels that are converted together, which bounds the copies that this takes."""
 
@@ -44,7 +46,8 @@ def refuse_huge(image: Image.Image) -> None:
         BadImage: it has too many pixels for its mode.
     """
     width, height = image.size
-    if width * height > min(PIXELS, DECODED // BYTES.get(image.mode, 4)):
+    kept = BYTES.get(image.mode, 4) if image.format != "JPEG2000" else JPEG2000_BYTES
+    if width * height > min(PIXELS, DECODED // kept):
         raise BadImage("undecodable", f"{width} x {height} pixels of mode {image.mode}")
 
 
