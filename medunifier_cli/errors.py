@@ -17,6 +17,10 @@ LINE_START = 180
 """Of a longer line, as many characters of its beginning are kept, and its end, which says what to do."""
 
 
+WORD = 64
+"""Longest value of a table that a message quotes: a SHA-256 or a DICOM UID fit."""
+
+
 class MuError(Exception):
     """A user's mistake or bad data: one line that says what is wrong, where, and what to do.
 
@@ -44,6 +48,17 @@ def one_line(text: str) -> str:
     if len(line) <= LINE_LIMIT:
         return line
     return f"{line[:LINE_START]} ... {line[LINE_START + 5 - LINE_LIMIT :]}"
+
+
+def quoted(value: str) -> str:
+    """A value of a table for a message, if it is one word of at most `WORD` characters; else only its length.
+
+    Where columns were shifted, the text of a report stands in the place of a label or a number, and must not
+    come out.
+    """
+    if len(value) <= WORD and not any(c.isspace() for c in value):
+        return repr(value)
+    return f"a text of {len(value):,} characters"
 
 
 class RecipeError(MuError):

@@ -21,6 +21,8 @@ HASH_BLOCK = 1 << 20
 """Bytes read at a time to hash a file."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors that more room would mend: disk full, quota exceeded, file too large for the file system."""
+LINE = 1 << 25
+"""Longest line of a text that is read by lines, in characters; a row of SIIM's masks has below a million."""
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 """Byte order marks of UTF-16, in which some spreadsheets and Windows shells save text."""
 
@@ -149,8 +151,11 @@ def decode_lines(raw: IO[bytes], shown: str) -> Iterator[str]:
     text = io.TextIOWrapper(buffered, encoding=_encoding(buffered.peek(2)[:2]), newline="")
     number = 0
     try:
-        for line in text:
+        # not `for line in text`, which keeps the whole of a line however long it is
+        while line := text.readline(LINE + 1):
             number += 1
+            if len(line) > LINE:
+                raise NotTextError(f"{shown}:{number}: a line of more than {LINE:,} characters")
             if "\0" in line:
                 raise _not_text(f"{shown}:{number}", "a zero byte")
             yield line

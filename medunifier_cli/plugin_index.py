@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medunifier_cli.data.contract import DatasetPlugin
-from medunifier_cli.data.shards import read_manifest
+from medunifier_cli.data.disk.manifest import Manifest, read_manifest
 from medunifier_cli.errors import MuError
 from medunifier_cli.roots import shards_folder
 from medunifier_cli.terminal.say import say
@@ -50,9 +50,9 @@ def prepared_dataset(name: str, shards: str | Path = "") -> DatasetPlugin:
         DataError: the manifest of the shards cannot be read.
     """
     folder = Path(shards) if shards else shards_folder(name)
-    manifest = (read_manifest(folder) if folder.is_dir() else None) or {}
+    manifest: Manifest = (read_manifest(folder) if folder.is_dir() else None) or {}
     if manifest.get("dataset", name) != name:  # the recipe names another data set: its own classes alone
-        manifest = {"classes": manifest.get("classes")}
+        manifest = {"classes": manifest.get("classes", [])}
     return load_dataset(manifest.get("plugin") or name).as_prepared(manifest)
 
 

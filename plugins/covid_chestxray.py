@@ -17,7 +17,7 @@ from medunifier_cli.data.contract import DataError, DatasetPlugin, Drop, FileIma
 
 from .raw.sampling import hash_share
 from .raw.tables import Table, find_table
-from .raw.tree import need_folder
+from .raw.tree import leads_below, need_folder
 
 FRONTAL = ("PA", "AP", "AP Supine", "AP semi erect", "AP erect")
 """COVID-Net's list of frontal views."""
@@ -143,6 +143,8 @@ def _reason(row: Mapping[str, str], findings: Sequence[str], undiagnosed: str, r
         return "filtered: no diagnosis"
     if not row["filename"] or not row["patientid"]:
         return "filtered: no file name or no patient id"
+    if not leads_below(row["filename"]):
+        return "filtered: file name leads out of the folder"
     return "filtered: image listed before" if repeated else ""
 
 

@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
-
 from medunifier_cli.data.contract import (
     DataError,
     DatasetPlugin,
@@ -24,12 +22,14 @@ from medunifier_cli.data.contract import (
     Option,
     Plan,
     Record,
-    text_lines,
+    decode_text,
+    read_bytes,
+    unpack,
 )
 
 from .raw.prompts import observed
-from .raw.sampling import PART_OPTIONS, shuffled, train_parts
-from .raw.tree import IMAGE_SUFFIXES, folders, need_folder
+from .raw.sampling import PART_OPTIONS, random_state, shuffled, train_parts
+from .raw.tree import IMAGE_SUFFIXES, file_below, folders, need_folder
 
 CLASSES = ("COVID-19", "normal", "pneumonia")
 LABEL_FILES = {"train": "train_COVIDx9A.txt", "test": "test_COVIDx9A.txt"}
@@ -161,8 +161,8 @@ class CovidxFiles:
     def find(self, folder: str, file: str) -> tuple[Path, str] | None:
         """(path, path relative to the raw folder) of an image; None if it is missing."""
         for root in self._roots:
-            for path in (root / folder / file, root / folder / folder / file):
-                if path.is_file():
+            for below in (root / folder, root / folder / folder):
+                if path := file_below(below, file):
                     return path, path.relative_to(self._raw).as_posix()
         return None
 
@@ -177,8 +177,8 @@ def refuse_other_versions(search: Sequence[Path]) -> None:
     folder = search[0]
     if any((path / "val").is_dir() for path in search) or "val.txt" in names:
         raise DataError(
-            f"{folder}: this is COVIDx CXR-4 (it has val/ or val.txt): 85,000 images labelled only "
-            f"positive or negative. {LABELS_NEEDED}, and version 5 or 6 of the Kaggle data set"
+            f"{folder}: this is COVIDx CXR-4 (it has val/ or val.txt), not version 5 or 6 of Kaggle. "
+            f"{LABELS_NEEDED}"
         )
     if LABEL_FILES["train"] in names:
         return
@@ -208,11 +208,14 @@ def read_labels(path: Path) -> list[LabelLine]:
         DataError: a line with fewer fields or another class, such as `positive` in other versions.
     """
     rows = []
-    for number, line in enumerate(text_lines(path), 1):
+    content = read_bytes(path, DataError, LABELS_NEEDED, unpack.LIST_BYTES)
+    for number, line in enumerate(decode_text(content, str(path)).split("\n"), 1):
         fields = line.split()
         if not fields:
             continue
-        label = CLASSES[0] if tuple(fields[-2:]) == FIRST_PUBLISHED else fields[-2] if len(fields) > 3 else ""
+        label = fields[-2] if len(fields) > 3 else ""
+        if len(fields) > 3 and tuple(fields[-2:]) == FIRST_PUBLISHED:
+            label = CLASSES[0]
         if label not in CLASSES:
             raise DataError(
                 f"{path}:{number}: not `patient file class source` with a 9A class. {LABELS_NEEDED}"
@@ -228,7 +231,7 @@ def read_labels(path: Path) -> list[LabelLine]:
 def row_split(rows: int, seed: int) -> list[str]:
     """MGCA's split: the first fifth (rounded up) of a permutation of the rows is valid."""
     split = ["train"] * rows
-    order = np.random.RandomState(seed).permutation(rows)
+    order = random_state(seed).permutation(rows)
     for i in order[: math.ceil(VALID_SHARE * rows)]:
         split[i] = "valid"
     return split

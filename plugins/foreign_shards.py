@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,6 +25,7 @@ from medunifier_cli.data.contract import (
     Record,
     decode_text,
     parse_json,
+    tar,
 )
 
 from .raw.sampling import hash_share
@@ -134,24 +134,22 @@ def _samples(shard: Path) -> Iterator[_Sample]:
             endings = [ending for ending in IMAGES if ending in group]
             parts = {ending: group[ending] for ending in (*TEXTS, "json", "cls") if ending in group}
             yield _Sample(shard, group["__key__"], group[endings[0]] if endings else None, parts)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"{shard}: damaged or no tar ({type(error).__name__}); fetch it again") from error
-    except ValueError as error:
-        raise DataError(f"{shard}: two members have the same name, or it is damaged") from error
+    except (OSError, *tar.DAMAGED) as error:
+        why = "two members of one name, or damaged" if type(error) is ValueError else type(error).__name__
+        raise DataError(f"{shard}: damaged or no tar ({why}); fetch it again") from error
 
 
 def _members(shard: Path) -> Iterator[dict[str, Any]]:
     """Name and content of each member, as the library wants them; of an image its place in the file alone."""
-    with tarfile.open(shard, "r:") as archive:
-        for member in archive:
-            if not member.isfile() or PurePosixPath(member.name).name.startswith("._"):
-                continue  # `._x` is what macOS adds
-            data: Any = (member.offset_data, member.size)
-            ending = _parts_of(member.name)[1].lower()
-            if ending not in IMAGES:
-                file = archive.extractfile(member) if member.size <= MAX_TEXT else None
-                data = file.read() if file is not None else b""
-            yield {"fname": member.name, "data": data, "__url__": str(shard)}
+    for archive, member in tar.members(shard):
+        if not member.isfile() or PurePosixPath(member.name).name.startswith("._"):
+            continue  # `._x` is what macOS adds
+        data: Any = (member.offset_data, member.size)
+        ending = _parts_of(member.name)[1].lower()
+        if ending not in IMAGES:
+            file = archive.extractfile(member) if member.size <= MAX_TEXT else None
+            data = file.read() if file is not None else b""
+        yield {"fname": member.name, "data": data, "__url__": str(shard)}
 
 
 def _parts_of(name: str) -> tuple[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from medunifier_cli.data.contract import (
     Plan,
     Record,
     Subset,
+    quoted,
 )
 
 from .raw.dicom_header import view_position
@@ -130,6 +132,7 @@ class Rsna(DatasetPlugin):
             seed=options["seed"],
             subsets=subsets,
             expected=SPLIT_SIZES,
+            warnings=_without_class(boxes, classes),
         )
 
     def prompt_sets(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
@@ -195,7 +198,7 @@ class Rsna(DatasetPlugin):
         positive = [patient for patient in sorted(paths) if boxes[patient]]
         negative = [patient for patient in sorted(paths) if not boxes[patient]]
         if options["negatives"] == "normal-only":
-            negative = [patient for patient in negative if classes[patient] == "Normal"]
+            negative = [patient for patient in negative if classes.get(patient) == "Normal"]
         per_class, seed = options["per_class"], options["seed"]
         if min(len(positive), len(negative)) < per_class:
             raise DataError(
@@ -237,11 +240,13 @@ def read_boxes(table: Table) -> dict[str, tuple[Box, ...]]:
         if target == "1":
             try:
                 x, y, width, height = (float(corner) for corner in corners)
+                if not math.isfinite(x + y + width + height):
+                    raise ValueError("not a place")
             except ValueError:
                 raise DataError(f"{table.shown}:{line}: Target 1 without a box") from None
             boxes[patient] = (*earlier, (x, y, width, height))
         elif target != "0":
-            raise DataError(f"{table.shown}:{line}: Target {target!r} is neither 0 nor 1")
+            raise DataError(f"{table.shown}:{line}: Target {quoted(target)} is neither 0 nor 1")
     return boxes
 
 
@@ -257,6 +262,14 @@ def read_classes(search: Sequence[Path], required: bool) -> dict[str, str]:
             raise DataError(f"{search[0]}: -o negatives=normal-only needs stage_2_detailed_class_info.csv")
         return {}
     return {patient: name for _, (patient, name) in table.rows(["patientId", "class"])}
+
+
+def _without_class(patients: Iterable[str], classes: Mapping[str, str]) -> list[str]:
+    """A warning if the table of classes, where there is one, lacks patients, who do not count as Normal."""
+    lacking = sum(patient not in classes for patient in patients) if classes else 0
+    if not lacking:
+        return []
+    return [f"stage_2_detailed_class_info.csv lacks {lacking:,} patients of stage_2_train_labels.csv"]
 
 
 def _table(search: Sequence[Path], name: str) -> Table:

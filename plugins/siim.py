@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from medunifier_cli.data.contract import DataError, DatasetPlugin, Drop, FileImage, Option, Plan, Record
+from medunifier_cli.data.contract import (
+    DataError,
+    DatasetPlugin,
+    Drop,
+    FileImage,
+    Option,
+    Plan,
+    Record,
+    quoted,
+)
 
 from .raw.dicom_header import view_position
 from .raw.prompts import observed
@@ -152,10 +161,12 @@ def read_images(search: Sequence[Path]) -> dict[str, SiimImage]:
     for table in mirror:
         for line, (file_name, image_id, positive) in table.rows(["new_filename", "ImageId", "has_pneumo"]):
             if positive not in ("0", "1"):
-                raise DataError(f"{table.shown}:{line}: has_pneumo {positive!r} is neither 0 nor 1")
+                raise DataError(f"{table.shown}:{line}: has_pneumo {quoted(positive)} is neither 0 nor 1")
             image = images.setdefault(image_id, SiimImage(image_id, positive == "1", []))
             if image.positive != (positive == "1"):
-                raise DataError(f"{table.shown}:{line}: {image_id} has a different label in another table")
+                raise DataError(
+                    f"{table.shown}:{line}: {quoted(image_id)} has a different label in another table"
+                )
             image.name = PurePosixPath(file_name).stem
     if not images:
         raise DataError(f"{search[0]}: none of {', '.join(MASK_TABLES + MIRROR_TABLES)}")
@@ -177,7 +188,7 @@ def _read_masks(table: Table, images: dict[str, SiimImage]) -> None:
             image.masks.append(pixels)
     both = sorted(image_id for image_id in empty if images[image_id].positive)
     if both:
-        raise DataError(f"{table.shown}: {len(both)} images have both -1 and a mask, first {both[0]}")
+        raise DataError(f"{table.shown}: {len(both)} images have both -1 and a mask, first {quoted(both[0])}")
 
 
 def _check_runs(pixels: str, table: Table, line: int) -> None:

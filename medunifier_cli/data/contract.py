@@ -3,7 +3,8 @@
 A plugin reads the tables and texts of a raw download, never its pixels, and yields one `Record` or `Drop`
 per image, lazily. The core decodes, resizes, writes, counts and hashes. The classes that reach the model
 (`Sample`, `PackedText`, `Batch`) are defined in `data.batch` and can be imported from here as well, and so
-can the readers of text files: UTF-8 in every locale, with or without a byte order mark.
+can the readers of text files: UTF-8 in every locale, with or without a byte order mark. `read_json` takes the
+type that a file must have, `unpack` bounds what is unpacked of gzip and zip, and `tar` guards `tarfile`.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.data.batch import Batch, PackedText, Sample
-from medunifier_cli.errors import DataError, NotTextError
+from medunifier_cli.data.disk import tar, unpack
+from medunifier_cli.errors import DataError, NotTextError, quoted
 from medunifier_cli.files import decode_lines, decode_text, read_text, text_lines
-from medunifier_cli.parsing import parse_json, read_json, read_yaml
+from medunifier_cli.parsing import parse_json, read_bytes, read_json, read_yaml
 
 __all__ = [
     "Batch", "DataError", "DatasetPlugin", "DicomTone", "DrawnImage", "Drop", "EncodedImage", "FileImage",
     "ImageSource", "NotTextError", "Option", "PackedText", "Plan", "Record", "Sample", "Subset", "ZipImage",
-    "decode_lines", "decode_text", "parse_json", "read_json", "read_text", "read_yaml", "text_lines",
+    "decode_lines", "decode_text", "parse_json", "quoted", "read_bytes", "read_json", "read_text",
+    "read_yaml", "tar", "text_lines", "unpack",
 ]  # fmt: skip
 
 

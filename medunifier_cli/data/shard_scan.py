@@ -6,16 +6,17 @@ a tar. What cannot be read ends in one line that names what was found and what i
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import tarfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from medunifier_cli.data.disk.index import NOWHERE, IndexRow, Place
+from medunifier_cli.data.disk.tar import DAMAGED, members
+from medunifier_cli.data.disk.unpack import IMAGE_BYTES, META_BYTES, too_large
 from medunifier_cli.errors import DataError
+from medunifier_cli.parsing import parse_json
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg")
 TEXT = "txt"
@@ -28,29 +29,18 @@ NOTES = re.compile(r"(read_?me|licen[cs]e|copying|notice|changelog|sources?|inde
 """Names of files about a data set, which are no captions even where captions are `.txt`."""
 SHOWN = 3
 """Names that a message lists."""
-
-Place = tuple[int, int]
-"""Offset and size of a file's contents in its tar, in bytes."""
-NOWHERE: Place = (0, 0)
+NAME_BYTES = 512
+"""Longest name of a file in a shard: every row of the index has room for the longest key."""
 
 
-@dataclass(frozen=True)
-class IndexRow:
-    """One sample of one shard, as the index describes it."""
+class Meta(TypedDict, total=False):
+    """What is relied on in the `<key>.json` of a sample; more may be there."""
 
-    key: str
-    subject: str
-    image: Place
-    json: Place
-    """The metadata; `NOWHERE` in a sample without."""
-    labels: Mapping[str, float | None]
-    text: Place = NOWHERE
-    """The caption, in shards from elsewhere."""
-
-
-def digest64(text: str) -> int:
-    """64-bit hash that, unlike `hash`, is the same in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    sections: dict[str, str | None] | None
+    labels: dict[str, float | bool | None] | None
+    caption: str | None
+    """In shards of img2dataset."""
+    subject: Any
 
 
 def shards_by_split(folder: Path) -> dict[str, list[str]]:
@@ -81,21 +71,23 @@ def scan_shard(path: Path) -> list[IndexRow]:
     """All samples of a shard, in the order of their first member.
 
     Raises:
-        DataError: the tar is truncated or no tar, or a sample lacks its image or its JSON or text.
+        DataError: the tar is truncated or no tar; a sample lacks its image or its JSON or text; its JSON is
+            damaged, or a file of it larger than any is.
     """
-    members: dict[str, Place] = {}
-    metas: dict[str, Any] = {}
+    places: dict[str, Place] = {}
+    metas: dict[str, Meta] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
-            end = 0
-            for member in tar:
-                end = member.offset_data + -(-member.size // 512) * 512
-                if not member.isfile() or any(map(LEFTOVER.fullmatch, member.name.split("/"))):
-                    continue
-                members[member.name] = (member.offset_data, member.size)
-                if member.name.lower().endswith(".json"):
-                    body = tar.extractfile(member)
-                    metas[member.name] = json.loads(body.read() if body else b"")
+        end = 0
+        for tar, member in members(path):
+            end = max(0, member.offset_data + -(-member.size // 512) * 512)
+            name = member.name
+            if not member.isfile() or any(map(LEFTOVER.fullmatch, name.split("/"))):
+                continue
+            _check_member(path, name, member.size)
+            places[name] = (member.offset_data, member.size)
+            if name.lower().endswith(".json"):
+                body = tar.extractfile(member)
+                metas[name] = _relied_on(body.read() if body else b"", f"{path}: {name}")
         # tarfile accepts a file that was cut between two members; the end-of-archive block shows it was not.
         with open(path, "rb") as file:
             file.seek(end)
@@ -103,27 +95,47 @@ def scan_shard(path: Path) -> list[IndexRow]:
                 raise tarfile.ReadError("no end-of-archive block")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except tarfile.TarError as error:
+    except DAMAGED as error:
         raise DataError(f"{path}: not a complete tar file; it is truncated, or something else") from error
-    except ValueError as error:
-        raise DataError(f"{path}: contains a .json file that is not JSON") from error
-    samples = _samples(members)
-    if members and not samples:
-        raise DataError(f"{path}: holds no sample; expected {EXPECTED}, found {_listed(list(members))}")
-    return [_row(path, key, names, members, metas) for key, names in samples.items()]
+    samples = _samples(places)
+    if places and not samples:
+        raise DataError(f"{path}: holds no sample; expected {EXPECTED}, found {_listed(list(places))}")
+    return [_row(path, key, names, places, metas) for key, names in samples.items()]
 
 
-def _samples(members: Iterable[str]) -> dict[str, dict[str, str]]:
+def _check_member(path: Path, name: str, size: int) -> None:
+    """Refuse a file of a sample that cannot be one, before anything of it is read."""
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError as error:  # tarfile keeps other bytes as half characters
+        raise DataError(f"{path}: holds a file whose name is not UTF-8; make the shard again") from error
+    if length > NAME_BYTES:
+        raise DataError(f"{path}: {name}: a name of more than {NAME_BYTES} bytes; make the shard again")
+    suffix = name.rpartition(".")[2].lower()
+    limit = IMAGE_BYTES if suffix in IMAGE_SUFFIXES else META_BYTES if suffix in ("json", TEXT) else None
+    if size < 0:
+        raise tarfile.ReadError("a member of negative size")
+    if limit is not None and size > limit:
+        raise too_large(f"{path}: {name}", limit)
+
+
+def _relied_on(body: bytes, shown: str) -> Meta:
+    """What the index needs of a `.json`; the rest may be a thousand times as much."""
+    meta = parse_json(body, Meta, shown)
+    return {"labels": meta.get("labels"), "subject": str(meta.get("subject", ""))}
+
+
+def _samples(file_names: Iterable[str]) -> dict[str, dict[str, str]]:
     """Key -> suffix -> name of the member."""
     by_key: dict[str, dict[str, str]] = {}
-    for name in members:
+    for name in file_names:
         key, suffix = _first_dot(name)
         by_key.setdefault(key, {})[suffix] = name
     # WebDataset ends a key at its first dot, so that `7.mask.png` belongs to sample 7. Where this leaves a
     # key without its image or its text, keys hold dots, as UIDs do, and end at the last one.
     dotted = {key for key, names in by_key.items() if not _whole(names)}
     samples: dict[str, dict[str, str]] = {}
-    for name in members:
+    for name in file_names:
         key, suffix = _first_dot(name)
         if key in dotted and suffix:
             key, _, suffix = name.rpartition(".")
@@ -158,7 +170,7 @@ def _row(
     path: Path,
     key: str,
     names: Mapping[str, str],
-    members: Mapping[str, Place],
+    places: Mapping[str, Place],
     metas: Mapping[str, Any],
 ) -> IndexRow:
     image, text, json_file = _image(names), names.get(TEXT), names.get("json")
@@ -166,19 +178,14 @@ def _row(
         lacks = "its image" if image is None else "its .json, or a .txt"
         found = ", ".join(f".{suffix}" for suffix in names)
         raise DataError(f"{path}: sample {key!r} lacks {lacks}; expected {EXPECTED}, found {found}")
-    meta = metas[json_file] if json_file else {}
-    if not isinstance(meta, Mapping):
-        raise DataError(f"{path}: sample {key!r} has a .json that holds no object {{...}}")
-    for name in ("labels", "sections"):
-        if not isinstance(meta.get(name) or {}, Mapping):
-            raise DataError(f"{path}: sample {key!r} has {name} that are not a mapping")
+    meta: Meta = metas[json_file] if json_file else {}
     return IndexRow(
         key=key,
-        subject=str(meta.get("subject", "")),
-        image=members[image],
-        json=members[json_file] if json_file else NOWHERE,
+        subject=meta.get("subject", ""),
+        image=places[image],
+        json=places[json_file] if json_file else NOWHERE,
         labels=meta.get("labels") or {},
-        text=members[text] if text else NOWHERE,
+        text=places[text] if text else NOWHERE,
     )
 
 

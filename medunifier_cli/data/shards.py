@@ -8,7 +8,6 @@ captions instead of report sections, in `<key>.txt` or under `caption` in the JS
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -19,77 +18,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.data.contract import DatasetPlugin
-from medunifier_cli.data.shard_scan import IndexRow, digest64, no_split, scan_shard, shards_by_split
+from medunifier_cli.data.disk.index import fill_index, index_dtype, map_index
+from medunifier_cli.data.disk.manifest import MANIFEST, Manifest, again, read_manifest
+from medunifier_cli.data.shard_scan import Meta, no_split, scan_shard, shards_by_split
 from medunifier_cli.errors import DataError
-from medunifier_cli.files import read_text
+from medunifier_cli.files import sha256
+from medunifier_cli.parsing import checked, parse_json
 
-MANIFEST = "manifest.json"
 CAPTION = "caption"
 """Section that a caption becomes, as `data.sections` names it; also its name in the JSON of img2dataset."""
+LABELS = 1000
+"""Maximum number of labels of a split without an index; every row has room for all of them."""
+AGAIN = "run `mu prepare` again"
 OPEN_SHARDS = 256
 """Maximum number of open shards per process; a shell often allows 1,024 descriptors."""
-
-
-def index_dtype(key_bytes: int, labels: int, captions: bool = False) -> np.dtype[Any]:
-    """The row of a sample in an index: where its files are, and what a loader needs of its metadata.
-
-    Offsets and sizes are in bytes and refer to the contents, past the tar header; a size of 0 is an absent
-    file. `subject` is a 64-bit hash; `labels` holds NaN where a label is blank.
-
-    Args:
-        captions: add the place of `<key>.txt`. `mu prepare` writes none.
-    """
-    text = [("text_offset", "<u8"), ("text_size", "<u4")] if captions else []
-    # Byte order is spelled out, since an index may be read on another machine than it was written on.
-    return np.dtype(
-        [
-            ("key", f"S{max(key_bytes, 1)}"),
-            ("subject", "<u8"),
-            ("shard", "<u4"),
-            ("image_offset", "<u8"),
-            ("image_size", "<u4"),
-            ("json_offset", "<u8"),
-            ("json_size", "<u4"),
-            *text,
-            ("labels", "<f4", (labels,)),
-        ]
-    )
-
-
-def fill_index(out: NDArray[Any], rows: Sequence[IndexRow], shard: int, names: Sequence[str]) -> None:
-    """Write the rows of one shard into `out`, a slice of an index whose `labels` are named `names`."""
-    for slot, row in zip(out, rows, strict=True):
-        slot["key"] = row.key.encode()
-        slot["subject"] = digest64(row.subject)
-        slot["shard"] = shard
-        slot["image_offset"], slot["image_size"] = row.image
-        slot["json_offset"], slot["json_size"] = row.json
-        if "text_size" in (out.dtype.names or ()):
-            slot["text_offset"], slot["text_size"] = row.text
-        slot["labels"] = [np.nan if (value := row.labels.get(name)) is None else value for name in names]
 
 
 def split_names(folder: Path) -> list[str]:
     """The splits that have shards in `folder`, sorted."""
     return sorted(shards_by_split(folder))
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder of shards; None if it has none.
-
-    Raises:
-        DataError: the manifest cannot be read.
-    """
-    path = folder / MANIFEST
-    if not path.exists():
-        return None
-    try:
-        manifest = json.loads(read_text(path))
-        if not isinstance(manifest, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable manifest; run `mu prepare` again") from error
-    return manifest
 
 
 class Shards:
@@ -161,7 +108,7 @@ class Shards:
 
     def keys(self, rows: NDArray[np.int64]) -> list[str]:
         """Keys of several samples."""
-        return [key.decode() for key in self.index["key"][rows].tolist()]
+        return [key.decode(errors="replace") for key in self.index["key"][rows].tolist()]
 
     def meta(self, i: int) -> dict[str, Any]:
         """The parsed `<key>.json` of sample i; a caption stands in for absent sections, as `caption`.
@@ -169,12 +116,10 @@ class Shards:
         Raises:
             DataError: the shard is truncated or missing, its JSON damaged, its caption not UTF-8.
         """
-        row = self.index[i]
-        body = self._part(row, "json")
-        try:
-            meta = dict(json.loads(body)) if body else {}
-        except ValueError as error:
-            raise DataError(f"{self.where(i)}: damaged metadata; run `mu prepare` again") from error
+        body = self._part(self.index[i], "json")
+        where = f"{self.where(i)}: its .json"
+        meta: dict[str, Any] = parse_json(body, dict[str, Any], where, DataError, AGAIN) if body else {}
+        checked(meta, Meta, where, DataError, AGAIN)  # whose other keys are kept as they are
         if "sections" not in meta and (caption := self._caption(i, meta)):
             meta["sections"] = {CAPTION: caption}
         return meta
@@ -190,11 +135,11 @@ class Shards:
             text = self._part(self.index[i], "text").decode("utf-8-sig")  # Windows begins UTF-8 with a mark
         except UnicodeDecodeError as error:
             raise DataError(f"{self.where(i)}: its .txt is not UTF-8; convert it") from error
-        return text or str(meta.get(CAPTION) or "")
+        return text or meta.get(CAPTION) or ""
 
     def key(self, i: int) -> str:
         """Key of sample i."""
-        return bytes(self.index[i]["key"]).decode()
+        return bytes(self.index[i]["key"]).decode(errors="replace")
 
     def label_dict(self, row: NDArray[Any]) -> dict[str, float | None]:
         """A row of `index["labels"]` by name, None where blank; single precision."""
@@ -234,7 +179,7 @@ class Shards:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
         # Reading past the end is no error to the kernel: it returns fewer bytes.
         if len(data) != size:
-            raise DataError(f"{path}: ends before byte {offset + size:,}; run `mu prepare` again")
+            raise DataError(f"{path}: ends before byte {offset + size:,}; {AGAIN}")
         return data
 
     def _file(self, shard: int) -> int:
@@ -269,34 +214,32 @@ class Shards:
             self.index = np.load(self.index, mmap_mode="r", allow_pickle=False)
 
 
-def _open_prepared(folder: Path, split: str, manifest: Mapping[str, Any]) -> Shards:
-    again = f"run `mu prepare {manifest.get('dataset', '')}` again"
+def _open_prepared(folder: Path, split: str, manifest: Manifest) -> Shards:
+    advice = again(manifest.get("dataset"))
+    shards, entry = manifest["splits"][split]["shards"], manifest.get("index", {}).get(split)
+    if entry is None:
+        raise DataError(f"{folder / MANIFEST}: names no index of split {split!r}; {advice}")
+    path = folder / entry["file"]
     try:
-        shards = manifest["splits"][split]["shards"]
-        entry = manifest["index"][split]
-        path = folder / entry["file"]
         # The index is hashed (megabytes), the shards are not (up to hundreds of gigabytes): their sizes show
-        # a truncated copy. `mu check` compares their hashes on request.
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest != entry["sha256"]:
-            raise DataError(f"{path}: does not match {MANIFEST}; {again}")
-        index = np.load(path, mmap_mode="r", allow_pickle=False)
+        # a truncated copy. `mu check --hashes` compares their hashes.
+        if sha256(path) != entry["sha256"]:
+            raise DataError(f"{path}: does not match {MANIFEST}; {advice}")
         for shard in shards:
-            _check_size(folder / shard["name"], shard["bytes"], again)
-        contents = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()
-        names = [shard["name"] for shard in shards]
-        return Shards(folder, split, names, index, entry["labels"], contents, manifest["classes"])
+            _check_size(folder / shard["name"], shard["bytes"], advice)
     except OSError as error:
-        raise DataError(f"{error.filename}: {error.strerror}; {again}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{folder / MANIFEST}: incomplete or of another version; {again}") from error
+        raise DataError(f"{error.filename}: {error.strerror}; {advice}") from error
+    index = map_index(path, len(entry["labels"]), [shard["bytes"] for shard in shards], advice)
+    contents = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()
+    names = [shard["name"] for shard in shards]
+    return Shards(folder, split, names, index, entry["labels"], contents, manifest.get("classes", ()))
 
 
-def _check_size(path: Path, expected: int, again: str) -> None:
+def _check_size(path: Path, expected: int, advice: str) -> None:
     size = path.stat().st_size
     if size != expected:
         raise DataError(
-            f"{path}: {size:,} bytes, {expected:,} expected: the shard is truncated or changed; {again}"
+            f"{path}: {size:,} bytes, {expected:,} expected: the shard is truncated or changed; {advice}"
         )
 
 
@@ -304,6 +247,8 @@ def _open_foreign(folder: Path, split: str) -> Shards:
     names = shards_by_split(folder)[split]
     rows = [scan_shard(folder / name) for name in names]
     labels = sorted({name for shard in rows for row in shard for name in row.labels})
+    if len(labels) > LABELS:
+        raise DataError(f"{folder}: {len(labels):,} labels in split {split!r}; {LABELS:,} are the most")
     key_bytes = max((len(row.key.encode()) for shard in rows for row in shard), default=0)
     captions = any(row.text[1] for shard in rows for row in shard)
     index = np.zeros(sum(map(len, rows)), index_dtype(key_bytes, len(labels), captions))
@@ -313,5 +258,5 @@ def _open_foreign(folder: Path, split: str) -> Shards:
         start += len(shard)
     # Sizes and index instead of contents: hashing foreign shards at every start would mean reading them all.
     sizes = "".join(f"{name} {(folder / name).stat().st_size}\n" for name in names)
-    fingerprint = hashlib.sha256(sizes.encode() + index.tobytes()).hexdigest()
+    fingerprint = hashlib.sha256(sizes.encode(errors="surrogateescape") + index.tobytes()).hexdigest()
     return Shards(folder, split, names, index, labels, fingerprint)

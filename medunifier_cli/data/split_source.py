@@ -17,7 +17,13 @@ from torch import Tensor
 
 from medunifier_cli.data.batch import Batch, PackedText, Sample
 from medunifier_cli.data.contract import DatasetPlugin
-from medunifier_cli.data.images.picture import as_grey, orientation_of, upright, whatever_its_texts
+from medunifier_cli.data.images.picture import (
+    as_grey,
+    orientation_of,
+    refuse_huge,
+    upright,
+    whatever_its_texts,
+)
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.report import compose
 from medunifier_cli.data.texts.token_table import sections_there, token_table
@@ -180,7 +186,9 @@ class SplitSource:
 
     def _decode(self, body: bytes, row: int, out_HW: NDArray[np.uint8]) -> None:
         if not decode_grey(body, out_HW):
-            raise DataError(f"{self.shards.where(row)}: damaged image; run `mu prepare` again")
+            raise DataError(
+                f"{self.shards.where(row)}: damaged image, or one of too many pixels; run `mu prepare` again"
+            )
 
 
 def empty_images(count: int, image_size: int) -> Tensor:
@@ -189,7 +197,8 @@ def empty_images(count: int, image_size: int) -> Tensor:
 
 
 def decode_grey(body: bytes, out_HW: NDArray[np.uint8]) -> bool:
-    """Decode a PNG or JPEG into `out_HW`, resized if it has another size; False for a damaged image.
+    """Decode a PNG or JPEG into `out_HW`, resized if it has another size; False for a damaged image or one
+    with too many pixels.
 
     Grey levels are made as `mu prepare` makes them from a raw file: shards from elsewhere hold images of 16
     bits, with transparency or with an orientation.
@@ -200,8 +209,7 @@ def decode_grey(body: bytes, out_HW: NDArray[np.uint8]) -> bool:
         if grey.size != (width, height):
             grey = grey.resize((width, height), Image.Resampling.BILINEAR)
         out_HW[:] = np.asarray(grey)
-    # Pillow has no common base class: a damaged PNG raises SyntaxError, a truncated one OSError.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Exception:  # BadImage if it is too large; decoders raise all kinds of errors on damaged files
         return False
     return True
 
@@ -209,5 +217,6 @@ def decode_grey(body: bytes, out_HW: NDArray[np.uint8]) -> bool:
 def _grey(file: IO[bytes]) -> Image.Image:
     # No other formats: every further one that Pillow would try is a decoder that a crafted file could attack.
     image = Image.open(file, formats=("PNG", "JPEG"))
+    refuse_huge(image)
     image.load()
     return upright(as_grey(image), orientation_of(image))

@@ -9,24 +9,30 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from medunifier_cli.data.shards import Shards, index_dtype, read_manifest, split_names
+from medunifier_cli.data.disk.index import index_dtype
+from medunifier_cli.data.disk.manifest import MANIFEST, read_manifest
+from medunifier_cli.data.disk.unpack import LIST_BYTES
+from medunifier_cli.data.shards import Shards, split_names
 from medunifier_cli.errors import DataError
-from medunifier_cli.files import read_text
+from medunifier_cli.files import decode_text
+from medunifier_cli.parsing import parse_json, read_bytes
 
 KEY_COLUMN = "key"
 
 
 def parts_of(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the splits and of the subsets in a folder of shards."""
-    manifest = read_manifest(folder) or {}
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return split_names(folder), []
     splits = sorted(manifest["splits"]) if "splits" in manifest else split_names(folder)
-    return splits, [name for name in manifest.get("subsets") or {} if name not in splits]
+    return splits, [name for name in manifest.get("subsets", {}) if name not in splits]
 
 
 def open_part(folder: Path, name: str) -> Shards:
@@ -47,7 +53,10 @@ def open_part(folder: Path, name: str) -> Shards:
             f"{folder}: no split or subset {name!r}; available splits: {', '.join(splits)}; "
             f"subsets: {', '.join(subsets)}"
         )
-    entry = (read_manifest(folder) or {})["subsets"][name]
+    manifest = read_manifest(folder)
+    if manifest is None or name not in manifest.get("subsets", {}):  # another since it was listed
+        raise DataError(f"{folder}: {MANIFEST} has just changed; run the same command again")
+    entry = manifest["subsets"][name]
     rejected = set(entry.get("not_written", ()))
     return open_keys(folder, name, [key for key in entry["keys"] if key not in rejected])
 
@@ -64,7 +73,8 @@ def open_keys(folder: Path, name: str, keys: Sequence[str]) -> Shards:
     if not keys:
         raise DataError(f"{folder}: subset {name!r} has no samples")
     if len(set(keys)) < len(keys):
-        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+        counts = Counter(keys)
+        twice = next(key for key in keys if counts[key] > 1)
         raise DataError(f"{name}: key {twice!r} is listed twice")
     position_of = {key.encode(): i for i, key in enumerate(keys)}
     opened = [Shards.open(folder, split) for split in parts_of(folder)[0]]
@@ -101,25 +111,26 @@ def read_keys(path: Path) -> list[str]:
     Raises:
         DataError: the file cannot be read, or lists no key.
     """
-    try:
-        text = read_text(path)
-    except OSError as error:
-        raise DataError(f"{path}: not a readable list of keys; write one key per line") from error
+    content = read_bytes(path, DataError, "write one key per line", LIST_BYTES)
     if path.suffix == ".json":
-        try:
-            keys = json.loads(text)
-        except ValueError as error:
-            raise DataError(f"{path}: not valid JSON") from error
-        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-            raise DataError(f"{path}: not a JSON list of keys")
+        keys = parse_json(content, list[str], str(path), DataError, "a JSON list of keys is expected")
     elif path.suffix == ".csv":
-        rows = csv.DictReader(io.StringIO(text))
-        if KEY_COLUMN not in (rows.fieldnames or ()):
-            raise DataError(f"{path}: no column {KEY_COLUMN!r}; it has {', '.join(rows.fieldnames or ())}")
-        keys = [row[KEY_COLUMN] or "" for row in rows]
+        keys = _csv_keys(path, decode_text(content, str(path)))
     else:
-        keys = text.split("\n")
+        keys = decode_text(content, str(path)).split("\n")
     keys = [key.strip() for key in keys if key.strip()]
     if not keys:
         raise DataError(f"{path}: lists no key")
     return keys
+
+
+def _csv_keys(path: Path, text: str) -> list[str]:
+    try:
+        rows = csv.DictReader(io.StringIO(text))
+        if KEY_COLUMN not in (rows.fieldnames or ()):
+            raise DataError(
+                f"{path}: no column {KEY_COLUMN!r}; it has {', '.join(rows.fieldnames or ()) or 'none'}"
+            )
+        return [row[KEY_COLUMN] or "" for row in rows]
+    except csv.Error as error:  # a field of more than 128 KiB, or a stray carriage return
+        raise DataError(f"{path}: no CSV table ({error})") from error

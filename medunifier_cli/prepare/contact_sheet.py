@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from medunifier_cli.data.shards import Shards
+from medunifier_cli.errors import DataError
 from medunifier_cli.files import atomic_write
 
 COLUMNS, ROWS = 6, 4
@@ -45,8 +46,11 @@ def write_sheet(shards: Shards, text_sections: Sequence[str], path: Path) -> Non
         left = GAP + cell % columns * cell_width
         top = GAP + cell // columns * cell_height
         body, meta = shards.read(i)
-        with Image.open(io.BytesIO(body), formats=("PNG", "JPEG")) as image:
-            sheet.paste(image.convert("L").resize((TILE, TILE), Image.Resampling.LANCZOS), (left, top))
+        try:
+            with Image.open(io.BytesIO(body), formats=("PNG", "JPEG")) as image:
+                sheet.paste(image.convert("L").resize((TILE, TILE), Image.Resampling.LANCZOS), (left, top))
+        except Exception as error:  # decoders raise all kinds of errors: a shard of another part was damaged
+            raise DataError(f"{shards.where(i)}: damaged image; run `mu prepare` again") from error
         sections = meta.get("sections") or {}
         text = next((" ".join(sections[n].split()) for n in text_sections if sections.get(n)), "(no text)")
         top += TILE + 2

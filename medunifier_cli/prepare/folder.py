@@ -17,10 +17,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from medunifier_cli.errors import DataError
+from medunifier_cli.files import explained
 from medunifier_cli.terminal.say import say
 
 REJECTS = "rejects.jsonl"
@@ -29,6 +33,8 @@ INDEX = ".index.npy"
 """Ending of a split's index."""
 RECEIPTS = ".progress"
 """Folder with one small file per finished shard, from which a restart resumes."""
+LOCK = re.compile(r"lock-([0-9]{1,9})of([0-9]{1,9})")
+"""Lock of part I of N, in the folder of receipts."""
 SETTINGS = "settings.json"
 """In the folder of receipts."""
 DROPS = "drops.jsonl"
@@ -55,10 +61,27 @@ def receipt_path(folder: Path, name: str) -> Path:
     return folder / RECEIPTS / f"{name}.json"
 
 
+def make_receipts_folder(out: Path) -> None:
+    """Make the folder of receipts, and `out` above it.
+
+    Raises:
+        DataError: it cannot be made, or is a link, which would lead all that is written there elsewhere.
+    """
+    with explained(out / RECEIPTS):
+        (out / RECEIPTS).mkdir(parents=True, exist_ok=True)
+    if (out / RECEIPTS).is_symlink():
+        raise DataError(f"{out / RECEIPTS}: is a link, which `mu prepare` does not follow; delete it")
+
+
 @contextlib.contextmanager
 def locked(out: Path, part: tuple[int, int]) -> Iterator[None]:
-    """One call per part at a time, unless the file system has no locks."""
-    with open(out / RECEIPTS / f"lock-{part[0]}of{part[1]}", "wb") as file:
+    """One call per part at a time, and parts of one division only, unless the file system has no locks.
+
+    Raises:
+        DataError: another call works on the folder.
+    """
+    own = out / RECEIPTS / f"lock-{part[0]}of{part[1]}"
+    with _lock_file(own) as file:
         try:
             # Not flock: forked workers inherit it, and would hold it a moment longer than a killed parent.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,13 +92,44 @@ def locked(out: Path, part: tuple[int, int]) -> Iterator[None]:
                 f"{out}: the file system has no locks ({error.strerror}); see to it that no other "
                 "`mu prepare` works on it"
             )
+        _refuse_another_division(out, part)
         yield
+
+
+def _refuse_another_division(out: Path, part: tuple[int, int]) -> None:
+    """Refuse to work beside a call that divides the shards in another way: both would write the same ones."""
+    for path in sorted((out / RECEIPTS).glob("lock-*of*")):
+        match = LOCK.fullmatch(path.name)
+        if match is None or int(match[2]) == part[1] or path.is_symlink():
+            continue
+        with contextlib.suppress(FileNotFoundError), _lock_file(path) as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back when the file is closed
+            except (BlockingIOError, PermissionError) as error:
+                other = f"--part {match[1]}/{match[2]}" if match[2] != "1" else "the whole of it"
+                own = f"--part {part[0]}/{part[1]}" if part[1] > 1 else "the whole"
+                raise DataError(
+                    f"{out}: another `mu prepare` is making {other}, beside which {own} cannot be made; wait "
+                    "until it ends"
+                ) from error
+            except OSError:  # no locks, as has been said
+                return
 
 
 @contextlib.contextmanager
 def join_lock(out: Path) -> Iterator[None]:
     """Held while the manifest is written: two parts may finish the last shards at the same time."""
-    with open(out / RECEIPTS / "lock-join", "wb") as file:
+    with _lock_file(out / RECEIPTS / "lock-join") as file:
         with contextlib.suppress(OSError):
             fcntl.lockf(file, fcntl.LOCK_EX)
         yield
+
+
+def _lock_file(path: Path) -> IO[bytes]:
+    """An open lock file; a link under its name is not followed, and nothing is cut off.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
+    with explained(path):
+        return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b")

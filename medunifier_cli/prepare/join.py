@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.data.contract import DatasetPlugin, Plan
-from medunifier_cli.data.shards import MANIFEST, Shards, fill_index, index_dtype
+from medunifier_cli.data.disk.index import fill_index, index_dtype
+from medunifier_cli.data.disk.manifest import MANIFEST, VERSION
+from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import DataError
 from medunifier_cli.files import TEMPORARY, atomic_write, write_json
 from medunifier_cli.prepare.contact_sheet import write_sheet
@@ -34,7 +36,6 @@ from medunifier_cli.prepare.folder import (
     sheet_path,
 )
 from medunifier_cli.prepare.manifest import (
-    VERSION,
     add_up,
     class_counts,
     count_warnings,
@@ -205,7 +206,8 @@ def _write_rescaled(folder: Path, receipts: Sequence[Receipt]) -> dict[str, Any]
 
 
 def _line(entry: Mapping[str, str]) -> bytes:
-    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+    # half characters, which a name on disk that is not UTF-8 leads to, become question marks
+    return json.dumps(entry, ensure_ascii=False).encode(errors="replace") + b"\n"
 
 
 def _write_lines(path: Path, lines: Iterable[bytes]) -> dict[str, Any]:

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from medunifier_cli.data.contract import Plan, Record
 
-VERSION = 1
-"""Version of the manifest's format."""
 TOLERANCE = 0.02
 """Relative deviation from the expected count that triggers no warning."""
 VALUES = {1.0: "positive", 0.0: "negative", -1.0: "uncertain"}
@@ -51,7 +49,7 @@ def add_up(tallies: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict
 
 
 def label_counts(index: NDArray[Any], names: Sequence[str]) -> dict[str, dict[str, int]]:
-    """How often each label is positive, negative, uncertain and blank in an index (`shards.index_dtype`)."""
+    """How often each label is positive, negative, uncertain and blank in an index (`index.index_dtype`)."""
     table = {}
     for i, name in enumerate(names):
         values, counts = np.unique(index["labels"][:, i], return_counts=True, equal_nan=True)

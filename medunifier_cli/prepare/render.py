@@ -12,6 +12,7 @@ from typing import TypeVar
 from PIL import Image
 
 from medunifier_cli.data.contract import Record
+from medunifier_cli.data.disk.unpack import META_BYTES
 from medunifier_cli.data.images.image import GreyImage, bytes_of, image_from
 from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.errors import DataError
@@ -71,12 +72,17 @@ def render(record: Record, size: int, form: str) -> RenderedSample | Reject:
         return Reject(record.key, record.source, error.reason, error.detail, bytes_of(record.image))
     except DataError as error:
         raise DataError(f"{record.source}: {error}") from error
-    metadata = json.dumps(meta_of(record, image), ensure_ascii=False, default=json_value)
+    # Half a surrogate pair, as some tables hold, has no UTF-8 and becomes a question mark.
+    metadata = json.dumps(meta_of(record, image), ensure_ascii=False, default=json_value).encode(
+        errors="replace"
+    )
+    if len(metadata) > META_BYTES:  # no reader of shards would take it
+        detail = f"more than {META_BYTES:,} bytes"
+        return Reject(record.key, record.source, "metadata too large", detail, bytes_of(record.image))
     return RenderedSample(
         key=record.key,
         image=encode(image, form),
-        # Half a surrogate pair, as some tables hold, has no UTF-8 and becomes a question mark.
-        json=metadata.encode(errors="replace"),
+        json=metadata,
         subject=record.subject,
         labels=dict(record.labels),
         source=record.source,

@@ -9,17 +9,65 @@ import os
 import tarfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, TypedDict, cast
 
-from medunifier_cli.data.shard_scan import IndexRow
+import msgspec
+
+from medunifier_cli.data.disk.index import IndexRow
+from medunifier_cli.data.disk.manifest import Digest
 from medunifier_cli.errors import DataError
-from medunifier_cli.files import TEMPORARY, atomic_write, explained, sync
-from medunifier_cli.prepare.dataset_scan import Chunk
+from medunifier_cli.files import TEMPORARY, atomic_write, explained, sha256, sync
+from medunifier_cli.parsing import Count, read_json
+from medunifier_cli.prepare.dataset_scan import KEY, Chunk
 from medunifier_cli.prepare.folder import receipt_path, shard_path
 from medunifier_cli.prepare.render import Reject, RenderedSample
 
 RECORD = 10240
 """Bytes; the length of a tar is a multiple of this."""
+
+
+_ByPart = dict[str, dict[str, int]]
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+"""Bytes of a file in a shard: the index has 32 bits for it."""
+
+
+class SavedRow(TypedDict):
+    """A row of the index."""
+
+    key: Annotated[str, msgspec.Meta(pattern=rf"^{KEY.pattern}\Z")]
+    subject: str
+    image: tuple[Count, Size]
+    json: tuple[Count, Size]
+    labels: dict[str, float | bool | None]
+    """A plugin may well have given True for 1."""
+
+
+class SavedRescaled(TypedDict):
+    """A sample whose levels were not believed."""
+
+    source: str
+    key: str
+    detail: str
+
+
+class SavedCounts(TypedDict):
+    """What `manifest.tally` counted."""
+
+    views: dict[str, Count]
+    text_kinds: dict[str, Count]
+    sections: dict[str, Count]
+    text: dict[str, Count]
+
+
+class _SavedReceipt(TypedDict):
+    name: str
+    split: str
+    fingerprint: str
+    bytes: Count
+    sha256: Digest
+    rows: list[SavedRow]
+    rejects: list[Reject]
+    counts: SavedCounts
 
 
 @dataclass(frozen=True)
@@ -54,22 +102,45 @@ class Receipt:
         return f"{self.name}.tar"
 
 
+class SavedReceipt(_SavedReceipt, total=False):
+    """A receipt on disk."""
+
+    rescaled: list[SavedRescaled]
+
+
 def load_receipt(folder: Path, name: str, fingerprint: str) -> Receipt | None:
-    """The receipt of a shard that is complete and made from the same records; None for any other."""
+    """The receipt of a shard that is complete and made from the same records; None for any other.
+
+    Complete is judged by its size alone, see `is_intact`.
+    """
     try:
-        saved: dict[str, Any] = json.loads(receipt_path(folder, name).read_bytes())
-        rows = saved.pop("rows")
-        receipt = Receipt(
-            **saved | {"rejects": [Reject(**reject) for reject in saved["rejects"]]},
-            samples=len(rows),
-            key_bytes=max((len(row["key"]) for row in rows), default=0),
-            labels=tuple(dict.fromkeys(name for row in rows for name in row["labels"])),
-        )
-        # By size alone: hashing every shard would make a restart as slow as reading the data set.
-        whole = not rows or (folder / receipt.file).stat().st_size == receipt.bytes
-    except (OSError, ValueError, KeyError, TypeError):
+        saved = read_json(receipt_path(folder, name), SavedReceipt)
+        size = (folder / f"{name}.tar").stat().st_size if saved["rows"] else saved["bytes"]
+    except (OSError, DataError):
         return None  # absent, torn or of another version: the shard is made again
-    return receipt if whole and receipt.fingerprint == fingerprint else None
+    if (size, saved["name"], saved["fingerprint"]) != (saved["bytes"], name, fingerprint):
+        return None
+    return Receipt(
+        name=name,
+        split=saved["split"],
+        fingerprint=fingerprint,
+        bytes=saved["bytes"],
+        sha256=saved["sha256"],
+        rejects=saved["rejects"],
+        counts={part: dict(counts) for part, counts in cast("_ByPart", saved["counts"]).items()},
+        samples=len(saved["rows"]),
+        key_bytes=max((len(row["key"]) for row in saved["rows"]), default=0),
+        labels=tuple(dict.fromkeys(label for row in saved["rows"] for label in row["labels"])),
+        rescaled=[dict(cast("dict[str, str]", one)) for one in saved.get("rescaled", [])],
+    )
+
+
+def is_intact(folder: Path, receipt: Receipt) -> bool:
+    """Whether the contents of a finished shard are those that were written; reads all of it."""
+    try:
+        return not receipt.samples or sha256(folder / receipt.file) == receipt.sha256
+    except OSError:  # a damaged disk
+        return False
 
 
 def load_rows(folder: Path, receipt: Receipt) -> list[IndexRow]:
@@ -79,17 +150,17 @@ def load_rows(folder: Path, receipt: Receipt) -> list[IndexRow]:
         DataError: another call has replaced or deleted the receipt.
     """
     try:
-        saved = json.loads(receipt_path(folder, receipt.name).read_bytes())
-        if saved["sha256"] != receipt.sha256:
-            raise ValueError("another shard")
-        return [
-            IndexRow(**row | {"image": tuple(row["image"]), "json": tuple(row["json"])})
-            for row in saved["rows"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        saved = read_json(receipt_path(folder, receipt.name), SavedReceipt)
+        if saved["sha256"] != receipt.sha256 or len(saved["rows"]) != receipt.samples:
+            raise DataError("another shard")
+    except DataError as error:
         raise DataError(
             f"{folder / receipt.file}: changed while the index was written; run the same command again"
         ) from error
+    return [
+        IndexRow(row["key"], row["subject"], row["image"], row["json"], row["labels"])
+        for row in saved["rows"]
+    ]
 
 
 class ShardWriter:
@@ -106,7 +177,8 @@ class ShardWriter:
         self._hash = hashlib.sha256()
         self._size = 0
         with explained(self._path):
-            self._file = open(self._path, "wb")  # noqa: SIM115 - closed by finish or abandon
+            self._path.unlink(missing_ok=True)  # of a call that was killed, or a link that somebody made
+            self._file = open(self._path, "xb")  # noqa: SIM115 - closed by finish or abandon
 
     def add(self, rendered: RenderedSample | Reject) -> None:
         """Append a sample, or note a reject.
@@ -160,7 +232,7 @@ class ShardWriter:
             "rescaled": self.rescaled,
         }
         with atomic_write(receipt_path(self.folder, self.chunk.name)) as file:
-            file.write(json.dumps(receipt, ensure_ascii=False).encode())
+            file.write(json.dumps(receipt, ensure_ascii=False).encode(errors="replace"))
 
     def abandon(self) -> None:
         """Delete an unfinished shard; does nothing after `finish`."""

@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from medunifier_cli.errors import one_line
+
 PLAIN_EVERY = 10.0
 """Seconds between plain lines, as a log file of SLURM gets them."""
 
@@ -83,9 +85,10 @@ class Progress:
         return "  ".join(part for part in parts if part)
 
     def say(self, line: str) -> None:
-        """Print a line on stderr, above the bar if there is one."""
+        """Print a line on stderr, above the bar if there is one; clean of what a file name may bring."""
         if self.hidden:
             return
+        line = one_line(line)
         if self.bar is not None:
             self.bar.write(line, file=sys.stderr)
         else:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from medunifier_cli.data.contract import DataError, DatasetPlugin, Drop, Option, Plan, Record, Subset
+from medunifier_cli.data.contract import DataError, DatasetPlugin, Drop, Option, Plan, Record, Subset, quoted
 
 from ..raw.five_by_200 import CLASS_LISTS, PATHOLOGIES, exclusive_class, sample_5x200
 from ..raw.five_by_200_prompts import PROMPT_SETS
@@ -143,7 +143,7 @@ def _rows(table: Table) -> Iterator[CheXpertRow]:
         described, texts = values[: len(columns)], values[len(columns) :]
         tail = image_tail(path)
         if tail is None:
-            raise DataError(f"{table.shown}:{line}: {path!r} does not end like {EXAMPLE}")
+            raise DataError(f"{table.shown}:{line}: {quoted(path)} does not end like {EXAMPLE}")
         text_by_label = zip(LABELS, texts, strict=True)
         labels = {name: label_value(text, table, line, name) for name, text in text_by_label}
         sex, age, side, view = described or ("", "", "Frontal" if "frontal" in tail else "Lateral", "")
@@ -186,7 +186,7 @@ def _listed_set(list_file: Path, table: Table) -> dict[str, CheXpertRow]:
     missing = [name for name in ids if name not in rows]
     if missing:
         count = f"{len(missing)} of {len(ids)}"
-        raise DataError(f"{list_file}: {count} entries are not in {table.shown}, first {missing[0]!r}")
+        raise DataError(f"{list_file}: {count} entries are not in {table.shown}, first {quoted(missing[0])}")
     return rows
 
 

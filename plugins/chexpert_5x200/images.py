@@ -20,8 +20,10 @@ from ..raw.zip_archive import open_zip
 
 __all__ = ["CheXpertFiles", "find_images_and_tables", "image_tail"]
 
-PATIENT = re.compile(r"patient\d+")
-TAIL = re.compile(r"(patient\d+)[/_](study\d+)[/_](view\d+_(?:frontal|lateral))(?:\.jpg|\.png)?")
+PATIENT = re.compile(r"patient[0-9]{1,9}")
+TAIL = re.compile(
+    r"(patient[0-9]{1,9})[/_](study[0-9]{1,9})[/_](view[0-9]{1,9}_(?:frontal|lateral))(?:\.jpg|\.png)?"
+)
 PLUS = "df_chexpert_plus*.csv*"
 """Table of reports that comes with CheXpert Plus."""
 TABLES = {"train": "train.csv", "valid": "valid.csv", "test": "test_labels.csv"}

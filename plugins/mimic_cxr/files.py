@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medunifier_cli.data.contract import Drop, FileImage, NotTextError, Record
+from medunifier_cli.data.contract import Drop, FileImage, NotTextError, Record, unpack
 
 from ..raw.dicom_header import view_position
 from ..raw.five_by_200 import PATHOLOGIES, exclusive_class, sample_5x200
@@ -193,5 +193,7 @@ class MimicFiles:
                 self._last_problem = "missing report"
             except NotTextError:  # one of 227,835 must not stop the others
                 self._last_sections, self._last_problem = None, "report is not UTF-8 text"
+            except unpack.TooLargeError:
+                self._last_sections, self._last_problem = None, "report is too large"
             self._last_study = study
         return self._last_sections

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from medunifier_cli.data.contract import DataError, read_text
+from medunifier_cli.data.contract import DataError, read_json
 
 from ..raw.tables import Table
 from .reports import Reports
@@ -22,6 +21,13 @@ PARTS = {"train": "train", "val": "validate", "test": "test"}
 """Name of each list of the file -> official split name."""
 IMAGE_FOLDERS = ("images", "files")
 """Where the patient folders are: R2Gen's name, and that of the releases."""
+
+
+class _Entry(TypedDict):
+    id: str
+    subject_id: int | str
+    study_id: int | str
+    report: str
 
 
 @dataclass(frozen=True)
@@ -54,21 +60,29 @@ def read_annotation(path: Path, roots: Sequence[Path]) -> Annotation:
     findings: dict[int, str] = {}
     names = list(SPLITS)
     try:
-        parts: dict[str, list[dict[str, Any]]] = json.loads(read_text(path))
+        parts = read_json(path, dict[str, list[_Entry]])
         for part, rows in parts.items():
             for row in rows:
                 dicoms += _fixed(row["id"])
-                subjects.append(int(row["subject_id"]))
-                studies.append(int(row["study_id"]))
+                subjects.append(_number(row["subject_id"]))
+                studies.append(_number(row["study_id"]))
                 splits.append(names.index(PARTS[part]))
                 findings[studies[-1]] = row["report"].strip()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (DataError, ValueError, KeyError) as error:
+        what = str(error).removeprefix(f"{path}: ") if isinstance(error, DataError) else "another id or list"
         raise DataError(
-            f"{path}: not R2Gen's annotation of MIMIC-CXR: expected are the lists train, val and test, with "
+            f"{path}: not R2Gen's annotation of MIMIC-CXR ({what}): lists train, val, test expected, with "
             "id, study_id, subject_id and report in each entry (that of Open-i: `mu prepare open-i`)"
         ) from error
     images = join_images(dicoms, subjects, studies, splits, roots, Table(path), "id")
     return Annotation(path, images, findings)
+
+
+def _number(value: int | str) -> int:
+    number = int(value)
+    if not 0 <= number < 10**9:
+        raise ValueError("not an id")
+    return number
 
 
 def _fixed(dicom: str) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from medunifier_cli.data.contract import DataError, decode_text
+from medunifier_cli.data.contract import DataError, decode_text, unpack
 
 from ..raw.zip_archive import open_zip, other_format, read_member
 from .release import FEW
@@ -17,6 +17,7 @@ from .sections import WITHOUT_FINDINGS, report_sections
 __all__ = ["ReportFolder", "ReportZip", "Reports", "find_reports"]
 
 
+STUDY = re.compile(r"s[0-9]{1,9}\.txt")
 OTHER_FORM = re.compile(r".*(?:reports|sectioned)\.(?:csv|tar|tgz|tar\.gz)")
 """Names under which reports go round in a form that is not read."""
 EXPECTED = "mimic-cxr-reports.zip of MIMIC-CXR or a folder with files/p10/p10000032/s50414267.txt in it"
@@ -32,7 +33,9 @@ class Reports(ABC):
         """Sections of the report, none if it says nothing about the image; None if there is no report.
 
         Raises:
-            DataError: the report is not UTF-8 text.
+            NotTextError: the report is not UTF-8 text.
+            TooLargeError: it is larger than any report.
+            DataError: it cannot be read.
         """
 
 
@@ -59,9 +62,12 @@ class ReportFolder(ReportFiles):
     def read(self, subject: int, study: int) -> bytes | None:
         path = self.origin / "files" / f"p{str(subject)[:2]}" / f"p{subject}" / f"s{study}.txt"
         try:
-            return path.read_bytes()
+            with path.open("rb") as file:
+                return unpack.read_at_most(file, unpack.REPORT_BYTES, path.name)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 class ReportZip(ReportFiles):
@@ -74,7 +80,7 @@ class ReportZip(ReportFiles):
         self._member_of_study: dict[int, str] = {}
         for member in self._archive.namelist():
             name = member.rsplit("/", 1)[-1]
-            if name.startswith("s") and name.endswith(".txt") and name[1:-4].isdigit():
+            if name.startswith("s") and name.endswith(".txt") and STUDY.fullmatch(name):
                 self._member_of_study.setdefault(int(name[1:-4]), member)
         if not self._member_of_study:
             raise DataError(f"{origin} contains no report such as files/p10/p10000032/s50414267.txt")

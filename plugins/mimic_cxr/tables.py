@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medunifier_cli.data.contract import DataError
+from medunifier_cli.data.contract import DataError, quoted
 
-from ..raw.tables import Table, find_table, integer, label_value
+from ..raw.tables import Table, find_table, identifier, label_value
 
 __all__ = [
     "ID_BYTES", "LABELS", "SPLITS", "ImageTable", "StudyLabels", "has_split_table",
@@ -32,6 +32,8 @@ SPLITS = {"train": "train", "validate": "valid", "test": "test"}
 BLANK = -2
 """int8 code of a label that the report does not mention."""
 
+VIEWS = 1000
+"""More spellings of a view position than this are no view positions; the release has about ten."""
 ID_BYTES = 44
 """Length of a dicom id: five groups of eight hexadecimal digits."""
 
@@ -65,13 +67,14 @@ class ImageTable:
         Raises:
             DataError: an id is not in the table; `origin` names the list in the message.
         """
-        ids = np.array([key.encode() for key in keys], dtype=f"S{ID_BYTES}")
+        # one byte more: a longer id must not become, cut off, one that is there
+        ids = np.array([key.encode() for key in keys], dtype=f"S{ID_BYTES + 1}")
         order = np.argsort(self.dicom, kind="stable")
         indices, present = _look_up(self.dicom[order], ids)
         if not present.all():
-            first = keys[int(np.argmin(present))]
+            first = quoted(keys[int(np.argmin(present))])
             raise DataError(
-                f"{origin}: {(~present).sum()} of {len(keys)} ids are not in the split table, first {first!r}"
+                f"{origin}: {(~present).sum()} of {len(keys)} ids are not in the split table, first {first}"
             )
         rows: NDArray[np.int64] = order[indices]
         return rows
@@ -123,10 +126,10 @@ def read_images(folders: Sequence[Path]) -> ImageTable:
     dicoms, subjects, studies, splits = bytearray(), array("q"), array("q"), array("q")
     for line, row in table.rows(["dicom_id", "subject_id", "study_id", "split"]):
         if row[3] not in SPLITS:
-            raise DataError(f"{table.shown}:{line}: split {row[3]!r} is none of {', '.join(SPLITS)}")
+            raise DataError(f"{table.shown}:{line}: split {quoted(row[3])} is none of {', '.join(SPLITS)}")
         dicoms += _fixed(row[0], table, line)
-        subjects.append(integer(row[1], table, line, "subject_id"))
-        studies.append(integer(row[2], table, line, "study_id"))
+        subjects.append(identifier(row[1], table, line, "subject_id"))
+        studies.append(identifier(row[2], table, line, "study_id"))
         splits.append(names.index(row[3]))
     return join_images(dicoms, subjects, studies, splits, folders, table, "dicom_id")
 
@@ -163,6 +166,8 @@ def _views(dicom: NDArray[np.bytes_], table: Table | None) -> tuple[NDArray[np.i
     ids, positions = bytearray(), array("q")
     for line, (dicom_id, position) in table.rows(["dicom_id", "ViewPosition"]):
         ids += _fixed(dicom_id, table, line)
+        if len(spellings) > VIEWS:
+            raise DataError(f"{table.shown}:{line}: more than {VIEWS} spellings of ViewPosition")
         positions.append(spellings.setdefault(position, len(spellings)) if position else -1)
     order = np.argsort(dicom, kind="stable")
     indices, present = _look_up(dicom[order], np.frombuffer(ids, dtype=f"S{ID_BYTES}"))
@@ -181,7 +186,7 @@ def read_labels(folders: Sequence[Path], labeller: str) -> StudyLabels | None:
         return None
     studies, values = array("q"), bytearray()
     for line, row in table.rows(["study_id", *LABELS]):
-        studies.append(integer(row[0], table, line, "study_id"))
+        studies.append(identifier(row[0], table, line, "study_id"))
         for name, text in zip(LABELS, row[1:], strict=True):
             value = label_value(text, table, line, name)
             values += (BLANK if value is None else int(value)).to_bytes(1, "big", signed=True)
@@ -206,7 +211,7 @@ def _released(folders: Iterable[Path], kind: str) -> Table | None:
 
 def _fixed(dicom: str, table: Table, line: int) -> bytes:
     if not dicom or len(dicom) > ID_BYTES or not dicom.isascii():
-        raise DataError(f"{table.shown}:{line}: {dicom!r} is not a dicom_id")
+        raise DataError(f"{table.shown}:{line}: {quoted(dicom)} is not a dicom_id")
     return dicom.encode().ljust(ID_BYTES, b"\0")
 
 

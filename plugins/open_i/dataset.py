@@ -16,7 +16,7 @@ from medunifier_cli.data.contract import DataError, DatasetPlugin, Drop, FileIma
 
 from ..raw.dicom_header import view_position
 from ..raw.sampling import hash_share
-from ..raw.tree import folders, image_paths, need_folder, unpack_hint
+from ..raw.tree import file_below, folders, image_paths, need_folder, unpack_hint
 from .reports import OpenIReport, image_id, projections, read_reports
 
 FRONTAL = ("PA", "AP")
@@ -185,7 +185,7 @@ def _r2gen_paths(raw: Path, search: Sequence[Path], reports: Sequence[OpenIRepor
     paths = {}
     for report in reports:
         for name in report.images:
-            path = next((root / name for root in roots if (root / name).is_file()), None)
+            path = next((path for root in roots if (path := file_below(root, name))), None)
             if path is not None:
                 paths[name] = path.relative_to(raw).as_posix()
     return paths

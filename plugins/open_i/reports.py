@@ -6,17 +6,15 @@ R2Gen's annotation.json, which has findings only, two images per study, and a sp
 
 from __future__ import annotations
 
-import io
-import json
+import gzip
 import re
-import tarfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypedDict, cast
 
-from medunifier_cli.data.contract import DataError, read_text
+from medunifier_cli.data.contract import DataError, quoted, read_bytes, read_json, tar, unpack
 
 from ..raw.tables import Table, find_table
 from ..raw.tree import is_leftover
@@ -25,8 +23,15 @@ __all__ = ["OpenIReport", "image_id", "projections", "read_reports"]
 
 SECTIONS = ("comparison", "indication", "findings", "impression")
 IMAGE_NAME = re.compile(r"(?:CXR)?(\d+)_(?:\1_)?(IM-.*)")
+UID = re.compile(r"CXR[0-9]{1,9}")
 R2GEN_ID = re.compile(r"CXR\d+_")
 R2GEN_SPLITS = {"train": "train", "val": "valid", "test": "test"}
+
+
+class _Entry(TypedDict):
+    id: str
+    report: str
+    image_path: list[str]
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,11 @@ def read_reports(search: Sequence[Path]) -> tuple[str, list[OpenIReport]]:
     for form, read in (("xml", _xml_reports), ("kaggle", _kaggle_reports), ("r2gen", _r2gen_reports)):
         reports = read(search)
         if reports:
+            wrong = next((report.uid for report in reports if not UID.fullmatch(report.uid)), None)
+            if wrong is not None:
+                raise DataError(
+                    f"{search[0]}: a report has the number {quoted(wrong)} instead of CXR1 to CXR3999"
+                )
             return form, sorted(
                 reports, key=lambda report: (int(re.sub(r"\D", "", report.uid)), report.images)
             )
@@ -86,7 +96,9 @@ def _projection_rows(table: Table) -> Iterator[tuple[str, str]]:
     for line, (file_name, side) in table.rows(["filename", "projection"]):
         name = image_id(file_name.removesuffix(".png"))
         if name is None:
-            raise DataError(f"{table.shown}:{line}: {file_name!r} does not look like 1_IM-0001-4001.dcm.png")
+            raise DataError(
+                f"{table.shown}:{line}: {quoted(file_name)} does not look like 1_IM-0001-4001.dcm.png"
+            )
         yield name, side
 
 
@@ -94,7 +106,7 @@ def _xml_reports(search: Sequence[Path]) -> list[OpenIReport]:
     for folder in search:
         paths = sorted(path for path in folder.glob("*.xml") if path.stem.isdigit())
         if paths:
-            return [_parse(io.BytesIO(path.read_bytes()), str(path)) for path in paths]
+            return [_parse(read_bytes(path, DataError, "", unpack.REPORT_BYTES), str(path)) for path in paths]
     for folder in search:
         for path in sorted(folder.glob("NLMCXR_reports.tgz")):
             return list(_packed_reports(path))
@@ -103,26 +115,30 @@ def _xml_reports(search: Sequence[Path]) -> list[OpenIReport]:
 
 def _packed_reports(path: Path) -> Iterator[OpenIReport]:
     try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
+        with path.open("rb") as packed, gzip.GzipFile(fileobj=packed) as unpacked:
+            limited = unpack.Limited(cast("IO[bytes]", unpacked), unpack.ARCHIVE_BYTES, str(path))
+            # in one pass, `r|`, so that what is skipped counts towards the bound as well
+            for archive, member in tar.members(cast("IO[bytes]", limited), "r|"):
                 name = member.name.rsplit("/", 1)[-1]
                 content = (
                     archive.extractfile(member) if name.endswith(".xml") and not is_leftover(name) else None
                 )
                 if content is not None:
-                    yield _parse(content, f"{path}!{member.name}")
-    except (tarfile.TarError, EOFError, OSError) as error:
+                    shown = f"{path}!{member.name}"
+                    yield _parse(unpack.read_at_most(content, unpack.REPORT_BYTES, shown), shown)
+    except (*tar.DAMAGED, OSError) as error:
         raise DataError(f"{path} is damaged or cut short ({error}); download it again") from error
 
 
-def _parse(content: IO[bytes], shown: str) -> OpenIReport:
+def _parse(content: bytes, shown: str) -> OpenIReport:
     try:
-        root = ElementTree.parse(content).getroot()
-    except ElementTree.ParseError as error:
+        root = ElementTree.fromstring(content)
+    # LookupError and ValueError: an encoding that Python does not know, or that expat cannot use
+    except (ElementTree.ParseError, LookupError, ValueError, RecursionError) as error:
         raise DataError(f"{shown} is not XML: {error}") from error
     element = root.find("uId")
     uid = "" if element is None else element.get("id", "")
-    if not re.fullmatch(r"CXR\d+", uid):
+    if not UID.fullmatch(uid):
         raise DataError(f"{shown}: no uId such as CXR1")
     sections = {}
     for abstract in root.iter("AbstractText"):
@@ -166,24 +182,24 @@ def _r2gen_reports(search: Sequence[Path]) -> list[OpenIReport]:
     )
     if path is None:
         return []
-    try:
-        splits = json.loads(read_text(path))
-        others = [row["id"] for rows in splits.values() for row in rows if not R2GEN_ID.match(row["id"])]
-        if others:
-            raise DataError(
-                f"{path}: not Open-i's annotation: ids such as {others[0]!r} instead of CXR2384_IM-0942. "
-                "R2Gen has a file of this name for MIMIC-CXR as well: `mu prepare mimic-cxr` reads that one"
-            )
-        return [
-            OpenIReport(
-                uid=row["id"].split("_")[0],
-                sections={"findings": row["report"].strip()} if row["report"].strip() else {},
-                images=tuple(row["image_path"]),
-                facts={"r2gen_id": row["id"]},
-                split=R2GEN_SPLITS[name],
-            )
-            for name, rows in splits.items()
-            for row in rows
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} has no train, val and test lists of id, report and image_path") from error
+    lists = "train, val and test lists of id, report and image_path are expected"
+    splits = read_json(path, dict[str, list[_Entry]], DataError, lists)
+    if not splits.keys() <= R2GEN_SPLITS.keys():
+        raise DataError(f"{path}: has another list; {lists}")
+    rows = [(row, R2GEN_SPLITS[part]) for part, entries in splits.items() for row in entries]
+    others = [row["id"] for row, _ in rows if not R2GEN_ID.match(row["id"])]
+    if others:
+        raise DataError(
+            f"{path}: not Open-i's annotation: ids such as {quoted(others[0])} instead of CXR2384_IM-0942. "
+            "R2Gen has a file of this name for MIMIC-CXR as well: `mu prepare mimic-cxr` reads that one"
+        )
+    return [
+        OpenIReport(
+            uid=row["id"].split("_")[0],
+            sections={"findings": row["report"].strip()} if row["report"].strip() else {},
+            images=tuple(row["image_path"]),
+            facts={"r2gen_id": row["id"]},
+            split=split,
+        )
+        for row, split in rows
+    ]

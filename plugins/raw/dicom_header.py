@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import io
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medunifier_cli.data.contract import unpack
+
+if TYPE_CHECKING:  # pydicom is imported where it is used: a download without DICOM files does not need it
+    import pydicom
 
 __all__ = ["view_position"]
 
+HEAD = 1 << 22
+"""Bytes of a packed file that are read."""
+LONGEST = 64
+"""Characters of the longest code meaning that the standard allows (value representation LO)."""
 VIEW_CODES = {
     "antero-posterior": "AP",
     "postero-anterior": "PA",
@@ -22,19 +33,26 @@ def view_position(path: Path) -> str | None:
 
     An unreadable file has no view: `mu prepare` reports why when it decodes the pixels.
     """
-    import pydicom  # here, because a download without DICOM files does not need it
+    import pydicom
 
     tags = ["ViewPosition", "ViewCodeSequence"]
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
-    except (OSError, EOFError, ValueError, pydicom.errors.InvalidDicomError):
+        with path.open("rb") as plain:
+            # packed: only its beginning, as all that is sought comes before the pixels
+            file = io.BytesIO(gzip.GzipFile(fileobj=plain).read(HEAD)) if path.suffix == ".gz" else plain
+            if not unpack.dicom_within(file, unpack.IMAGE_BYTES):
+                return None
+            return _view(pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags))
+    except Exception:  # pydicom raises all kinds of errors on damaged files
         return None
+
+
+def _view(header: pydicom.Dataset) -> str | None:
     position = str(header.get("ViewPosition") or "").strip()
     if position:
-        return position
+        return position[:LONGEST]
     for code in header.get("ViewCodeSequence") or ():
         meaning = str(code.get("CodeMeaning") or "").strip().lower()
         if meaning:
-            return VIEW_CODES.get(meaning, meaning)
+            return VIEW_CODES.get(meaning, meaning[:LONGEST])
     return None

@@ -7,20 +7,31 @@ gives the same patients in every later version, and the splits of the literature
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medunifier_cli.data.contract import DataError, Option, Subset, read_text, text_lines
+from medunifier_cli.data.contract import (
+    DataError,
+    Option,
+    Subset,
+    decode_text,
+    quoted,
+    read_bytes,
+    read_json,
+    unpack,
+)
 
-from .tables import Table
+from .tables import Table, column_names
 
-__all__ = ["PART_OPTIONS", "hash_share", "listed_ids", "shares", "shuffled", "stratified", "train_parts"]
+__all__ = [
+    "PART_OPTIONS", "hash_share", "listed_ids", "random_state", "shares", "shuffled", "stratified",
+    "train_parts",
+]  # fmt: skip
 
 PARTS = {0.01: "ids_1_percent", 0.1: "ids_10_percent"}
 """Fractions of the train split that the paper fine-tunes on, each with the option that gives it as a list."""
@@ -38,8 +49,19 @@ T = TypeVar("T")
 
 def shuffled(items: Sequence[T], seed: int, *stream: int) -> list[T]:
     """All items in random order; different `stream` numbers give independent orders for one seed."""
-    state = np.random.RandomState([seed, *stream] if stream else seed)
+    state = random_state(seed, *stream)
     return [items[i] for i in state.permutation(len(items))]
+
+
+def random_state(seed: int, *stream: int) -> np.random.RandomState:
+    """The generator of a seed, and of one of its streams.
+
+    Raises:
+        DataError: the seed is negative or has more than 32 bits.
+    """
+    if not 0 <= seed < 2**32:
+        raise DataError(f"-o seed={seed}: a seed is a number from 0 to {2**32 - 1}")
+    return np.random.RandomState([seed, *stream] if stream else seed)
 
 
 def shares(sizes: Sequence[int], total: int) -> list[int]:
@@ -112,7 +134,9 @@ def train_parts(
             unknown = [name for name in ids if key_by_name.get(name) not in strata]
             if unknown:
                 count = f"{len(unknown)} of {len(ids)}"
-                raise DataError(f"{list_file}: {count} ids are not in the train split, first {unknown[0]!r}")
+                raise DataError(
+                    f"{list_file}: {count} ids are not in the train split, first {quoted(unknown[0])}"
+                )
             subsets[part] = Subset([key_by_name[name] for name in ids], f"given as {list_file.name}")
         elif total >= len(set(strata.values())):
             sample = stratified(list(strata.values()), total, seed)
@@ -146,27 +170,31 @@ def listed_ids(path: Path, subset: str, normalise: Callable[[str], str] = str) -
         column = next((name for name in ID_COLUMNS if name in header), None)
         if column is None:
             raise DataError(
-                f"{path}: none of the columns {', '.join(ID_COLUMNS)}; it has {', '.join(header)}"
+                f"{path}: none of the columns {', '.join(ID_COLUMNS)}; it has {column_names(header)}"
             )
         ids = [row[0] for _, row in table.rows([column])]
     else:
-        ids = text_lines(path)
+        content = read_bytes(path, DataError, "write one id per line", unpack.LIST_BYTES)
+        ids = decode_text(content, str(path)).split("\n")
     unique = dict.fromkeys(normalise(text.strip()) for text in ids if text.strip())
     if not unique:
         raise DataError(f"{path} lists no ids")
     return list(unique)
 
 
+class _Subset(TypedDict, total=False):
+    keys: list[str]
+
+
+class _Manifest(TypedDict):
+    subsets: dict[str, _Subset]
+
+
 def _json_list(path: Path, subset: str) -> list[str]:
-    try:
-        ids = json.loads(read_text(path))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
-    if isinstance(ids, dict) and isinstance(ids.get("subsets"), dict):
-        if subset not in ids["subsets"]:
-            present = ", ".join(ids["subsets"]) or "none"
-            raise DataError(f"{path} has no subset {subset}; it has: {present}")
-        ids = ids["subsets"][subset]["keys"]
-    if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
-        raise DataError(f"{path} is neither a list of ids nor a manifest with subsets")
-    return ids
+    advice = "a list of ids is expected, or a manifest with subsets"
+    found = read_json(path, list[str] | _Manifest, DataError, advice)  # type: ignore[arg-type]
+    if isinstance(found, list):
+        return found
+    if subset not in found["subsets"]:
+        raise DataError(f"{path} has no subset {subset}; it has: {', '.join(found['subsets']) or 'none'}")
+    return found["subsets"][subset].get("keys", [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,11 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from medunifier_cli.data.contract import DataError, decode_lines
+from medunifier_cli.data.contract import DataError, decode_lines, quoted, unpack
 
-__all__ = ["Table", "find_table", "integer", "label_value"]
+__all__ = ["Table", "column_names", "find_table", "identifier", "label_value"]
+
+DAMAGED = (
+    EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, KeyError, RuntimeError, struct.error,
+    ValueError,
+)  # fmt: skip
+"""What `gzip` and `zipfile` raise for damaged bytes, a member that is gone, encrypted or packed otherwise."""
 
 csv.field_size_limit(1 << 24)  # one SIIM mask is a single field of up to several hundred kilobytes
+
+
+LONGEST_NAME = 40
+"""Characters of the longest name of a column that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,8 @@ class Table:
     def lines(self) -> Iterator[Iterable[str]]:
         """The lines of the file, decompressed while reading."""
         with _open_bytes(self.path, self.member) as raw:
-            yield decode_lines(raw, self.shown)
+            limited = unpack.Limited(raw, unpack.TABLE_BYTES, self.shown)
+            yield decode_lines(cast("IO[bytes]", limited), self.shown)
 
     def header(self) -> list[str]:
         """Column names without surrounding spaces: SIIM's file has ` EncodedPixels`.
@@ -57,8 +69,8 @@ class Table:
             header = [name.strip() for name in next(reader, [])]
             missing = [name for name in columns if name not in header]
             if missing:
-                present = ", ".join(header) or "none"
-                raise DataError(f"{self.shown}: no column {', '.join(missing)}; its columns: {present}")
+                names = ", ".join(missing)
+                raise DataError(f"{self.shown}: no column {names}; its columns: {column_names(header)}")
             indices = [header.index(name) for name in columns]
             for row in reader:
                 if not row:
@@ -74,8 +86,10 @@ class Table:
         try:
             yield
         # All of these mean damaged bytes, whether the file is plain, gzipped or in a zip archive.
-        except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, csv.Error) as error:
+        except (*DAMAGED, csv.Error) as error:
             raise DataError(f"{self.shown} is damaged or cut short ({error}); download it again") from error
+        except OSError as error:
+            raise DataError(f"{self.shown}: cannot be read ({error.strerror or error})") from error
 
 
 @contextmanager
@@ -101,16 +115,22 @@ def find_table(folders: Iterable[Path], *names: str) -> Table | None:
     return None
 
 
-def integer(text: str, table: Table, line: int, column: str) -> int:
-    """An integer id.
+def column_names(header: Sequence[str]) -> str:
+    """The names of a table's columns for a message; none where a row of texts stands in their place."""
+    if not header:
+        return "none"
+    return ", ".join(name if len(name) <= LONGEST_NAME else "..." for name in header)
+
+
+def identifier(text: str, table: Table, line: int, column: str) -> int:
+    """A numeric id of at most nine digits.
 
     Raises:
         DataError: anything else, such as `10000032.0`: a table saved by a spreadsheet may have lost digits.
     """
-    try:
-        return int(text)
-    except ValueError:
-        raise DataError(f"{table.shown}:{line}: {column} {text!r} is not an integer") from None
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise DataError(f"{table.shown}:{line}: {column} is {quoted(text)}, not an integer of up to 9 digits")
+    return int(text)
 
 
 def label_value(text: str, table: Table, line: int, column: str) -> float | None:
@@ -126,5 +146,5 @@ def label_value(text: str, table: Table, line: int, column: str) -> float | None
     except ValueError:
         value = float("nan")  # refused below, like any other number
     if value not in (-1.0, 0.0, 1.0):
-        raise DataError(f"{table.shown}:{line}: {column} is {text!r}, not 1, 0, -1 or blank")
+        raise DataError(f"{table.shown}:{line}: {column} is {quoted(text)}, not 1, 0, -1 or blank")
     return value

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from medunifier_cli.data.contract import DataError
 
 __all__ = [
-    "IMAGE_SUFFIXES", "folders", "image_paths", "image_stem", "is_leftover", "need_folder", "unpack_hint",
+    "IMAGE_SUFFIXES", "file_below", "folders", "image_paths", "image_stem", "is_leftover", "leads_below",
+    "need_folder", "unpack_hint",
 ]  # fmt: skip
 
 IMAGE_SUFFIXES = (".dcm", ".png", ".jpg", ".jpeg")
@@ -45,6 +46,19 @@ def folders(raw: Path, depth: int, skip: re.Pattern[str] | None = None) -> Itera
                 names = sorted(entry.name for entry in entries if entry.is_dir())
             below += [folder / name for name in names if not (skip and skip.fullmatch(name))]
         level = below
+
+
+def file_below(folder: Path, name: str) -> Path | None:
+    """The file that a table names, if it is there; None also for a name that leads out of the folder."""
+    path = folder / name
+    # not `Path.is_file`, which raises for a name that is too long
+    return path if leads_below(name) and os.path.isfile(path) else None
+
+
+def leads_below(name: str) -> bool:
+    """Whether a path is relative and does not go up."""
+    parts = PurePosixPath(name)
+    return not parts.is_absolute() and ".." not in parts.parts
 
 
 def unpack_hint(raw: Path, ignore: str = "") -> str:

@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
-import zlib
 from pathlib import Path
 
-from medunifier_cli.data.contract import DataError, decode_text
+from medunifier_cli.data.contract import DataError, decode_text, unpack
 
 __all__ = ["open_zip", "other_format", "read_member"]
 
@@ -52,10 +52,13 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     """
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        if other := other_format(path):
+    except PermissionError:
+        raise
+    # ValueError: a name that is not valid UTF-8. NotImplementedError: a damaged version number. OSError: an
+    # offset before the beginning.
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error, EOFError) as error:
+        if path.is_file() and (other := other_format(path)):
             raise DataError(f"{path} is {other}, not a zip archive, whatever its name says") from error
-        # ValueError: a name that is not valid UTF-8. NotImplementedError: a damaged version number.
         raise DataError(f"{path} is damaged or cut short; download it again") from error
 
 
@@ -63,12 +66,14 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     """The unpacked bytes of one member.
 
     Raises:
+        TooLargeError: it is larger than any report.
         DataError: the member is damaged, encrypted, or compressed by a method that `zipfile` does not know.
     """
     try:
-        return archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        # RuntimeError: an encrypted member, or (as NotImplementedError) an unknown compression method.
+        return unpack.member_bytes(archive, name, unpack.REPORT_BYTES)
+    except DataError:
+        raise
+    except Exception as error:  # also RuntimeError: an encrypted member, or an unknown compression method
         raise DataError(
             f"{archive.filename}: {name} cannot be unpacked; download the archive again"
         ) from error

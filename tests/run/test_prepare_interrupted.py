@@ -55,7 +55,7 @@ def test_a_full_disk_leaves_nothing_half_written(
 
 
 def _full_open(path: Path, mode: str = "r") -> Any:
-    return io.BufferedWriter(FullDisk(path, "w")) if mode == "wb" else open(path, mode)
+    return io.BufferedWriter(FullDisk(path, "x")) if mode == "xb" else open(path, mode)
 
 
 def test_a_disk_that_is_really_full_while_receipts_are_written(raw: Path, tmp_path: Path) -> None:

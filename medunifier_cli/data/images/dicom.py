@@ -6,8 +6,10 @@ rescaled as if it named no window.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -20,11 +22,15 @@ from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 
 from medunifier_cli.data.contract import DicomTone
-from medunifier_cli.data.images.levels import BadImage, doubt, reject_blank, rescale_intensity
+from medunifier_cli.data.disk.unpack import IMAGE_BYTES, dicom_within
+from medunifier_cli.data.images.levels import BadImage, by_rows, doubt, reject_blank, rescale_intensity
 from medunifier_cli.data.images.tables import look_up_table, modality, window
 from medunifier_cli.errors import DataError
 
 INSTALL = "`pip install 'medunifier[dicom]'`"
+SAMPLES = 3 << 23
+"""Largest number of pixels, each counted once for each colour: 25 million. A detector of 43 cm with a pitch
+of 0.1 mm has 18 million."""
 LEVELS = 1 << 16
 """If stored values span fewer levels than this, grey levels are computed once per level and looked up."""
 
@@ -60,6 +66,8 @@ def dicom_pixels(file: IO[bytes], tone: DicomTone) -> DicomPixels:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            if not dicom_within(file, IMAGE_BYTES):
+                raise BadImage("undecodable", f"more than {IMAGE_BYTES:,} bytes, unpacked")
             dataset = pydicom.dcmread(file, force=True)
             return _pixels(dataset, tone)
         except (BadImage, MissingDecoderError):
@@ -72,6 +80,8 @@ def dicom_pixels(file: IO[bytes], tone: DicomTone) -> DicomPixels:
 def missing_decoder(file: IO[bytes]) -> str | None:
     """Which package to install to decode this file; None if nothing is missing."""
     try:
+        if not dicom_within(file, IMAGE_BYTES):
+            return None
         header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=[])
         _check_decoder(header)
     except MissingDecoderError as error:
@@ -104,7 +114,11 @@ def _pixels(dataset: pydicom.Dataset, tone: DicomTone) -> DicomPixels:
         # A file without preamble does not name its encoding: the standard's default applies.
         dataset.ensure_file_meta()
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-    stored = pixel_array(dataset)  # clears the bits above Bits Stored, where old files keep overlays
+    area = int(dataset.Rows) * int(dataset.Columns)
+    if area * int(dataset.get("SamplesPerPixel") or 1) > SAMPLES:
+        raise BadImage("undecodable", f"{dataset.Columns} x {dataset.Rows} pixels")
+    with _no_more_than(area):
+        stored = pixel_array(dataset)  # clears the bits above Bits Stored, where old files keep overlays
     depth = int(dataset.BitsStored)
     kind = str(dataset.PhotometricInterpretation)
     if kind == "PALETTE COLOR":
@@ -131,6 +145,17 @@ def _pixels(dataset: pydicom.Dataset, tone: DicomTone) -> DicomPixels:
     return DicomPixels(pixels, depth, inverted, why)
 
 
+@contextlib.contextmanager
+def _no_more_than(pixels: int) -> Iterator[None]:
+    """Let Pillow, which decodes a JPEG inside a DICOM, refuse one of far more pixels than the header says."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max(1, pixels)
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
 def _colour(stored: NDArray[Any], depth: int) -> DicomPixels:
     grey = np.array(Image.fromarray(stored[..., :3]).convert("L"))
     reject_blank(grey)
@@ -155,24 +180,22 @@ def _grey(
     """Stored values -> grey levels as the header has them, not yet inverted; and what is wrong with it."""
     if tone != "window":
         # As MIMIC-CXR-JPG was made: minimum and maximum of the stored values, no rescale and no window.
-        values = stored.astype(np.float32)
-        span = max(float(values.max() - values.min()), 1.0)
-        return _uint8(np.floor((values - values.min()) * (255 / span))), ""
+        low, high = np.float32(stored.min()), np.float32(stored.max())
+        span = max(float(high - low), 1.0)
+        return by_rows(lambda part: np.floor((part.astype(np.float32) - low) * (255 / span)), stored), ""
     voi = look_up_table(dataset, "VOILUTSequence")
     why = voi.doubt if voi else ""
-    low, high = int(stored.min()), int(stored.max())
-    if high - low < LEVELS:
-        domain = np.arange(low, high + 1).astype(stored.dtype)
+    first, last = int(stored.min()), int(stored.max())
+    if last - first < LEVELS:
+        domain = np.arange(first, last + 1).astype(stored.dtype)
         table = _window(domain, dataset)
         if table is not None:
-            return _uint8(table[stored.astype(np.int64) - low]), why
-    else:
-        windowed = _window(stored, dataset)
-        if windowed is not None:
-            return windowed, why
+            return by_rows(lambda part: table[part.astype(np.int64) - first], stored), why
+    elif _window(stored[:1], dataset) is not None:
+        return by_rows(lambda part: _window(part, dataset), stored), why
     values = modality(stored, dataset)
     if int(dataset.BitsStored) <= 8 and values.min() >= 0 and values.max() <= 255:
-        return _uint8(values * (255 / (2 ** int(dataset.BitsStored) - 1))), why
+        return by_rows(lambda part: part * (255 / (2 ** int(dataset.BitsStored) - 1)), values), why
     return _rescaled(stored, dataset, padding), why
 
 
@@ -186,8 +209,8 @@ def _rescaled(
     if padding is None:
         return rescale_intensity(values)
     # Padding is often an extreme value; at the median it cannot move the percentiles.
-    without_padding = values.copy()
-    without_padding[padding] = np.median(values[~padding])
+    without_padding = values.copy() if values is stored else values
+    without_padding[padding] = np.median(values[~padding], overwrite_input=True)
     return rescale_intensity(without_padding)
 
 

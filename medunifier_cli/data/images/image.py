@@ -9,8 +9,9 @@ is refused.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
+import os
+import struct
 import warnings
 import zipfile
 import zlib
@@ -23,12 +24,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from medunifier_cli.data.contract import DicomTone, DrawnImage, EncodedImage, FileImage, ImageSource, ZipImage
+from medunifier_cli.data.contract import (
+    DicomTone,
+    DrawnImage,
+    EncodedImage,
+    FileImage,
+    ImageSource,
+    ZipImage,
+)
+from medunifier_cli.data.disk.unpack import IMAGE_BYTES, TooLargeError, gunzip, member_bytes, too_large
 from medunifier_cli.data.images.levels import BadImage, doubt, reject_blank
 from medunifier_cli.data.images.picture import (
     DEEP,
     ORIENTATION,
+    PIXELS,
     as_grey,
+    refuse_huge,
     second_guess,
     upright,
     whatever_its_texts,
@@ -38,12 +49,12 @@ from medunifier_cli.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 """Formats that Pillow may try, without those that start other programs (EPS)."""
-LARGEST = 2 * 89_478_485
-"""Maximum number of pixels: twice Pillow's own limit, above which it reports a decompression bomb."""
 TAIL = 1 << 16
 """Bytes at the end of a file in which its end marker is looked for."""
 GZIP = b"\x1f\x8b"
-UNREADABLE = (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+ZIP_ERRORS = (RuntimeError, ValueError, struct.error, OverflowError)
+"""What `zipfile` raises, apart from BadZipFile: an encrypted member, an unknown method, damaged fields."""
+UNREADABLE = (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, TooLargeError, *ZIP_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -90,8 +101,10 @@ def image_from(source: ImageSource, size: int, *, believe: bool = False) -> Grey
         raise BadImage("missing", "") from error
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise BadImage("truncated", "damaged archive") from error
-    except OSError as error:
-        raise BadImage("undecodable", error.strerror or type(error).__name__) from error
+    except TooLargeError as error:
+        raise BadImage("undecodable", f"a file of more than {IMAGE_BYTES:,} bytes") from error
+    except (OSError, *ZIP_ERRORS) as error:
+        raise BadImage("undecodable", getattr(error, "strerror", "") or type(error).__name__) from error
 
 
 def opened(source: FileImage | ZipImage | EncodedImage) -> IO[bytes]:
@@ -100,18 +113,26 @@ def opened(source: FileImage | ZipImage | EncodedImage) -> IO[bytes]:
     Raises:
         OSError: the file or archive cannot be opened.
         KeyError: the archive has no such member.
+        TooLargeError: the file, unpacked, is larger than any radiograph.
     """
     if isinstance(source, EncodedImage):
         return io.BytesIO(source.read())
     if not isinstance(source, FileImage):
-        return io.BytesIO(_archive(source.archive).read(source.member))
+        return io.BytesIO(member_bytes(_archive(source.archive), source.member, IMAGE_BYTES))
     file = open(source.path, "rb")  # noqa: SIM115 - the caller closes it
-    packed = file.read(2) == GZIP
-    file.seek(0)
-    if not packed:
-        return file
-    with file:
-        return io.BytesIO(gzip.decompress(file.read()))
+    try:
+        packed = file.read(2) == GZIP
+        file.seek(0)
+        if packed:
+            unpacked = io.BytesIO(gunzip(file, IMAGE_BYTES, source.path.name))
+            file.close()
+            return unpacked
+        if os.fstat(file.fileno()).st_size > IMAGE_BYTES:
+            raise too_large(source.path.name, IMAGE_BYTES)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def head_of(source: ImageSource, size: int = 132) -> bytes:
@@ -129,7 +150,7 @@ def bytes_of(source: ImageSource) -> int | None:
             return source.path.stat().st_size
         if isinstance(source, ZipImage):
             return _archive(source.archive).getinfo(source.member).file_size
-    except (OSError, KeyError, zipfile.BadZipFile):
+    except UNREADABLE:
         pass
     return None
 
@@ -169,7 +190,7 @@ def _decode(file: IO[bytes], size: int, tone: DicomTone, believe: bool) -> GreyI
         square = resize_to_square(Image.fromarray(dicom.pixels), size)
         return GreyImage(square, height, width, dicom.bit_depth, dicom.inverted, dicom.doubt)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about large images (LARGEST is our limit) and malformed EXIF
+        warnings.simplefilter("ignore")  # about large images, which have a limit of ours, and malformed EXIF
         try:
             return whatever_its_texts(partial(_decode_picture, size=size, believe=believe), file)
         except BadImage:
@@ -178,7 +199,7 @@ def _decode(file: IO[bytes], size: int, tone: DicomTone, believe: bool) -> GreyI
             recognised = head.startswith((b"\xff\xd8", b"\x89PNG"))
             raise BadImage("truncated" if recognised else "undecodable", "no image Pillow knows") from error
         except Image.DecompressionBombError as error:
-            raise BadImage("undecodable", f"more than {LARGEST:,} pixels") from error
+            raise BadImage("undecodable", f"more than {PIXELS:,} pixels") from error
         except Exception as error:  # decoders raise all kinds of errors on damaged files
             cut = "truncat" in str(error).lower() or not _is_whole(file, head)
             raise BadImage("truncated" if cut else "undecodable", type(error).__name__) from error
@@ -187,8 +208,7 @@ def _decode(file: IO[bytes], size: int, tone: DicomTone, believe: bool) -> GreyI
 def _decode_picture(file: IO[bytes], size: int, believe: bool) -> GreyImage:
     with Image.open(file, formats=FORMATS) as image:
         width, height = image.size
-        if width * height > LARGEST:
-            raise BadImage("undecodable", f"{width} x {height} pixels")
+        refuse_huge(image)
         orientation = image.getexif().get(ORIENTATION, 1)
         mode, kind = image.mode, image.format
         if kind in ("JPEG", "MPO"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,8 @@ END = 4
 """Number of levels, from black or from white, that count as one end of the range."""
 NEARLY_ALL = 0.97
 """An image with more than this share of its pixels at one end is doubted. Measured in docs/decisions.md."""
+TOGETHER = 1 << 20
+"""Values that are rescaled together."""
 Reason = Literal["missing", "truncated", "undecodable", "blank"]
 
 
@@ -41,7 +44,9 @@ class BadImage(Exception):
 
 def rescale_intensity(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Rescale linearly so that `PERCENTILES` become 0 and 255; uint8 of the same shape."""
-    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values.reshape(-1)
+    finite = values.reshape(-1)
+    if values.dtype.kind == "f" and not (good := np.isfinite(values)).all():
+        finite = values[good]
     if not finite.size:
         raise BadImage("undecodable", "no finite value")
     # About a million values, evenly spaced, estimate the percentiles closely enough; sorting all is slower.
@@ -55,9 +60,25 @@ def rescale_intensity(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    scaled = (np.nan_to_num(values.astype(np.float32), nan=low) - low) * (255 / (high - low))
-    levels: NDArray[np.uint8] = np.rint(scaled.clip(0, 255)).astype(np.uint8)
-    return levels
+    def levels(part: NDArray[Any]) -> NDArray[Any]:
+        return (np.nan_to_num(part.astype(np.float32), nan=low) - low) * (255 / (high - low))
+
+    return by_rows(levels, values)
+
+
+def by_rows(levels: Callable[[NDArray[Any]], Any], values: NDArray[Any]) -> NDArray[np.uint8]:
+    """`levels(values)` rounded to whole grey levels, some rows at a time; uint8 of the same shape.
+
+    The floats that conversions work on would take up to thirty times the memory of a whole image.
+
+    Args:
+        levels: in which every value stands for itself.
+    """
+    found = np.empty(values.shape, np.uint8)
+    rows = max(1, TOGETHER // max(1, values[:1].size))
+    for start in range(0, len(values), rows):
+        found[start : start + rows] = np.rint(levels(values[start : start + rows])).clip(0, 255)
+    return found
 
 
 def doubt(levels: NDArray[np.uint8] | Image.Image, *, coarse: bool = False) -> str:

@@ -10,7 +10,7 @@ from typing import IO, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
 
-from medunifier_cli.data.images.levels import doubt, rescale_intensity
+from medunifier_cli.data.images.levels import BadImage, doubt, rescale_intensity
 
 DEEP = {"I;16": 16, "I;16B": 16, "I;16L": 16, "I;16N": 16, "I": 32, "F": 32}
 """Bit depth of Pillow's modes with more than 8 bits per channel."""
@@ -29,7 +29,31 @@ PNG = b"\x89PNG\r\n\x1a\n"
 SHOWN = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
 """The chunks of a PNG that its grey levels and orientation depend on (PNG specification, section 11)."""
 
+PIXELS = 2 * 89_478_485
+"""Maximum number of pixels: twice Pillow's own limit, above which it reports a decompression bomb."""
+DECODED = 3 << 26
+"""Maximum of bytes that Pillow keeps of a decoded picture: 50 million pixels in colour or of 32 bits, 100
+million of 16, `PIXELS` of 8. A radiograph has 10 to 25 million. So no picture takes 1 GiB to decode."""
+BYTES = {"1": 1, "L": 1, "P": 1} | dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), 2)
+"""Bytes that Pillow keeps for each pixel; 4 in all other modes."""
+JPEG2000_BYTES = 8
+"""The same for JPEG 2000, whose decoder keeps 32 bits for each colour beside the picture."""
+STRIP = 1 << 22
+"""Pixels that are converted together, which bounds the copies that this takes."""
+
 T = TypeVar("T")
+
+
+def refuse_huge(image: Image.Image) -> None:
+    """Look at the size of an opened picture before any of it is decoded.
+
+    Raises:
+        BadImage: it has too many pixels for its mode.
+    """
+    width, height = image.size
+    kept = BYTES.get(image.mode, 4) if image.format != "JPEG2000" else JPEG2000_BYTES
+    if width * height > min(PIXELS, DECODED // kept):
+        raise BadImage("undecodable", f"{width} x {height} pixels of mode {image.mode}")
 
 
 def whatever_its_texts(decode: Callable[[IO[bytes]], T], file: IO[bytes]) -> T:
@@ -66,17 +90,35 @@ def as_grey(image: Image.Image) -> Image.Image:
         levels = rescale_intensity(np.array(image))
         # Pillow inverts WhiteIsZero of up to 8 bits, and leaves deeper ones as they are stored.
         return Image.fromarray(255 - levels if white_is_zero(image) else levels)
+    if image.mode == "L" and not _transparent(image):
+        return image
+    return _by_strips(_strip_as_grey, image)
+
+
+def _strip_as_grey(image: Image.Image) -> Image.Image:
     if _transparent(image):
         colour = image.convert("RGBA")
         black = Image.new("RGBA", colour.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, colour).convert("L")
-    return image if image.mode == "L" else image.convert("RGB").convert("L")
+    return image.convert("RGB").convert("L")
+
+
+def _by_strips(convert: Callable[[Image.Image], Image.Image], image: Image.Image) -> Image.Image:
+    """`convert(image)`, of mode L, for a conversion in which every pixel stands for itself."""
+    width, height = image.size
+    rows = max(1, STRIP // max(width, 1))
+    if rows >= height:
+        return convert(image)
+    grey = Image.new("L", image.size)
+    for top in range(0, height, rows):
+        grey.paste(convert(image.crop((0, top, width, min(height, top + rows)))), (0, top))
+    return grey
 
 
 def second_guess(image: Image.Image, grey: Image.Image) -> Image.Image:
     """What to show instead of `grey`, the doubtful result of `as_grey(image)`."""
     if _transparent(image):
-        opaque = image.convert("RGBA").convert("RGB").convert("L")
+        opaque = _by_strips(lambda strip: strip.convert("RGBA").convert("RGB").convert("L"), image)
         if not doubt(opaque, coarse=True):
             return opaque
     return Image.fromarray(rescale_intensity(np.asarray(grey)))

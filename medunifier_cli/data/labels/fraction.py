@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medunifier_cli.data.disk.index import digest64
+from medunifier_cli.data.disk.manifest import read_manifest
 from medunifier_cli.data.labels.labelled import is_known
-from medunifier_cli.data.shard_scan import digest64
-from medunifier_cli.data.shards import Shards, read_manifest
+from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import DataError
 
 
@@ -48,7 +49,8 @@ def select(shards: Shards, target: NDArray[Any], fraction: float, seed: int) -> 
     if fraction == 1:
         return Selection(labelled, "all labelled samples")
     name = f"{shards.split}-{fraction:g}"
-    listed = ((read_manifest(shards.folder) or {}).get("subsets") or {}).get(name)
+    manifest = read_manifest(shards.folder)
+    listed = manifest.get("subsets", {}).get(name) if manifest else None
     if listed is not None:
         # A published subset takes precedence, so that results compare with the literature.
         keys = np.array([key.encode() for key in listed["keys"]], dtype="S")

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.report import compose, digest, token_digest
-from medunifier_cli.data.texts.tokenizer import TextTokenizer
+from medunifier_cli.data.texts.tokenizer import LONGEST_TEXT, TextTokenizer
 from medunifier_cli.recipe.schema import DataConfig, TextConfig
 from medunifier_cli.run.cache import cached
+from medunifier_cli.terminal.say import say
 
 CACHE = ".cache"
 """Folder beside the shards; it may be deleted at any time."""
@@ -86,14 +87,17 @@ def _build(texts: Iterator[str], n: int, max_tokens: int, tokenizer: TextTokeniz
     digests, token_digests = np.zeros(n, np.int64), np.zeros(n, np.int64)
     empty = np.empty(0, np.int32)
     pieces = [empty]
-    row = 0
+    row = long = 0
     while chunk := list(islice(texts, CHUNK)):
         for words, ids in zip(chunk, tokenizer.encode_many(chunk, max_tokens), strict=True):
             piece = np.array(ids, np.int32) if words else empty
+            long += len(words) > LONGEST_TEXT
             digests[row], token_digests[row] = digest(words), token_digest(piece)
             start[row + 1] = start[row] + len(piece)
             pieces.append(piece)
             row += 1
         # Merged now and then: each small array has about 100 bytes of header, nearly as much as its ids.
         pieces = [np.concatenate(pieces)] if len(pieces) > 64 * CHUNK else pieces
+    if long:
+        say(f"warning: {long:,} texts are longer than {LONGEST_TEXT:,} characters; the rest is not read")
     return TokenTable(np.concatenate(pieces), start, digests, token_digests)

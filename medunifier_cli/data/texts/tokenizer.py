@@ -27,6 +27,10 @@ ALPHABET = 1000
 """Maximum number of characters in a trained vocabulary, as in BERT."""
 CONTINUES = "##"
 """Prefix of a token that continues a word."""
+LONGEST_WORD = 100
+"""Characters of the longest word that WordPiece looks up, in transformers as here; a longer one is [UNK]."""
+LONGEST_TEXT = 1 << 17
+"""Characters of a text that are tokenized: ten times as many as the longest report has."""
 FILES = ("vocab.txt", "tokenizer_config.json", "tokenizer.json")
 SPECIAL_TOKEN = re.compile(r"\[.*\]|<.*>")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -78,12 +82,12 @@ class TextTokenizer:
         Raises:
             DataError: no text, or a vocabulary too small for the characters of the texts.
         """
+        tokenizer = _bert(models.WordPiece(unk_token=UNK), True, None)
         counts: Counter[str] = Counter()
         for text in texts:
-            counts.update(text.split())
+            counts.update(_words(text, tokenizer))
         if not counts:
             raise DataError("there is no text to train a vocabulary on")
-        tokenizer = _bert(models.WordPiece(unk_token=UNK), True, None)
         alphabet = _alphabet(tokenizer, counts)
         fixed = [PAD, UNK, CLS, SEP, MASK, *alphabet]
         if vocabulary < len(fixed):
@@ -155,7 +159,9 @@ class TextTokenizer:
     def encode_many(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
         """`encode` for several texts at once."""
         words = max_tokens - SPECIAL
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self._tokenizer.encode_batch_fast(
+            [text[:LONGEST_TEXT] for text in texts], add_special_tokens=False
+        )
         return [[self.cls_id, *encoding.ids[:words], self.sep_id] for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -188,6 +194,25 @@ def _bert(model: models.WordPiece, lowercase: bool, strip_accents: bool | None) 
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix=CONTINUES, cleanup=True)
     return tokenizer
+
+
+def _words(text: str, tokenizer: Tokenizer) -> list[str]:
+    """The words of a text, without those of more than `LONGEST_WORD` characters.
+
+    Encoding gives [UNK] for these, and the trainer takes minutes for one of a million characters.
+    """
+    words = text[:LONGEST_TEXT].split()
+    if all(len(word) <= LONGEST_WORD for word in words):
+        return words
+    kept = []
+    for word in words:
+        if len(word) <= LONGEST_WORD:
+            kept.append(word)
+            continue
+        # several words in truth, joined by punctuation, such as a row of a table
+        parts = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(word))
+        kept += [part for part, _ in parts if len(part) <= LONGEST_WORD]
+    return kept
 
 
 def _alphabet(tokenizer: Tokenizer, counts: Mapping[str, int]) -> list[str]:

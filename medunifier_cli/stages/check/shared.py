@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec
 
 from medunifier_cli.checkpoint.pretrained import starting_run
+from medunifier_cli.data.disk.manifest import again, read_manifest
 from medunifier_cli.data.loader import micro_batch_size
-from medunifier_cli.data.shards import Shards, read_manifest
-from medunifier_cli.errors import DataError, MuError
+from medunifier_cli.data.shards import Shards
+from medunifier_cli.errors import DataError, MuError, one_line
 from medunifier_cli.files import sha256
 from medunifier_cli.model.weights import require_cached, weights_path
 from medunifier_cli.recipe.load import load_saved
@@ -22,6 +23,14 @@ from medunifier_cli.roots import find_run, runs_root, shards_folder
 from medunifier_cli.run.record import Run
 
 P = ParamSpec("P")
+
+
+class ProblemsError(DataError):
+    """Several problems that one check found, each a line of its own."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = [one_line(problem) for problem in problems]
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,8 @@ def run_check(name: str, check: Callable[P, str], *args: P.args, **kwargs: P.kwa
 
 def failed(name: str, error: MuError) -> list[Check]:
     """A failed check for each line of an error."""
-    return [Check(name, line, False) for line in str(error).splitlines()]
+    lines = error.problems if isinstance(error, ProblemsError) else [str(error)]
+    return [Check(name, line, False) for line in lines]
 
 
 def shards_of(dataset: str, shards: str) -> Path:
@@ -91,20 +101,22 @@ def check_split(folder: Path, split: str, hashes: bool) -> str:
         DataError: one line for each bad shard; or the split does not exist or is empty.
     """
     manifest = read_manifest(folder)
-    entries = (manifest or {}).get("splits", {}).get(split, {}).get("shards", [])
+    splits = manifest.get("splits", {}) if manifest else {}
+    entries = splits[split]["shards"] if split in splits else []
+    advice = again(manifest.get("dataset")) if manifest else ""
     problems = []
     # not left to `Shards.open`, which stops at the first bad shard: the user wants the whole list
     for entry in entries:
         path = folder / entry["name"]
         if not path.is_file():
-            problems.append(f"{path}: listed in the manifest but missing; run `mu prepare` again")
+            problems.append(f"{path}: listed in the manifest but missing; {advice}")
         elif path.stat().st_size != entry["bytes"]:
             size = path.stat().st_size
-            problems.append(f"{path}: {size:,} bytes, {entry['bytes']:,} expected; run `mu prepare` again")
+            problems.append(f"{path}: {size:,} bytes, {entry['bytes']:,} expected; {advice}")
         elif hashes and sha256(path) != entry["sha256"]:
-            problems.append(f"{path}: its contents differ from the manifest; run `mu prepare` again")
+            problems.append(f"{path}: its contents differ from the manifest; {advice}, which makes it anew")
     if problems:
-        raise DataError("\n".join(problems))
+        raise ProblemsError(problems)
     shards = Shards.open(folder, split)
     shards.close()
     if not len(shards):
@@ -119,7 +131,8 @@ def check_image_size(dataset: str, size: int, folder: Path) -> str:
     Raises:
         DataError: they are: loading can shrink an image, but not restore what `mu prepare` discarded.
     """
-    prepared = ((read_manifest(folder) or {}).get("image") or {}).get("size")
+    manifest = read_manifest(folder)
+    prepared = manifest.get("image", {}).get("size") if manifest else None
     if prepared is None:
         return f"{size}; the shards do not record their own"
     if prepared < size:

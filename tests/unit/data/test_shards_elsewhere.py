@@ -99,8 +99,11 @@ def test_sections_win_over_captions(tmp_path: Path) -> None:
             r"sample '7' lacks its \.json, or a \.txt; expected .*\.png, \.cls$",
         ),
         ({"7.png": IMAGE, "7.txt": b"x", "8.txt": b"x"}, r"sample '8' lacks its image"),
-        ({"7.png": IMAGE, "7.json": b"[1]"}, r"sample '7' has a \.json that holds no object"),
-        ({"7.png": IMAGE, "7.json": b'{"sections": "clear"}'}, r"has sections that are not a mapping"),
+        ({"7.png": IMAGE, "7.json": b"[1]"}, r"7\.json: expected object, got array"),
+        (
+            {"7.png": IMAGE, "7.json": b'{"sections": "clear"}'},
+            r"7\.json: expected object \| null, got str at sections",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, files: dict[str, bytes], said: str) -> None:

@@ -101,8 +101,8 @@ def test_lists_of_keys(tmp_path: Path, name: str, content: str) -> None:
     [
         ("a.txt", "\n", "lists no key"),
         ("a.csv", "id\nk1\n", "no column 'key'"),
-        ("a.json", "{}", "not a JSON list"),
-        ("a.json", "{", "not valid JSON"),
+        ("a.json", "{}", "expected array, got object; a JSON list of keys"),
+        ("a.json", "{", "is no JSON .*; a JSON list of keys"),
     ],
 )
 def test_lists_that_are_none(tmp_path: Path, name: str, content: str, said: str) -> None:

@@ -208,7 +208,7 @@ def test_damaged_tables_are_named(raw: Path) -> None:
         plan(raw, **NO_5X200)
     text = gzip.decompress(whole).decode()
     split.write_bytes(gzip.compress(text.replace(",10000032,", ",10000032.0,", 1).encode()))
-    with pytest.raises(DataError, match=r"split\.csv\.gz:2: subject_id '10000032\.0' is not an integer"):
+    with pytest.raises(DataError, match=r"split\.csv\.gz:2: subject_id is '10000032\.0', not an integer"):
         plan(raw, **NO_5X200)
     split.write_bytes(gzip.compress(text.replace("validate", "val").encode()))
     with pytest.raises(DataError, match="split 'val' is none of train, validate, test"):

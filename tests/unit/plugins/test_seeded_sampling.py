@@ -90,9 +90,9 @@ def test_lists_as_text_json_and_csv(tmp_path: Path) -> None:
         ("none.txt", None, "no such file"),
         ("empty.txt", "\n\n", "lists no ids"),
         ("a.csv", "n,m\n1,2\n", "none of the columns key, patientId"),
-        ("a.json", '{"a": 1}', "is neither a list of ids nor a manifest"),
+        ("a.json", '{"a": 1}', "; a list of ids is expected, or a manifest"),
         ("c.json", '{"subsets": {"other": {}}}', "has no subset mine; it has: other"),
-        ("b.json", "[", "is not JSON"),
+        ("b.json", "[", "is no JSON .*; a list of ids"),
     ],
 )
 def test_unusable_lists_are_errors(tmp_path: Path, name: str, content: str | None, message: str) -> None:

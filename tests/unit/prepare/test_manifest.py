@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from medunifier_cli.data.contract import FileImage, Plan, Record, Subset
-from medunifier_cli.data.shards import index_dtype
+from medunifier_cli.data.disk.index import index_dtype
 from medunifier_cli.prepare.manifest import (
     add_up,
     class_counts,
