@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import traceback
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 INTERRUPTED = 130
@@ -29,25 +30,46 @@ class MuError(Exception):
         super().__init__(one_line(message))
 
 
-def one_line(text: str) -> str:
-    """A text as one line for a terminal: no control characters, at most `LINE_LIMIT` characters.
+def one_line(text: str, limit: int = LINE_LIMIT) -> str:
+    """A text as one line for a terminal: no control characters, at most `limit` characters.
 
     Names of files and of classes come from other people: an escape sequence in one would reach the terminal,
     and a line end would fake a line of ours.
     """
+    if len(text) > 4 * limit:  # a line end or a letter that is written out is at most four times as long
+        text = text[: 2 * limit] + text[-2 * limit :]
     line = "; ".join(part for part in text.split("\n") if part.strip())
     # Cc control, Cf invisible formatting such as a change of the writing direction, Cs half a character,
     # Zl and Zp line ends
     line = "".join(
         f"\\x{ord(c):02x}" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in line
     )
-    if len(line) <= LINE_LIMIT:
+    if len(line) <= limit:
         return line
-    return f"{line[:LINE_START]} ... {line[LINE_START + 5 - LINE_LIMIT :]}"
+    start = LINE_START - LINE_LIMIT + limit
+    return f"{line[:start]} ... {line[start + 5 - limit :]}"
+
+
+def one_line_of(problems: Sequence[str]) -> str:
+    """Several problems as one line: the first ones as far as they fit, whole, and how many more there are."""
+    line, rest = one_line(problems[0]), len(problems) - 1
+    for number, problem in enumerate(problems[1:], 2):
+        longer = f"{line}; {one_line(problem)}"
+        left = len(problems) - number
+        if len(longer) + len(_more(left)) > LINE_LIMIT:
+            break
+        line, rest = longer, left
+    more = _more(rest)
+    # alone, the first problem may fill the line
+    return (line if len(line) + len(more) <= LINE_LIMIT else one_line(line, LINE_LIMIT - len(more))) + more
+
+
+def _more(count: int) -> str:
+    return f"; and {count:,} more" if count else ""
 
 
 class RecipeError(MuError):
-    """One or more problems of a recipe, each on its own line as `file:line: what`."""
+    """One or more problems of a recipe, each as `file:line: what`."""
 
 
 class DataError(MuError):
