@@ -151,13 +151,19 @@ class MetricEntry(NamedValue, total=False):
     high: float | None
 
 
-class ResultFile(TypedDict):
-    """What is read of every result file; each task adds facts of its own."""
+class Measured(TypedDict):
+    """What every result file has."""
 
     task: str
     dataset: str
     split: str
     metrics: list[MetricEntry]
+
+
+class ResultFile(Measured, total=False):
+    """What is read of a result file; each task adds facts of its own."""
+
+    checkpoint: dict[str, str | int]
 
 
 def read_result(path: Path) -> dict[str, Any]:

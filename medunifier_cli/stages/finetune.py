@@ -230,7 +230,7 @@ def _features(
             encoder = Classifier(trained.model, nn.Identity(), freeze=True)
             compute_features(trained, encoder, source, path, recipe.data.workers)
         world.barrier()
-        features[role] = LabelledFeatures(source, read_features(path))
+        features[role] = LabelledFeatures(source, read_features(path, len(source)))
     return features
 
 
@@ -282,6 +282,6 @@ def _earlier_result(run: Run, dataset: str, identity: str) -> list[Metric] | Non
     """The held-out result of the weights with the hash `identity`; None if they were not measured yet."""
     for result in read_results(run.results):
         same = result["task"] == TASK and result["dataset"] == dataset
-        if same and result["checkpoint"]["hash"] == identity:
+        if same and result.get("checkpoint", {}).get("hash") == identity:
             return [Metric.from_json(metric) for metric in result["metrics"]]
     return None
