@@ -112,8 +112,33 @@ def explain(error: BaseException) -> tuple[list[str], int]:
             ], 1
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return [one_line(f"no permission{where}; choose another folder or change its rights")], 1
+        if error.errno == errno.ENAMETOOLONG:
+            return [one_line(f"a name too long for the file system{where}; choose a shorter one")], 1
     name = type(error).__name__
     return [f"unexpected {name} in {_place(error)}; run again with --debug to see the traceback"], 1
+
+
+def traceback_text(error: BaseException) -> str:
+    """The traceback of an error and of those that led to it, without the messages of foreign ones.
+
+    The message of a parser may quote what it could not read, and that may be a report: of an error that is
+    not ours, only type, places and lines of code are shown.
+    """
+    parts: list[str] = []
+    seen: set[int] = set()
+    link = ""
+    rest: BaseException | None = error
+    while rest is not None and id(rest) not in seen:
+        seen.add(id(rest))
+        frames = "".join(traceback.format_tb(rest.__traceback__))
+        kind = type(rest)
+        name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+        said = f": {rest}" if isinstance(rest, MuError) else ""
+        parts.append(f"Traceback (most recent call last):\n{frames}{name}{said}\n{link}")
+        link = "\nThe above error led to the following one:\n\n"
+        # also what `raise ... from None` hides: this is for the one who looks for the reason
+        rest = rest.__cause__ or rest.__context__
+    return "".join(reversed(parts))
 
 
 def _place(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from medunifier_cli.recipe.load import Recipe, load_any
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
+from medunifier_cli.terminal.options import PROCESSES
 
 if TYPE_CHECKING:
     from medunifier_cli.stages.check.shared import Check
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("recipe")
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one recipe value.")
-@click.option(
-    "--num-processes", type=click.IntRange(min=1), help="Number of ranks (default: that of the recipe)."
-)
+@click.option("--num-processes", type=PROCESSES, help="Number of ranks (default: that of the recipe).")
 @click.option("--hashes", is_flag=True, help="Compare the SHA-256 of every shard; reads all of them.")
 def check(recipe: str, overrides: tuple[str, ...], num_processes: int | None, hashes: bool) -> None:
     """Check that everything an offline run needs is in place.

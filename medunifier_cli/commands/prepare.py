@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from medunifier_cli.data.contract import DatasetPlugin, Option
-from medunifier_cli.errors import DataError
+from medunifier_cli.errors import DataError, one_line_of
 from medunifier_cli.plugin_index import DATASETS, load_all, load_dataset
 from medunifier_cli.roots import raw_folder, shards_folder
+from medunifier_cli.terminal.options import LARGEST, LIMIT, PROCESSES, Whole
 
 YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -26,7 +27,7 @@ class Part(click.ParamType["tuple[int, int]"]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, int]:
-        match = re.fullmatch(r"(\d+)/(\d+)", str(value))
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", str(value))
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             self.fail(f"{value!r} is not a part such as 2/8", param, ctx)
         return int(match[1]), int(match[2])
@@ -56,15 +57,11 @@ class Part(click.ParamType["tuple[int, int]"]):
     help="Image format in the shards; png is lossless.",
 )  # fmt: skip
 @click.option(
-    "--shard-size", type=click.IntRange(min=1), default=2000, show_default=True, help="Records per shard."
+    "--shard-size", type=Whole(1, 1_000_000), default=2000, show_default=True, help="Records per shard."
 )
-@click.option(
-    "--workers", type=click.IntRange(min=1), help="Number of decoding processes.  [default: one per core]"
-)
+@click.option("--workers", type=PROCESSES, help="Number of decoding processes.  [default: one per core]")
 @click.option("--part", type=Part(), default="1/1", help="Make only part I of N, for job arrays.")
-@click.option(
-    "--max-rejects", type=click.IntRange(min=0), help="Stop when more than this many images are unusable."
-)
+@click.option("--max-rejects", type=LIMIT, help="Stop when more than this many images are unusable.")
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Set an option of the data set.")
 @click.option(
     "--list", "show_list", is_flag=True, help="List the data sets with their raw files and options."
@@ -128,7 +125,7 @@ def plugin_options(plugin: DatasetPlugin, overrides: tuple[str, ...]) -> dict[st
     """A value for each option of the plugin.
 
     Raises:
-        DataError: lists all unknown names and impossible values, each on its own line.
+        DataError: lists unknown names and impossible values, as many as fit one line.
     """
     values: dict[str, Any] = {name: option.default for name, option in plugin.options.items()}
     problems = []
@@ -141,7 +138,7 @@ def plugin_options(plugin: DatasetPlugin, overrides: tuple[str, ...]) -> dict[st
         except ValueError as error:
             problems.append(f"-o {text}: {error}")
     if problems:
-        raise DataError("\n".join(problems))
+        raise DataError(one_line_of(problems))
     return values
 
 
@@ -158,8 +155,12 @@ def _value(name: str, text: str, options: Mapping[str, Option]) -> str | int | f
         return text.lower() in YES
     try:
         value = kind(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"must be {'a whole number' if kind is int else 'a number'}") from None
+    if not isinstance(value, str):
+        low = -LARGEST if option.default < 0 else 0  # type: ignore[operator]
+        if not low <= value <= LARGEST:  # NaN and infinity as well
+            raise ValueError(f"must be a finite number{'' if low else ' from 0'} that fits 64 bits")
     if option.choices and text not in option.choices:
         raise ValueError(f"must be one of {', '.join(option.choices)}")
     return value

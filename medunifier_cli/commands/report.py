@@ -8,6 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from medunifier_cli.terminal.options import (
+    CLASSES,
+    LIMIT,
+    PROBABILITY,
+    SEED,
+    TEMPERATURE,
+    TOKENS,
+    Number,
+    Whole,
+)
 from medunifier_cli.terminal.say import say
 
 if TYPE_CHECKING:
@@ -22,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--split", default="", help="Split; by default the run's held-out one.")
 @click.option(
     "--limit",
-    type=click.IntRange(min=0),
+    type=LIMIT,
     default=0,
     metavar="N",
     help="Use only the first N samples of the split; 0 for all.",
@@ -37,40 +47,36 @@ if TYPE_CHECKING:
     help="Decoding: greedy, beam search, or nucleus sampling.",
 )  # fmt: skip
 @click.option(
-    "--beams", type=click.IntRange(min=1), default=3, show_default=True, help="Beam search: number of beams."
+    "--beams", type=Whole(1, 100), default=3, show_default=True, help="Beam search: number of beams."
 )
 @click.option(
-    "--length-penalty", type=float, default=1.0, show_default=True,
+    "--length-penalty", type=Number(-10, 10), default=1.0, show_default=True,
     help="Beam search: exponent of the length; larger values give longer reports.",
 )  # fmt: skip
 @click.option(
-    "--temperature", type=click.FloatRange(min=0), default=1.0, show_default=True,
+    "--temperature", type=TEMPERATURE, default=1.0, show_default=True,
     help="Nucleus sampling: temperature; below 1 favours likely words.",
 )  # fmt: skip
 @click.option(
-    "--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.9, show_default=True,
+    "--top-p", type=PROBABILITY, default=0.9, show_default=True,
     help="Nucleus sampling: keep the likeliest words that together have this probability.",
 )  # fmt: skip
 @click.option(
-    "--top-k", type=click.IntRange(min=0), default=0, metavar="K",
+    "--top-k", type=CLASSES, default=0, metavar="K",
     help="Nucleus sampling: keep the K likeliest words; 0 for all.",
 )  # fmt: skip
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Nucleus sampling: seed.")
+@click.option("--min-tokens", type=TOKENS, default=0, help="Minimum length of a report in tokens.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Nucleus sampling: seed."
-)
-@click.option(
-    "--min-tokens", type=click.IntRange(min=0), default=0, help="Minimum length of a report in tokens."
-)
-@click.option(
-    "--max-tokens", type=click.IntRange(min=0), default=0,
+    "--max-tokens", type=TOKENS, default=0,
     help="Maximum length of a report in tokens; 0 for the length that the run was trained on.",
 )  # fmt: skip
 @click.option(
-    "--repetition-penalty", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
+    "--repetition-penalty", type=Number(0, 1000, min_open=True), default=1.0, show_default=True,
     help="Penalty on words that occur already; above 1 makes them less likely.",
 )  # fmt: skip
 @click.option(
-    "--no-repeat-ngram", type=click.IntRange(min=0), default=0, metavar="N",
+    "--no-repeat-ngram", type=TOKENS, default=0, metavar="N",
     help="Forbid that N tokens in a row occur twice; 0 allows it.",
 )  # fmt: skip
 @click.option(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medunifier_cli.roots import find_run, newest_run
+from medunifier_cli.terminal.options import LIMIT, SEED
 from medunifier_cli.terminal.say import say
 
 if TYPE_CHECKING:
@@ -99,11 +100,11 @@ class ScoreOptions:
     help="RAD-DINO for --extractor rad-dino: a folder or a cached hub name; by default microsoft/rad-dino.",
 )  # fmt: skip
 @click.option(
-    "--images", type=click.IntRange(min=0), default=0, metavar="N",
+    "--images", type=LIMIT, default=0, metavar="N",
     help="Compare only N images of --fake with --real; 0 for all.",
 )  # fmt: skip
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True,
+    "--seed", type=SEED, default=0, show_default=True,
     help="Seed of the selected images and of intervals.",
 )  # fmt: skip
 def score(runs: tuple[str, ...], **options: Any) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from medunifier_cli.terminal.options import LIMIT, SEED
 from medunifier_cli.terminal.say import say
 
 
@@ -20,7 +21,7 @@ from medunifier_cli.terminal.say import say
     help="Prompt set of the data set, `all` of them, or a YAML file `class: [prompt, ...]`.",
 )  # fmt: skip
 @click.option(
-    "--count", type=click.IntRange(min=0),
+    "--count", type=LIMIT,
     help="Number of prompts sampled per class, 0 for all; by default as in the data set's literature "
     "(15 or 10).",
 )  # fmt: skip
@@ -28,9 +29,7 @@ from medunifier_cli.terminal.say import say
     "--ensemble", type=click.Choice(["max", "mean"]), default="max", show_default=True,
     help="Score of a class from the similarities of its prompts.",
 )  # fmt: skip
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sampled prompts."
-)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the sampled prompts.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
 @click.option(
