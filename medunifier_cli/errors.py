@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import traceback
 import unicodedata
 from collections.abc import Sequence
@@ -66,6 +67,18 @@ def one_line_of(problems: Sequence[str]) -> str:
 
 def _more(count: int) -> str:
     return f"; and {count:,} more" if count else ""
+
+
+def printable(text: str) -> str:
+    """Any text as a terminal may show it: line feeds and tabs stay, other control characters are written out.
+
+    So that they are valid in JSON as well, as `\\u001b`. Marks that turn the writing direction round are
+    written out too, as they make a line show something else than it says.
+    """
+    return _HIDDEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class RecipeError(MuError):

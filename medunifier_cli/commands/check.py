@@ -13,6 +13,7 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.terminal.options import PROCESSES
+from medunifier_cli.terminal.say import show
 
 if TYPE_CHECKING:
     from medunifier_cli.stages.check.shared import Check
@@ -32,13 +33,13 @@ def check(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ha
     loaded = load_any(recipe, overrides)
     problems = 0
     for result in _checks(loaded, num_processes or 0, hashes):
-        click.echo(f"{'ok' if result.ok else 'problem':<8} {result.name}: {result.result}")
+        show(f"{'ok' if result.ok else 'problem':<8} {result.name}: {result.result}")
         problems += not result.ok
     if problems:
         raise MuError(
             f"{loaded.name} is not ready: {problems} problem{'s' if problems > 1 else ''}, listed above"
         )
-    click.echo(f"{loaded.name} is ready")
+    show(f"{loaded.name} is ready")
 
 
 def _checks(recipe: Recipe, processes: int, hashes: bool) -> Iterator[Check]:

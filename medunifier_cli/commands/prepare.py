@@ -15,6 +15,7 @@ from medunifier_cli.errors import DataError, one_line_of
 from medunifier_cli.plugin_index import DATASETS, load_all, load_dataset
 from medunifier_cli.roots import raw_folder, shards_folder
 from medunifier_cli.terminal.options import LARGEST, LIMIT, PROCESSES, Whole
+from medunifier_cli.terminal.say import show
 
 YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -88,7 +89,7 @@ def prepare(
 
     if show_list:
         plugins = {dataset: load_dataset(dataset)} if dataset else load_all(DATASETS)
-        click.echo(listing(plugins))
+        show(listing(plugins))
         return
     if not dataset:
         raise click.UsageError("no data set given; `mu prepare --list` shows them")
@@ -110,8 +111,8 @@ def prepare(
     )
     manifest = run(job)
     if manifest is not None:
-        click.echo(summary(manifest), err=True)
-        click.echo(f"\n{job.out}: {manifest['samples']:,} images; inspect sheet-*.png", err=True)
+        show(summary(manifest), err=True)
+        show(f"\n{job.out}: {manifest['samples']:,} images; inspect sheet-*.png", err=True)
 
 
 def cores() -> int:

@@ -18,7 +18,7 @@ from medunifier_cli.terminal.options import (
     Number,
     Whole,
 )
-from medunifier_cli.terminal.say import say
+from medunifier_cli.terminal.say import say, show
 
 if TYPE_CHECKING:
     from medunifier_cli.checkpoint.pretrained import PretrainedRun
@@ -124,7 +124,7 @@ def _report_split(
 
     reported = report_split(trained, settings, dataset, split, limit, out, clinical)
     shown = [m for m in reported.scored.metrics if clinical or m.name in HEADLINE]
-    click.echo(table(shown))
+    show(table(shown))
     for note in reported.scored.notes:
         say(note)
     say(f"{reported.scored.n:,} reports in {reported.reports}; all scores: `mu score --reports`")
@@ -137,14 +137,14 @@ def _report_files(trained: PretrainedRun, settings: Decoding, paths: list[Path],
     for path, report in write_files(Writer(trained, settings, trained_sections(trained)), paths):
         if isinstance(report, str):  # the reason why it was skipped, which stderr has already
             if as_json:
-                click.echo(json.dumps({"file": str(path), "skipped": report}, ensure_ascii=False))
+                show(json.dumps({"file": str(path), "skipped": report}, ensure_ascii=False))
         elif as_json:
             row = {"file": str(path), "report": report.text} | (
                 {"sections": report.sections} if report.sections else {}
             )
-            click.echo(json.dumps(row, ensure_ascii=False))
+            show(json.dumps(row, ensure_ascii=False))
         else:
             if len(paths) > 1:
-                click.echo(f"== {path}")
+                show(f"== {path}")
             for section, text in report.sections.items() or [("", report.text)]:
-                click.echo(f"{section.replace('_', ' ').upper()}: {text}" if section else text)
+                show(f"{section.replace('_', ' ').upper()}: {text}" if section else text)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from medunifier_cli.terminal.options import Whole
+from medunifier_cli.terminal.say import show
 
 
 @click.command()
@@ -56,12 +57,12 @@ def retrieve(
             page = search_by_image(trained, benchmark, image, top, rerank, out)
         else:
             page = search_by_text(trained, benchmark, query or "", top, rerank, out)
-        click.echo(str(page))
+        show(str(page))
         return
     from medunifier_cli.evaluate.retrieval.retrieval import measure_retrieval
 
     metrics_by_heading = measure_retrieval(trained, benchmark, rerank)
     for heading, metrics in metrics_by_heading.items():
         if len(metrics_by_heading) > 1:
-            click.echo(heading)
-        click.echo(table(metrics))
+            show(heading)
+        show(table(metrics))

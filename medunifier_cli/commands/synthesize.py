@@ -17,6 +17,7 @@ from medunifier_cli.terminal.options import (
     Number,
     Whole,
 )
+from medunifier_cli.terminal.say import show
 
 if TYPE_CHECKING:
     from medunifier_cli.run.record import Run
@@ -109,8 +110,8 @@ def synthesize(
         shown = open_benchmark(fitted.pretrained, split=figure) if figure else None
         folder = synthesis.synthesize(fitted, out, count, requests, draws, batch or 0)
         if shown is not None:
-            click.echo(str(synthesis.write_figure(fitted.pretrained, shown, folder, seed)))
-    click.echo(f"{out}: {len(folder.done):,} images, samples.jsonl, samples.csv, contact.png", err=True)
+            show(str(synthesis.write_figure(fitted.pretrained, shown, folder, seed)))
+    show(f"{out}: {len(folder.done):,} images, samples.jsonl, samples.csv, contact.png", err=True)
 
 
 def _priors_run(name: str) -> Run:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from medunifier_cli.terminal.options import LIMIT, SEED
-from medunifier_cli.terminal.say import say
+from medunifier_cli.terminal.say import say, show
 
 
 @click.command()
@@ -66,7 +66,7 @@ def zeroshot(
             raise click.UsageError("files are classified with one prompt set, not with all")
         images = read_images(files, trained.recipe.data.image_size)
         rows = evaluation.classify_files(trained, images, plugin.classes, ensembles[0])
-        click.echo(evaluation.render_files(rows, plugin.classes, form))
+        show(evaluation.render_files(rows, plugin.classes, form))
         return
     benchmark = open_benchmark(trained, dataset, split, need_text=False, ids=ids, prefer_benchmark=True)
     default = next(iter(benchmark.plugin.prompt_sets()), "")
@@ -80,7 +80,7 @@ def zeroshot(
         for note in outcome.notes:
             say(note)
         outcomes.append((one, outcome))
-    click.echo(evaluation.render_outcomes(outcomes, default, form))
+    show(evaluation.render_outcomes(outcomes, default, form))
 
 
 def _save_prompts(path: Path, name: str, dataset: str, prompts: str) -> None:
@@ -95,4 +95,4 @@ def _save_prompts(path: Path, name: str, dataset: str, prompts: str) -> None:
 
         dataset = load_saved(pretrained_run(name, "zeroshot").recipe, PretrainRecipe).data.dataset
     write_prompts(path, load_dataset(dataset), prompts)
-    click.echo(str(path))
+    show(str(path))

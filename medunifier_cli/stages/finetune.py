@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -39,7 +38,7 @@ from medunifier_cli.stages.features import compute_features, features_file, read
 from medunifier_cli.stages.finetune_results import TASK, measure, probabilities, scores_of
 from medunifier_cli.stages.finetune_task import Task, resolve_task
 from medunifier_cli.stages.running import open_run, train_stage
-from medunifier_cli.terminal.say import say
+from medunifier_cli.terminal.say import say, show
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.loop import Values
 
@@ -271,11 +270,11 @@ def _finish(
             )  # fmt: skip
     if world.is_main() and metrics is not None:
         n = len(stage.sources["test"])
-        click.echo(
+        show(
             f"{run.folder}, {recipe.data.dataset}/{recipe.data.test}, n = {n:,}, "
             f"trained on {samples['train']['n']:,}"
         )
-        click.echo(table(metrics))
+        show(table(metrics))
 
 
 def _earlier_result(run: Run, dataset: str, identity: str) -> list[Metric] | None:
