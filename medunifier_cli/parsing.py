@@ -140,14 +140,18 @@ def compose_yaml(loader: yaml.SafeLoader) -> yaml.Node | None:
     Raises:
         yaml.YAMLError: no YAML, or larger or deeper than a document of ours can be.
     """
-    compose, left = loader.compose_node, YAML_NODES
+    compose, left, depth = loader.compose_node, YAML_NODES, 0
 
     def counted(parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        nonlocal left
-        left -= 1
+        nonlocal left, depth
+        left, depth = left - 1, depth + 1
         if left < 0:  # at once: a list of a million numbers takes a minute to compose
             raise yaml.YAMLError("too large")
-        return compose(parent, index)
+        if depth > DEPTH + 1:
+            raise yaml.YAMLError("too deep")
+        node = compose(parent, index)
+        depth -= 1
+        return node
 
     loader.compose_node = counted  # type: ignore[method-assign]
     try:

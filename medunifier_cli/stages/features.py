@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.labels.labelled import LabelledImages
 from medunifier_cli.data.loader import eval_batches
-from medunifier_cli.errors import CheckpointError
 from medunifier_cli.model.classifier import Classifier
-from medunifier_cli.run.arrays import is_own_data
 from medunifier_cli.run.cache import cached_file, open_hdf5
 from medunifier_cli.terminal.progress import Progress
 
@@ -57,24 +55,11 @@ def compute_features(
     cached_file(path, _digest(trained, images), fill)
 
 
-def read_features(path: Path, samples: int) -> NDArray[np.float32]:
-    """The queries [n, Q, D], mapped and not loaded: a data set of one piece is its bytes in the file.
-
-    Raises:
-        CheckpointError: the file is damaged, or not of n samples.
-    """
-    try:
-        with open_hdf5(path) as file:
-            data = file["queries"]
-            if not is_own_data(data) or data.dtype != np.dtype("<f4") or data.ndim != 3:
-                raise ValueError("not the queries that were written")
-            offset, shape = data.id.get_offset(), data.shape
-        if shape[0] != samples or offset is None:
-            raise ValueError("other samples, or in several pieces")
-        return np.memmap(path, np.dtype("<f4"), "r", offset, shape)
-    # what h5py raises on a damaged file depends on which of its bytes are hit
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: damaged; delete it and run the same command again") from error
+def read_features(path: Path) -> NDArray[np.float32]:
+    """The queries [n, Q, D], mapped and not loaded: a data set of one piece is its bytes in the file."""
+    with open_hdf5(path) as file:
+        data = file["queries"]
+        return np.memmap(path, np.dtype("<f4"), "r", data.id.get_offset(), data.shape)
 
 
 def _digest(trained: PretrainedRun, images: LabelledImages) -> str:

@@ -229,7 +229,7 @@ def _features(
             encoder = Classifier(trained.model, nn.Identity(), freeze=True)
             compute_features(trained, encoder, source, path, recipe.data.workers)
         world.barrier()
-        features[role] = LabelledFeatures(source, read_features(path, len(source)))
+        features[role] = LabelledFeatures(source, read_features(path))
     return features
 
 

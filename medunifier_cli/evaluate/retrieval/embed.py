@@ -20,7 +20,7 @@ from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.benchmark import evaluation_batches
 from medunifier_cli.model.vit import pixels
-from medunifier_cli.run.arrays import Column, cached_columns
+from medunifier_cli.run.cache import cached
 from medunifier_cli.run.provenance import data_facts
 from medunifier_cli.terminal.progress import Progress
 
@@ -63,16 +63,7 @@ def embed_split(
         "sections": list(source.sections),
     }
     path = trained.run.folder / "cache" / f"embeddings-{dataset}-{split}.h5"
-    n, queries, width = (
-        len(source),
-        trained.recipe.model.qformer.queries,
-        trained.recipe.objectives.embed_width,
-    )
-    columns = {
-        "image": Column(np.float32, (n, queries, width)), "text": Column(np.float32, (n, width)),
-        "label": Column(np.int64, (n,)), "has_text": Column(np.bool_, (n,)), "keys": Column(np.bytes_, (n,)),
-    }  # fmt: skip
-    arrays = cached_columns(path, made_of, lambda: _embed(trained, source), columns)
+    arrays = cached(path, made_of, lambda: _embed(trained, source))
     keys = [key.decode() for key in arrays["keys"]]
     return Embeddings(arrays["image"], arrays["text"], arrays["label"], arrays["has_text"], keys)
 

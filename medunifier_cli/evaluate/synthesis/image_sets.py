@@ -34,7 +34,7 @@ from medunifier_cli.evaluate.synthesis.sample_folder import (
 from medunifier_cli.evaluate.synthesis.synthesis import reconstruct_batch
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.plugin_index import load_dataset
-from medunifier_cli.run.arrays import Column, cached_columns
+from medunifier_cli.run.cache import cached
 from medunifier_cli.terminal.progress import Progress
 
 BATCH = 64
@@ -242,8 +242,7 @@ def encoder_features(pretrained: PretrainedRun, images: ImageSet) -> NDArray[np.
     def pooled() -> dict[str, NDArray[np.float32]]:
         return {"pooled": np.concatenate([query_means(pretrained, grey) for grey in batches(images)])}
 
-    columns = {"pooled": Column(np.float32, (len(images), pretrained.recipe.model.qformer.width))}
-    return cached_columns(path, made_of, pooled, columns)["pooled"]
+    return cached(path, made_of, pooled)["pooled"]
 
 
 def query_means(pretrained: PretrainedRun, grey_BSS: NDArray[np.uint8]) -> NDArray[np.float32]:
