@@ -12,13 +12,12 @@ import errno
 import importlib
 import io
 import sys
-import traceback
 from pathlib import Path
 
 import click
 
 from medunifier_cli import __version__
-from medunifier_cli.errors import explain
+from medunifier_cli.errors import explain, one_line, traceback_text
 from medunifier_cli.files import read_text
 
 COMMANDS = Path(__file__).parent / "commands"
@@ -91,6 +90,12 @@ class Verbs(click.Group):
             with formatter.section("Commands"):
                 formatter.write_dl(rows)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.ClickException as error:
+            raise _clean(error) from None
+
     def invoke(self, ctx: click.Context) -> object:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
@@ -98,17 +103,31 @@ class Verbs(click.Group):
                 stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise  # click prints these itself, and gives a usage error exit code 2
+        except click.ClickException as error:
+            raise _clean(error) from None  # click prints it itself, and gives a usage error exit code 2
+        except (click.exceptions.Exit, click.Abort):
+            raise
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # a closed pipe, as with `mu ... | head`: click exits without a message
             if ctx.meta.get(DEBUG_KEY):
-                traceback.print_exc()
+                click.echo(traceback_text(error), err=True, nl=False)
             lines, code = explain(error)
             for line in lines:
                 click.echo(f"mu: {line}", err=True)
             ctx.exit(code)
+
+
+def _clean(error: click.ClickException) -> click.ClickException:
+    """The error with a message of one line: it quotes what was typed, which a script may have made up."""
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        return error  # click 8.2 and later show the help of a verb by this error
+    message = one_line(error.format_message())
+    return (
+        click.UsageError(message, error.ctx)
+        if isinstance(error, click.UsageError)
+        else click.ClickException(message)
+    )
 
 
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:

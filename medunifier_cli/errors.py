@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import re
 import traceback
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 INTERRUPTED = 130
@@ -33,21 +35,54 @@ class MuError(Exception):
         super().__init__(one_line(message))
 
 
-def one_line(text: str) -> str:
-    """A text as one line for a terminal: no control characters, at most `LINE_LIMIT` characters.
+def one_line(text: str, limit: int = LINE_LIMIT) -> str:
+    """A text as one line for a terminal: no control characters, at most `limit` characters.
 
     Names of files and of classes come from other people: an escape sequence in one would reach the terminal,
     and a line end would fake a line of ours.
     """
+    if len(text) > 4 * limit:  # a line end or a letter that is written out is at most four times as long
+        text = text[: 2 * limit] + text[-2 * limit :]
     line = "; ".join(part for part in text.split("\n") if part.strip())
     # Cc control, Cf invisible formatting such as a change of the writing direction, Cs half a character,
     # Zl and Zp line ends
     line = "".join(
         f"\\x{ord(c):02x}" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in line
     )
-    if len(line) <= LINE_LIMIT:
+    if len(line) <= limit:
         return line
-    return f"{line[:LINE_START]} ... {line[LINE_START + 5 - LINE_LIMIT :]}"
+    start = LINE_START - LINE_LIMIT + limit
+    return f"{line[:start]} ... {line[start + 5 - limit :]}"
+
+
+def one_line_of(problems: Sequence[str]) -> str:
+    """Several problems as one line: the first ones as far as they fit, whole, and how many more there are."""
+    line, rest = one_line(problems[0]), len(problems) - 1
+    for number, problem in enumerate(problems[1:], 2):
+        longer = f"{line}; {one_line(problem)}"
+        left = len(problems) - number
+        if len(longer) + len(_more(left)) > LINE_LIMIT:
+            break
+        line, rest = longer, left
+    more = _more(rest)
+    # alone, the first problem may fill the line
+    return (line if len(line) + len(more) <= LINE_LIMIT else one_line(line, LINE_LIMIT - len(more))) + more
+
+
+def _more(count: int) -> str:
+    return f"; and {count:,} more" if count else ""
+
+
+def printable(text: str) -> str:
+    """Any text as a terminal may show it: line feeds and tabs stay, other control characters are written out.
+
+    So that they are valid in JSON as well, as `\\u001b`. Marks that turn the writing direction round are
+    written out too, as they make a line show something else than it says.
+    """
+    return _HIDDEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def quoted(value: str) -> str:
@@ -62,7 +97,7 @@ def quoted(value: str) -> str:
 
 
 class RecipeError(MuError):
-    """One or more problems of a recipe, each on its own line as `file:line: what`."""
+    """One or more problems of a recipe, each as `file:line: what`."""
 
 
 class DataError(MuError):
@@ -105,8 +140,33 @@ def explain(error: BaseException) -> tuple[list[str], int]:
             ], 1
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return [one_line(f"no permission{where}; choose another folder or change its rights")], 1
+        if error.errno == errno.ENAMETOOLONG:
+            return [one_line(f"a name too long for the file system{where}; choose a shorter one")], 1
     name = type(error).__name__
     return [f"unexpected {name} in {_place(error)}; run again with --debug to see the traceback"], 1
+
+
+def traceback_text(error: BaseException) -> str:
+    """The traceback of an error and of those that led to it, without the messages of foreign ones.
+
+    The message of a parser may quote what it could not read, and that may be a report: of an error that is
+    not ours, only type, places and lines of code are shown.
+    """
+    parts: list[str] = []
+    seen: set[int] = set()
+    link = ""
+    rest: BaseException | None = error
+    while rest is not None and id(rest) not in seen:
+        seen.add(id(rest))
+        frames = "".join(traceback.format_tb(rest.__traceback__))
+        kind = type(rest)
+        name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+        said = f": {rest}" if isinstance(rest, MuError) else ""
+        parts.append(f"Traceback (most recent call last):\n{frames}{name}{said}\n{link}")
+        link = "\nThe above error led to the following one:\n\n"
+        # also what `raise ... from None` hides: this is for the one who looks for the reason
+        rest = rest.__cause__ or rest.__context__
+    return "".join(reversed(parts))
 
 
 def _place(error: BaseException) -> str:

@@ -191,14 +191,3 @@ def sha256(path: Path) -> str:
         while block := file.read(HASH_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a file of JSON lines; none if there is no file."""
-    lines = []
-    for text in text_lines(path) if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue  # a process was killed while it wrote this line
-    return lines

@@ -6,6 +6,7 @@ caller gets back has the type it asked for, so nothing behind this door fails wi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -24,8 +25,12 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """A whole number from 0 that fits 64 bits: sizes, offsets, steps."""
 DEPTH = 64
 """Levels of nesting that a document may have; ours have less than ten."""
-YAML_NODES = 100_000
+YAML_NODES = 50_000
 """Nodes that a YAML document may have once its aliases are written out; the largest recipe has some 300."""
+YAML_CHARACTERS = 2 << 20
+"""Length of a YAML document, which takes seconds to read: some 20,000 prompts."""
+YAML_NUMBER = 400
+"""Characters of a number in YAML; reading one of `1:2:3:...` takes time with the square of them."""
 MAX_BYTES = 1 << 30
 """Size of the largest document that is read; the index of a million samples has some 100 MB."""
 
@@ -54,7 +59,7 @@ def parse_json(
     content: bytes | str, kind: type[T], shown: str, error: type[MuError] = DataError, advice: str = ""
 ) -> T:
     """As `read_json`, for a document that has been read already; `shown` names it in the message."""
-    text = _decoded(content, shown, error, advice) if isinstance(content, bytes) else content
+    text = decoded(content, shown, error, advice) if isinstance(content, bytes) else content
     try:
         value = json.loads(text)
     except json.JSONDecodeError as failure:
@@ -75,7 +80,7 @@ def read_json_lines(path: Path, kind: type[T], error: type[MuError] = DataError,
     Raises:
         MuError: as `read_json`; the message names the first line that is wrong.
     """
-    text = _decoded(read_bytes(path, error, advice), str(path), error, advice)
+    text = decoded(read_bytes(path, error, advice), str(path), error, advice)
     return [
         parse_json(line, kind, f"{path}:{number}", error, advice)
         for number, line in enumerate(text.split("\n"), 1)  # not `splitlines`: see `files.text_lines`
@@ -92,34 +97,41 @@ def parse_yaml(
     content: bytes | str, kind: type[T], shown: str, error: type[MuError] = DataError, advice: str = ""
 ) -> T:
     """As `read_yaml`, for a document that has been read already."""
-    text = _decoded(content, shown, error, advice) if isinstance(content, bytes) else content
+    text = decoded(content, shown, error, advice) if isinstance(content, bytes) else content
     try:
-        loader = yaml.SafeLoader(text)
-        try:
-            node = compose_yaml(loader)
-            value = loader.construct_document(node) if node is not None else None
-        finally:
-            loader.dispose()
+        value = yaml_value(text)
     except yaml.MarkedYAMLError as failure:
         mark = failure.problem_mark or failure.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise _fault(
             error, shown, f"is no YAML ({_VALUE.sub('...', failure.problem or 'damaged')}{where})", advice
         ) from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as failure:
-        # PyYAML builds numbers and dates without checking them first
-        raise _fault(error, shown, f"is no YAML of ours ({type(failure).__name__})", advice) from None
-    if _has_lone_surrogate(value):
-        raise _fault(error, shown, r"holds half a character (\ud800 to \udfff alone)", advice)
+    except yaml.YAMLError as failure:
+        raise _fault(error, shown, f"is no YAML of ours ({yaml_reason(failure)})", advice) from None
     return checked(value, kind, shown, error, advice)
+
+
+def yaml_value(text: str) -> Any:
+    """The value of a YAML document; text that is none, or larger than one of ours, is a `yaml.YAMLError`."""
+    with yaml_loader(text) as loader:
+        node = compose_yaml(loader)
+        return construct_yaml(loader, node) if node is not None else None
+
+
+@contextlib.contextmanager
+def yaml_loader(text: str) -> Iterator[yaml.SafeLoader]:
+    """A loader of one YAML document.
+
+    Raises:
+        yaml.YAMLError: characters that YAML does not allow, or too many.
+    """
+    if len(text) > YAML_CHARACTERS:
+        raise yaml.YAMLError(f"longer than {YAML_CHARACTERS:,} characters")
+    loader = yaml.SafeLoader(text)
+    try:
+        yield loader
+    finally:
+        loader.dispose()
 
 
 def compose_yaml(loader: yaml.SafeLoader) -> yaml.Node | None:
@@ -128,10 +140,53 @@ def compose_yaml(loader: yaml.SafeLoader) -> yaml.Node | None:
     Raises:
         yaml.YAMLError: no YAML, or larger or deeper than a document of ours can be.
     """
-    node = loader.get_single_node()
+    compose, left, depth = loader.compose_node, YAML_NODES, 0
+
+    def counted(parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        nonlocal left, depth
+        left, depth = left - 1, depth + 1
+        if left < 0:  # at once: a list of a million numbers takes a minute to compose
+            raise yaml.YAMLError("too large")
+        if depth > DEPTH + 1:
+            raise yaml.YAMLError("too deep")
+        node = compose(parent, index)
+        depth -= 1
+        return node
+
+    loader.compose_node = counted  # type: ignore[method-assign]
+    try:
+        node = loader.get_single_node()
+    except RecursionError:
+        raise yaml.YAMLError("too deep") from None
     if node is not None:
         _expanded_size(node, {}, 0)
     return node
+
+
+def construct_yaml(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    """The value of a node that `compose_yaml` returned, or of one below it.
+
+    Raises:
+        yaml.YAMLError: it has none, or a text that cannot be written as UTF-8.
+    """
+    try:
+        value = loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+    except yaml.YAMLError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as failure:
+        # PyYAML builds numbers and dates without checking them first
+        raise yaml.YAMLError("a value that is none of its type") from failure
+    if _has_lone_surrogate(value):
+        raise yaml.YAMLError(r"half a character, \ud800 to \udfff alone")
+    return value
+
+
+def yaml_reason(failure: yaml.YAMLError) -> str:
+    """What is wrong with a document, without what it says."""
+    if isinstance(failure, yaml.reader.ReaderError):
+        return "a character that YAML does not allow"
+    what = getattr(failure, "problem", None) or (str(failure).splitlines() or ["damaged"])[0]
+    return _VALUE.sub("...", what)
 
 
 def checked(value: Any, kind: type[T], shown: str, error: type[MuError] = DataError, advice: str = "") -> T:
@@ -186,7 +241,8 @@ def bounded(
     return content
 
 
-def _decoded(content: bytes, shown: str, error: type[MuError], advice: str) -> str:
+def decoded(content: bytes, shown: str, error: type[MuError] = DataError, advice: str = "") -> str:
+    """Bytes as text, see `files.decode_text`, with an error of the type that a caller asks for."""
     try:
         return decode_text(content, shown)
     except NotTextError as failure:
@@ -236,7 +292,11 @@ def _expanded_size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
         return known[id(node)]
     known[id(node)] = YAML_NODES + 1  # met again below itself: it would be endless
     size = 1
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, yaml.ScalarNode):
+        size += len(node.value) // 256  # a long text that a thousand aliases name is large as well
+        if len(node.value) > YAML_NUMBER and not node.tag.endswith((":str", ":binary")):
+            raise yaml.YAMLError("too long a number")
+    elif isinstance(node, yaml.MappingNode):
         size += sum(_expanded_size(part, known, depth + 1) for pair in node.value for part in pair)
     elif isinstance(node, yaml.SequenceNode):
         size += sum(_expanded_size(part, known, depth + 1) for part in node.value)

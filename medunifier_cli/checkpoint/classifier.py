@@ -6,7 +6,7 @@ import dataclasses
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
-from medunifier_cli.data.labels.samples import SAMPLES, read_samples
+from medunifier_cli.data.labels.samples import SAMPLES, trained_classes
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.model.classifier import Classifier, build_head
 from medunifier_cli.plugin_index import load_head
@@ -40,16 +40,22 @@ def restore_classifier(run: Run) -> tuple[PretrainedRun, Classifier, tuple[str, 
     if not run.recipe.exists() or stage_of(run.recipe) != FinetuneRecipe.stage:
         raise CheckpointError(f"{run.folder}: not a run of `mu finetune`, which makes classifiers")
     recipe = load_saved(run.recipe, FinetuneRecipe)
-    best = store.newest(run.folder / "best")
+    best = store.newest(run.folder / "best", only=("model",))
     if best is None:
         raise CheckpointError(f"{run.folder}: not finished; run `mu finetune` again")
     pretrained = restore(Run(find_run(recipe.model.pretrained)))
     # From the run, not from the data set: these are the classes that the head was trained on, in its order,
     # even if the shards were prepared again or are gone.
-    classes = tuple(read_samples(run.folder / SAMPLES)["train"]["positives"])
+    classes = trained_classes(run.folder / SAMPLES)
     network = build_classifier(recipe, pretrained, len(classes))
     # Not strict: a frozen encoder is not in the checkpoint of a probe, and comes from the pre-training run.
-    missing, unexpected = network.load_state_dict(dict(best.tensors["model"]), strict=False)
+    try:
+        missing, unexpected = network.load_state_dict(dict(best.tensors["model"]), strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{run.folder}: its weights have other sizes than its recipe and samples.json; put back the "
+            "files that it was trained with"
+        ) from error
     if unexpected or any(name.startswith("head.") for name in missing):
         raise CheckpointError(f"{run.folder}: its weights do not fit {pretrained.run.folder}")
     finetuned = dataclasses.replace(

@@ -79,7 +79,13 @@ def load_bert(model: MedUnifier, source: str) -> list[str]:
         MuError: weights of another shape.
     """
     tensors = read_weights(source)
-    converted = translate(canonical(tensors), model, source)
+    try:
+        converted = translate(canonical(tensors), model, source)
+    except (RuntimeError, IndexError, TypeError) as error:  # parts that cannot be put together
+        raise MuError(
+            f"model.qformer.weights: {source} has tensors of other shapes than a BERT or BLIP-2 has; fetch "
+            "it again"
+        ) from error
     state = model.state_dict()
     for name, tensor in converted.items():
         if name in state and state[name].shape != tensor.shape:

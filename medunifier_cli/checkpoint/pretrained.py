@@ -153,12 +153,18 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
     # All weights that training changes are in the checkpoint; only a frozen image encoder's are read again.
     model = build_model(recipe, tokenizer.size, load=recipe.model.vit.frozen)
     frozen = dict(model.vit.frozen_tensors())
-    if frozen and store.tensors_hash(frozen) != checkpoint.facts["stage"].get("frozen_hash"):
+    if frozen and store.tensors_hash(frozen) != store.stage_facts(checkpoint, run.folder).get("frozen_hash"):
         raise CheckpointError(
             f"{run.folder}: the image encoder's weights ({recipe.model.vit.weights}) on this machine are not "
             "those it was trained with; put the original file back"
         )
-    missing, unexpected = model.load_state_dict(dict(checkpoint.tensors["model"]), strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(dict(checkpoint.tensors["model"]), strict=False)
+    except RuntimeError as error:  # other sizes, for example of the vocabulary
+        raise CheckpointError(
+            f"{run.folder}: its checkpoint has other sizes than its recipe and tokenizer; put back the files "
+            "that it was trained with"
+        ) from error
     missing = [name for name in missing if name.removeprefix("vit.vit.") not in frozen]
     if missing or unexpected:
         raise CheckpointError(

@@ -65,7 +65,7 @@ def restore_priors(run: Run, device: torch.device | None = None) -> FittedPriors
         raise CheckpointError(f"{run.folder}: no intact checkpoint; run `mu fit-prior` again")
     pretrained = restore(Run(find_run(recipe.prior.pretrained)), device)
     # Codes are indices into one codebook: under other weights the priors would sample noise without an error.
-    expected = checkpoint.facts["stage"]["pretrained"]
+    expected = store.stage_facts(checkpoint, run.folder).get("pretrained")
     if pretrained.identity != expected:
         raise CheckpointError(
             f"{run.folder}: priors of another run: fitted on the codes of checkpoint {expected}, but "

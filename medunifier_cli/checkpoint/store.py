@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.files import sha256, sync
+from medunifier_cli.parsing import Count, parse_json
 from medunifier_cli.terminal.say import say
 
 NAME = re.compile(r"step-(\d{8})")
@@ -42,6 +43,20 @@ class Checkpoint:
     """File name without ending -> tensor name -> tensor."""
     facts: Mapping[str, Any]
     """Anything else, as JSON."""
+
+
+class FileFacts(TypedDict):
+    """What the index says of a tensor file."""
+
+    sha256: str
+
+
+class Index(TypedDict):
+    """The content of `checkpoint.json`."""
+
+    step: Count
+    facts: dict[str, Any]
+    files: dict[str, FileFacts]
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -94,18 +109,39 @@ def load(path: Path, only: tuple[str, ...] = ()) -> Checkpoint:
         text = (path / FACTS).read_bytes()
         if (path / DONE).read_bytes().strip() != hashlib.sha256(text).hexdigest().encode():
             raise CheckpointError(f"{path}: {FACTS} is not the one that was written")
-        index = json.loads(text)
+        # a right hash says that nothing was damaged, not that this version can read it
+        index = parse_json(text, Index, str(path / FACTS), CheckpointError)
         tensors = {}
         for name, expected in index["files"].items():
             stem = name.removesuffix(".safetensors")
             if only and stem not in only:
                 continue
+            if Path(name).name != name:
+                raise CheckpointError(f"{path / FACTS}: names a file outside of the folder")
             if sha256(path / name) != expected["sha256"]:
                 raise CheckpointError(f"{path / name}: not the bytes that were written")
             tensors[stem] = load_file(path / name)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{path}: incomplete checkpoint ({_reason(error)})") from error
+    if missing := [stem for stem in only if stem not in tensors]:
+        raise CheckpointError(f"{path / FACTS}: names no tensors of the {' and '.join(missing)}")
+    if (named := NAME.fullmatch(path.name)) and int(named[1]) != index["step"]:
+        raise CheckpointError(f"{path}: holds the checkpoint of step {index['step']}")
     return Checkpoint(index["step"], tensors, index["facts"])
+
+
+def stage_facts(checkpoint: Checkpoint, folder: Path) -> Mapping[str, Any]:
+    """What the stage noted when it saved a checkpoint of the run in `folder`.
+
+    Raises:
+        CheckpointError: it noted nothing; another program wrote the checkpoint.
+    """
+    facts = checkpoint.facts.get("stage")
+    if not isinstance(facts, Mapping):
+        raise CheckpointError(
+            f"{folder}: its checkpoint does not say what it was trained with; start over with --fresh"
+        )
+    return facts
 
 
 def newest(folder: Path, only: tuple[str, ...] = ()) -> Checkpoint | None:

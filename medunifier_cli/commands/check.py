@@ -12,6 +12,8 @@ from medunifier_cli.recipe.load import Recipe, load_any
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
+from medunifier_cli.terminal.options import PROCESSES
+from medunifier_cli.terminal.say import show
 
 if TYPE_CHECKING:
     from medunifier_cli.stages.check.shared import Check
@@ -20,9 +22,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("recipe")
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one recipe value.")
-@click.option(
-    "--num-processes", type=click.IntRange(min=1), help="Number of ranks (default: that of the recipe)."
-)
+@click.option("--num-processes", type=PROCESSES, help="Number of ranks (default: that of the recipe).")
 @click.option("--hashes", is_flag=True, help="Compare the SHA-256 of every shard; reads all of them.")
 def check(recipe: str, overrides: tuple[str, ...], num_processes: int | None, hashes: bool) -> None:
     """Check that everything an offline run needs is in place.
@@ -33,13 +33,13 @@ def check(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ha
     loaded = load_any(recipe, overrides)
     problems = 0
     for result in _checks(loaded, num_processes or 0, hashes):
-        click.echo(f"{'ok' if result.ok else 'problem':<8} {result.name}: {result.result}")
+        show(f"{'ok' if result.ok else 'problem':<8} {result.name}: {result.result}")
         problems += not result.ok
     if problems:
         raise MuError(
             f"{loaded.name} is not ready: {problems} problem{'s' if problems > 1 else ''}, listed above"
         )
-    click.echo(f"{loaded.name} is ready")
+    show(f"{loaded.name} is ready")
 
 
 def _checks(recipe: Recipe, processes: int, hashes: bool) -> Iterator[Check]:

@@ -11,9 +11,11 @@ from typing import Any
 import click
 
 from medunifier_cli.data.contract import DatasetPlugin, Option
-from medunifier_cli.errors import DataError
+from medunifier_cli.errors import DataError, one_line_of
 from medunifier_cli.plugin_index import DATASETS, load_all, load_dataset
 from medunifier_cli.roots import raw_folder, shards_folder
+from medunifier_cli.terminal.options import LARGEST, LIMIT, PROCESSES, Whole
+from medunifier_cli.terminal.say import show
 
 YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -26,7 +28,7 @@ class Part(click.ParamType["tuple[int, int]"]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, int]:
-        match = re.fullmatch(r"(\d+)/(\d+)", str(value))
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", str(value))
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             self.fail(f"{value!r} is not a part such as 2/8", param, ctx)
         return int(match[1]), int(match[2])
@@ -57,15 +59,11 @@ class Part(click.ParamType["tuple[int, int]"]):
     help="Image format in the shards; png is lossless.",
 )  # fmt: skip
 @click.option(
-    "--shard-size", type=click.IntRange(min=1), default=2000, show_default=True, help="Records per shard."
+    "--shard-size", type=Whole(1, 1_000_000), default=2000, show_default=True, help="Records per shard."
 )
-@click.option(
-    "--workers", type=click.IntRange(min=1), help="Number of decoding processes.  [default: one per core]"
-)
+@click.option("--workers", type=PROCESSES, help="Number of decoding processes.  [default: one per core]")
 @click.option("--part", type=Part(), default="1/1", help="Make only part I of N, for job arrays.")
-@click.option(
-    "--max-rejects", type=click.IntRange(min=0), help="Stop when more than this many images are unusable."
-)
+@click.option("--max-rejects", type=LIMIT, help="Stop when more than this many images are unusable.")
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Set an option of the data set.")
 @click.option(
     "--list", "show_list", is_flag=True, help="List the data sets with their raw files and options."
@@ -93,7 +91,7 @@ def prepare(
 
     if show_list:
         plugins = {dataset: load_dataset(dataset)} if dataset else load_all(DATASETS)
-        click.echo(listing(plugins))
+        show(listing(plugins))
         return
     if not dataset:
         raise click.UsageError("no data set given; `mu prepare --list` shows them")
@@ -116,8 +114,8 @@ def prepare(
     )
     manifest = run(job)
     if manifest is not None:
-        click.echo(summary(manifest), err=True)
-        click.echo(f"\n{job.out}: {manifest['samples']:,} images; inspect sheet-*.png", err=True)
+        show(summary(manifest), err=True)
+        show(f"\n{job.out}: {manifest['samples']:,} images; inspect sheet-*.png", err=True)
 
 
 def cores() -> int:
@@ -131,7 +129,7 @@ def plugin_options(plugin: DatasetPlugin, overrides: tuple[str, ...]) -> dict[st
     """A value for each option of the plugin.
 
     Raises:
-        DataError: lists all unknown names and impossible values, each on its own line.
+        DataError: lists unknown names and impossible values, as many as fit one line.
     """
     values: dict[str, Any] = {name: option.default for name, option in plugin.options.items()}
     problems = []
@@ -144,7 +142,7 @@ def plugin_options(plugin: DatasetPlugin, overrides: tuple[str, ...]) -> dict[st
         except ValueError as error:
             problems.append(f"-o {text}: {error}")
     if problems:
-        raise DataError("\n".join(problems))
+        raise DataError(one_line_of(problems))
     return values
 
 
@@ -161,8 +159,12 @@ def _value(name: str, text: str, options: Mapping[str, Option]) -> str | int | f
         return text.lower() in YES
     try:
         value = kind(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"must be {'a whole number' if kind is int else 'a number'}") from None
+    if not isinstance(value, str):
+        low = -LARGEST if option.default < 0 else 0  # type: ignore[operator]
+        if not low <= value <= LARGEST:  # NaN and infinity as well
+            raise ValueError(f"must be a finite number{'' if low else ' from 0'} that fits 64 bits")
     if option.choices and text not in option.choices:
         raise ValueError(f"must be one of {', '.join(option.choices)}")
     return value

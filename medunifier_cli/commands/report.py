@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from medunifier_cli.terminal.say import say
+from medunifier_cli.terminal.options import (
+    CLASSES,
+    LIMIT,
+    PROBABILITY,
+    SEED,
+    TEMPERATURE,
+    TOKENS,
+    Number,
+    Whole,
+)
+from medunifier_cli.terminal.say import say, show
 
 if TYPE_CHECKING:
     from medunifier_cli.checkpoint.pretrained import PretrainedRun
@@ -22,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--split", default="", help="Split; by default the run's held-out one.")
 @click.option(
     "--limit",
-    type=click.IntRange(min=0),
+    type=LIMIT,
     default=0,
     metavar="N",
     help="Use only the first N samples of the split; 0 for all.",
@@ -37,40 +47,36 @@ if TYPE_CHECKING:
     help="Decoding: greedy, beam search, or nucleus sampling.",
 )  # fmt: skip
 @click.option(
-    "--beams", type=click.IntRange(min=1), default=3, show_default=True, help="Beam search: number of beams."
+    "--beams", type=Whole(1, 100), default=3, show_default=True, help="Beam search: number of beams."
 )
 @click.option(
-    "--length-penalty", type=float, default=1.0, show_default=True,
+    "--length-penalty", type=Number(-10, 10), default=1.0, show_default=True,
     help="Beam search: exponent of the length; larger values give longer reports.",
 )  # fmt: skip
 @click.option(
-    "--temperature", type=click.FloatRange(min=0), default=1.0, show_default=True,
+    "--temperature", type=TEMPERATURE, default=1.0, show_default=True,
     help="Nucleus sampling: temperature; below 1 favours likely words.",
 )  # fmt: skip
 @click.option(
-    "--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.9, show_default=True,
+    "--top-p", type=PROBABILITY, default=0.9, show_default=True,
     help="Nucleus sampling: keep the likeliest words that together have this probability.",
 )  # fmt: skip
 @click.option(
-    "--top-k", type=click.IntRange(min=0), default=0, metavar="K",
+    "--top-k", type=CLASSES, default=0, metavar="K",
     help="Nucleus sampling: keep the K likeliest words; 0 for all.",
 )  # fmt: skip
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Nucleus sampling: seed.")
+@click.option("--min-tokens", type=TOKENS, default=0, help="Minimum length of a report in tokens.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Nucleus sampling: seed."
-)
-@click.option(
-    "--min-tokens", type=click.IntRange(min=0), default=0, help="Minimum length of a report in tokens."
-)
-@click.option(
-    "--max-tokens", type=click.IntRange(min=0), default=0,
+    "--max-tokens", type=TOKENS, default=0,
     help="Maximum length of a report in tokens; 0 for the length that the run was trained on.",
 )  # fmt: skip
 @click.option(
-    "--repetition-penalty", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
+    "--repetition-penalty", type=Number(0, 1000, min_open=True), default=1.0, show_default=True,
     help="Penalty on words that occur already; above 1 makes them less likely.",
 )  # fmt: skip
 @click.option(
-    "--no-repeat-ngram", type=click.IntRange(min=0), default=0, metavar="N",
+    "--no-repeat-ngram", type=TOKENS, default=0, metavar="N",
     help="Forbid that N tokens in a row occur twice; 0 allows it.",
 )  # fmt: skip
 @click.option(
@@ -118,7 +124,7 @@ def _report_split(
 
     reported = report_split(trained, settings, dataset, split, limit, out, clinical)
     shown = [m for m in reported.scored.metrics if clinical or m.name in HEADLINE]
-    click.echo(table(shown))
+    show(table(shown))
     for note in reported.scored.notes:
         say(note)
     say(f"{reported.scored.n:,} reports in {reported.reports}; all scores: `mu score --reports`")
@@ -131,14 +137,14 @@ def _report_files(trained: PretrainedRun, settings: Decoding, paths: list[Path],
     for path, report in write_files(Writer(trained, settings, trained_sections(trained)), paths):
         if isinstance(report, str):  # the reason why it was skipped, which stderr has already
             if as_json:
-                click.echo(json.dumps({"file": str(path), "skipped": report}, ensure_ascii=False))
+                show(json.dumps({"file": str(path), "skipped": report}, ensure_ascii=False))
         elif as_json:
             row = {"file": str(path), "report": report.text} | (
                 {"sections": report.sections} if report.sections else {}
             )
-            click.echo(json.dumps(row, ensure_ascii=False))
+            show(json.dumps(row, ensure_ascii=False))
         else:
             if len(paths) > 1:
-                click.echo(f"== {path}")
+                show(f"== {path}")
             for section, text in report.sections.items() or [("", report.text)]:
-                click.echo(f"{section.replace('_', ' ').upper()}: {text}" if section else text)
+                show(f"{section.replace('_', ' ').upper()}: {text}" if section else text)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+from medunifier_cli.terminal.options import Whole
+from medunifier_cli.terminal.say import show
+
 
 @click.command()
 @click.option("--run", "name", default="", help="Run to use; by default the newest pre-trained one.")
@@ -13,7 +16,7 @@ import click
 @click.option("--split", default="", help="Split or subset; by default the data set's benchmark.")
 @click.option("--ids", type=click.Path(path_type=Path), help="File of sample keys to use instead of a split.")
 @click.option(
-    "--rerank", type=click.IntRange(min=0), default=0, metavar="K",
+    "--rerank", type=Whole(0, 10_000), default=0, metavar="K",
     help="Number of best candidates of each ranking that are re-ranked by image-text matching (ITM).",
 )  # fmt: skip
 @click.option("--query", metavar="TEXT", help="Text to search the split's images with.")
@@ -22,7 +25,7 @@ import click
 )
 @click.option(
     "--top",
-    type=click.IntRange(min=1),
+    type=Whole(1, 10_000),
     default=20,
     show_default=True,
     help="Number of hits that a search shows.",
@@ -54,12 +57,12 @@ def retrieve(
             page = search_by_image(trained, benchmark, image, top, rerank, out)
         else:
             page = search_by_text(trained, benchmark, query or "", top, rerank, out)
-        click.echo(str(page))
+        show(str(page))
         return
     from medunifier_cli.evaluate.retrieval.retrieval import measure_retrieval
 
     metrics_by_heading = measure_retrieval(trained, benchmark, rerank)
     for heading, metrics in metrics_by_heading.items():
         if len(metrics_by_heading) > 1:
-            click.echo(heading)
-        click.echo(table(metrics))
+            show(heading)
+        show(table(metrics))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medunifier_cli.roots import find_run, newest_run
-from medunifier_cli.terminal.say import say
+from medunifier_cli.terminal.options import LIMIT, SEED
+from medunifier_cli.terminal.say import say, show
 
 if TYPE_CHECKING:
     from medunifier_cli.run.record import Run
@@ -99,11 +100,11 @@ class ScoreOptions:
     help="RAD-DINO for --extractor rad-dino: a folder or a cached hub name; by default microsoft/rad-dino.",
 )  # fmt: skip
 @click.option(
-    "--images", type=click.IntRange(min=0), default=0, metavar="N",
+    "--images", type=LIMIT, default=0, metavar="N",
     help="Compare only N images of --fake with --real; 0 for all.",
 )  # fmt: skip
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True,
+    "--seed", type=SEED, default=0, show_default=True,
     help="Seed of the selected images and of intervals.",
 )  # fmt: skip
 def score(runs: tuple[str, ...], **options: Any) -> None:
@@ -142,7 +143,7 @@ def _score_reports(path: Path, options: ScoreOptions) -> None:
     from medunifier_cli.evaluate.reports.reporting import render_scores, score_file
 
     scored = score_file(path, options.clinical)
-    click.echo(render_scores(scored, options.form))
+    show(render_scores(scored, options.form))
     for note in scored.notes:
         say(note)
 
@@ -152,7 +153,7 @@ def _compare_reports(a: Path, b: Path, options: ScoreOptions) -> None:
     from medunifier_cli.evaluate.reports.comparing import compare_files, render_comparison
 
     comparison = compare_files(a, b, seed=options.seed)
-    click.echo(render_comparison(comparison, options.form))
+    show(render_comparison(comparison, options.form))
     for note in [comparison.protocol, *comparison.notes]:
         say(note)
 
@@ -163,7 +164,7 @@ def _score_outputs(path: Path) -> None:
     from medunifier_cli.evaluate.tables.saved_outputs import score_outputs
 
     metrics, notes = score_outputs(path)
-    click.echo(table(metrics))
+    show(table(metrics))
     for note in notes:
         say(note)
 
@@ -200,7 +201,7 @@ def _write_pages(runs: list[Run]) -> None:
             curves = fit_prior.CURVES
         else:
             curves = curves_of(recipe)
-        click.echo(str(write_run_page(run, rows_of([run]), curves)))
+        show(str(write_run_page(run, rows_of([run]), curves)))
 
 
 def _print_tables(runs: list[Run], options: ScoreOptions) -> None:
@@ -215,12 +216,12 @@ def _print_tables(runs: list[Run], options: ScoreOptions) -> None:
         notes = dict.fromkeys(note for one in evidence for note in [*one.notes, *one.left_out])
         for line in [*unmatched_runs(evidence), *notes]:
             say(line)
-        click.echo(render_sections(shown, options.form))
+        show(render_sections(shown, options.form))
     else:
         # Somebody who measured for the paper's tables must learn why there is none.
         for line in dict.fromkeys(note for one in evidence for note in one.left_out):
             say(line)
-        click.echo(render(rows_of(runs, intervals=options.form == "csv"), options.form, WORDS))
+        show(render(rows_of(runs, intervals=options.form == "csv"), options.form, WORDS))
 
 
 def _runs(names: tuple[str, ...]) -> list[Run]:

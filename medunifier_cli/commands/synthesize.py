@@ -9,6 +9,15 @@ import click
 
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.roots import find_run, newest_run
+from medunifier_cli.terminal.options import (
+    CLASSES,
+    PROBABILITY,
+    SEED,
+    TEMPERATURE,
+    Number,
+    Whole,
+)
+from medunifier_cli.terminal.say import show
 
 if TYPE_CHECKING:
     from medunifier_cli.run.record import Run
@@ -20,7 +29,7 @@ DEFAULT_N = 16
 @click.command()
 @click.option(
     "--n",
-    type=click.IntRange(min=1),
+    type=Whole(1, 10_000_000),
     help="Number of images; by default one per prompt, or 16; all of the split with --reconstruct.",
 )
 @click.option(
@@ -28,19 +37,19 @@ DEFAULT_N = 16
     help="Folder to write to; new, or begun by the same command, which then resumes.",
 )  # fmt: skip
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True,
+    "--seed", type=SEED, default=0, show_default=True,
     help="Random seed; the same seed gives the same images.",
 )  # fmt: skip
 @click.option(
-    "--temperature", type=float, default=1.0, show_default=True,
+    "--temperature", type=TEMPERATURE, default=1.0, show_default=True,
     help="Sampling temperature of the codes; 0 always takes the most likely code.",
 )  # fmt: skip
 @click.option(
-    "--top-k", type=int, default=0, show_default=True,
+    "--top-k", type=CLASSES, default=0, show_default=True,
     help="Top-k sampling: keep the K most likely codes (0: all).",
 )  # fmt: skip
 @click.option(
-    "--top-p", type=float, default=1.0, show_default=True,
+    "--top-p", type=PROBABILITY, default=1.0, show_default=True,
     help="Nucleus sampling: keep the most likely codes that together reach this probability (1: all).",
 )  # fmt: skip
 @click.option("--prompt", default="", help="Prompt for all images, worded like a report.")
@@ -50,7 +59,7 @@ DEFAULT_N = 16
     help="File of prompts (.txt, .csv, or .yaml by class), or the name of a prompt set of the data set.",
 )
 @click.option(
-    "--guidance", type=float, default=1.0, show_default=True,
+    "--guidance", type=Number(0, 1000), default=1.0, show_default=True,
     help="Scale of classifier-free guidance; above 1 images follow the prompt more closely.",
 )  # fmt: skip
 @click.option(
@@ -68,7 +77,7 @@ DEFAULT_N = 16
     default="",
     help="Run of `mu fit-prior`, or the pre-training run its priors were fitted on; by default the newest.",
 )
-@click.option("--batch", type=click.IntRange(min=1), help="Batch size; does not affect the images.")
+@click.option("--batch", type=Whole(1, 100_000), help="Batch size; does not affect the images.")
 def synthesize(
     n: int | None, out: Path, seed: int, temperature: float, top_k: int, top_p: float, prompt: str,
     prompts: str, guidance: float, split: str, figure: str, name: str, batch: int | None,
@@ -102,8 +111,8 @@ def synthesize(
         shown = open_benchmark(fitted.pretrained, split=figure) if figure else None
         folder = synthesis.synthesize(fitted, out, count, requests, draws, batch or 0)
         if shown is not None:
-            click.echo(str(synthesis.write_figure(fitted.pretrained, shown, folder, seed)))
-    click.echo(f"{out}: {len(folder.done):,} images, samples.jsonl, samples.csv, contact.png", err=True)
+            show(str(synthesis.write_figure(fitted.pretrained, shown, folder, seed)))
+    show(f"{out}: {len(folder.done):,} images, samples.jsonl, samples.csv, contact.png", err=True)
 
 
 def _priors_run(name: str) -> Run:

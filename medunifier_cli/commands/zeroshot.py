@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from medunifier_cli.terminal.say import say
+from medunifier_cli.terminal.options import LIMIT, SEED
+from medunifier_cli.terminal.say import say, show
 
 
 @click.command()
@@ -20,7 +21,7 @@ from medunifier_cli.terminal.say import say
     help="Prompt set of the data set, `all` of them, or a YAML file `class: [prompt, ...]`.",
 )  # fmt: skip
 @click.option(
-    "--count", type=click.IntRange(min=0),
+    "--count", type=LIMIT,
     help="Number of prompts sampled per class, 0 for all; by default as in the data set's literature "
     "(15 or 10).",
 )  # fmt: skip
@@ -28,9 +29,7 @@ from medunifier_cli.terminal.say import say
     "--ensemble", type=click.Choice(["max", "mean"]), default="max", show_default=True,
     help="Score of a class from the similarities of its prompts.",
 )  # fmt: skip
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sampled prompts."
-)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the sampled prompts.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
 @click.option(
@@ -68,7 +67,7 @@ def zeroshot(
             raise click.UsageError("files are classified with one prompt set, not with all")
         images = read_images(files, trained.recipe.data.image_size)
         rows = evaluation.classify_files(trained, images, plugin.classes, ensembles[0])
-        click.echo(evaluation.render_files(rows, plugin.classes, form))
+        show(evaluation.render_files(rows, plugin.classes, form))
         return
     benchmark = open_benchmark(trained, dataset, split, need_text=False, ids=ids, prefer_benchmark=True)
     default = next(iter(benchmark.plugin.prompt_sets()), "")
@@ -82,7 +81,7 @@ def zeroshot(
         for note in outcome.notes:
             say(note)
         outcomes.append((one, outcome))
-    click.echo(evaluation.render_outcomes(outcomes, default, form))
+    show(evaluation.render_outcomes(outcomes, default, form))
 
 
 def _save_prompts(path: Path, name: str, dataset: str, prompts: str) -> None:
@@ -97,4 +96,4 @@ def _save_prompts(path: Path, name: str, dataset: str, prompts: str) -> None:
 
         dataset = load_saved(pretrained_run(name, "zeroshot").recipe, PretrainRecipe).data.dataset
     write_prompts(path, prepared_dataset(dataset), prompts)
-    click.echo(str(path))
+    show(str(path))

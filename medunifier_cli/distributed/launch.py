@@ -74,7 +74,7 @@ class _Rank:
 
     def __call__(self, *arguments: Any) -> None:
         from medunifier_cli.distributed import world
-        from medunifier_cli.errors import explain
+        from medunifier_cli.errors import explain, traceback_text
 
         sys.argv = self.argv  # the provenance names the command
         main = os.environ.get("RANK") == "0"
@@ -87,7 +87,8 @@ class _Rank:
             if main or code == 1:
                 print("\n".join(f"mu: {line}" for line in lines), file=sys.stderr, flush=True)
             if "--debug" in self.argv:
-                raise
+                # not `raise`: Python would print the message as well, which may quote a report
+                print(traceback_text(error), end="", file=sys.stderr, flush=True)
         # 75: stopped with a checkpoint saved, and all ranks come to this point together
         if code in (0, 75):
             world.leave()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
+from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.render import interval as interval_cell
 from medunifier_cli.evaluate.render import number, render
-from medunifier_cli.files import read_text, write_text
+from medunifier_cli.files import write_text
+from medunifier_cli.parsing import checked, read_json
 from medunifier_cli.run.provenance import data_facts, versions
 from medunifier_cli.run.record import Run
 from medunifier_cli.scores.bootstrap import Interval, mean_intervals
@@ -51,7 +53,9 @@ class Metric:
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Metric:
         """A metric as a result file holds it."""
-        return cls(**{("baseline" if key == BASELINE_KEY else key): value for key, value in entry.items()})
+        known = {field.name for field in fields(cls)}  # a later version may write more
+        renamed = {("baseline" if key == BASELINE_KEY else key): value for key, value in entry.items()}
+        return cls(**{key: value for key, value in renamed.items() if key in known})
 
     def as_json(self) -> dict[str, Any]:
         """The metric as a result file holds it."""
@@ -130,10 +134,57 @@ def write_samples(run: Run, task: str, dataset: str, split: str, rows: Iterable[
     return path
 
 
+class NamedValue(TypedDict):
+    """What every metric of a result file has."""
+
+    name: str
+    value: float | None
+
+
+class MetricEntry(NamedValue, total=False):
+    """A metric of a result file; those of earlier versions have fewer keys."""
+
+    floor: float | None
+    unit: str
+    note: str
+    low: float | None
+    high: float | None
+
+
+class Measured(TypedDict):
+    """What every result file has."""
+
+    task: str
+    dataset: str
+    split: str
+    metrics: list[MetricEntry]
+
+
+class ResultFile(Measured, total=False):
+    """What is read of a result file; each task adds facts of its own."""
+
+    checkpoint: dict[str, str | int]
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """One result file with all its keys.
+
+    Raises:
+        DataError: damaged, or another program's file.
+    """
+    advice = "measure it again, or delete the file"
+    content = read_json(path, dict[str, Any], DataError, advice)
+    checked(content, ResultFile, str(path), DataError, advice)
+    return content
+
+
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """All result files of a run, sorted by file name."""
-    paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
-    return [json.loads(read_text(path)) for path in paths]
+    """All result files of a run, sorted by file name.
+
+    Raises:
+        DataError: one of them is damaged.
+    """
+    return [read_result(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
 
 
 def table(metrics: Sequence[Metric]) -> str:

@@ -7,7 +7,6 @@ follows in `medunifier.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from medunifier_cli.errors import MissingWeightsError, MuError
 from medunifier_cli.model.weights import (
+    existing_path,
     harmless_globals,
     is_hub_name,
     local_weights,
@@ -125,9 +125,9 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
     if weights == "hub":
         arguments["pretrained"] = True
     elif weights != "random":
-        path = Path(weights).expanduser()
+        path = existing_path(weights)
         arguments["pretrained"] = True
-        if path.exists():
+        if path is not None:
             file = local_weights(path)
             arguments["pretrained_cfg_overlay"] = {"file": str(file)}
         elif is_hub_name(weights):
@@ -148,11 +148,9 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
         raise MuError(
             f"model.vit: timm cannot build {name} with {arguments}: {_first_line(error)}"
         ) from error
-    except unreadable_errors() as error:
-        if file is None:
-            raise
-        raise MuError(f"model.vit.weights: {why_unreadable(file, error)}") from error
     except Exception as error:  # huggingface_hub has a dozen types for a network that is not there
+        if file is not None:
+            raise MuError(f"model.vit.weights: {why_unreadable(file, error)}") from error
         if not _is_hub_error(error):
             raise
         raise MissingWeightsError(

@@ -7,6 +7,9 @@ objects: a checkpoint that holds more than tensors is explained, not run.
 from __future__ import annotations
 
 import re
+import struct
+import sys
+import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -37,6 +40,15 @@ def local_weights(folder_or_file: Path, names: Sequence[str] = WEIGHT_FILES) -> 
         if file.is_file():
             return file
     raise MissingWeightsError(f"{folder_or_file}: holds none of {', '.join(names)}")
+
+
+def existing_path(source: str) -> Path | None:
+    """The file or folder of that name; None if there is none, or no file can have the name."""
+    try:
+        path = Path(source).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long; `~` of nobody; a zero byte
+        return None
 
 
 def is_hub_name(source: str) -> bool:
@@ -85,14 +97,18 @@ def weights_path(key: str, source: str, names: Sequence[str] = WEIGHT_FILES) -> 
     Raises:
         MissingWeightsError: it is none of these; the message says how to get it.
     """
-    path = Path(source).expanduser()
-    if path.exists():
+    path = existing_path(source)
+    if path is not None:
         return local_weights(path, names)
     if is_hub_name(source):
         return require_cached(key, source, names)
     raise MissingWeightsError(f"{key}: {source} is neither a folder, a file nor a hub name")
 
 
+LONGEST_NAME = 300
+"""Characters of a tensor's name; the longest of a known model has 120."""
+SMALL_BYTES = 64 << 20
+"""Bytes that a tensor may take in memory though the file holds fewer, as for masks that repeat one row."""
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 """Where trainers put the weights among other things: Lightning, many scripts, LAVIS, DeepSpeed."""
 RUNS_CODE = {"builtins", "__builtin__", "importlib", "nt", "os", "posix", "runpy", "subprocess", "sys"}
@@ -114,6 +130,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
+        _check_unpacked_size(path)
         with harmless_globals():
             content = torch.load(path, map_location="cpu", weights_only=True)
     except unreadable_errors() as error:
@@ -122,10 +139,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def unreadable_errors() -> tuple[type[Exception], ...]:
-    """What readers of weight files raise."""
+    """What readers of weight files raise; a damaged pickle can raise whatever its instructions lead to."""
     from safetensors import SafetensorError
 
-    return SafetensorError, UnpicklingError, EOFError, RuntimeError
+    of_pickles = (LookupError, ValueError, TypeError, AttributeError, AssertionError, ArithmeticError)
+    return (
+        SafetensorError, UnpicklingError, EOFError, RuntimeError, struct.error, MemoryError, OSError,
+        *of_pickles,
+    )  # fmt: skip
+
+
+def _check_unpacked_size(path: Path) -> None:
+    """Raises MuError for a file whose parts are packed: torch never packs them, and they may be huge."""
+    unpacked = 0
+    with suppress(zipfile.BadZipFile, *unreadable_errors()):  # torch says what is wrong with it
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(part.file_size for part in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise MuError(f"{path}: packed, which no file of weights is; unpack it first")
 
 
 def harmless_globals() -> AbstractContextManager[None]:
@@ -154,15 +186,9 @@ def why_unreadable(path: Path, error: Exception) -> str:
         return f"{path}: damaged, or not a file of weights; fetch it again"
     if any(name.split(".")[0] in RUNS_CODE for name in names):
         return f"{path}: would run {_listed(names)} when loaded; delete it and fetch the weights elsewhere"
-    whole = any(name.startswith("torch.nn.") for name in names)  # torch.save(model), the object itself
-    state = "c.state_dict()" if whole else " or ".join([*(f"c.get('{key}')" for key in WRAPPERS), "c"])
-    command = (
-        f"import torch; c = torch.load('{path}', 'cpu', weights_only=False); s = {state}; "
-        "torch.save({k: v for k, v in s.items() if torch.is_tensor(v)}, 'tensors.pth')"
-    )
     return (
-        f"{path}: holds more than tensors ({_listed(names)}), which mu does not unpickle; if you trust the "
-        f'file, save its tensors alone: python -c "{command}"'
+        f"{path}: holds more than tensors ({_listed(names, 2)}), which mu does not unpickle; if you trust "
+        "it, `python -m medunifier_cli.model.weights FILE` saves its tensors alone"
     )
 
 
@@ -178,7 +204,6 @@ def _foreign_globals(path: Path, error: Exception) -> list[str]:
 
 
 def _tensors_in(content: Any, path: Path) -> dict[str, Tensor]:
-    import torch
 
     inner = content
     while isinstance(inner, Mapping):
@@ -187,10 +212,10 @@ def _tensors_in(content: Any, path: Path) -> dict[str, Tensor]:
             break
         inner = wrapped[0]
     if isinstance(inner, Mapping):
-        tensors = {str(name): value for name, value in inner.items() if isinstance(value, torch.Tensor)}
+        tensors = {name: value for name, value in inner.items() if _is_named_tensor(name, value)}
         if tensors:
             return tensors
-        what = _listed([f"{name} ({type(value).__name__})" for name, value in inner.items()]) or "nothing"
+        what = _listed([_shown(name, value) for name, value in inner.items()]) or "nothing"
     else:
         size = f" of {len(inner)} items" if hasattr(inner, "__len__") else ""
         what = f"a {type(inner).__name__}{size}"
@@ -199,6 +224,42 @@ def _tensors_in(content: Any, path: Path) -> dict[str, Tensor]:
     )
 
 
+def _is_named_tensor(name: object, value: object) -> bool:
+    """Whether an item is a name and a tensor of ordinary numbers, as large as its bytes in the file."""
+    import torch
+
+    if not isinstance(name, str) or len(name) > LONGEST_NAME or not isinstance(value, torch.Tensor):
+        return False
+    if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_complex():
+        return False
+    # one number may stand for billions, by a stride of zero: to copy such a tensor fills the memory
+    size = value.numel() * value.element_size()
+    return size <= max(value.untyped_storage().nbytes(), SMALL_BYTES)
+
+
+def _shown(name: object, value: object) -> str:
+    return f"{name[:LONGEST_NAME] if isinstance(name, str) else type(name).__name__} ({type(value).__name__})"
+
+
 def _listed(names: Sequence[str], most: int = 4) -> str:
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
+
+
+def main() -> None:
+    """`python -m medunifier_cli.model.weights FILE`: unpickle a file that is trusted, and save its tensors.
+
+    For checkpoints that hold objects besides; this runs whatever code they name, which `mu` itself never
+    does. Writes `tensors.pth` to the current folder.
+    """
+    import torch
+
+    path, out = Path(sys.argv[1]), Path("tensors.pth")
+    content = torch.load(path, map_location="cpu", weights_only=False)
+    tensors = _tensors_in(content.state_dict() if isinstance(content, torch.nn.Module) else content, path)
+    torch.save(tensors, out)
+    print(f"{out}: {len(tensors):,} tensors")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from medunifier_cli.files import read_lines, read_text
+from medunifier_cli.errors import CheckpointError
 from medunifier_cli.page.document import facts, grid, save_page
 from medunifier_cli.page.plot import Curve, plot
+from medunifier_cli.run.log import read_log
+from medunifier_cli.run.provenance import read_provenance
 from medunifier_cli.run.record import Run
+from medunifier_cli.terminal.say import say
 
 
 def write_run_page(run: Run, rows: list[list[str]], curves: Mapping[str, str]) -> Path:
@@ -32,7 +35,7 @@ def write_run_page(run: Run, rows: list[list[str]], curves: Mapping[str, str]) -
     parts = [facts(_about(run))]
     if len(rows) > 1:
         parts += ["<h2>Results</h2>", grid(rows, words=3)]
-    plots = _plots(read_lines(run.log), curves)
+    plots = _plots(read_log(run.log), curves)
     if plots:
         parts += ["<h2>Training</h2>", '<div class="plots">', *plots, "</div>"]
     for title, paths in _pictures(run).items():
@@ -48,8 +51,10 @@ def write_run_page(run: Run, rows: list[list[str]], curves: Mapping[str, str]) -
 
 def _about(run: Run) -> dict[str, str]:
     provenance: dict[str, Any] = {}
-    if run.provenance.exists():
-        provenance = json.loads(read_text(run.provenance))
+    try:
+        provenance = read_provenance(run.provenance)
+    except CheckpointError as error:  # the page is of use without it
+        say(f"{error}; left out of the page")
     starts = provenance.get("starts") or [{}]
     about = {"command": " ".join(starts[0].get("command", []))}
     if len(starts) > 1:
@@ -69,13 +74,20 @@ def _plots(log: list[dict[str, Any]], curves: Mapping[str, str]) -> list[str]:
                 (line["step"], line[name])
                 for line in log
                 # older runs log null for a value that was not measured
-                if line["event"] == event and line.get(name) is not None
+                if line["event"] == event and _is_number(line.get(name))
             ]
             for event in ("train", "valid")
         }
         if any(points.values()):
             plots.append(plot(heading, points))
     return plots
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value can be plotted: a whole number of 400 digits is more than a float holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or math.log2(abs(value) or 1) < 1000
 
 
 def _pictures(run: Run) -> dict[str, list[Path]]:

@@ -17,6 +17,17 @@ class Bounds:
 
 
 Share = Annotated[float, Bounds(0, 1)]
+Size = Annotated[int, Bounds(1, 65536)]
+"""Width, number of heads or edge in pixels; no model comes near its end, and a typing error does."""
+SizeOrZero = Annotated[int, Bounds(0, 65536)]
+Depth = Annotated[int, Bounds(1, 64)]
+"""Number of blocks or layers: building a thousand takes minutes, even without memory in `mu check`."""
+DepthOrZero = Annotated[int, Bounds(0, 64)]
+Samples = Annotated[int, Bounds(1, 1_000_000)]
+"""Samples of one step."""
+SamplesOrZero = Annotated[int, Bounds(0, 1_000_000)]
+Processes = Annotated[int, Bounds(0, 4096)]
+"""Processes or threads of one machine."""
 Count = Annotated[int, Bounds(1)]
 CountOrZero = Annotated[int, Bounds(0)]
 NonNegative = Annotated[float, Bounds(0)]

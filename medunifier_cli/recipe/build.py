@@ -15,7 +15,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import reprlib
 import types
+import unicodedata
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from medunifier_cli.recipe.bounds import Bounds
@@ -23,6 +25,14 @@ from medunifier_cli.recipe.settings import Setting, Settings, field_types
 
 LONGEST_QUOTE = 40
 """Characters of a wrong value that a message quotes."""
+LONGEST_TEXT = 4096
+"""Characters of a text: paths, the longest of them, have fewer on every system."""
+LONGEST_LIST = 1000
+"""Items of a list; the only list there is, that of a report's sections, has a handful."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, LONGEST_QUOTE, LONGEST_QUOTE
 
 
 class WrongValueError(Exception):
@@ -78,6 +88,8 @@ def check(kind: Any, setting: Setting) -> Any:
     if kind is int:
         if not isinstance(setting.value, int) or isinstance(setting.value, bool):
             raise WrongValueError(f"expected a whole number, not {_quote(setting)}")
+        if not -(2**63) <= setting.value < 2**63:  # no seed, size or step is larger in PyTorch
+            raise WrongValueError(f"{_quote(setting)} is out of range; it must fit 64 bits")
         return setting.value
     if kind is float:
         return _float(setting)
@@ -91,13 +103,21 @@ def _float(setting: Setting) -> float:
     if isinstance(value, str) and value == setting.raw:  # YAML reads 1e-4, unquoted, as text
         with contextlib.suppress(ValueError):
             value = float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise WrongValueError(f"expected a number, not {_quote(setting)}")
-    return float(value)
+    with contextlib.suppress(OverflowError):  # a whole number of 400 digits
+        if math.isfinite(value := float(value)):
+            return value
+    raise WrongValueError(f"expected a number, not {_quote(setting)}")
 
 
 def _text(setting: Setting) -> str:
     if isinstance(setting.value, str):
+        # names become folders and lines on a terminal; a half character is of a file name that is no UTF-8
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in setting.value[:LONGEST_TEXT]):
+            raise WrongValueError(f"{_quote(setting)} holds control characters or is no UTF-8")
+        if len(setting.value) > LONGEST_TEXT:
+            raise WrongValueError(f"{_quote(setting)} is longer than {LONGEST_TEXT:,} characters")
         return setting.value
     if setting.from_override and not isinstance(setting.value, list | dict):
         return setting.raw  # `-o name=2024` is a name
@@ -147,15 +167,22 @@ def _tuple(kinds: tuple[Any, ...], setting: Setting) -> tuple[Any, ...]:
     """`tuple[X, ...]`, the only kind of list in a recipe."""
     if not isinstance(setting.value, list):
         raise WrongValueError(f"expected a list such as [a, b], not {_quote(setting)}")
-    items = [dataclasses.replace(setting, value=item, raw=str(item)) for item in setting.value]
+    if len(setting.value) > LONGEST_LIST:
+        raise WrongValueError(f"{_quote(setting)} has more than {LONGEST_LIST:,} items")
+    items = [dataclasses.replace(setting, value=item, raw=as_text(item)) for item in setting.value]
     return tuple(check(kinds[0], item) for item in items)
 
 
 def _quote(setting: Setting) -> str:
     if setting.value is None:
         return "nothing"
-    text = setting.raw or str(setting.value)
+    text = setting.raw or as_text(setting.value)
     return repr(text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 3] + "...")
+
+
+def as_text(value: object) -> str:
+    """A value as text; of a list or mapping only the beginning, as it may be large through aliases."""
+    return _SHORT.repr(value) if isinstance(value, list | dict | set) else str(value)
 
 
 def _problem(settings: Settings, key: str, setting: Setting, what: str) -> None:

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, overload
 
 import yaml
 
-from medunifier_cli import files
-from medunifier_cli.errors import DataError, RecipeError
-from medunifier_cli.recipe.build import build
+from medunifier_cli.errors import RecipeError, one_line_of
+from medunifier_cli.parsing import YAML_CHARACTERS, decoded, read_bytes
+from medunifier_cli.recipe.build import as_text, build
 from medunifier_cli.recipe.schema import PretrainRecipe
-from medunifier_cli.recipe.settings import Setting, Settings, YamlError, read_overrides, read_text
+from medunifier_cli.recipe.settings import (
+    LONGEST_KEY,
+    Setting,
+    Settings,
+    YamlError,
+    read_overrides,
+    read_text,
+    shortened,
+)
 from medunifier_cli.recipe.stages import SCHEMAS
 
 SHIPPED = "medunifier_recipes"
@@ -59,18 +67,18 @@ def find_recipe(path_or_name: str | Path) -> Path:
         RecipeError: there is no such file; the message suggests the nearest shipped recipe.
     """
     path = Path(path_or_name)
-    if path.is_file():
+    if _is_file(path):
         return path
     name = str(path_or_name)
     if name in shipped_recipes():
         return Path(str(resources.files(SHIPPED).joinpath(f"{name}.yaml")))
-    if path.is_dir():
+    if _is_file(path, of_kind=Path.is_dir):
         raise RecipeError(
             f"{path} is a folder; a recipe is a YAML file or one of: {', '.join(shipped_recipes())}"
         )
-    nearest = difflib.get_close_matches(path.stem, shipped_recipes(), n=1)
+    nearest = difflib.get_close_matches(path.stem[:LONGEST_KEY], shipped_recipes(), n=1)
     hint = f"did you mean `{nearest[0]}`? " if nearest else ""
-    raise RecipeError(f"no recipe {name}; {hint}shipped: {', '.join(shipped_recipes())}")
+    raise RecipeError(f"no recipe {shortened(name)}; {hint}shipped: {', '.join(shipped_recipes())}")
 
 
 @overload
@@ -97,7 +105,7 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = (), schema:
         An instance of `schema`; an empty `name` becomes that of the file.
 
     Raises:
-        RecipeError: every problem found, one per line.
+        RecipeError: the problems found, as many as fit one line, and the number of all others.
     """
     return _load(find_recipe(path_or_name), tuple(overrides), schema, saved=False)
 
@@ -106,7 +114,7 @@ def load_saved(path: Path, schema: type[R]) -> R:
     """The recipe that a run keeps in its folder, which an earlier version may have written.
 
     Raises:
-        RecipeError: every problem found, one per line.
+        RecipeError: the problems found, as many as fit one line, and the number of all others.
     """
     recipe: R = _load(find_recipe(path), (), schema, saved=True)
     return recipe
@@ -118,7 +126,7 @@ def _load(path: Path, overrides: tuple[str, ...], schema: Any, saved: bool) -> A
     recipe = build(schema, settings)
     settings.problems.extend(_disagreements(recipe, settings, _shown(path)))
     if settings.problems:
-        raise RecipeError("\n".join(settings.problems))
+        raise RecipeError(one_line_of(settings.problems))
     if not recipe.name:
         recipe = dataclasses.replace(recipe, name=path.stem)
     return recipe
@@ -135,7 +143,9 @@ def stage_of(path_or_name: str | Path) -> str:
     stage = setting.value if setting is not None else PretrainRecipe.stage
     if not isinstance(stage, str) or stage not in SCHEMAS:
         where = setting.where if setting is not None else _shown(path)
-        raise RecipeError(f"{where}: stage: {stage!r} is none of: {', '.join(SCHEMAS)}")
+        raise RecipeError(
+            f"{where}: stage: {shortened(repr(as_text(stage)))} is none of: {', '.join(SCHEMAS)}"
+        )
     return stage
 
 
@@ -183,22 +193,28 @@ def _chain(path: Path, schema: type, saved: bool = False) -> list[Settings]:
         try:
             settings, base = read_text(_read(path), _shown(path), schema, saved)
         except YamlError as problem:
-            raise RecipeError(str(problem)) from problem
+            # a run writes its recipe whole, so this file was damaged or edited afterwards
+            advice = "; put the file back, or start the run over with --fresh" if saved else ""
+            raise RecipeError(f"{problem}{advice}") from problem
         chain.insert(0, settings)
         if base is None:
             return chain
+        name = str(base.value)
         path = _base_path(base, path)
         if path.resolve() in seen:
-            raise RecipeError(f"{base.where}: base: {base.value} leads back to itself")
+            raise RecipeError(f"{base.where}: base: {shortened(name)} leads back to itself")
 
 
 def _read(path: Path) -> str:
+    return decoded(read_bytes(path, RecipeError, limit=YAML_CHARACTERS), _shown(path), RecipeError)
+
+
+def _is_file(path: Path, of_kind: Callable[[Path], bool] = Path.is_file) -> bool:
+    """Whether there is such a file; a name that no file can have, for example a whole recipe, is none."""
     try:
-        return files.read_text(path)
-    except OSError as error:
-        raise RecipeError(f"{_shown(path)}: cannot be read: {error.strerror}") from error
-    except DataError as error:
-        raise RecipeError(str(error)) from error
+        return of_kind(path)
+    except (OSError, ValueError):
+        return False
 
 
 def _base_path(base: Setting, owner: Path) -> Path:
@@ -208,7 +224,7 @@ def _base_path(base: Setting, owner: Path) -> Path:
         raise RecipeError(f"{base.where}: base: expected the name or file of a recipe")
     relative = owner.parent / name
     try:
-        return relative if relative.is_file() else find_recipe(name)
+        return relative if _is_file(relative) else find_recipe(name)
     except RecipeError as error:
         raise RecipeError(f"{base.where}: base: {error}") from error
 

@@ -10,7 +10,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_type_hints
 
-from medunifier_cli.recipe.bounds import Bounds, Count, CountOrZero, NonNegative, Positive, Share
+from medunifier_cli.recipe.bounds import (
+    Bounds,
+    Count,
+    CountOrZero,
+    Depth,
+    DepthOrZero,
+    NonNegative,
+    Positive,
+    Processes,
+    Share,
+    Size,
+    SizeOrZero,
+)
 from medunifier_cli.recipe.schema_train import OptimConfig, TrainConfig
 
 Weight = Annotated[float, Bounds(0), "weight of an objective"]
@@ -31,13 +43,13 @@ class DataConfig:
     """Split to validate on; empty for none."""
     test: str = "test"
     """Held-out split that is measured once at the end; empty for none."""
-    image_size: Count = 224
+    image_size: Size = 224
     """Height and width in pixels; the aspect ratio is not kept (paper, appendix 2)."""
     sections: tuple[str, ...] = ()
     """Sections of the report that make up the text, in order; empty for those of the data set plugin."""
     require: Literal["any", "all"] = "any"
     """Use samples that have `any` of the sections, or only those that have `all`."""
-    workers: CountOrZero = 4
+    workers: Processes = 4
     """Loader processes per rank; 0 decodes in the training process."""
     limit: CountOrZero = 0
     """Use only the first N samples of the train split; 0 for all."""
@@ -50,7 +62,7 @@ class TextConfig:
     tokenizer: str = "train"
     """Hub name or local folder of a BERT tokenizer; `train` trains a WordPiece tokenizer on the train
     split."""
-    vocabulary: Count = 30522
+    vocabulary: Annotated[int, Bounds(1, 1_000_000)] = 30522
     """Largest vocabulary of a tokenizer that is trained."""
     max_tokens: Annotated[int, Bounds(4, 512)] = 95
     """Tokens of a text, L_t, special tokens included; longer texts are truncated."""
@@ -73,13 +85,13 @@ class VitConfig:
     rest."""
     drop_last_block: bool = True
     """Take the features of the second to last block, as BLIP-2 does."""
-    patch_size: CountOrZero = 0
+    patch_size: SizeOrZero = 0
     """Patch size in pixels; 0 for that of the named model."""
-    width: CountOrZero = 0
+    width: SizeOrZero = 0
     """Embedding width D_v; 0 for that of the named model."""
-    depth: CountOrZero = 0
+    depth: DepthOrZero = 0
     """Number of blocks; 0 for that of the named model."""
-    heads: CountOrZero = 0
+    heads: SizeOrZero = 0
     """Number of attention heads; 0 for that of the named model."""
     pixel_norm: Literal["none", "clip"] = "none"
     """`none`: pixels in [0, 1] (paper); `clip`: standardised with CLIP's mean and deviation."""
@@ -91,15 +103,15 @@ class QFormerConfig:
 
     weights: str = "random"
     """Initial weights: hub name or local folder of a BERT or BLIP-2 model, or `random`."""
-    layers: Count = 12
+    layers: Depth = 12
     """Number of transformer blocks."""
-    width: Count = 768
+    width: Size = 768
     """Width D of queries and text tokens."""
-    heads: Count = 12
+    heads: Size = 12
     """Number of attention heads."""
-    ffn_width: Count = 3072
+    ffn_width: Size = 3072
     """Inner width of both feed-forward networks."""
-    queries: Count = 32
+    queries: Size = 32
     """Number of learnable queries, L_q."""
     cross_attention_every: Count = 1
     """Cross-attention in every Nth block: 1 as in the paper; 2 as BLIP-2 weights need."""
@@ -114,9 +126,9 @@ class QFormerConfig:
 class GeneratorConfig:
     """Text-grounded image generation (paper, section 3.4)."""
 
-    codebook_size: Annotated[int, Bounds(2)] = 512
+    codebook_size: Annotated[int, Bounds(2, 65536)] = 512
     """Number of codes K, in the top and in the bottom codebook."""
-    code_width: Count = 768
+    code_width: Size = 768
     """Width of a code vector."""
     codebook: Literal["loss", "ema"] = "loss"
     """How codes are learned: `loss`, by equation (23); `ema`, as running means of the vectors assigned to
@@ -130,7 +142,7 @@ class GeneratorConfig:
     """A code counts as unused when the running mean of its assignments per step falls below this."""
     beta: NonNegative = 0.5
     """Weight of both commitment losses."""
-    base_width: Count = 1536
+    base_width: Size = 1536
     """Channels of the decoder's first map, halved by each block; the authors' code has 4608."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation after each ReLU of the decoder; `batch` is synchronised over all ranks."""
@@ -139,9 +151,9 @@ class GeneratorConfig:
     need."""
     position_scale: NonNegative = 1.0
     """Factor on the adapters' positional encoding; 1 as in the paper."""
-    residual_width: Count = 384
+    residual_width: Size = 384
     """Inner channels of a residual block."""
-    residual_layers: Count = 2
+    residual_layers: Depth = 2
     """Number of layers of a residual block, each with its own weights."""
     rate_scale: Positive = 1.0
     """Factor on the learning rate of the generator: convolutions tolerate higher learning rates than
@@ -160,7 +172,7 @@ class ObjectivesConfig:
     """Weight of image-grounded text generation."""
     tig: Weight = 1.0
     """Weight of text-grounded image generation."""
-    embed_width: Count = 256
+    embed_width: Size = 256
     """Width E of the space in which ITC compares images and texts."""
     embed_norm: Literal["none", "batch"] = "none"
     """`batch`: non-affine batch normalisation of the ITC projections, without which short runs stay at a loss

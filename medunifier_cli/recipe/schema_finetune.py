@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Literal
 
-from medunifier_cli.recipe.bounds import Bounds, Count, CountOrZero, NonNegative, Positive
+from medunifier_cli.recipe.bounds import Bounds, Count, CountOrZero, NonNegative, Positive, Processes, Samples
 from medunifier_cli.recipe.schema_train import AdamWConfig, LoopConfig, OptimConfig
 
 
@@ -29,7 +29,7 @@ class FinetuneDataConfig:
     published splits do, it is used; otherwise a stratified sample is drawn and recorded in the run."""
     fraction_seed: CountOrZero = 0
     """Seed of that sample; with one seed, smaller fractions are subsets of larger ones."""
-    workers: CountOrZero = 4
+    workers: Processes = 4
     """Loader processes per rank; 0 decodes in the training process."""
 
 
@@ -75,7 +75,7 @@ class FinetuneTrainConfig(LoopConfig):
 
     epochs: Count = 50
     """Passes over the training samples, each rounded up to whole steps; ignored if `steps` is set."""
-    global_batch: Count = 64
+    global_batch: Samples = 64
     """Images per optimiser step, over all ranks and passes."""
     valid_every: CountOrZero = 0
     """Steps between two validations, the best of which decides the weights that are kept; 0 for every

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from medunifier_cli.recipe.bounds import Bounds, Count, CountOrZero, Share
+from medunifier_cli.recipe.bounds import Bounds, CountOrZero, Depth, DepthOrZero, Share, Size
 from medunifier_cli.recipe.schema_train import OptimConfig, TrainConfig
 
 
@@ -32,26 +32,26 @@ class PixelSnailConfig:
     """One PixelSNAIL. The paper gives no sizes; these are those of VQ-VAE-2, at a width that suits 8x8
     maps."""
 
-    channels: Count = 256
+    channels: Size = 256
     """Width C of the residual stream, a multiple of 16."""
-    blocks: Count = 4
+    blocks: Depth = 4
     """Number of blocks."""
-    layers: Count = 4
+    layers: Depth = 4
     """Number of gated residual layers in a block."""
-    kernel: Count = 3
+    kernel: Size = 3
     """Width of the causal window of a layer, an odd number of columns; it has (kernel + 1) / 2 rows."""
-    stem_kernel: Count = 5
+    stem_kernel: Size = 5
     """Width of the first causal window, odd; it excludes the position that is predicted."""
     attention: bool = True
     """End each block with causal attention over all earlier positions."""
-    heads: Count = 8
+    heads: Size = 8
     """Number of attention heads, which share A = C / 2 channels."""
     dropout: Annotated[float, Bounds(0, 0.9)] = 0.1
     """Dropout inside each residual layer."""
     concat_elu: bool = False
     """Use the activation elu([x, -x]) of the original code instead of elu(x); doubles the input of a
     layer."""
-    top_layers: CountOrZero = 4
+    top_layers: DepthOrZero = 4
     """Number of residual layers that read the top map (bottom prior only)."""
 
     def problems(self) -> Iterator[tuple[str, str]]:

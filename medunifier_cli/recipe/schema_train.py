@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from medunifier_cli.recipe.bounds import Count, CountOrZero, NonNegative, Positive, Share
+from medunifier_cli.recipe.bounds import (
+    Count,
+    CountOrZero,
+    NonNegative,
+    Positive,
+    Processes,
+    Samples,
+    SamplesOrZero,
+    Share,
+)
 
 
 @dataclass(frozen=True)
@@ -47,15 +56,15 @@ class LoopConfig:
     """Passes over the train split; ignored if `steps` is set."""
     steps: CountOrZero = 0
     """Optimiser steps; 0 to use `epochs`."""
-    global_batch: Count = 256
+    global_batch: Samples = 256
     """Samples per optimiser step, over all ranks and passes."""
-    micro_batch: CountOrZero = 0
+    micro_batch: SamplesOrZero = 0
     """Samples per rank and forward pass; 0 for the rank's whole share of the global batch."""
     precision: Literal["no", "bf16", "fp16"] = "bf16"
     """Mixed precision; losses are always computed in fp32."""
-    processes: CountOrZero = 0
+    processes: Processes = 0
     """Processes to start; 0 for one per GPU, or one without a GPU."""
-    threads: CountOrZero = 0
+    threads: Processes = 0
     """CPU threads per process; 0 for PyTorch's default. A fixed number makes CPU runs repeatable bit for
     bit."""
     log_every: Count = 10
@@ -82,7 +91,7 @@ class LoopConfig:
 class TrainConfig(LoopConfig):
     """Length, batch size and intervals of training."""
 
-    micro_batch: CountOrZero = 64
+    micro_batch: SamplesOrZero = 64
     """Samples per rank and forward pass; 0 for the rank's whole share of the global batch. ITC and ITM
     contrast the pairs of one pass over all ranks."""
     valid_batches: CountOrZero = 50

@@ -14,8 +14,14 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from medunifier_cli import parsing
+
 SIMILAR = 0.6
 """Ratio of matching characters, from 0 to 1, from which on a key is suggested (difflib's own default)."""
+LONGEST_KEY = 80
+"""Characters of a wrong key that are compared and shown; the longest of ours has 35."""
+HINTS = 10
+"""Wrong keys for which the nearest key is looked up; an error line has no room for more."""
 RENAMED = {"train.validate_every": "train.valid_every"}
 """Keys of earlier versions -> their present names. The recipes that runs keep may still use the old ones."""
 
@@ -95,17 +101,15 @@ def read_text(text: str, shown: str, schema: type, saved: bool = False) -> tuple
     """
     settings = Settings({}, [], set())
     reader = _Reader(shown, schema, settings, saved)
-    loader = yaml.SafeLoader(text)
     try:
-        root = loader.get_single_node()
-        if root is not None and not (isinstance(root, yaml.ScalarNode) and root.value == ""):
-            if not isinstance(root, yaml.MappingNode):
-                raise YamlError(f"{shown}:{root.start_mark.line + 1}: a recipe is `key: value` lines")
-            reader.section(loader, root, schema, "")
+        with parsing.yaml_loader(text) as loader:
+            root = parsing.compose_yaml(loader)
+            if root is not None and not (isinstance(root, yaml.ScalarNode) and root.value == ""):
+                if not isinstance(root, yaml.MappingNode):
+                    raise YamlError(f"{shown}:{root.start_mark.line + 1}: a recipe is `key: value` lines")
+                reader.section(loader, root, schema, "")
     except yaml.YAMLError as error:
         raise YamlError(_yaml_line(error, shown)) from error
-    finally:
-        loader.dispose()
     return settings, reader.base
 
 
@@ -114,7 +118,7 @@ def read_overrides(overrides: tuple[str, ...], schema: type) -> Settings:
     settings = Settings({}, [], set())
     known = set(dotted_keys(schema))
     for override in overrides:
-        where = f"-o {override}"
+        where = f"-o {shortened(override)}"
         key, equals, raw = override.partition("=")
         key = key.strip()
         if not equals:
@@ -123,11 +127,16 @@ def read_overrides(overrides: tuple[str, ...], schema: type) -> Settings:
             _unknown(key, where, schema, settings)
         else:
             try:
-                value = yaml.safe_load(raw)
-            except (yaml.YAMLError, ValueError):
+                value = parsing.yaml_value(raw)
+            except yaml.YAMLError:
                 value = raw  # such as `a: b` or `[x`, which is fine for a key that takes text
             settings.by_key[key] = Setting(value, raw.strip(), where, from_override=True)
     return settings
+
+
+def shortened(text: str) -> str:
+    """A text of a recipe as messages quote it."""
+    return text if len(text) <= LONGEST_KEY else text[: LONGEST_KEY - 3] + "..."
 
 
 def _unknown(key: str, where: str, schema: type, settings: Settings) -> None:
@@ -135,7 +144,10 @@ def _unknown(key: str, where: str, schema: type, settings: Settings) -> None:
         settings.suspects.add(RENAMED[key])
         settings.problems.append(f"{where}: {key} is now called {RENAMED[key]}")
         return
-    near = nearest_key(key, schema)
+    if len(settings.problems) >= HINTS:  # a file of ten thousand wrong keys would take minutes
+        settings.problems.append(f"{where}: {shortened(key)} is not a recipe key")
+        return
+    near = nearest_key(key[:LONGEST_KEY], schema)
     if near is not None:
         settings.suspects.add(near)
         hint = f"did you mean {near}?"
@@ -144,14 +156,18 @@ def _unknown(key: str, where: str, schema: type, settings: Settings) -> None:
         section = key.rpartition(".")[0]
         siblings = [other for other in known if other.rpartition(".")[0] == section] or field_types(schema)
         hint = f"available: {', '.join(other.rpartition('.')[2] for other in siblings)}"
-    settings.problems.append(f"{where}: {key} is not a recipe key; {hint}")
+    settings.problems.append(f"{where}: {shortened(key)} is not a recipe key; {hint}")
 
 
 def _yaml_line(error: yaml.YAMLError, shown: str) -> str:
     mark = getattr(error, "problem_mark", None)
     place = f"{shown}:{mark.line + 1}" if mark is not None else shown
-    what = getattr(error, "problem", None) or (str(error).splitlines() or ["cannot be read"])[0]
-    return f"{place}: not valid YAML: {what}"
+    return f"{place}: not valid YAML: {_reason(error)}"
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    # a recipe is no patient data, so what it says may be quoted
+    return getattr(error, "problem", None) or parsing.yaml_reason(error)
 
 
 class _Reader:
@@ -169,7 +185,7 @@ class _Reader:
             name = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
             key = prefix + str(name)
             if name in seen:
-                self._problem(key, f"{where}: {key} is set twice; first in line {seen[name]}")
+                self._problem(key, f"{where}: {shortened(key)} is set twice; first in line {seen[name]}")
                 continue
             seen[name] = line
             if name == "base" and not prefix and "base" not in types:
@@ -197,10 +213,9 @@ class _Reader:
 
     def _leaf(self, loader: yaml.SafeLoader, node: yaml.Node, where: str, key: str) -> Setting | None:
         try:
-            value = loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            what = getattr(error, "problem", None) or "cannot be read"
-            self._problem(key, f"{where}: {key}: {what}")
+            value = parsing.construct_yaml(loader, node)
+        except yaml.YAMLError as error:
+            self._problem(key, f"{where}: {key}: {_reason(error)}")
             return None
         plain = isinstance(node, yaml.ScalarNode) and node.style is None
         return Setting(value, node.value if plain else "", where)

@@ -5,8 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypedDict
 
-from medunifier_cli.files import read_lines, write_text
+from medunifier_cli.files import write_text
+from medunifier_cli.parsing import Count
+from medunifier_cli.run.lines import whole_lines
+
+
+class LogLine(TypedDict):
+    """What every line of `log.jsonl` has besides its numbers."""
+
+    event: str
+    """`train`, `valid` or another kind of measurement."""
+    step: Count
+    """Optimiser steps done."""
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; damaged ones are reported on stderr and left out.
+
+    Raises:
+        DataError: the file cannot be read at all.
+    """
+    return whole_lines(path, LogLine)
 
 
 class Log:
@@ -19,7 +40,7 @@ class Log:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        kept = [line for line in read_lines(path) if line["step"] <= step]
+        kept = [line for line in read_log(path) if line["step"] <= step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, event: str, step: int, values: Mapping[str, float]) -> None:

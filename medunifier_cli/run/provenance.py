@@ -6,9 +6,11 @@ import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from medunifier_cli.errors import CheckpointError
 from medunifier_cli.files import sha256
+from medunifier_cli.parsing import checked, read_json
 
 PACKAGES = (
     "medunifier",
@@ -20,6 +22,35 @@ PACKAGES = (
     "safetensors",
     "numpy",
 )
+
+
+class Start(TypedDict, total=False):
+    """One start of a run, as `provenance.json` keeps it."""
+
+    command: list[str]
+    versions: dict[str, str]
+    git_commit: str
+    git_changed: bool
+
+
+class Provenance(TypedDict, total=False):
+    """The content of `provenance.json`."""
+
+    data: dict[str, Any]
+    starts: list[Start]
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """The provenance of a run with all its keys, those of other versions included; empty without a file.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    if not path.exists():
+        return {}
+    content = read_json(path, dict[str, Any], CheckpointError)
+    checked(content, Provenance, str(path), CheckpointError)
+    return content
 
 
 def versions() -> dict[str, str]:

@@ -14,13 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from medunifier_cli.errors import CheckpointError
-from medunifier_cli.files import read_text, write_text
+from medunifier_cli.files import write_text
+from medunifier_cli.parsing import parse_yaml, read_yaml
 from medunifier_cli.recipe.load import dump_recipe
 from medunifier_cli.recipe.settings import RENAMED
-from medunifier_cli.run.provenance import git_state, versions
+from medunifier_cli.run.provenance import git_state, read_provenance, versions
 from medunifier_cli.terminal.say import say
 
 FREE = (
@@ -67,16 +66,26 @@ class Run:
             "versions": versions(),
             **git_state(),
         }
-        provenance = json.loads(read_text(self.provenance)) if self.provenance.exists() else {"starts": []}
+        provenance = self._provenance()
         provenance["data"] = dict(data)
-        provenance["starts"].append(started)
+        provenance.setdefault("starts", []).append(started)
         write_text(self.provenance, json.dumps(provenance, indent=1) + "\n")
+
+    def _provenance(self) -> dict[str, Any]:
+        """The provenance so far; a damaged one is put aside, as the run does not need it to go on."""
+        try:
+            return read_provenance(self.provenance)
+        except CheckpointError as error:
+            aside = self.provenance.with_name("provenance.damaged.json")
+            self.provenance.replace(aside)
+            say(f"{error}; kept as {aside.name}, and a new one is begun")
+            return {}
 
     def _check_same(self, recipe: Any) -> None:
         # both from YAML, as a tuple of the recipe is a list in the file
-        before, now = (
-            _flatten(yaml.safe_load(text)) for text in (read_text(self.recipe), dump_recipe(recipe))
-        )
+        advice = "put the file back, or start over with --fresh"
+        saved = read_yaml(self.recipe, dict[str, Any], CheckpointError, advice)
+        before, now = _flatten(saved), _flatten(parse_yaml(dump_recipe(recipe), dict[str, Any], "the recipe"))
         before = {RENAMED.get(key, key): value for key, value in before.items()}
         keys = (before.keys() | now.keys()) - set(FREE)
         changed = sorted(key for key in keys if before.get(key) != now.get(key))

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -39,7 +38,7 @@ from medunifier_cli.stages.features import compute_features, features_file, read
 from medunifier_cli.stages.finetune_results import TASK, measure, probabilities, scores_of
 from medunifier_cli.stages.finetune_task import Task, resolve_task
 from medunifier_cli.stages.running import open_run, train_stage
-from medunifier_cli.terminal.say import say
+from medunifier_cli.terminal.say import say, show
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.loop import Values
 
@@ -275,17 +274,17 @@ def _finish(
             )  # fmt: skip
     if world.is_main() and metrics is not None:
         n = len(stage.sources["test"])
-        click.echo(
+        show(
             f"{run.folder}, {recipe.data.dataset}/{recipe.data.test}, n = {n:,}, "
             f"trained on {samples['train']['n']:,}"
         )
-        click.echo(table(metrics))
+        show(table(metrics))
 
 
 def _earlier_result(run: Run, dataset: str, identity: str) -> list[Metric] | None:
     """The held-out result of the weights with the hash `identity`; None if they were not measured yet."""
     for result in read_results(run.results):
         same = result["task"] == TASK and result["dataset"] == dataset
-        if same and result["checkpoint"]["hash"] == identity:
+        if same and result.get("checkpoint", {}).get("hash") == identity:
             return [Metric.from_json(metric) for metric in result["metrics"]]
     return None

@@ -12,7 +12,6 @@ from math import ceil, exp
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -36,7 +35,7 @@ from medunifier_cli.run.provenance import data_facts
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.codes import Codes, codes_hash, encode_split, read_codes, write_codes
 from medunifier_cli.stages.running import open_run, train_stage
-from medunifier_cli.terminal.say import say
+from medunifier_cli.terminal.say import say, show
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.loop import Values
 
@@ -298,8 +297,8 @@ def _measure(
             "baseline": {level: dataclasses.asdict(result) for level, result in baselines.items()},
         },
     ).write(fitted)  # fmt: skip
-    click.echo(f"{run.folder}, {valid.plugin.name}/{valid.split}, n = {len(codes):,}")
-    click.echo(table(metrics))
+    show(f"{run.folder}, {valid.plugin.name}/{valid.split}, n = {len(codes):,}")
+    show(table(metrics))
 
 
 def _metrics(

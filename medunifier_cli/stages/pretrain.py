@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +36,7 @@ from medunifier_cli.roots import shards_folder
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.heldout import evaluate
 from medunifier_cli.stages.running import open_run, train_stage
+from medunifier_cli.terminal.say import show
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.loop import Values
 
@@ -227,5 +227,5 @@ def _measure(recipe: PretrainRecipe, run: Run, train: SplitSource, tokenizer: Te
     heldout = open_split(recipe, recipe.data.test, tokenizer)
     metrics = evaluate(trained, train, heldout, recipe.data.test, split_folder(recipe))
     if metrics:
-        click.echo(f"{run.folder}, {recipe.data.dataset}/{recipe.data.test}, n = {len(heldout):,}")
-        click.echo(table(metrics))
+        show(f"{run.folder}, {recipe.data.dataset}/{recipe.data.test}, n = {len(heldout):,}")
+        show(table(metrics))

@@ -18,6 +18,7 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import runs_root
+from medunifier_cli.terminal.options import PROCESSES
 from medunifier_cli.terminal.say import say
 
 AnyRecipe = TypeVar("AnyRecipe", PretrainRecipe, FinetuneRecipe, PriorRecipe)
@@ -28,7 +29,7 @@ _OPTIONS = (
     click.option("--run", "name", default="", help="Name of the run (default: that of the recipe)."),
     click.option(
         "--num-processes",
-        type=click.IntRange(min=1),
+        type=PROCESSES,
         help="Processes to start on this machine (default: one per GPU, or one).",
     ),
     click.option(

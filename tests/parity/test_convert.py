@@ -265,10 +265,10 @@ def test_a_checkpoint_that_holds_more_than_tensors_says_what_and_how_to_save_the
     assert "\n" not in message
     assert "damaged" not in message
     assert ("torch.nn.modules.linear.Linear" if whole else "argparse.Namespace") in message
-    command = re.search(r'python -c "(.+)"$', message)
+    command = re.search(r"`python -m (\S+) FILE`", message)
     assert command
     # what the message proposes works
-    subprocess.run([sys.executable, "-c", command[1]], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "-m", command[1], str(path)], cwd=tmp_path, check=True)
     saved = torch.load(tmp_path / "tensors.pth", weights_only=True)
     assert set(saved) == ({"weight", "bias"} if whole else set(state))
     if not whole:

@@ -93,7 +93,7 @@ def test_verb_is_named_with_a_dash(verbs: Path) -> None:
     ("what", "code", "lines"),
     [
         ("mistake", 1, ["mu: no run found"]),
-        ("two", 1, ["mu: a.yaml:1: one", "mu: a.yaml:2: two"]),
+        ("two", 1, ["mu: a.yaml:1: one; a.yaml:2: two"]),
         ("stopped", 75, ["mu: checkpoint saved"]),
         ("interrupt", 130, ["mu: interrupted"]),
         (
@@ -182,3 +182,24 @@ def test_help_of_each_option_begins_with_a_noun_or_an_imperative(verb: str) -> N
     helps = [param.help or "" for param in command.params if isinstance(param, click.Option)]
     wrong = ("Of ", "Only ", "Over ", "In ", "By ", "From ", "For ", "At ")
     assert [text for text in helps if text.startswith(wrong) or not text[:1].isupper()] == []
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["sco\x1b[31mre"],
+        ["--\x1b[31m"],
+        ["score", "--for\x1b[31mmat", "x"],
+        ["score", "--format", "\x1b[31m\n2"],
+        ["score", "--seed", "\x1b[31m"],
+        ["score", "--seed", "9" * 5000],
+        ["score", "x" * 100_000 + ".jsonl"],
+    ],
+)
+def test_usage_errors_are_clean_and_short(args: list[str]) -> None:
+    result = CliRunner().invoke(cli.mu, args)
+    assert result.exit_code == 2
+    *_, line = result.stderr.splitlines()
+    assert "\x1b" not in result.stderr
+    assert line.startswith("Error: ")
+    assert len(line) < 300

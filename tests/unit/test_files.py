@@ -110,13 +110,6 @@ def test_sha256_is_that_of_the_whole_content(tmp_path: Path, size: int) -> None:
     assert files.sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
 
 
-def test_json_lines_skip_one_that_a_kill_cut_short(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    assert files.read_lines(path) == []
-    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
-    assert files.read_lines(path) == [{"step": 1}, {"step": 2}]
-
-
 TEXT = "clé,größe\na\u2028b,1\n\nc\u0085\x0cd,2\n"
 """With characters at which `str.splitlines` ends a line, but no editor does."""
 LINES = ["clé,größe", "a\u2028b,1", "", "c\u0085\x0cd,2"]
@@ -176,9 +169,3 @@ def test_lines_of_a_stream_keep_their_ends_for_the_csv_reader(encoding: str) -> 
     lines = list(files.decode_lines(gzip.GzipFile(fileobj=packed), "a.csv.gz"))  # type: ignore[arg-type]
     assert "".join(lines) == text
     assert list(csv.reader(lines)) == [["key", "note"], ["a", "two\nlines"], ["b", "x\u2028y"]]
-
-
-def test_json_lines_end_at_line_feeds_only(path: Path) -> None:
-    rows = [{"text": "a\u2028b"}, {"text": "c\u0085d"}]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    assert files.read_lines(path) == rows

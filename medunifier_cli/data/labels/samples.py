@@ -5,11 +5,10 @@ Problems (a class without samples, a single class) are reported before training 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -19,13 +18,31 @@ from medunifier_cli.data.labels.fraction import Selection, select
 from medunifier_cli.data.labels.labelled import Kind, LabelledImages
 from medunifier_cli.data.subset import open_part
 from medunifier_cli.errors import CheckpointError, DataError
-from medunifier_cli.files import read_text
+from medunifier_cli.parsing import Count, checked, read_json
 from medunifier_cli.recipe.schema_finetune import FinetuneDataConfig
 from medunifier_cli.terminal.say import say
 
 SAMPLES = "samples.json"
 """Name of the file in the run folder."""
 ROLES = ("train", "valid", "test")
+
+
+class Classes(TypedDict):
+    """What `samples.json` says of the classes of a split."""
+
+    positives: dict[str, Count]
+    """Class -> number of samples that show it, in the order of the head's outputs."""
+
+
+class Entry(Classes):
+    """What else a run that goes on reads of it; `choose_samples` adds more."""
+
+    split: str
+    shards: str
+    n: Count
+    rule: str
+    keys: list[str] | None
+    unreadable: list[str]
 
 
 @dataclass(frozen=True)
@@ -123,16 +140,26 @@ def open_samples(entry: Mapping[str, Any], part: Part) -> LabelledImages:
     return remaining
 
 
-def read_samples(path: Path) -> dict[str, Any]:
+def read_samples(path: Path, kind: type[Any] = Entry) -> dict[str, Any]:
     """Read `samples.json`.
+
+    Args:
+        kind: what it has to say of each split.
 
     Raises:
         CheckpointError: the file is missing or damaged.
     """
-    try:
-        return dict(json.loads(read_text(path)))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read; start over with --fresh") from error
+    advice = "start over with --fresh"
+    content = read_json(path, dict[str, Any], CheckpointError, advice)
+    checked(content, dict[str, kind], str(path), CheckpointError, advice)  # type: ignore[valid-type]
+    if "train" not in content:
+        raise CheckpointError(f"{path}: names no samples to train on; {advice}")
+    return content
+
+
+def trained_classes(path: Path) -> tuple[str, ...]:
+    """The classes that a run was trained on, in the order of its head's outputs, from `samples.json`."""
+    return tuple(read_samples(path, Classes)["train"]["positives"])
 
 
 def _check_classes(part: Part, images: LabelledImages, classes: tuple[str, ...]) -> None:

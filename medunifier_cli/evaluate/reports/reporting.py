@@ -14,10 +14,18 @@ from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.evaluate.benchmark import open_benchmark
 from medunifier_cli.evaluate.render import number, render
-from medunifier_cli.evaluate.reports.scoring import Scored, constant_report, plugin_of, read_rows, score_rows
+from medunifier_cli.evaluate.reports.scoring import (
+    LONGEST,
+    Scored,
+    constant_report,
+    plugin_of,
+    read_rows,
+    score_rows,
+)
 from medunifier_cli.evaluate.reports.writer import Decoding, Writer, save_rows, write_split
 from medunifier_cli.evaluate.results import Result, span
-from medunifier_cli.files import read_text, write_text
+from medunifier_cli.files import write_text
+from medunifier_cli.parsing import decoded, read_bytes
 from medunifier_cli.plugin_index import prepared_dataset
 from medunifier_cli.roots import shards_folder
 
@@ -103,7 +111,7 @@ def score_file(path: Path, clinical: bool = False) -> Scored:
     except MuError as error:
         notes.append(f"findings: left out. {error}")
     constant_file = path.with_name(path.stem + CONSTANT)
-    constant = read_text(constant_file).strip() if constant_file.is_file() else ""
+    constant = _read_constant(constant_file) if constant_file.is_file() else ""
     if not constant:
         notes.append(f"baseline: left out, there is no {constant_file.name} next to the reports")
     scored = score_rows(rows, plugin, constant, clinical)
@@ -113,6 +121,11 @@ def score_file(path: Path, clinical: bool = False) -> Scored:
     except MuError as error:  # reports are often in a folder that is only to be read
         scored.notes.append(f"scores of each report: not written. {error}")
     return scored
+
+
+def _read_constant(path: Path) -> str:
+    # one report, and not whatever large file has this name
+    return decoded(read_bytes(path, limit=4 * LONGEST), str(path)).strip()
 
 
 def save_scores(scored: Scored, reports: Path) -> Path:

@@ -5,11 +5,10 @@ N reports, C classes of findings, D resamples.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.reports.writer import whole_text
 from medunifier_cli.evaluate.results import Metric
-from medunifier_cli.files import text_lines
+from medunifier_cli.parsing import checked, read_json_lines
 from medunifier_cli.plugin_index import prepared_dataset
 from medunifier_cli.scores.bootstrap import Interval, percentiles, resample_counts
 from medunifier_cli.scores.classification import ClassScores, finding_scores
@@ -44,6 +43,25 @@ CANDIDATES, COMPARED = 200, 200
 """Number of training reports the constant one is chosen from, and of those it is compared with."""
 
 
+LONGEST = 50_000
+"""Characters of a report that is scored; the longest of MIMIC-CXR have some 6,000."""
+
+
+class ReportTexts(TypedDict):
+    """What every line of a file of reports has."""
+
+    reference: str
+    hypothesis: str
+
+
+class ReportRow(ReportTexts, total=False):
+    """What else is read of a line, if it is there."""
+
+    key: str | int | float | None
+    dataset: str | int | float | None
+    subject: str | int | float | None
+
+
 @dataclass
 class Scored:
     """All scores of a file of reports."""
@@ -64,23 +82,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: the file cannot be read, holds no report, or has a line of another form.
     """
-    try:
-        lines = text_lines(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read; `mu report` writes such a file") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not all(
-            isinstance(row.get(name), str) for name in ("reference", "hypothesis")
-        ):
-            raise DataError(f"{path}:{number}: not a JSON object with the texts `reference` and `hypothesis`")
-        rows.append(row)
+    advice = "a line is a JSON object with the texts `reference` and `hypothesis`, as `mu report` writes it"
+    rows = read_json_lines(path, dict[str, Any], DataError, advice)
+    for number, row in enumerate(rows, 1):
+        where = f"{path}, report {number:,}"
+        checked(row, ReportRow, where, DataError, advice)
+        if max(len(row["reference"]), len(row["hypothesis"])) > LONGEST:
+            # the time of ROUGE-L and of the counts of n-grams grows faster than the text
+            raise DataError(f"{where}: a text of more than {LONGEST:,} characters is no report; take it out")
     if not rows:
         raise DataError(f"{path}: no report to score; generate some with `mu report` first")
     return rows

@@ -6,14 +6,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.errors import DataError
-from medunifier_cli.files import read_text, write_text
+from medunifier_cli.files import write_text
+from medunifier_cli.parsing import read_yaml
 
 ALL = "all"
 """Every prompt set of a data set."""
@@ -41,18 +41,10 @@ def read_prompts(path: Path, classes: Sequence[str]) -> Prompts:
     Raises:
         DataError: no such file, not of that form, or a class without prompts.
     """
-    try:
-        content: Any = yaml.safe_load(read_text(path))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: not valid YAML") from error
-    valid = isinstance(content, dict) and all(
-        isinstance(value, list) and value and all(isinstance(text, str) for text in value)
-        for value in content.values()
-    )
-    if not valid:
-        raise DataError(f"{path}: write it as `class: [prompt, prompt, ...]`")
+    advice = "write it as `class: [prompt, prompt, ...]`"
+    content = read_yaml(path, dict[str, list[str]], DataError, advice)
+    if not all(content.values()):
+        raise DataError(f"{path}: a class without prompts; {advice}")
     missing = [name for name in classes if name not in content]
     if missing:
         raise DataError(f"{path}: no prompts for {', '.join(missing)}")

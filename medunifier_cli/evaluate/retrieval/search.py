@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import click
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -27,6 +26,7 @@ from medunifier_cli.evaluate.user_images import read_images
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.gallery import GalleryImage, write_gallery
 from medunifier_cli.scores.search import similarity, top_k
+from medunifier_cli.terminal.say import show
 
 PATIENT_DATA = "Images and reports are those of the split: keep this page only where the data may be kept."
 
@@ -167,7 +167,7 @@ def _write(
             numbers["match"] = 1 / (1 + math.exp(-hit.match))
         key = benchmark.source.shards.key(row)
         cards.append(GalleryImage(grey, key, numbers, benchmark.source.text(hit.number)))
-        click.echo("  ".join([*(f"{value:.3f}" for value in numbers.values()), key]), err=True)
+        show("  ".join([*(f"{value:.3f}" for value in numbers.values()), key]), err=True)
     return write_gallery(
         folder, f"{len(cards)} best of {benchmark.plugin.name}/{benchmark.split}", about, cards, query
     )

@@ -19,7 +19,7 @@ from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, patients
 from medunifier_cli.evaluate.render import number, render
-from medunifier_cli.evaluate.results import Metric, Result, table, write_samples
+from medunifier_cli.evaluate.results import Metric, Result, read_result, table, write_samples
 from medunifier_cli.evaluate.retrieval import prompts as prompt_sets
 from medunifier_cli.evaluate.retrieval.embed import (
     BATCH,
@@ -30,7 +30,6 @@ from medunifier_cli.evaluate.retrieval.embed import (
     need_itc,
 )
 from medunifier_cli.evaluate.user_images import UserImages
-from medunifier_cli.files import read_text
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.confusion import save_confusion
 from medunifier_cli.scores.bootstrap import intervals
@@ -197,7 +196,7 @@ def render_outcomes(outcomes: Sequence[tuple[Ensemble, Outcome]], default: str, 
         default: name of the data set's default prompt set.
     """
     if form == "json":
-        return json.dumps([json.loads(read_text(outcome.result)) for _, outcome in outcomes], indent=1)
+        return json.dumps([read_result(outcome.result) for _, outcome in outcomes], indent=1)
     if form == "csv":
         rows: list[list[object]] = [["result", "metric", "value", "low", "high", "baseline"]]
         for ensemble, outcome in outcomes:

@@ -24,9 +24,14 @@ from medunifier_cli.data.loader import collate
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
 from medunifier_cli.evaluate.synthesis.requests import requests_hash
-from medunifier_cli.evaluate.synthesis.sample_folder import FIGURE, SETTINGS, SHEET, read_samples
+from medunifier_cli.evaluate.synthesis.sample_folder import (
+    FIGURE,
+    SETTINGS,
+    SHEET,
+    read_samples,
+    read_settings,
+)
 from medunifier_cli.evaluate.synthesis.synthesis import reconstruct_batch
-from medunifier_cli.files import read_text
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.plugin_index import prepared_dataset
 from medunifier_cli.run.cache import cached
@@ -152,7 +157,7 @@ class FolderImages:
         self.paths: list[Path]
         if self.lines:
             self.paths = [folder / line["image"] for line in self.lines]
-            settings = json.loads(read_text(folder / SETTINGS)) if (folder / SETTINGS).exists() else {}
+            settings = read_settings(folder) if (folder / SETTINGS).exists() else {}
             self.kind = "reconstruction" if "reconstruct" in settings else "synthetic"
             self.origin = _origin(settings, model)
         else:

@@ -13,6 +13,7 @@ from medunifier_cli.evaluate.synthesis.frechet import open_scorer, score_images
 from medunifier_cli.evaluate.synthesis.prompt_adherence import measure_adherence
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
+from medunifier_cli.terminal.say import show
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,10 @@ def judge_images(options: ImageOptions) -> None:
             scorer, options.real, options.fake, extractor=options.extractor, weights=options.inception,
             images=options.images, seed=options.seed, rad_dino=options.rad_dino,
         )  # fmt: skip
-        click.echo(table(metrics))
+        show(table(metrics))
     if options.copies:
         verdict = find_copies(scorer, options.fake, options.real, options.heldout)
-        click.echo(table(verdict.metrics))
+        show(table(verdict.metrics))
         print_verdict(verdict)
     if options.classifier:
-        click.echo(table(measure_adherence(scorer, options.fake, options.classifier)))
+        show(table(measure_adherence(scorer, options.fake, options.classifier)))

@@ -70,6 +70,7 @@ def read_requests(prompt: str, prompts: str, plugin: DatasetPlugin) -> list[Imag
             if "prompt" not in (rows.fieldnames or ()):
                 raise DataError(f"{path}: a table of prompts needs a column `prompt`")
             requests = [
+                # a row that is too short has None in its last columns
                 ImageRequest((row["prompt"] or "").strip(), f"{path}:{rows.line_num}", row.get("class") or "")
                 for row in rows
             ]

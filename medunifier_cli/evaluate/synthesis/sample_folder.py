@@ -18,19 +18,36 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from medunifier_cli.errors import DataError
-from medunifier_cli.files import read_lines, read_text, write_text
+from medunifier_cli.files import write_text
 from medunifier_cli.page.pictures import save_rows
+from medunifier_cli.parsing import Count, checked, read_json
+from medunifier_cli.run.lines import whole_lines
 
 SETTINGS, LINES, TABLE, SHEET = "settings.json", "samples.jsonl", "samples.csv", "contact.png"
 FIGURE, FIGURE_FACTS = "figure.png", "figure.json"
 SHEET_COLUMNS, SHEET_ROWS = 10, 10
+
+
+class SampleLine(TypedDict):
+    """What every line of `samples.jsonl` has."""
+
+    image: str
+    """Name of the file in the folder."""
+    sample: Count
+
+
+_ForPrompt = TypedDict("_ForPrompt", {"prompt": str, "class": str}, total=False)
+
+
+class RequestedLine(SampleLine, _ForPrompt):
+    """A line with what was requested; reconstructions have neither."""
 
 
 class SampleFolder:
@@ -68,10 +85,7 @@ class SampleFolder:
             raise DataError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:
-        try:
-            saved = json.loads(read_text(self.folder / SETTINGS))
-        except ValueError as error:
-            raise DataError(f"{self.folder / SETTINGS}: not the file that was written") from error
+        saved = read_settings(self.folder)
         now = json.loads(json.dumps(settings))  # as JSON gives it back: tuples are lists there
         changed = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
         if changed:
@@ -113,15 +127,25 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
     """The lines of a folder of samples in order; empty for a plain folder of images.
 
     Raises:
-        DataError: a line without `image` and `sample`.
+        DataError: a line without `image` and `sample`, or whose image is not in the folder.
     """
-    lines = read_lines(folder / LINES)
+    lines = whole_lines(folder / LINES, dict[str, Any])
+    advice = "it was not written by mu; name another folder"
     for line in lines:
-        if not (isinstance(line, dict) and {"image", "sample"} <= line.keys()):
-            raise DataError(
-                f"{folder / LINES}: has a line without `image` and `sample`: it was not written by mu"
-            )
+        checked(line, RequestedLine, f"{folder / LINES}", DataError, advice)
+        if Path(line["image"]).name != line["image"]:
+            raise DataError(f"{folder / LINES}: names an image outside of the folder; {advice}")
     return sorted(lines, key=lambda line: line["sample"])
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What all images of a folder have in common, as it was written.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    advice = "delete the folder and synthesize again, or name another"
+    return read_json(folder / SETTINGS, dict[str, Any], DataError, advice)
 
 
 def read_grey(path: Path) -> NDArray[np.float64]:

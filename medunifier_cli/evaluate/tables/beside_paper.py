@@ -7,7 +7,6 @@ a result records everything that the column demands; for results that come near,
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +15,9 @@ from typing import Any
 
 from medunifier_cli.checkpoint.lineage import base_of, made_from, recipe_of
 from medunifier_cli.evaluate.render import number
+from medunifier_cli.evaluate.results import read_result
 from medunifier_cli.evaluate.tables.demands import differences
 from medunifier_cli.evaluate.tables.paper_values import TABLES, TRAINED_ON, Measure, PaperTable, Row
-from medunifier_cli.files import read_text
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.run.record import Run
 
@@ -75,7 +74,7 @@ def read_evidence(run: Run) -> Evidence:
         out.notes.append(f"{reason}; its objectives are unknown")
     paths = [path for one in [run, *made_from(run)] for path in one.results.glob("*.json")]
     paths.sort(key=lambda path: (-path.stat().st_mtime, str(path)))
-    out.results = [(path, json.loads(read_text(path))) for path in paths]
+    out.results = [(path, read_result(path)) for path in paths]
     return out
 
 

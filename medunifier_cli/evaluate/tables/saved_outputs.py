@@ -8,7 +8,6 @@ partner (without it, no two texts are equal).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.results import Metric
-from medunifier_cli.files import text_lines
+from medunifier_cli.parsing import read_json_lines
 from medunifier_cli.scores.bootstrap import intervals, mean_intervals
 from medunifier_cli.scores.classification import ClassScores, classification_scores, multilabel_scores
 from medunifier_cli.scores.ranking import DIRECTIONS, KS, ranking_scores
@@ -36,7 +35,7 @@ def score_outputs(path: Path) -> tuple[list[Metric], list[str]]:
         if all(direction in rows[0] for direction in DIRECTIONS):
             return _rankings(rows), []
         return _classes(rows)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{path}: not saved outputs; each line needs `class` and `probabilities` by class, or `key`, "
             "`class`, `image_to_text` and `text_to_image`"
@@ -46,17 +45,7 @@ def score_outputs(path: Path) -> tuple[list[Metric], list[str]]:
 
 
 def _read(path: Path) -> Rows:
-    rows = []
-    try:
-        for number, line in enumerate(text_lines(path), 1):
-            if line.strip():
-                rows.append(json.loads(line))
-                if not isinstance(rows[-1], dict):
-                    raise DataError(f"{path}:{number}: not a JSON object")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read") from error
-    except ValueError as error:
-        raise DataError(f"{path}:{number}: not JSON") from error
+    rows = read_json_lines(path, dict[str, Any], DataError, "each line is a JSON object")
     if not rows:
         raise DataError(f"{path}: no line to score")
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from medunifier_cli.errors import RecipeError
+from medunifier_cli.errors import RecipeError, one_line
 from medunifier_cli.recipe.bounds import Bounds
 from medunifier_cli.recipe.load import (
     dump_recipe,
@@ -31,11 +32,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def problems(text: str, overrides: tuple[str, ...] = ()) -> list[str]:
-    """Lines of the error that the recipe `text`, in `mine.yaml`, raises."""
+    """The problems in the error line that the recipe `text`, in `mine.yaml`, raises."""
     Path("mine.yaml").write_text(text)
     with pytest.raises(RecipeError) as caught:
         load_recipe("mine.yaml", overrides)
-    return str(caught.value).splitlines()
+    assert str(caught.value) == one_line(str(caught.value))
+    return re.split(r"; (?=\w+\.yaml:|-o |and \d+ more$)", str(caught.value))
 
 
 @pytest.mark.usefixtures("here")

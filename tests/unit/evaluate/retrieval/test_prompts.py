@@ -94,7 +94,7 @@ def test_a_file_cannot_pass_for_other_results(tmp_path: Path, phantom: DatasetPl
         ("a: [x]\nb: text\n", "write it as"),
         ("a: [x]\nb: [1]\n", "write it as"),
         ("- a\n", "write it as"),
-        ("a: [x\n", "not valid YAML"),
+        ("a: [x\n", "no YAML"),
         (None, "cannot be read"),
     ],
 )

@@ -73,8 +73,8 @@ def test_rankings(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("", "no line to score"),
-        ("{\n", ":1: not JSON"),
-        ("[]\n", ":1: not a JSON object"),
+        ("{\n", ":1: is no JSON"),
+        ("[]\n", ":1: expected object"),
         ('{"a": 1}\n', "not saved outputs"),
         ('{"class": "a", "probabilities": {"b": 1.0}}\n', "not saved outputs"),
         ('{"class": "a", "probabilities": {"a": 1.0, "b": 0}}\n', "all 1 samples are a"),
