@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medunifier_cli.page.document import facts, save_page
+from medunifier_cli.page.pictures import save_png
 
 IMAGES = "images"
 """Folder of the thumbnails, next to `index.html`."""
@@ -68,7 +69,7 @@ def write_gallery(
 def _thumbnail(card: GalleryImage, path: Path) -> str:
     image = Image.fromarray(card.image_HW)
     image.thumbnail((LARGEST, LARGEST))
-    image.save(path)
+    save_png(image, path)
     return f"{path.parent.name}/{path.name}"
 
 
