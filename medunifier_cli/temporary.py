@@ -114,13 +114,13 @@ def _start_of(pid: int) -> int | None:
 @functools.cache
 def _machine() -> str:
     """Eight hex digits for this machine since it was started, as far as processes have their own numbers."""
-    parts = [socket.gethostname()]
+    parts = [os.fsencode(socket.gethostname())]
     # two nodes may have one name; and containers of one node have process numbers of their own
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        parts.append(file.read())
     with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
-    with contextlib.suppress(OSError):
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        parts.append(os.fsencode(os.readlink("/proc/self/ns/pid")))
+    return hashlib.sha256(b"\n".join(parts)).hexdigest()[:8]
 
 
 def _age(path: Path) -> float:

@@ -202,7 +202,7 @@ def encoded_file(path: Path, made_of: MadeOf, total: int, encode: Encode) -> Pat
         try:
             write_hdf5(path, made_of, partial(_write_all, rows))
         except _Gone:
-            continue  # the file of the other process is there, and is looked at next
+            pass  # the file of the other process is there, and is looked at next
         rows.remove()
     return path
 
@@ -210,10 +210,11 @@ def encoded_file(path: Path, made_of: MadeOf, total: int, encode: Encode) -> Pat
 def _write_all(rows: Rows, file: h5py.File) -> None:
     start = 0
     for some in rows.blocks():
-        for name, column in some.items():
+        for name, column in sorted(some.items()):
             if not start:
                 # one piece, not chunks: it is mapped into memory as it lies in the file
                 file.create_dataset(name, (rows.total, *column.shape[1:]), column.dtype)
+            assert file[name].dtype == column.dtype, "HDF5 would cut longer texts without a word"
             file[name][start : start + len(column)] = column
         start += len(column)
     if start != rows.total:
@@ -231,4 +232,6 @@ def _chain(spans: list[tuple[int, int]], total: int) -> list[tuple[int, int]]:
 
 
 def _joined(parts: list[Arrays]) -> Arrays:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    # sorted: in the order of the file, be they read from one or not
+    names = sorted(parts[0]) if parts else []
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}

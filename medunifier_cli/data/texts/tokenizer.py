@@ -37,11 +37,8 @@ FINGERPRINT = "fingerprint.txt"
 FILES = (VOCABULARY, CONFIG, SAVED)
 MAX_BYTES = 1 << 26
 """Size of the largest file of a tokenizer that is read; the largest BERT vocabulary has some 2 MB."""
-MEND = (
-    "put its files back; in a run, delete this folder and give the same `mu pretrain` command again: it "
-    "makes the tokenizer anew, and refuses another one than the run was trained with"
-)
-"""What to do about a damaged tokenizer."""
+MEND = "put it back, or delete this folder and run the same `mu pretrain` again, which makes it anew"
+"""What to do about a damaged tokenizer of a run, which refuses another one than it was trained with."""
 SPECIAL_TOKEN = re.compile(r"\[.*\]|<.*>")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
