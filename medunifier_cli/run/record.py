@@ -119,8 +119,8 @@ class Run:
 
     def _other_data(self, what: str, facts: Mapping[str, Any]) -> CheckpointError:
         return CheckpointError(
-            f"{facts.get('shards', '')}: {what} is not what {self.folder} was started on (its hash differs); "
-            "put those shards back, or give the run another name with --run, or start over with --fresh"
+            f"{facts.get('shards', '')}: {what} has changed since {self.folder} was started; put those "
+            "shards back, or give the run another name with --run, or start over with --fresh"
         )
 
     def set_aside(self) -> Path | None:

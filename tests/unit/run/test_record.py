@@ -81,7 +81,7 @@ def test_other_data_under_a_run_are_refused_with_both_ways_out(tmp_path: Path) -
             start_on(run, "/data/shards", "m2", **now)
         (line,) = str(error.value).splitlines()
         assert line.startswith(
-            f"/data/shards: split '{split}' of phantom is not what {run.folder} was started"
+            f"/data/shards: split '{split}' of phantom has changed since {run.folder} was started"
         )
         assert "put those shards back" in line
         assert "--run" in line
@@ -105,7 +105,7 @@ def test_the_same_data_elsewhere_are_the_same(tmp_path: Path) -> None:
 def test_data_of_a_run_of_an_earlier_version_are_compared_by_their_manifest(tmp_path: Path) -> None:
     run = Run(tmp_path / "a")
     start_on(run, "/data/shards", "m1")
-    with pytest.raises(CheckpointError, match="phantom is not what"):
+    with pytest.raises(CheckpointError, match="phantom has changed since"):
         start_on(run, "/data/shards", "m2", train="t1")
     start_on(run, "/data/shards", "m1", train="t1")
     with pytest.raises(CheckpointError, match="split 'train'"):  # noted by then
