@@ -88,6 +88,16 @@ def atomic_folder(path: Path, error: type[MuError] = DataError) -> Iterator[Path
             shutil.rmtree(earlier, ignore_errors=True)
 
 
+def make_folder(path: Path, error: type[MuError] = DataError) -> None:
+    """Make a folder and those it lies in, unless it is there.
+
+    Raises:
+        MuError: of the type `error`: the disk is full or cannot be written to, or a file is in the way.
+    """
+    with explained(path, error):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def create_file(path: Path) -> IO[bytes]:
     """Open a file that is not there yet, to be written and read back.
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medunifier_cli.files import make_folder
 from medunifier_cli.page.document import facts, save_page
 from medunifier_cli.page.pictures import save_png
 
@@ -34,7 +35,7 @@ class Pair:
 def write_pairs(folder: Path, about: Mapping[str, str], pairs: Sequence[Pair]) -> Path:
     """Write `index.html` and the pictures, the nearest pair first; replaces an older page."""
     images = folder / "images"
-    images.mkdir(parents=True, exist_ok=True)
+    make_folder(images)
     for old in images.glob("*.png"):
         old.unlink()
     cards = []

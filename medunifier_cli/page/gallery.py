@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medunifier_cli.files import make_folder
 from medunifier_cli.page.document import facts, save_page
 from medunifier_cli.page.pictures import save_png
 
@@ -51,7 +52,7 @@ def write_gallery(
         The page.
     """
     images = folder / IMAGES
-    images.mkdir(parents=True, exist_ok=True)
+    make_folder(images)
     for old in images.glob("*.png"):
         old.unlink()
     parts = [facts(dict(about))]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from medunifier_cli.files import atomic_write, explained
+from medunifier_cli.files import atomic_write, make_folder
 
 GAP = 2
 """White pixels between images."""
@@ -42,7 +42,6 @@ def save_png(image: Image.Image, path: Path) -> None:
     Raises:
         DataError: the disk is full or cannot be written to.
     """
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with atomic_write(path) as file:
         image.save(file, "PNG")

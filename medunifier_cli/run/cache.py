@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.errors import DataError, MuError
-from medunifier_cli.files import atomic_write, explained
+from medunifier_cli.files import atomic_write, make_folder
 from medunifier_cli.temporary import sweep
 from medunifier_cli.terminal.say import say
 
@@ -124,8 +124,7 @@ def write_hdf5(
     Raises:
         MuError: of the type `error`: the disk is full or cannot be written to.
     """
-    with explained(path, error):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, error)
     sweep(path.parent)
     with atomic_write(path, error) as plain:
         shielded = _Shielded(plain)

@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 
 from medunifier_cli.errors import DataError, MuError, Stopped
-from medunifier_cli.files import explained
+from medunifier_cli.files import make_folder
 from medunifier_cli.run.cache import (
     Arrays,
     MadeOf,
@@ -194,15 +194,12 @@ def encoded_file(path: Path, made_of: MadeOf, total: int, encode: Encode) -> Pat
     Raises:
         DataError: the disk is full or cannot be written to.
     """
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     while not is_cached(path, made_of):
         rows = Rows(path, made_of, total, in_memory=False)
         rows.fill(encode(rows.done))
-        try:
+        with contextlib.suppress(_Gone):  # the file of the other process is there, and is looked at next
             write_hdf5(path, made_of, partial(_write_all, rows))
-        except _Gone:
-            pass  # the file of the other process is there, and is looked at next
         rows.remove()
     return path
 

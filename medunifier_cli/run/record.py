@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from medunifier_cli.errors import CheckpointError
-from medunifier_cli.files import open_lock, read_text, write_text
+from medunifier_cli.files import make_folder, open_lock, read_text, write_text
 from medunifier_cli.recipe.load import dump_recipe
 from medunifier_cli.recipe.settings import RENAMED
 from medunifier_cli.run.provenance import git_state, versions
@@ -58,7 +58,7 @@ class Run:
         Raises:
             CheckpointError: the folder holds a run of another recipe, or of other data.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder, CheckpointError)
         self.sweep()
         # of checkpoints, which this process alone writes while it holds the lock
         for stale in (*self.folder.glob("*/.writing-step-*"), *self.folder.glob("*/.deleting-step-*")):
@@ -146,7 +146,7 @@ class Run:
         if not enabled:
             yield
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder, CheckpointError)
         with open_lock(self.folder / ".lock", CheckpointError) as file:
             deadline = time.monotonic() + LOCK_PATIENCE
             while True:

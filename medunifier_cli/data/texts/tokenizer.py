@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from medunifier_cli.data.batch import SPECIAL
 from medunifier_cli.errors import DataError, MissingWeightsError
-from medunifier_cli.files import atomic_folder, decode_text, explained, write_json, write_text
+from medunifier_cli.files import atomic_folder, decode_text, make_folder, write_json, write_text
 from medunifier_cli.parsing import Count, checked, read_bytes, read_json
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
@@ -186,8 +186,7 @@ class TextTokenizer:
             "do_lower_case": self._lowercase,
             "strip_accents": self._strip_accents,
         }
-        with explained(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         with atomic_folder(folder) as unfinished:
             write_text(unfinished / VOCABULARY, "".join(token + "\n" for token in self._tokens))
             write_json(unfinished / CONFIG, config)
