@@ -17,14 +17,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from medunifier_cli.errors import DataError
-from medunifier_cli.files import explained
+from medunifier_cli.files import explained, open_lock
 from medunifier_cli.terminal.say import say
 
 REJECTS = "rejects.jsonl"
@@ -81,7 +79,7 @@ def locked(out: Path, part: tuple[int, int]) -> Iterator[None]:
         DataError: another call works on the folder.
     """
     own = out / RECEIPTS / f"lock-{part[0]}of{part[1]}"
-    with _lock_file(own) as file:
+    with open_lock(own) as file:
         try:
             # Not flock: forked workers inherit it, and would hold it a moment longer than a killed parent.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,7 +100,7 @@ def _refuse_another_division(out: Path, part: tuple[int, int]) -> None:
         match = LOCK.fullmatch(path.name)
         if match is None or int(match[2]) == part[1] or path.is_symlink():
             continue
-        with contextlib.suppress(FileNotFoundError), _lock_file(path) as file:
+        with contextlib.suppress(FileNotFoundError), open_lock(path) as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back when the file is closed
             except (BlockingIOError, PermissionError) as error:
@@ -119,17 +117,7 @@ def _refuse_another_division(out: Path, part: tuple[int, int]) -> None:
 @contextlib.contextmanager
 def join_lock(out: Path) -> Iterator[None]:
     """Held while the manifest is written: two parts may finish the last shards at the same time."""
-    with _lock_file(out / RECEIPTS / "lock-join") as file:
+    with open_lock(out / RECEIPTS / "lock-join") as file:
         with contextlib.suppress(OSError):
             fcntl.lockf(file, fcntl.LOCK_EX)
         yield
-
-
-def _lock_file(path: Path) -> IO[bytes]:
-    """An open lock file; a link under its name is not followed, and nothing is cut off.
-
-    Raises:
-        DataError: it cannot be opened.
-    """
-    with explained(path):
-        return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b")

@@ -19,7 +19,7 @@ from medunifier_cli.data.contract import DatasetPlugin, DrawnImage, Drop, Plan, 
 from medunifier_cli.data.disk.manifest import MANIFEST
 from medunifier_cli.data.images.image import bytes_of, head_of, is_dicom, opened
 from medunifier_cli.errors import DataError
-from medunifier_cli.files import TEMPORARY, explained, write_json
+from medunifier_cli.files import create_file, explained, write_json
 from medunifier_cli.parsing import read_json
 from medunifier_cli.prepare.dataset_scan import Chunk, DatasetScan
 from medunifier_cli.prepare.folder import (
@@ -34,6 +34,7 @@ from medunifier_cli.prepare.join import join
 from medunifier_cli.prepare.manifest import made_with, tally
 from medunifier_cli.prepare.render import TASK, Reject, RenderedSample, render_all
 from medunifier_cli.prepare.write import Receipt, ShardWriter, is_intact, load_receipt
+from medunifier_cli.temporary import temporary_name
 from medunifier_cli.terminal.progress import Progress
 
 PROBED = 32
@@ -298,16 +299,16 @@ def _check_settings(job: Job) -> None:
 @contextlib.contextmanager
 def _drops_file(job: Job) -> Iterator[IO[bytes]]:
     """The file of the plugin's drops. Every part writes the same one, so it does not matter which is last."""
-    path = job.out / RECEIPTS / f"drops-{job.part[0]}of{job.part[1]}.jsonl{TEMPORARY}"
+    final = job.out / RECEIPTS / DROPS
+    path = temporary_name(final)
     try:
-        with explained(path):
-            path.unlink(missing_ok=True)
-            file = open(path, "xb")  # noqa: SIM115 - closed below
+        with explained(final):
+            file = create_file(path)
         try:
             yield file
         finally:
-            with explained(path):
+            with explained(final):
                 file.close()
-        os.replace(path, job.out / RECEIPTS / DROPS)
+        os.replace(path, final)
     finally:
         path.unlink(missing_ok=True)

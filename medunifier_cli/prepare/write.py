@@ -16,11 +16,12 @@ import msgspec
 from medunifier_cli.data.disk.index import IndexRow
 from medunifier_cli.data.disk.manifest import Digest
 from medunifier_cli.errors import DataError
-from medunifier_cli.files import TEMPORARY, atomic_write, explained, sha256, sync
+from medunifier_cli.files import atomic_write, create_file, explained, sha256, sync
 from medunifier_cli.parsing import Count, read_json
 from medunifier_cli.prepare.dataset_scan import KEY, Chunk
 from medunifier_cli.prepare.folder import receipt_path, shard_path
 from medunifier_cli.prepare.render import Reject, RenderedSample
+from medunifier_cli.temporary import temporary_name
 
 RECORD = 10240
 """Bytes; the length of a tar is a multiple of this."""
@@ -173,12 +174,12 @@ class ShardWriter:
         self.rows: list[IndexRow] = []
         self.rejects: list[Reject] = []
         self.rescaled: list[dict[str, str]] = []
-        self._path = folder / f"{chunk.name}.tar{TEMPORARY}"
+        self._final = shard_path(folder, chunk.name)
+        self._path = temporary_name(self._final)
         self._hash = hashlib.sha256()
         self._size = 0
-        with explained(self._path):
-            self._path.unlink(missing_ok=True)  # of a call that was killed, or a link that somebody made
-            self._file = open(self._path, "xb")  # noqa: SIM115 - closed by finish or abandon
+        with explained(self._final):
+            self._file = create_file(self._path)  # closed by finish or abandon
 
     def add(self, rendered: RenderedSample | Reject) -> None:
         """Append a sample, or note a reject.
@@ -206,12 +207,12 @@ class ShardWriter:
         """
         end = self._size + 1024
         self._write(bytes(1024 + -end % RECORD))
-        with explained(self._path):
+        with explained(self._final):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             if self.rows:
-                os.replace(self._path, shard_path(self.folder, self.chunk.name))
+                os.replace(self._path, self._final)
             else:
                 self._path.unlink()
             # The order matters: a receipt that reached the disk before its shard would, after a power cut,
@@ -254,7 +255,7 @@ class ShardWriter:
         return offset, len(body)
 
     def _write(self, data: bytes) -> None:
-        with explained(self._path):
+        with explained(self._final):
             self._file.write(data)
         self._hash.update(data)
         self._size += len(data)

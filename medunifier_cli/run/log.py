@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from medunifier_cli.files import write_text
+from medunifier_cli.files import append_line, write_text
 from medunifier_cli.parsing import Count
 from medunifier_cli.run.lines import whole_lines
 
@@ -45,5 +45,4 @@ class Log:
 
     def write(self, event: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line; closed each time, so that a kill loses nothing that was logged."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+        append_line(self.path, json.dumps({"event": event, "step": step, **values}))
