@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from medunifier_cli.data.contract import Drop, Record
-from medunifier_cli.errors import DataError
+from medunifier_cli.errors import DataError, quoted
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
 """A dot would end a WebDataset key; 90 characters leave room for the suffix in a USTAR header."""
@@ -96,15 +96,15 @@ class DatasetScan:
     def _check(self, record: Record) -> None:
         if not KEY.fullmatch(record.key):
             raise DataError(
-                f"{record.source}: key {record.key!r} must be 1 to 90 letters, digits, _ and -; "
+                f"{record.source}: key {quoted(record.key)} must be 1 to 90 letters, digits, _ and -; "
                 "the data set plugin has to make it so"
             )
         # All keys are kept, 68 MiB with the subjects at the size of MIMIC-CXR (377,110 images): the first
         # repeated key is then reported hours before its shard would be written.
         if record.key in self._keys:
             raise DataError(
-                f"{record.source}: key {record.key!r} appears twice; the data set plugin has to make keys "
-                "unique"
+                f"{record.source}: key {quoted(record.key)} appears twice; the data set plugin has to make "
+                "keys unique"
             )
         self._keys.add(record.key)
         self._check_subject(record)
@@ -118,8 +118,8 @@ class DatasetScan:
             if not self.shared_subjects:
                 other = self._splits[before.bit_length() - 1]
                 raise DataError(
-                    f"{record.source}: subject {record.subject!r} is in {record.split!r} and in {other!r}; "
-                    "a patient in two splits inflates every score"
+                    f"{record.source}: subject {quoted(record.subject)} is in {record.split!r} and in "
+                    f"{other!r}; a patient in two splits inflates every score"
                 )
 
 
