@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec
@@ -12,7 +12,7 @@ from typing import ParamSpec
 from medunifier_cli.checkpoint.pretrained import starting_run
 from medunifier_cli.data.loader import micro_batch_size
 from medunifier_cli.data.shards import Shards, read_manifest
-from medunifier_cli.errors import DataError, MuError, one_line, one_line_of
+from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.files import sha256
 from medunifier_cli.model.weights import require_cached, weights_path
 from medunifier_cli.recipe.load import load_saved
@@ -35,19 +35,11 @@ class Check:
     ok: bool
 
 
-class SeveralProblems(DataError):
-    """Several problems that one check has found."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__(one_line_of(problems))
-        self.problems = [one_line(problem) for problem in problems]
-
-
 def run_check(name: str, check: Callable[P, str], *args: P.args, **kwargs: P.kwargs) -> Iterator[Check]:
     """Call one check, which returns what it found or raises.
 
     Returns:
-        One `Check`, or one for each of the problems that were raised.
+        One `Check`, or one for each line of the MuError that was raised.
     """
     try:
         result = check(*args, **kwargs)
@@ -58,9 +50,8 @@ def run_check(name: str, check: Callable[P, str], *args: P.args, **kwargs: P.kwa
 
 
 def failed(name: str, error: MuError) -> list[Check]:
-    """A failed check, or one for each of several problems."""
-    problems = error.problems if isinstance(error, SeveralProblems) else [str(error)]
-    return [Check(name, problem, False) for problem in problems]
+    """A failed check for each line of an error."""
+    return [Check(name, line, False) for line in str(error).splitlines()]
 
 
 def shards_of(dataset: str, shards: str) -> Path:
@@ -113,7 +104,7 @@ def check_split(folder: Path, split: str, hashes: bool) -> str:
         elif hashes and sha256(path) != entry["sha256"]:
             problems.append(f"{path}: its contents differ from the manifest; run `mu prepare` again")
     if problems:
-        raise SeveralProblems(problems)
+        raise DataError("\n".join(problems))
     shards = Shards.open(folder, split)
     shards.close()
     if not len(shards):

@@ -15,21 +15,15 @@ from medunifier_cli.stages.check import shared
 from medunifier_cli.stages.check.finetune import check_finetune
 from medunifier_cli.stages.check.fit_prior import check_fit_prior
 from medunifier_cli.stages.check.pretrain import check_contrast_batch, check_model
-from medunifier_cli.stages.check.shared import (
-    Check,
-    SeveralProblems,
-    check_batch,
-    check_starting_run,
-    run_check,
-)
+from medunifier_cli.stages.check.shared import Check, check_batch, check_starting_run, run_check
 from medunifier_cli.stages.fit_prior import check_codes
 from tests.tiny import tiny_recipe
 
 
-def test_a_check_that_returns_is_ok_and_each_problem_it_raises_is_one() -> None:
+def test_a_check_that_returns_is_ok_and_each_line_it_raises_is_a_problem() -> None:
     def check(folder: str, count: int) -> str:
         if count:
-            raise SeveralProblems([f"{folder}/{i}: broken" for i in range(count)])
+            raise DataError("\n".join(f"{folder}/{i}: broken" for i in range(count)))
         return folder
 
     assert list(run_check("shards", check, "here", 0)) == [Check("shards", "here", True)]
