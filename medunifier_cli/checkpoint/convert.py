@@ -209,8 +209,16 @@ def _embeddings(bert: Mapping[str, Tensor], model: MedUnifier, source: str) -> d
     if len(position) < length:
         raise MuError(f"text.max_tokens: {length} is more than the {len(position)} positions of {source}")
     types = bert.get("embeddings.token_type_embeddings.weight")
-    converted["qformer.position.weight"] = position[:length] + (types[0] if types is not None else 0)
     bias = bert.get("cls.predictions.bias", bert.get("cls.predictions.decoder.bias"))
+    # PyTorch would broadcast the one and fill up the other
+    if (types is not None and types.shape[1:] != position.shape[1:]) or (
+        bias is not None and bias.shape != word.shape[:1]
+    ):
+        raise MuError(
+            f"model.qformer.weights: {source}: its token types or the bias of its words have other "
+            "shapes than its words; fetch it again"
+        )
+    converted["qformer.position.weight"] = position[:length] + (types[0] if types is not None else 0)
     if bias is not None:
         converted["word_head.bias"] = torch.cat([bias, bias.new_zeros(len(own_word) - len(bias))])
     return converted

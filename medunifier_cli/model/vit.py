@@ -64,6 +64,10 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.recipe = recipe
         self.vit = _create(recipe, image_size, load)
+        if not all(hasattr(self.vit, part) for part in ("blocks", "patch_embed", "embed_dim")):
+            raise MuError(
+                f"model.vit.name: {recipe.name} is no plain vision transformer; choose one of timm's"
+            )
         if recipe.drop_last_block:
             self.vit.blocks = self.vit.blocks[:-1]
         # the ViT's last norm was fitted to the output of its last block, which may just have been dropped;
@@ -122,6 +126,11 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
     # three sources with three ways into timm: its own hub entry, a file on this disk, and any hub repository
     weights = recipe.weights if load else "random"
     name, file = recipe.name, None
+    if ":" in name:  # timm would ask the hub for it, even where nothing is to be loaded
+        raise MuError(
+            f"model.vit.name: {name} is no name of an architecture; model.vit.weights takes hub names and "
+            "folders"
+        )
     if weights == "hub":
         arguments["pretrained"] = True
     elif weights != "random":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 import sys
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -131,7 +132,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
             return load_file(path)
         _check_unpacked_size(path)
-        with harmless_globals():
+        with harmless_globals(), warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # of old formats and odd pickles: they are read, or it is an error
             content = torch.load(path, map_location="cpu", weights_only=True)
     except unreadable_errors() as error:
         raise MuError(why_unreadable(path, error)) from error

@@ -185,7 +185,7 @@ def _images_of(road: Path, split: str) -> dict[str, np.ndarray]:
         (("--prompt", "effusion " * 96), "more than 95 tokens"),
         (("--prompts", "no-such.txt"), "cannot be read"),
         (("--guidance", 2), "needs a prompt"),
-        (("--temperature", -1), "temperature must be"),
+        (("--temperature", -1), "-1.0 is not in the range"),
         (("--run", "nope"), "no run `nope`"),
         (("--prompt", "x", "--prompts", "report"), "exclude each other"),
         (("--figure", "nope"), "nope"),

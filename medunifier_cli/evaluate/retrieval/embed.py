@@ -19,6 +19,7 @@ from medunifier_cli.data.batch import SPECIAL, PackedText, to_device
 from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.benchmark import evaluation_batches
+from medunifier_cli.evaluate.retrieval.prompts import LONGEST_PROMPT
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.run.cache import Arrays
 from medunifier_cli.run.encoding import encoded
@@ -86,8 +87,8 @@ def embed_texts(trained: PretrainedRun, texts: list[str]) -> NDArray[np.float32]
     longest = trained.recipe.text.max_tokens
     rows = []
     for text in texts:
-        ids = trained.tokenizer.encode(text, longest + 1)
-        if len(ids) > longest:
+        ids = trained.tokenizer.encode(text[:LONGEST_PROMPT], longest + 1)
+        if len(ids) > longest or len(text) > LONGEST_PROMPT:
             raise DataError(f"a text of more than {longest} tokens; the run's text.max_tokens is {longest}")
         if len(ids) <= SPECIAL:
             raise DataError("an empty text cannot be compared with images")

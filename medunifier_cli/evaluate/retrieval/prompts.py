@@ -17,6 +17,8 @@ from medunifier_cli.parsing import read_yaml
 
 ALL = "all"
 """Every prompt set of a data set."""
+LONGEST_PROMPT = 20_000
+"""Characters of a prompt that is tokenised at all: no model reads a tenth of it."""
 Prompts = Mapping[str, Sequence[str]]
 """Class name -> prompts."""
 

@@ -19,7 +19,7 @@ from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.batch import SPECIAL, PackedText
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.errors import DataError
-from medunifier_cli.evaluate.retrieval.prompts import prompts_of, read_prompts
+from medunifier_cli.evaluate.retrieval.prompts import LONGEST_PROMPT, prompts_of, read_prompts
 from medunifier_cli.files import read_text, text_lines
 
 
@@ -100,8 +100,8 @@ def text_features(pretrained: PretrainedRun, requests: Sequence[ImageRequest]) -
         if request.prompt in features:
             continue
         # One token more than allowed is enough to see that a prompt is too long.
-        ids = pretrained.tokenizer.encode(request.prompt, longest + 1)
-        if len(ids) > longest:
+        ids = pretrained.tokenizer.encode(request.prompt[:LONGEST_PROMPT], longest + 1)
+        if len(ids) > longest or len(request.prompt) > LONGEST_PROMPT:
             raise DataError(
                 f"{request.where}: a prompt of more than {longest} tokens (the run's text.max_tokens); "
                 "shorten it"

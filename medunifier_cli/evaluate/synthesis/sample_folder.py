@@ -111,7 +111,8 @@ class SampleFolder:
         write_text(self.folder / TABLE, table.getvalue())
         shown = [read_grey(self.folder / line["image"]) for line in lines[: SHEET_COLUMNS * SHEET_ROWS]]
         rows = [shown[start : start + SHEET_COLUMNS] for start in range(0, len(shown), SHEET_COLUMNS)]
-        save_rows(rows, self.folder / SHEET)
+        if rows:
+            save_rows(rows, self.folder / SHEET)
 
     def _rewrite(self) -> None:
         lines = (self.done[sample] for sample in sorted(self.done))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.errors import CheckpointError
+from medunifier_cli.errors import CheckpointError, one_line
+from tests.hostile import changed_bytes
 
 
 class Killed(BaseException):
@@ -119,3 +124,57 @@ def test_full_disk_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert store.newest(tmp_path / "nothing") is None
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A checkpoint whose index was changed, with the hash that belongs to it."""
+    index = json.loads((path / store.FACTS).read_text())
+    content = json.dumps(change(index) or index).encode()
+    (path / store.FACTS).write_bytes(content)
+    (path / store.DONE).write_text(hashlib.sha256(content).hexdigest())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda index: [index], "expected object"),
+        (lambda index: index.pop("step"), "required field step|expected object"),
+        (lambda index: index.update(step=[3]), "at step"),
+        (lambda index: index.update(step=4), "holds the checkpoint of step 4"),
+        (lambda index: index.update(facts=3), "at facts"),
+        (lambda index: index.update(files=[]), "at files"),
+        (lambda index: index["files"].update({"model.safetensors": "x"}), "at files"),
+        (lambda index: index.update(files={}), "no tensors of the model"),
+        (lambda index: index["files"].update({"../m.safetensors": {"sha256": "x"}}), "outside of the folder"),
+        (lambda index: index["files"].update({"a\0b": {"sha256": "x"}}), "incomplete"),
+    ],
+)  # fmt: skip
+def test_an_index_of_another_kind_is_one_line_though_its_hash_is_right(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    path = rewritten(store.save(tmp_path, checkpoint(3), keep=1), change)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        store.load(path, only=("model",) if "model" in said else ())
+    assert str(caught.value).startswith(str(path))
+    assert store.newest(tmp_path, only=("model",)) is None or "outside" in said or "incomplete" in said
+
+
+def test_a_checkpoint_that_does_not_say_what_it_was_trained_with(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"does not say what it was trained with; start over"):
+        store.stage_facts(checkpoint(3), tmp_path)
+
+
+def test_changed_bytes_of_a_checkpoint_are_one_line(tmp_path: Path) -> None:
+    path, draws, lines = store.save(tmp_path, checkpoint(3), keep=1), random.Random(0), []
+    whole = {file: file.read_bytes() for file in sorted(path.iterdir())}
+    for number in range(100):
+        file = sorted(whole)[number % len(whole)]
+        file.write_bytes(changed_bytes(whole[file], draws))
+        try:
+            store.load(path)
+        except CheckpointError as error:
+            lines.append(str(error))
+        file.write_bytes(whole[file])
+    assert len(lines) > 80
+    assert lines == [one_line(line) for line in lines]

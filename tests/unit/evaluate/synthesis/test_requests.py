@@ -13,6 +13,7 @@ import torch
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.contract import PackedText
 from medunifier_cli.errors import DataError
+from medunifier_cli.evaluate.retrieval.prompts import LONGEST_PROMPT
 from medunifier_cli.evaluate.synthesis.requests import (
     ImageRequest,
     read_requests,
@@ -138,3 +139,19 @@ def test_a_prompt_of_wrong_length_is_named(prompt: str, message: str) -> None:
     assert len(text_features(Encoder(6).run, [good])) == 1
     with pytest.raises(DataError, match=message):
         text_features(Encoder(6).run, [good, ImageRequest(prompt, "file:7")])
+
+
+def test_a_prompt_of_megabytes_is_refused_before_it_is_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Encoder(12)
+    seen: list[int] = []
+    encode = model.encode
+
+    def counted(text: str, longest: int) -> list[int]:
+        seen.append(len(text))
+        return encode(text, longest)
+
+    monkeypatch.setattr(model, "encode", counted)
+    with pytest.raises(DataError, match=r"^p\.txt:3: a prompt of more than 12 tokens") as caught:
+        text_features(model.run, [ImageRequest("lung" * 1_000_000, "p.txt:3")])
+    assert max(seen) <= LONGEST_PROMPT
+    assert "lung" not in str(caught.value)
