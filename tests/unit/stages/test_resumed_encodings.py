@@ -56,16 +56,12 @@ class Setting:
             self.images += len(images)
             return encode(images)
 
-        self.trained.model.encode_image = counted  # type: ignore[method-assign]
+        self.trained.model.encode_image = counted  # type: ignore[method-assign, assignment]
 
 
 def make_codes(setting: Setting) -> Path:
     path = setting.trained.run.folder / "codes.h5"
-    made_of = {"checkpoint": "abc"}
-    rows = codes.encode_split(setting.trained, setting.source, True, path.with_suffix(".train"), made_of)
-    assert rows is not None
-    codes.write_codes(path, {"train": codes.codes_of(rows.arrays())}, made_of)
-    rows.remove()
+    codes.encode_splits(setting.trained, {"train": setting.source}, True, path, {"checkpoint": "abc"})
     return path
 
 
@@ -92,7 +88,12 @@ def make_pooled(setting: Setting) -> Path:
     return path
 
 
-MODULES = {make_codes: codes, make_embeddings: embed, make_features: features, make_pooled: image_sets}
+MODULES: dict[Callable[[Setting], Path], Any] = {
+    make_codes: codes,
+    make_embeddings: embed,
+    make_features: features,
+    make_pooled: image_sets,
+}
 
 
 @pytest.mark.parametrize("make", MODULES)
