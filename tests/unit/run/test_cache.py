@@ -185,7 +185,7 @@ def test_a_folder_that_cannot_be_written_to(
     path = tmp_path / "file" / "c.h5"
     assert same(cached(path, "x", make)), "arrays in memory do not need the file"
     assert "not cached" in capsys.readouterr().err
-    with pytest.raises(DataError, match=r"c\.h5: cannot be written"):
+    with pytest.raises(DataError, match=r"file: cannot be written \(File exists\)"):
         write_cache(path, "x", VALUES)
 
 
