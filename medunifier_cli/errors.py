@@ -62,6 +62,10 @@ class CheckpointError(MuError):
     """A run or checkpoint that is missing, damaged or belongs to another model."""
 
 
+class NotFiniteError(CheckpointError):
+    """Loss, gradients or weights became NaN or infinite; the last good checkpoint is kept."""
+
+
 class MissingWeightsError(MuError):
     """Pre-trained weights that are not on this machine; `mu` never downloads them itself."""
 

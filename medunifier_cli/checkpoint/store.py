@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -119,8 +119,15 @@ def load(path: Path, only: tuple[str, ...] = ()) -> Checkpoint:
     return Checkpoint(index["step"], tensors, index["facts"])
 
 
-def newest(folder: Path, only: tuple[str, ...] = ()) -> Checkpoint | None:
+def newest(
+    folder: Path, only: tuple[str, ...] = (), refusal: Callable[[Checkpoint], str] = lambda _: ""
+) -> Checkpoint | None:
     """The newest intact checkpoint under `folder`, or None; damaged ones are skipped with a warning.
+
+    Args:
+        folder: of checkpoints.
+        only: as in `load`.
+        refusal: why an intact one will not do either; empty if it will.
 
     Raises:
         CheckpointError: this user may not read it. An older one in its place would be another model, in
@@ -133,6 +140,8 @@ def newest(folder: Path, only: tuple[str, ...] = ()) -> Checkpoint | None:
                 raise CheckpointError(
                     f"{path}: holds step {checkpoint.step:,}, not the one it is named after"
                 )
+            if reason := refusal(checkpoint):
+                raise CheckpointError(f"{path}: {reason}")
             return checkpoint
         except CheckpointError as error:
             if isinstance(error.__cause__, PermissionError):

@@ -66,6 +66,9 @@ class LoopConfig:
     """Steps between two checkpoints."""
     keep: Count = 2
     """Number of checkpoints to keep."""
+    skip_limit: Count = 10
+    """Steps in a row whose loss or gradients are not finite, after which the run ends with its last good
+    checkpoint; each such step is skipped."""
     tensorboard: bool = True
     """Write TensorBoard files."""
 

@@ -20,12 +20,14 @@ from medunifier_cli.errors import CheckpointError
 from medunifier_cli.files import read_text, write_text
 from medunifier_cli.recipe.load import dump_recipe
 from medunifier_cli.recipe.settings import RENAMED
+from medunifier_cli.run.lowered import LOWERED, NOT_FINITE, dead_ends, ended_at, lowered
 from medunifier_cli.run.provenance import git_state, versions
 from medunifier_cli.terminal.say import say
 
 FREE = (
     "name", "data.workers", "data.shards", "train.processes", "train.log_every", "train.valid_every",
     "train.valid_batches", "train.checkpoint_every", "train.keep", "train.tensorboard",
+    "train.skip_limit",
 )  # fmt: skip
 """Recipe keys that may change when a run is resumed, because none of them changes a weight."""
 LOCK_PATIENCE = 20.0
@@ -57,36 +59,54 @@ class Run:
             CheckpointError: the folder holds a run of another recipe.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.recipe.exists():
-            self._check_same(recipe)
-        else:
+        provenance = json.loads(read_text(self.provenance)) if self.provenance.exists() else {"starts": []}
+        rates = self._check_same(recipe, provenance["starts"]) if self.recipe.exists() else {}
+        if rates or not self.recipe.exists():
             write_text(self.recipe, dump_recipe(recipe))
         started = {
             "command": command,
             "python": platform.python_version(),
             "versions": versions(),
             **git_state(),
+            **({LOWERED: rates} if rates else {}),
         }
-        provenance = json.loads(read_text(self.provenance)) if self.provenance.exists() else {"starts": []}
         provenance["data"] = dict(data)
         provenance["starts"].append(started)
         write_text(self.provenance, json.dumps(provenance, indent=1) + "\n")
 
-    def _check_same(self, recipe: Any) -> None:
+    def dead_ends(self) -> set[str]:
+        """Hashes of the checkpoints that this start must not resume from, see `lowered`."""
+        return (
+            dead_ends(json.loads(read_text(self.provenance))["starts"]) if self.provenance.exists() else set()
+        )
+
+    def note_not_finite(self, step: int, dead_end: str = "") -> None:
+        """Record that this start ended because its numbers were not finite, see `lowered.ended_at`."""
+        if self.provenance.exists():
+            provenance = json.loads(read_text(self.provenance))
+            provenance["starts"][-1][NOT_FINITE] = ended_at(step, dead_end)
+            write_text(self.provenance, json.dumps(provenance, indent=1) + "\n")
+
+    def _check_same(self, recipe: Any, starts: list[Any]) -> dict[str, list[float]]:
+        """The rates that this start lowers, if it may; empty for the recipe that is there."""
         # both from YAML, as a tuple of the recipe is a list in the file
         before, now = (
             _flatten(yaml.safe_load(text)) for text in (read_text(self.recipe), dump_recipe(recipe))
         )
         before = {RENAMED.get(key, key): value for key, value in before.items()}
+        # a key that a later version added had its default before
+        before = {**_flatten(yaml.safe_load(dump_recipe(type(recipe)()))), **before}
         keys = (before.keys() | now.keys()) - set(FREE)
         changed = sorted(key for key in keys if before.get(key) != now.get(key))
-        if changed:
+        rates = lowered(before, now, changed, starts)
+        if changed and not rates:
             what = ", ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed[:3])
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise CheckpointError(
                 f"{self.folder} was started with another recipe: {what}{more}; "
                 "give this one a name with --run, or start over with --fresh"
             )
+        return rates
 
     def set_aside(self) -> Path | None:
         """Rename the folder of an existing run for `--fresh`; returns the new path, None without a run."""

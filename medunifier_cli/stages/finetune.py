@@ -41,7 +41,7 @@ from medunifier_cli.stages.finetune_task import Task, resolve_task
 from medunifier_cli.stages.running import open_run, train_stage
 from medunifier_cli.terminal.say import say
 from medunifier_cli.train.accelerator import accelerator_of
-from medunifier_cli.train.loop import Values
+from medunifier_cli.train.stage import Values
 
 Source = LabelledImages | LabelledFeatures
 
@@ -52,7 +52,7 @@ BEST = "best."
 
 
 class Finetuning:
-    """Fine-tuning as a stage of `train.loop.fit`, which says what each method is for.
+    """Fine-tuning as a stage of training; `train.stage.Stage` says what each method is for.
 
     Args:
         sources: `train` and `valid`, and `test` where there is one.

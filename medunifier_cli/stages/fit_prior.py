@@ -38,7 +38,7 @@ from medunifier_cli.stages.codes import Codes, codes_hash, encode_split, read_co
 from medunifier_cli.stages.running import open_run, train_stage
 from medunifier_cli.terminal.say import say
 from medunifier_cli.train.accelerator import accelerator_of
-from medunifier_cli.train.loop import Values
+from medunifier_cli.train.stage import Values
 
 CODES = "codes.h5"
 LEVELS = ("top", "bottom")
@@ -52,7 +52,7 @@ CURVES = {
 
 
 class PriorFitting:
-    """Fitting both priors at once as a stage of `train.loop.fit`, which says what each method is for."""
+    """Fitting both priors as a stage of training; `train.stage.Stage` says what each method is for."""
 
     def __init__(
         self,

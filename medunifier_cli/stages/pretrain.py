@@ -38,14 +38,14 @@ from medunifier_cli.run.record import Run
 from medunifier_cli.stages.heldout import evaluate
 from medunifier_cli.stages.running import open_run, train_stage
 from medunifier_cli.train.accelerator import accelerator_of
-from medunifier_cli.train.loop import Values
+from medunifier_cli.train.stage import Values
 
 SHOWN_PAIRS = 8
 """Images in the picture of reconstructions that each validation writes."""
 
 
 class Pretraining:
-    """Pre-training as a stage of `train.loop.fit`, which says what each method is for."""
+    """Pre-training as a stage of training; `train.stage.Stage` says what each method is for."""
 
     def __init__(
         self, recipe: PretrainRecipe, run: Run, train: SplitSource, valid: SplitSource | None,

@@ -155,3 +155,29 @@ def test_ranks_change_no_loss(mu: Mu, recipe: Path, shards: Path, tmp_path: Path
         if one["event"] == "train":
             for loss in ("itc", "itm", "itg", "tig"):
                 assert one[loss] == pytest.approx(two[loss], rel=2e-3), (one["step"], loss)
+
+
+def test_a_run_that_becomes_nan_keeps_its_good_checkpoints_and_goes_on_at_a_lower_rate(
+    mu: Mu, recipe: Path, shards: Path, tmp_path: Path
+) -> None:
+    """The rate rises until the weights are absurd; the warm-up before that is not lost."""
+    same = ["pretrain", recipe, "-o", f"data.shards={shards}", "-o", "data.test=", "-o", "optim.clip_norm=0"]
+    same += ["-o", "optim.warmup=1", "-o", "train.steps=40", "-o", "train.log_every=100"]
+    same += ["-o", "train.valid_every=0", "-o", "train.skip_limit=5", "-o", "data.workers=0"]
+    too_high = ["-o", "optim.peak_lr=1e25", "-o", "optim.warmup_lr=0"]
+    run = tmp_path / "runs" / "small"
+    for _ in range(2):  # the same command ends in the same way
+        code, printed = mu(*same, *too_high)
+        assert code == 1, printed
+        last = printed.splitlines()[-1]
+        assert "not finite" in last
+        assert "lower the learning rate in the same command" in last
+        for step in store.steps(run / "checkpoints"):
+            for name, tensor in store.load(run / "checkpoints" / f"step-{step:08d}").tensors["model"].items():
+                assert bool(tensor.isfinite().all()), (step, name)
+    code, printed = mu(*same, "-o", "optim.peak_lr=1e-3", "-o", "optim.warmup_lr=0")
+    assert code == 0, printed
+    assert store.steps(run / "checkpoints")[-1] == 40
+    starts = json.loads((run / "provenance.json").read_text())["starts"]
+    assert starts[-1]["lowered"] == {"optim.peak_lr": [1e25, 1e-3]}
+    assert all("NaN" not in line for line in (run / "log.jsonl").read_text().splitlines())

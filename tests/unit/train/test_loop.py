@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.errors import CheckpointError, MuError, Stopped
+from medunifier_cli.errors import CheckpointError, Stopped
 from medunifier_cli.recipe.schema_train import LoopConfig, OptimConfig
 from medunifier_cli.run.record import Run
-from medunifier_cli.train.loop import Values, fit
+from medunifier_cli.terminal import progress
+from medunifier_cli.train.loop import fit
+from medunifier_cli.train.stage import Values
 
 STEPS, POINTS = 6, 8
 
@@ -208,23 +211,6 @@ def test_micro_batches_average_to_the_whole_batch(tmp_path: Path, accelerator: A
     assert logs[0][0]["grad_norm"] > 0.1
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(
-    tmp_path: Path, accelerator: Accelerator
-) -> None:
-    class Diverging(LineStage):
-        def step(self, module: nn.Module, batch: Tensor, step: int, micro: int) -> tuple[Values, Values]:
-            losses, monitors = super().step(module, batch, step, micro)
-            return {**losses, "total": losses["total"] * (torch.inf if step == 3 else 1)}, monitors
-
-    run = new_run(tmp_path / "run")
-    with pytest.raises(MuError, match=r"not a number at step 4; step 3's checkpoint is kept.*learning rate"):
-        fit(Diverging(), run, accelerator, SETTINGS, OPTIM)
-    newest = store.newest(run.checkpoints)
-    assert newest is not None
-    assert newest.step == 3
-    assert all(bool(tensor.isfinite().all()) for tensor in newest.tensors["model"].values())
-
-
 def test_weights_that_the_checkpoint_does_not_hold_must_be_the_same(
     tmp_path: Path, accelerator: Accelerator
 ) -> None:
@@ -251,6 +237,21 @@ def test_the_progress_line_shows_what_the_stage_names_and_no_more(
     assert len(shown) == len(expected)
     for line, pattern in zip(shown, expected, strict=True):
         assert re.fullmatch(pattern, line), line
+
+
+def test_a_line_between_two_of_the_log_says_which_step_its_numbers_are_of(
+    tmp_path: Path,
+    accelerator: Accelerator,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_EVERY", 0.0)
+    fit(LineStage(), new_run(tmp_path / "run"), accelerator, replace(SETTINGS, log_every=4), OPTIM)
+    shown = [line.split("  ")[:2] for line in capsys.readouterr().err.splitlines() if "valid" not in line]
+    assert shown == [
+        ["step 1/6", "train"], ["step 2/6", "train at step 1"], ["step 3/6", "train at step 1"],
+        ["step 4/6", "train"], ["step 5/6", "train at step 4"], ["step 6/6", "train"],
+    ]  # fmt: skip
 
 
 def test_each_step_has_the_learning_rate_of_the_schedule(tmp_path: Path, accelerator: Accelerator) -> None:

@@ -21,7 +21,8 @@ from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.objectives.pretraining import PretrainingLoss
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.pretrain import Pretraining
-from medunifier_cli.train.loop import Values, fit
+from medunifier_cli.train.loop import fit
+from medunifier_cli.train.stage import Values
 from tests.hand_made import WORDS, HandMade, write_split
 from tests.tiny import tiny_recipe
 
