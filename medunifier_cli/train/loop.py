@@ -47,11 +47,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     first, facts = resume(stage, run, accelerator, optimizer, meant)
     if first >= stage.steps:
         return 0
-    module, optimizer = accelerator.prepare(stage.module, optimizer)
-    # `prepare` also replaces the `forward` of the module itself by one in mixed precision, and validation
-    # calls that module: its numbers would be bf16's here, and fp32's where the same weights are restored.
-    # Training does not need it, as every step below runs under `accelerator.autocast`.
-    accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+    module, optimizer = _prepare(stage, accelerator, optimizer)
     log = Log(run.log, first) if world.is_main() else None
     progress = Progress(
         stage.steps, "step", first=first, rate_unit=stage.samples, per_unit=train.global_batch, edges=True,
@@ -86,16 +82,12 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
             # The numbers of this step alone: an average since the last line would not survive a kill. The
             # first step is logged so that a wrong loss or a slow start shows at once.
             if done % train.log_every == 0 or last or done == 1:
-                numbers = {**_numbers(values), "lr": learning_rate(optim, step, stage.steps)}
-                numbers |= skips.read().shown()
-                if log is not None:
-                    log.write("train", done, {**numbers, "seconds": round(time.monotonic() - started, 4)})
-                accelerator.log({f"train/{name}": value for name, value in numbers.items()}, step=done)
+                rate = learning_rate(optim, step, stage.steps)
+                numbers = {**_numbers(values), "lr": rate, **skips.read().shown()}
+                _log(log, accelerator, done, numbers, time.monotonic() - started)
                 logged = done
                 saver.look(done)
-            # between two lines of the log the last one is shown, and says which step its numbers are of
-            event = "train" if logged == done else f"train at step {logged:,}"
-            progress.advance(done, _line(event, numbers, stage.shown) if numbers else "")
+            progress.advance(done, _note(numbers, stage.shown, logged, done))
             if last or (train.valid_every and done % train.valid_every == 0):
                 _validate(stage, accelerator, log, progress, done)
             # All ranks are asked: a signal reaches one of them first, and if that one left the loop, the
@@ -109,6 +101,16 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
             saver.save(done, now=True)
             raise _stopped(stop, done, stage.steps)
     return stage.steps - first
+
+
+def _prepare(stage: Stage, accelerator: Accelerator, optimizer: Any) -> tuple[nn.Module, Any]:
+    """The module and its optimiser as Accelerate wraps them for the ranks and the precision of this run."""
+    module, optimizer = accelerator.prepare(stage.module, optimizer)
+    # `prepare` also replaces the `forward` of the module itself by one in mixed precision, and validation
+    # calls that module: its numbers would be bf16's here, and fp32's where the same weights are restored.
+    # Training does not need it, as every step runs under `accelerator.autocast`.
+    accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+    return module, optimizer
 
 
 def _stopped(stop: StopRequest, done: int, steps: int) -> Stopped:
@@ -164,6 +166,23 @@ def _numbers(values: Values) -> dict[str, float]:
     stacked = world.mean(torch.stack([value.float() for value in values.values()]))
     numbers = dict(zip(values, stacked.tolist(), strict=True))
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def _log(
+    log: Log | None, accelerator: Accelerator, done: int, numbers: Mapping[str, float], seconds: float
+) -> None:
+    """Write the numbers of a step to the log and to TensorBoard."""
+    if log is not None:
+        log.write("train", done, {**numbers, "seconds": round(seconds, 4)})
+    accelerator.log({f"train/{name}": value for name, value in numbers.items()}, step=done)
+
+
+def _note(numbers: Mapping[str, float], shown: Sequence[str], logged: int, done: int) -> str:
+    """For the progress line, which shows the numbers of the last line of the log until the next one: it says
+    of which step they are."""
+    return (
+        _line("train" if logged == done else f"train at step {logged:,}", numbers, shown) if numbers else ""
+    )
 
 
 def _line(event: str, numbers: Mapping[str, float], shown: Sequence[str]) -> str:
