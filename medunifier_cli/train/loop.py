@@ -22,7 +22,7 @@ from medunifier_cli.recipe.schema_train import LoopConfig, OptimConfig
 from medunifier_cli.run.log import Log
 from medunifier_cli.run.record import Run
 from medunifier_cli.terminal.progress import Progress
-from medunifier_cli.train.finite import Skips, counts_of, not_finite
+from medunifier_cli.train.finite import Skips, counts_of
 from medunifier_cli.train.optim import adamw, learning_rate, leave_unchanged, set_rate
 from medunifier_cli.train.saving import Saver, resume
 from medunifier_cli.train.stage import Stage, Values
@@ -42,9 +42,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     # resumed before `prepare` wraps the module for several ranks: names in checkpoints are those of the bare
     # module, so a run may be resumed with another number of ranks
     optimizer = adamw(stage.module, optim, stage.scale)
-    # what is infinite on purpose, such as a mask, is so before the first step
-    meant = frozenset(not_finite({"model": stage.checkpoint_tensors()}))
-    first, facts = resume(stage, run, accelerator, optimizer, meant)
+    first, facts, meant = resume(stage, run, accelerator, optimizer)
     if first >= stage.steps:
         return 0
     module, optimizer = _prepare(stage, accelerator, optimizer)
@@ -70,10 +68,8 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     ):  # fmt: skip
         for step, micro_batches in enumerate(batches, first):
             started = time.monotonic()
-            set_rate(optimizer, learning_rate(optim, step, stage.steps))
-            # Seeded anew in each step, so that dropout depends on nothing drawn before: a resumed run draws
-            # the same masks as the uninterrupted one, and so does one that validates more often.
-            torch.manual_seed(draws.step_seed(train.seed, draws.DROPOUT, step, world.rank()))
+            rate = learning_rate(optim, step, stage.steps)
+            _begin_step(optimizer, rate, train.seed, step)
             values = _optimise(
                 stage, module, accelerator, optimizer, micro_batches, step, optim.clip_norm, skips
             )
@@ -82,7 +78,6 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
             # The numbers of this step alone: an average since the last line would not survive a kill. The
             # first step is logged so that a wrong loss or a slow start shows at once.
             if done % train.log_every == 0 or last or done == 1:
-                rate = learning_rate(optim, step, stage.steps)
                 numbers = {**_numbers(values), "lr": rate, **skips.read().shown()}
                 _log(log, accelerator, done, numbers, time.monotonic() - started)
                 logged = done
@@ -122,6 +117,13 @@ def _stopped(stop: StopRequest, done: int, steps: int) -> Stopped:
         f"stopped by {name} after step {done:,} of {steps:,}; "
         "the checkpoint is saved, the same command resumes from it"
     )
+
+
+def _begin_step(optimizer: Any, rate: float, seed: int, step: int) -> None:
+    set_rate(optimizer, rate)
+    # Seeded anew in each step, so that dropout depends on nothing drawn before: a resumed run draws the same
+    # masks as the uninterrupted one, and so does one that validates more often.
+    torch.manual_seed(draws.step_seed(seed, draws.DROPOUT, step, world.rank()))
 
 
 def _optimise(

@@ -22,19 +22,19 @@ from medunifier_cli.train.stage import Stage
 
 
 def resume(
-    stage: Stage, run: Run, accelerator: Accelerator, optimizer: torch.optim.Optimizer, meant: frozenset[str]
-) -> tuple[int, Mapping[str, Any]]:
+    stage: Stage, run: Run, accelerator: Accelerator, optimizer: torch.optim.Optimizer
+) -> tuple[int, Mapping[str, Any], frozenset[str]]:
     """Load the newest whole checkpoint without a NaN, or start the stage.
 
-    Args:
-        meant: tensors that are not finite on purpose, as `not_finite` names them.
-
     Returns:
-        Number of steps done, and the facts of the checkpoint, empty without one.
+        Number of steps done; the facts of the checkpoint, empty without one; and the tensors that are not
+        finite on purpose, as `not_finite` names them.
 
     Raises:
         CheckpointError: it does not fit the stage.
     """
+    # what is infinite on purpose, such as a mask, is so before anything is loaded
+    meant = frozenset(not_finite({"model": stage.checkpoint_tensors()}))
     dead_ends = run.dead_ends()
 
     def refusal(checkpoint: store.Checkpoint) -> str:
@@ -47,7 +47,7 @@ def resume(
     checkpoint = store.newest(run.checkpoints, refusal=refusal)
     if checkpoint is None:
         stage.start()
-        return 0, {}
+        return 0, {}, meant
     before, now = checkpoint.facts["stage"], stage.facts()
     # facts on both sides alone: an older version may have written fewer of them
     for name in sorted(now.keys() & before.keys()):
@@ -67,7 +67,7 @@ def resume(
     state = checkpoint.tensors["rng"].get(f"cpu.{world.rank()}")
     if state is not None:
         torch.set_rng_state(state)
-    return checkpoint.step, checkpoint.facts
+    return checkpoint.step, checkpoint.facts, meant
 
 
 @dataclass
