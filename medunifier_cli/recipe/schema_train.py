@@ -58,6 +58,9 @@ class LoopConfig:
     threads: CountOrZero = 0
     """CPU threads per process; 0 for PyTorch's default. A fixed number makes CPU runs repeatable bit for
     bit."""
+    deterministic: bool = False
+    """Deterministic kernels on a GPU, as `--deterministic` asks for: runs are repeatable bit for bit, and
+    slower. No difference on a CPU."""
     log_every: Count = 10
     """Steps between two lines of `log.jsonl`."""
     valid_every: CountOrZero = 1000

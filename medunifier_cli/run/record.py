@@ -68,6 +68,7 @@ class Run:
             "python": platform.python_version(),
             "versions": versions(),
             **git_state(),
+            "deterministic": recipe.train.deterministic,
             **({LOWERED: rates} if rates else {}),
         }
         provenance["data"] = dict(data)

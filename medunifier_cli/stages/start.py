@@ -34,6 +34,9 @@ _OPTIONS = (
     click.option(
         "--fresh", is_flag=True, help="Start over; an existing run is renamed to NAME.old-1, not deleted."
     ),
+    click.option(
+        "--deterministic", is_flag=True, help="Deterministic GPU kernels (train.deterministic); slower."
+    ),
     click.option("--sbatch", is_flag=True, help="Print a SLURM script for this command and exit."),
 )
 
@@ -54,6 +57,11 @@ class StartOptions:
     num_processes: int | None
     fresh: bool
     sbatch: bool
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.deterministic:  # another way to write the recipe's key, so that the run keeps it
+            object.__setattr__(self, "overrides", (*self.overrides, "train.deterministic=true"))
 
     def start(
         self, train: Callable[[AnyRecipe, Path], None], recipe: AnyRecipe, default_name: str,
