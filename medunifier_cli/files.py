@@ -9,14 +9,14 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
 from medunifier_cli.errors import DataError, MuError, NotTextError
+from medunifier_cli.temporary import temporary_name
 
-TEMPORARY = ".tmp"
-"""Suffix of a file that is still being written."""
 HASH_BLOCK = 1 << 20
 """Bytes read at a time to hash a file."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -26,22 +26,24 @@ UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, tag: str = "", error: type[MuError] = DataError) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, error: type[MuError] = DataError) -> Iterator[IO[bytes]]:
     """Open a file that replaces `path` only once all of it is on disk: readers see the old or the new
-    content, even after a kill or a power cut.
+    content, even after a kill or a power cut. Several processes may write the same file at once.
 
     Args:
-        path: in a folder that exists.
-        tag: tells temporary names apart where several processes may write the same file at once.
+        path: in a folder that exists. A link of that name is replaced, not followed.
         error: type of the error that a failed write raises.
+
+    Yields:
+        The file, open to be written and read back.
 
     Raises:
         MuError: of the type `error`: the disk is full or cannot be written to.
     """
-    temporary = path.with_name(path.name + tag + TEMPORARY)  # same folder: a rename across disks is a copy
-    with explained(temporary, error):
+    with explained(path, error):
+        temporary = temporary_name(path)  # same folder: a rename across disks is a copy
         try:
-            with open(temporary, "wb") as file:
+            with create_file(temporary) as file:
                 yield file
                 file.flush()
                 # without it the rename can reach the disk before the contents, and leave an empty file
@@ -53,42 +55,101 @@ def atomic_write(path: Path, tag: str = "", error: type[MuError] = DataError) ->
             raise
 
 
-def atomic_make(path: Path, make: Callable[[Path], object], error: type[MuError] = DataError) -> None:
-    """As `atomic_write`, for a library that opens the file itself: `make` writes to the path it is given.
+@contextlib.contextmanager
+def atomic_folder(path: Path, error: type[MuError] = DataError) -> Iterator[Path]:
+    """An empty folder that becomes `path` only once all that was written into it is on disk.
+
+    Args:
+        path: of a folder in one that exists. An earlier folder of that name is replaced: it is never there
+            in part, but a kill at the wrong moment may leave none.
+        error: type of the error that a failed write raises.
 
     Raises:
         MuError: of the type `error`: the disk is full or cannot be written to.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-    with explained(temporary, error):
+    with explained(path, error):
+        temporary, earlier = temporary_name(path), temporary_name(path)
+        temporary.mkdir()
         try:
-            make(temporary)
+            yield temporary
+            for file in temporary.iterdir():
+                sync(file)
             sync(temporary)
-            os.replace(temporary, path)
+            if path.is_symlink() or path.exists():
+                path.rename(earlier)
+            temporary.rename(path)
             sync(path.parent)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
+        if earlier.is_symlink():
+            earlier.unlink()
+        else:
+            shutil.rmtree(earlier, ignore_errors=True)
+
+
+def make_folder(path: Path, error: type[MuError] = DataError) -> None:
+    """Make a folder and those it lies in, unless it is there.
+
+    Raises:
+        MuError: of the type `error`: the disk is full or cannot be written to, or a file is in the way.
+    """
+    with explained(path, error):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def create_file(path: Path) -> IO[bytes]:
+    """Open a file that is not there yet, to be written and read back.
+
+    Raises:
+        OSError: there is one; a link that somebody has put there counts, and is not followed.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    return os.fdopen(handle, "w+b")
+
+
+def append_line(path: Path, line: str, error: type[MuError] = DataError) -> None:
+    """Add a line to a file that grows: closed each time, so that a kill loses nothing that was added before.
+
+    A kill may cut the line short, which its readers allow for. A link in the place of the file is refused.
+
+    Raises:
+        MuError: of the type `error`: the disk is full or cannot be written to.
+    """
+    with explained(path, error):
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with os.fdopen(handle, "ab") as file:
+            file.write(line.encode() + b"\n")
+
+
+def open_lock(path: Path, error: type[MuError] = DataError) -> IO[bytes]:
+    """Open a file that serves as a lock. Nothing is written, so that a link of that name spoils no file.
+
+    Raises:
+        MuError: of the type `error`: it is a link, or cannot be opened.
+    """
+    with explained(path, error):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        return os.fdopen(handle, "r+b")
 
 
 @contextlib.contextmanager
 def explained(path: Path, error: type[MuError] = DataError) -> Iterator[None]:
-    """Turn an OSError into one line of type `error` that names `path` without its temporary suffix."""
+    """Turn an OSError into one line of type `error` that names `path`."""
     try:
         yield
     except OSError as failure:
-        name = path.name.removesuffix(TEMPORARY)
         if failure.errno in FULL:
             raise error(
-                f"{path.parent / name}: no space left for it ({os.strerror(failure.errno)}); nothing "
-                "half-written is left, finished files stay: make room and run the same command again"
+                f"{path}: no space left for it ({os.strerror(failure.errno)}); nothing half-written is "
+                "left, finished files stay: make room and run the same command again"
             ) from failure
-        raise error(f"{path.parent / name}: cannot be written ({failure.strerror or failure})") from failure
+        raise error(f"{path}: cannot be written ({failure.strerror or failure})") from failure
 
 
 def write_text(path: Path, text: str, error: type[MuError] = DataError) -> None:
-    """Write a small text file (UTF-8) atomically; several processes may write the same file at once."""
-    with atomic_write(path, f".{os.getpid()}", error) as file:
+    """Write a small text file (UTF-8) atomically."""
+    with atomic_write(path, error) as file:
         file.write(text.encode())
 
 

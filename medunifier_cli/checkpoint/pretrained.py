@@ -11,7 +11,7 @@ import torch
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.lineage import pretrained_of
-from medunifier_cli.data.texts.tokenizer import TextTokenizer
+from medunifier_cli.data.texts.tokenizer import MEND, TextTokenizer
 from medunifier_cli.errors import CheckpointError, RecipeError
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.objectives.pretraining import build_model
@@ -140,13 +140,19 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not run.recipe.exists():
         raise CheckpointError(f"{run.folder}: not a run, it has no recipe.yaml")
+    run.sweep()
     recipe = load_saved(run.recipe, PretrainRecipe)
     checkpoint = store.newest(run.checkpoints, only=("model",))
     if checkpoint is None:
         raise CheckpointError(
             f"{run.folder}: no intact checkpoint; run `mu pretrain` again to train it from the start"
         )
+    if not run.tokenizer.is_dir():
+        raise CheckpointError(f"{run.tokenizer}: missing; {MEND}")
     tokenizer = TextTokenizer.load(str(run.tokenizer))
+    # None in checkpoints of earlier versions
+    if checkpoint.facts["stage"].get("tokenizer") not in (None, tokenizer.fingerprint):
+        raise CheckpointError(f"{run.tokenizer}: not the tokenizer that this run was trained with; {MEND}")
     # A frozen image encoder with random weights (for tests) is not in the checkpoint: this seed makes it
     # again.
     torch.manual_seed(recipe.train.seed)

@@ -127,8 +127,9 @@ def train_batches(
 
 
 def eval_batches(
-    source: SampleSource[B], *, batch_size: int, rank: int, world: int, workers: int, batches: int = 0
-) -> Iterator[tuple[B, Tensor]]:
+    source: SampleSource[B], *, batch_size: int, rank: int, world: int, workers: int, batches: int = 0,
+    first: int = 0,
+) -> Iterator[tuple[B, Tensor]]:  # fmt: skip
     """Every sample once and in order, with the same number of batches on every rank.
 
     Batch b covers samples [b B W, (b + 1) B W), B = `batch_size` pairs per rank, W = `world`; rank r takes
@@ -136,13 +137,14 @@ def eval_batches(
 
     Args:
         batches: stop after this many batches; 0 reads the whole split.
+        first: begin with this sample instead of sample 0, as if the split began there.
 
     Returns:
         Batch and mask_B: False on repeated rows. `position_B` is the sample's number in the split.
     """
     n, block = len(source), batch_size * world
-    count = -(-n // block)
-    starts = [b * block + rank * batch_size for b in range(min(count, batches) if batches else count)]
+    count = -(-(n - first) // block)
+    starts = [first + b * block + rank * batch_size for b in range(min(count, batches) if batches else count)]
     # Full batches on every rank, the last ones padded by repetition: a rank with fewer batches than the
     # others would leave them waiting in the next collective.
     rows = (np.minimum(np.arange(start, start + batch_size), n - 1) for start in starts)

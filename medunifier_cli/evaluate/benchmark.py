@@ -70,17 +70,20 @@ def open_benchmark(
 
 
 def evaluation_batches(
-    source: SplitSource, batch_size: int, batches: int = 0
+    source: SplitSource, batch_size: int, batches: int = 0, first: int = 0
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Every sample of a split once and in order, read by this process alone.
 
     Args:
         batches: stop after this many; 0 reads the whole split.
+        first: begin with this sample.
 
     Returns:
         Batch and mask_B, see `eval_batches`.
     """
-    return eval_batches(source, batch_size=batch_size, rank=0, world=1, workers=0, batches=batches)
+    return eval_batches(
+        source, batch_size=batch_size, rank=0, world=1, workers=0, batches=batches, first=first
+    )
 
 
 def patients(source: SplitSource, numbers: NDArray[np.int64]) -> NDArray[np.uint64] | None:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.evaluate.render import interval as interval_cell
 from medunifier_cli.evaluate.render import number, render
-from medunifier_cli.files import read_text, write_text
+from medunifier_cli.files import make_folder, read_text, write_text
 from medunifier_cli.run.provenance import data_facts, versions
 from medunifier_cli.run.record import Run
 from medunifier_cli.scores.bootstrap import Interval, mean_intervals
@@ -112,7 +112,7 @@ class Result:
             "versions": versions(),
             **self.more,
         }
-        trained.run.results.mkdir(parents=True, exist_ok=True)
+        make_folder(trained.run.results)
         path = trained.run.results / f"{self.task}-{self.dataset}-{self.split}.json"
         write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
         return path
@@ -124,7 +124,7 @@ def write_samples(run: Run, task: str, dataset: str, split: str, rows: Iterable[
     Args:
         rows: one mapping per sample, in the order of the split; fits JSON.
     """
-    run.results.mkdir(parents=True, exist_ok=True)
+    make_folder(run.results)
     path = run.results / f"{task}-{dataset}-{split}.samples.jsonl"
     write_text(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
     return path

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medunifier_cli.files import make_folder
 from medunifier_cli.page.document import facts, save_page
+from medunifier_cli.page.pictures import save_png
 
 SHOWN_EDGE = 256
 """Pixels that small images are enlarged to, at least."""
@@ -33,7 +35,7 @@ class Pair:
 def write_pairs(folder: Path, about: Mapping[str, str], pairs: Sequence[Pair]) -> Path:
     """Write `index.html` and the pictures, the nearest pair first; replaces an older page."""
     images = folder / "images"
-    images.mkdir(parents=True, exist_ok=True)
+    make_folder(images)
     for old in images.glob("*.png"):
         old.unlink()
     cards = []
@@ -42,9 +44,8 @@ def write_pairs(folder: Path, about: Mapping[str, str], pairs: Sequence[Pair]) -
         gap = np.full((pair.image_SS.shape[0], 2), 255, np.uint8)
         joined = Image.fromarray(np.concatenate([pair.image_SS, gap, pair.training_SS], axis=1))
         times = max(1, SHOWN_EDGE // pair.image_SS.shape[0])
-        joined.resize((joined.width * times, joined.height * times), Image.Resampling.NEAREST).save(
-            images / name
-        )
+        larger = joined.resize((joined.width * times, joined.height * times), Image.Resampling.NEAREST)
+        save_png(larger, images / name)
         mark = " - nearer than unseen images are" if pair.suspicious else ""
         cards.append(
             f'<li class="card"><figure><img src="images/{name}" alt="pair {rank}: an image and its nearest '

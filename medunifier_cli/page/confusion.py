@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from medunifier_cli.page.pictures import save_png
+
 CELL, MARGIN, TEXT = 84, 16, 15
 """Pixels: edge of a cell, border, height of letters."""
 PAPER, INK, DEEP = (255, 255, 255), (24, 30, 38), (8, 69, 148)
@@ -47,8 +49,7 @@ def save_confusion(counts_CC: NDArray[np.int64], classes: Sequence[str], path: P
             pen.rectangle((x, y, x + CELL, y + CELL), fill, outline=(190, 196, 204))
             pen.text((x + CELL / 2, y + CELL / 2 - 8), f"{counts_CC[i, j]:,}", ink, font, anchor="mm")
             pen.text((x + CELL / 2, y + CELL / 2 + 14), f"{share:.0%}", ink, small, anchor="mm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    save_png(sheet, path)
 
 
 def _sideways(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from medunifier_cli.files import write_text
+from medunifier_cli.files import make_folder, write_text
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fcfcfb; --ink: #1b2026; --soft: #59626d; --line: #d6dade;
@@ -75,7 +75,7 @@ def grid(rows: list[list[str]], words: int = 1, caption: str = "") -> str:
 
 def save_page(folder: Path, title: str, body: str) -> Path:
     """Write `index.html` into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / "index.html"
     write_text(path, page(title, body))
     return path

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medunifier_cli.files import make_folder
 from medunifier_cli.page.document import facts, save_page
+from medunifier_cli.page.pictures import save_png
 
 IMAGES = "images"
 """Folder of the thumbnails, next to `index.html`."""
@@ -50,7 +52,7 @@ def write_gallery(
         The page.
     """
     images = folder / IMAGES
-    images.mkdir(parents=True, exist_ok=True)
+    make_folder(images)
     for old in images.glob("*.png"):
         old.unlink()
     parts = [facts(dict(about))]
@@ -68,7 +70,7 @@ def write_gallery(
 def _thumbnail(card: GalleryImage, path: Path) -> str:
     image = Image.fromarray(card.image_HW)
     image.thumbnail((LARGEST, LARGEST))
-    image.save(path)
+    save_png(image, path)
     return f"{path.parent.name}/{path.name}"
 
 

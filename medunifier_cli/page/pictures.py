@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from medunifier_cli.files import atomic_write, make_folder
+
 GAP = 2
 """White pixels between images."""
 
@@ -31,5 +33,15 @@ def save_rows(rows: list[list[NDArray[Any]]], path: Path) -> None:
         for j, image in enumerate(row):
             top, left = i * (height + GAP), j * (width + GAP)
             sheet[top : top + height, left : left + width] = image
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((sheet * 255).round().astype(np.uint8)).save(path)
+    save_png(Image.fromarray((sheet * 255).round().astype(np.uint8)), path)
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write an image whole or not at all; the folder is made.
+
+    Raises:
+        DataError: the disk is full or cannot be written to.
+    """
+    make_folder(path.parent)
+    with atomic_write(path) as file:
+        image.save(file, "PNG")

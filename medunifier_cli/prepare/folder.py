@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medunifier_cli.errors import DataError
+from medunifier_cli.files import open_lock
 from medunifier_cli.terminal.say import say
 
 REJECTS = "rejects.jsonl"
@@ -58,7 +59,7 @@ def receipt_path(folder: Path, name: str) -> Path:
 @contextlib.contextmanager
 def locked(out: Path, part: tuple[int, int]) -> Iterator[None]:
     """One call per part at a time, unless the file system has no locks."""
-    with open(out / RECEIPTS / f"lock-{part[0]}of{part[1]}", "wb") as file:
+    with open_lock(out / RECEIPTS / f"lock-{part[0]}of{part[1]}") as file:
         try:
             # Not flock: forked workers inherit it, and would hold it a moment longer than a killed parent.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,7 +76,7 @@ def locked(out: Path, part: tuple[int, int]) -> Iterator[None]:
 @contextlib.contextmanager
 def join_lock(out: Path) -> Iterator[None]:
     """Held while the manifest is written: two parts may finish the last shards at the same time."""
-    with open(out / RECEIPTS / "lock-join", "wb") as file:
+    with open_lock(out / RECEIPTS / "lock-join") as file:
         with contextlib.suppress(OSError):
             fcntl.lockf(file, fcntl.LOCK_EX)
         yield

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from medunifier_cli.data.contract import DatasetPlugin, Plan
 from medunifier_cli.data.shards import MANIFEST, Shards, fill_index, index_dtype
 from medunifier_cli.errors import DataError
-from medunifier_cli.files import TEMPORARY, atomic_write, write_json
+from medunifier_cli.files import atomic_write, write_json
 from medunifier_cli.prepare.contact_sheet import write_sheet
 from medunifier_cli.prepare.dataset_scan import DatasetScan
 from medunifier_cli.prepare.folder import (
@@ -44,6 +44,7 @@ from medunifier_cli.prepare.manifest import (
     subset_entries,
 )
 from medunifier_cli.prepare.write import Receipt, load_rows
+from medunifier_cli.temporary import sweep
 
 
 def join(
@@ -235,6 +236,6 @@ def _delete_old_shards(folder: Path, names: set[str]) -> None:
         if path.name != SETTINGS and path.stem not in names:
             shard_path(folder, path.stem).unlink(missing_ok=True)
             path.unlink()
-    # Not in the folder of receipts: another part may still be scanning its plan and writing its drops there.
-    for path in folder.glob(f"*{TEMPORARY}"):
+    sweep(folder, depth=1)
+    for path in folder.glob("*.tar.tmp"):  # as earlier versions named a shard that is being written
         path.unlink()

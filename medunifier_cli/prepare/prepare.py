@@ -19,13 +19,14 @@ from medunifier_cli.data.contract import DatasetPlugin, DrawnImage, Drop, Plan, 
 from medunifier_cli.data.images.image import bytes_of, head_of, is_dicom, opened
 from medunifier_cli.data.shards import MANIFEST
 from medunifier_cli.errors import DataError
-from medunifier_cli.files import TEMPORARY, explained, write_json
+from medunifier_cli.files import create_file, explained, write_json
 from medunifier_cli.prepare.dataset_scan import Chunk, DatasetScan
 from medunifier_cli.prepare.folder import DROPS, RECEIPTS, SETTINGS, join_lock, locked
 from medunifier_cli.prepare.join import join
 from medunifier_cli.prepare.manifest import made_with, tally
 from medunifier_cli.prepare.render import TASK, Reject, RenderedSample, render_all
 from medunifier_cli.prepare.write import Receipt, ShardWriter, load_receipt
+from medunifier_cli.temporary import temporary_name
 from medunifier_cli.terminal.progress import Progress
 
 PROBED = 32
@@ -265,15 +266,16 @@ def _check_settings(job: Job) -> None:
 @contextlib.contextmanager
 def _drops_file(job: Job) -> Iterator[IO[bytes]]:
     """The file of the plugin's drops. Every part writes the same one, so it does not matter which is last."""
-    path = job.out / RECEIPTS / f"drops-{job.part[0]}of{job.part[1]}.jsonl{TEMPORARY}"
+    final = job.out / RECEIPTS / DROPS
+    path = temporary_name(final)
     try:
-        with explained(path):
-            file = open(path, "wb")  # noqa: SIM115 - closed below
+        with explained(final):
+            file = create_file(path)
         try:
             yield file
         finally:
-            with explained(path):
+            with explained(final):
                 file.close()
-        os.replace(path, job.out / RECEIPTS / DROPS)
+        os.replace(path, final)
     finally:
         path.unlink(missing_ok=True)

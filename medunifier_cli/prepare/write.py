@@ -13,10 +13,11 @@ from typing import Any
 
 from medunifier_cli.data.shard_scan import IndexRow
 from medunifier_cli.errors import DataError
-from medunifier_cli.files import TEMPORARY, atomic_write, explained, sync
+from medunifier_cli.files import atomic_write, create_file, explained, sync
 from medunifier_cli.prepare.dataset_scan import Chunk
 from medunifier_cli.prepare.folder import receipt_path, shard_path
 from medunifier_cli.prepare.render import Reject, RenderedSample
+from medunifier_cli.temporary import temporary_name
 
 RECORD = 10240
 """Bytes; the length of a tar is a multiple of this."""
@@ -102,11 +103,12 @@ class ShardWriter:
         self.rows: list[IndexRow] = []
         self.rejects: list[Reject] = []
         self.rescaled: list[dict[str, str]] = []
-        self._path = folder / f"{chunk.name}.tar{TEMPORARY}"
+        self._final = shard_path(folder, chunk.name)
+        self._path = temporary_name(self._final)
         self._hash = hashlib.sha256()
         self._size = 0
-        with explained(self._path):
-            self._file = open(self._path, "wb")  # noqa: SIM115 - closed by finish or abandon
+        with explained(self._final):
+            self._file = create_file(self._path)  # closed by finish or abandon
 
     def add(self, rendered: RenderedSample | Reject) -> None:
         """Append a sample, or note a reject.
@@ -134,12 +136,12 @@ class ShardWriter:
         """
         end = self._size + 1024
         self._write(bytes(1024 + -end % RECORD))
-        with explained(self._path):
+        with explained(self._final):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             if self.rows:
-                os.replace(self._path, shard_path(self.folder, self.chunk.name))
+                os.replace(self._path, self._final)
             else:
                 self._path.unlink()
             # The order matters: a receipt that reached the disk before its shard would, after a power cut,
@@ -182,7 +184,7 @@ class ShardWriter:
         return offset, len(body)
 
     def _write(self, data: bytes) -> None:
-        with explained(self._path):
+        with explained(self._final):
             self._file.write(data)
         self._hash.update(data)
         self._size += len(data)

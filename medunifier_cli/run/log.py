@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from medunifier_cli.files import read_lines, write_text
+from medunifier_cli.files import append_line, read_lines, write_text
 
 
 class Log:
@@ -24,5 +24,4 @@ class Log:
 
     def write(self, event: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line; closed each time, so that a kill loses nothing that was logged."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+        append_line(self.path, json.dumps({"event": event, "step": step, **values}))

@@ -34,11 +34,11 @@ def lowered(
         the rates were lowered last.
     """
     told = [start for start in starts if isinstance(start, dict) and start.keys() & {NOT_FINITE, LOWERED}]
-    if not told or NOT_FINITE not in told[-1]:
+    if not told or not all(_is_lower(key, before.get(key), now.get(key)) for key in changed):
         return {}
-    if not all(_is_lower(key, before.get(key), now.get(key)) for key in changed):
-        return {}
-    return {key: [before[key], now[key]] for key in changed}
+    rates = {key: [before[key], now[key]] for key in changed}
+    # the same again: killed after that start was noted and before the recipe was changed
+    return rates if NOT_FINITE in told[-1] or told[-1].get(LOWERED) == rates else {}
 
 
 def ended_at(step: int, dead_end: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,13 @@ def command_line() -> list[str]:
     return ["mu", *sys.argv[1:]]
 
 
-def data_facts(folder: Path) -> dict[str, Any]:
-    """Shards folder and the hash of its manifest, which holds the hash of every shard."""
+def data_facts(folder: Path, splits: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Shards folder and the hash of its manifest, which holds the hash of every shard.
+
+    Args:
+        folder: of the shards.
+        splits: hash of the contents of each split that a run is trained or measured on.
+    """
     manifest = folder / "manifest.json"
-    return {"shards": str(folder), "manifest": sha256(manifest) if manifest.exists() else "none"}
+    facts = {"shards": str(folder), "manifest": sha256(manifest) if manifest.exists() else "none"}
+    return {**facts, "splits": dict(splits)} if splits else facts

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ from typing import Any
 import yaml
 
 from medunifier_cli.errors import CheckpointError
-from medunifier_cli.files import read_text, write_text
+from medunifier_cli.files import make_folder, open_lock, read_text, write_text
 from medunifier_cli.recipe.load import dump_recipe
 from medunifier_cli.recipe.settings import RENAMED
 from medunifier_cli.run.lowered import LOWERED, NOT_FINITE, dead_ends, ended_at, lowered
 from medunifier_cli.run.provenance import git_state, versions
+from medunifier_cli.temporary import sweep
 from medunifier_cli.terminal.say import say
 
 FREE = (
@@ -48,20 +50,24 @@ class Run:
         self.samples = folder / "samples"
 
     def begin(self, recipe: Any, data: Mapping[str, Any], command: list[str]) -> None:
-        """Write the recipe, or compare it with the one that is there, and add this start to the provenance.
+        """Write recipe and data, or compare them with those that are there, and add this start.
 
         Args:
             recipe: a recipe dataclass.
-            data: facts about the shards, see `data_facts`.
+            data: of each data set, facts about its shards, see `data_facts`.
             command: the command line.
 
         Raises:
-            CheckpointError: the folder holds a run of another recipe.
+            CheckpointError: the folder holds a run of another recipe, or of other data.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder, CheckpointError)
+        self.sweep()
+        # of checkpoints, which this process alone writes while it holds the lock
+        for stale in (*self.folder.glob("*/.writing-step-*"), *self.folder.glob("*/.deleting-step-*")):
+            shutil.rmtree(stale, ignore_errors=True)
         provenance = json.loads(read_text(self.provenance)) if self.provenance.exists() else {"starts": []}
         rates = self._check_same(recipe, provenance["starts"]) if self.recipe.exists() else {}
-        if rates or not self.recipe.exists():
+        if not self.recipe.exists():
             write_text(self.recipe, dump_recipe(recipe))
         started = {
             "command": command,
@@ -71,9 +77,12 @@ class Run:
             "deterministic": recipe.train.deterministic,
             **({LOWERED: rates} if rates else {}),
         }
-        provenance["data"] = dict(data)
+        # those of the first start are kept: later ones are compared with them
+        provenance["data"] = self._same_data(provenance.get("data") or {}, data)
         provenance["starts"].append(started)
         write_text(self.provenance, json.dumps(provenance, indent=1) + "\n")
+        if rates:  # after the provenance, which says that they may differ, should a kill come in between
+            write_text(self.recipe, dump_recipe(recipe))
 
     def dead_ends(self) -> set[str]:
         """Hashes of the checkpoints that this start must not resume from, see `lowered`."""
@@ -109,6 +118,34 @@ class Run:
             )
         return rates
 
+    def sweep(self) -> None:
+        """Remove what killed processes left half-written in the run, at any depth that it has."""
+        # two levels down: `page/<search>/images`
+        sweep(self.folder, depth=3)
+
+    def _same_data(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+        """The facts of the first start, completed by what an earlier version did not note.
+
+        The folder is none of them: shards may be moved, together with the run or without it.
+        """
+        known: dict[str, Any] = {name: dict(facts) for name, facts in before.items()}
+        for name, facts in now.items():
+            old, hashes = known.setdefault(name, dict(facts)), facts.get("splits", {})
+            for split in hashes.keys() & old.get("splits", {}).keys():
+                if hashes[split] != old["splits"][split]:
+                    raise self._other_data(f"split {split!r} of {name}", facts)
+            if "splits" not in old and old.get("manifest") != facts.get("manifest"):
+                raise self._other_data(name, facts)
+            if hashes:
+                old["splits"] = {**hashes, **old.get("splits", {})}
+        return known
+
+    def _other_data(self, what: str, facts: Mapping[str, Any]) -> CheckpointError:
+        return CheckpointError(
+            f"{facts.get('shards', '')}: {what} has changed since {self.folder} was started; put those "
+            "shards back, or give the run another name with --run, or start over with --fresh"
+        )
+
     def set_aside(self) -> Path | None:
         """Rename the folder of an existing run for `--fresh`; returns the new path, None without a run."""
         if not self.folder.exists():
@@ -132,8 +169,8 @@ class Run:
         if not enabled:
             yield
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("wb") as file:
+        make_folder(self.folder, CheckpointError)
+        with open_lock(self.folder / ".lock", CheckpointError) as file:
             deadline = time.monotonic() + LOCK_PATIENCE
             while True:
                 try:

@@ -7,26 +7,27 @@ f_t_cls.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
-from medunifier_cli.data.batch import PackedText, to_device
+from medunifier_cli.data.batch import Batch, PackedText, to_device
 from medunifier_cli.data.loader import SplitSource, eval_batches
 from medunifier_cli.data.texts.report import compose
 from medunifier_cli.distributed import world
 from medunifier_cli.errors import CheckpointError
-from medunifier_cli.files import atomic_make, explained
 from medunifier_cli.model.vit import pixels
-from medunifier_cli.run.cache import open_hdf5
+from medunifier_cli.parsing import parse_json
+from medunifier_cli.run.cache import UNREADABLE, check_sizes, open_hdf5, write_hdf5
+from medunifier_cli.run.encoding import Batches, Rows
 from medunifier_cli.terminal.progress import Progress
 
 BATCH = 64
@@ -50,37 +51,72 @@ class Codes:
         return len(self.key_n)
 
 
-def encode_split(trained: PretrainedRun, source: SplitSource, sections: bool) -> Codes:
-    """Codes and text features of every sample, in order; all ranks share the work and get the whole result.
+def encode_split(
+    trained: PretrainedRun, source: SplitSource, sections: bool, path: Path, made_of: Mapping[str, Any]
+) -> Rows | None:
+    """Codes and text features of every sample, in order; all ranks share the work.
 
     Args:
         source: samples with text: the bottom codes of the paper depend on image and text.
         sections: add the feature of each section alone, so that a prior learns short texts too.
+        path: beside this file the rows are kept while they are encoded; the next call goes on from them.
+        made_of: all that the codes depend on.
+
+    Returns:
+        The columns of `Codes` on the main rank, None on all others.
     """
-    parts: list[list[NDArray[Any]]] = []
-    batches = eval_batches(source, batch_size=BATCH, rank=world.rank(), world=world.size(), workers=0)
-    with Progress(len(source), "sample", hidden=not world.is_main()) as progress, torch.no_grad():
-        for batch, mask_B in batches:
-            places = batch.position_B.tolist()
-            batch = to_device(batch, trained.device)
-            memory = trained.model.encode_image(pixels(batch.image_B1HW))
-            text_BD = trained.model.encode_text(batch.text)
-            top, bottom = trained.model.generator.encode(memory.query_BQD, memory.patch_BVD, text_BD)
-            views = [text_BD.float()]
-            if sections:
-                views += _section_features(trained, source, places, text_BD)
-            columns = (top.code_BHW, bottom.code_BHW, torch.stack(views, 1), batch.label_B, batch.position_B)
+    rows = Rows(path, made_of, len(source)) if world.is_main() else None
+    # the main rank alone looks at the disk: the others begin where it does
+    done = torch.tensor(rows.done if rows else 0, device=trained.device)
+    batches = _encode(trained, source, sections, int(world.collect_rows(done)[0]))
+    if rows is not None:
+        rows.fill(batches)
+        return rows
+    for _ in batches:
+        pass
+    return None
+
+
+def _encode(trained: PretrainedRun, source: SplitSource, sections: bool, first: int) -> Batches:
+    """The columns of `Codes` by name, from a sample on, whole on every rank."""
+    with Progress(len(source), "sample", first=first, hidden=not world.is_main()) as progress:
+        done = first
+        for batch, mask_B in eval_batches(
+            source, batch_size=BATCH, rank=world.rank(), world=world.size(), workers=0, first=first
+        ):
+            with torch.no_grad():
+                columns = _columns_of(trained, source, sections, to_device(batch, trained.device))
             real = _ranks(mask_B.to(trained.device)).bool().cpu()
-            parts.append([_ranks(column.to(trained.device)).cpu()[real].numpy() for column in columns])
-            progress.advance(sum(len(part[-1]) for part in parts))
-    top_n, bottom_n, text_n, label_n, number_n = (
-        np.concatenate(column) for column in zip(*parts, strict=True)
-    )
-    keys = [key.encode() for key in source.shards.keys(source.rows[number_n])]
-    return Codes(
-        top_n.astype(np.uint16), bottom_n.astype(np.uint16), text_n.astype(np.float16),
-        label_n.astype(np.int16), np.array(keys),
-    )  # fmt: skip
+            top, bottom, text, label, number = (
+                _ranks(column.to(trained.device)).cpu()[real].numpy() for column in columns
+            )
+            yield {
+                "top": top.astype(np.uint16),
+                "bottom": bottom.astype(np.uint16),
+                "text": text.astype(np.float16),
+                "label": label.astype(np.int16),
+                "key": np.array([key.encode() for key in source.shards.keys(source.rows[number])]),
+            }
+            done += len(number)
+            progress.advance(done)
+
+
+def _columns_of(
+    trained: PretrainedRun, source: SplitSource, sections: bool, batch: Batch
+) -> tuple[Tensor, ...]:
+    """Top and bottom codes, text features, labels and positions of this rank's batch."""
+    memory = trained.model.encode_image(pixels(batch.image_B1HW))
+    text_BD = trained.model.encode_text(batch.text)
+    top, bottom = trained.model.generator.encode(memory.query_BQD, memory.patch_BVD, text_BD)
+    views = [text_BD.float()]
+    if sections:
+        views += _section_features(trained, source, batch.position_B.tolist(), text_BD)
+    return top.code_BHW, bottom.code_BHW, torch.stack(views, 1), batch.label_B, batch.position_B
+
+
+def codes_of(columns: Mapping[str, NDArray[Any]]) -> Codes:
+    """Columns by the names they have in the file -> codes."""
+    return Codes(**{field.name: columns[field.name.split("_")[0]] for field in fields(Codes)})
 
 
 def _ranks(rows: Tensor) -> Tensor:
@@ -116,18 +152,14 @@ def write_codes(path: Path, splits: Mapping[str, Codes], made_of: Mapping[str, A
         made_of: all that the codes depend on (checkpoint, data, options), as JSON; `read_codes` compares it.
     """
 
-    def write(temporary: Path) -> None:
-        with open_hdf5(temporary, "w") as file:
-            file.attrs["made_of"] = json.dumps(made_of, sort_keys=True)
-            for split, codes in splits.items():
-                group = file.create_group(split)
-                for name, column in _columns(codes).items():
-                    group.create_dataset(name, data=column)
-                group.attrs["sha256"] = codes_hash(codes)
+    def fill(file: h5py.File) -> None:
+        for split, codes in splits.items():
+            group = file.create_group(split)
+            for name, column in _columns(codes).items():
+                group.create_dataset(name, data=column)
+            group.attrs["sha256"] = codes_hash(codes)
 
-    with explained(path, CheckpointError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_make(path, write, CheckpointError)
+    write_hdf5(path, made_of, fill, CheckpointError)
 
 
 def read_codes(path: Path, splits: tuple[str, ...], made_of: Mapping[str, Any]) -> dict[str, Codes]:
@@ -139,7 +171,7 @@ def read_codes(path: Path, splits: tuple[str, ...], made_of: Mapping[str, Any]) 
     again = "delete it and run `mu fit-prior` again"
     try:
         with open_hdf5(path) as file:
-            written = json.loads(file.attrs["made_of"])
+            written = parse_json(file.attrs["made_of"], dict[str, Any], str(path), CheckpointError, again)
             for name, value in made_of.items():
                 if written.get(name) != value:
                     raise CheckpointError(
@@ -149,11 +181,12 @@ def read_codes(path: Path, splits: tuple[str, ...], made_of: Mapping[str, Any]) 
             result = {}
             for split in splits:
                 group = file[split]
-                codes = Codes(**{field.name: group[field.name.split("_")[0]][:] for field in fields(Codes)})
+                check_sizes(group, path.stat().st_size)
+                codes = codes_of({name: group[name][:] for name in group})
                 if group.attrs["sha256"] != codes_hash(codes):
                     raise CheckpointError(f"{path}: the codes of {split} were changed since; {again}")
                 result[split] = codes
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"{path}: damaged or incomplete; {again}") from error
     return result
 

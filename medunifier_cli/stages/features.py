@@ -7,9 +7,9 @@ width.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Generator
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.labels.labelled import LabelledImages
 from medunifier_cli.data.loader import eval_batches
+from medunifier_cli.errors import DataError
 from medunifier_cli.model.classifier import Classifier
-from medunifier_cli.run.cache import cached_file, open_hdf5
+from medunifier_cli.run.cache import UNREADABLE, Arrays, open_hdf5
+from medunifier_cli.run.encoding import encoded_file
 from medunifier_cli.terminal.progress import Progress
 
 BATCH = 64
@@ -37,29 +39,37 @@ def features_file(trained: PretrainedRun, images: LabelledImages, dataset: str) 
 def compute_features(
     trained: PretrainedRun, classifier: Classifier, images: LabelledImages, path: Path, workers: int
 ) -> None:
-    """Write the queries of all images to `path`, unless they are there."""
+    """Write the queries of all images to `path`, unless they are there; goes on where it was interrupted."""
 
-    def fill(file: h5py.File) -> None:
-        done = 0
-        with torch.no_grad(), Progress(len(images), "image") as progress:
-            for batch, mask_B in eval_batches(images, batch_size=BATCH, rank=0, world=1, workers=workers):
-                query = classifier.queries(batch.to(trained.device).input)[mask_B.to(trained.device)]
+    def encode(first: int) -> Generator[Arrays, None, None]:
+        done = first
+        with Progress(len(images), "image", first=first) as progress:
+            for batch, mask_B in eval_batches(
+                images, batch_size=BATCH, rank=0, world=1, workers=workers, first=first
+            ):
+                with torch.no_grad():
+                    query = classifier.queries(batch.to(trained.device).input)[mask_B.to(trained.device)]
                 rows = query.float().cpu().numpy()
-                if not done:
-                    file.create_dataset("queries", (len(images), *rows.shape[1:]), "f4")
-                file["queries"][done : done + len(rows)] = rows
+                yield {"queries": rows}
                 done += len(rows)
                 progress.advance(done)
 
     classifier.eval()
-    cached_file(path, _digest(trained, images), fill)
+    encoded_file(path, _digest(trained, images), len(images), encode)
 
 
 def read_features(path: Path) -> NDArray[np.float32]:
-    """The queries [n, Q, D], mapped and not loaded: a data set of one piece is its bytes in the file."""
-    with open_hdf5(path) as file:
-        data = file["queries"]
-        return np.memmap(path, np.dtype("<f4"), "r", data.id.get_offset(), data.shape)
+    """The queries [n, Q, D], mapped and not loaded: a data set of one piece is its bytes in the file.
+
+    Raises:
+        DataError: not a file that `compute_features` wrote; what is in it, that function has verified.
+    """
+    try:
+        with open_hdf5(path) as file:
+            data = file["queries"]
+            return np.memmap(path, np.dtype("<f4"), "r", data.id.get_offset(), data.shape)
+    except UNREADABLE as error:
+        raise DataError(f"{path}: is damaged; delete it and run the same command again") from error
 
 
 def _digest(trained: PretrainedRun, images: LabelledImages) -> str:

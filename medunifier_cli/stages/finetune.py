@@ -191,7 +191,8 @@ def run_finetuning(recipe: FinetuneRecipe, folder: Path) -> None:
     # a split without labels or classes is an error before there is a run folder
     parts = plan_samples(recipe.data, task.shards, task.plugin, task.kind, size)
     accelerator = accelerator_of(recipe.train, folder)
-    with open_run(run, recipe, recipe.data.dataset, task.shards):
+    splits = {part.images.shards.split: part.images.shards.fingerprint for part in parts}
+    with open_run(run, recipe, recipe.data.dataset, task.shards, splits):
         samples = _samples(recipe, run, task, parts)
         trained = restore(pretrained, accelerator.device)
         images = {part.role: open_samples(samples[part.role], part) for part in parts}

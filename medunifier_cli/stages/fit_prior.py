@@ -34,7 +34,14 @@ from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run
 from medunifier_cli.run.provenance import data_facts
 from medunifier_cli.run.record import Run
-from medunifier_cli.stages.codes import Codes, codes_hash, encode_split, read_codes, write_codes
+from medunifier_cli.stages.codes import (
+    Codes,
+    codes_hash,
+    codes_of,
+    encode_split,
+    read_codes,
+    write_codes,
+)
 from medunifier_cli.stages.running import open_run, train_stage
 from medunifier_cli.terminal.say import say
 from medunifier_cli.train.accelerator import accelerator_of
@@ -203,7 +210,8 @@ def run_fitting(recipe: PriorRecipe, folder: Path) -> None:
         train.source.rows = train.source.rows[: recipe.data.limit]
     name = recipe.data.valid or own.valid
     valid = open_benchmark(trained, split=name) if name else None
-    with open_run(run, recipe, train.plugin.name, train.shards):
+    splits = {split.split: split.source.shards.fingerprint for split in (train, valid) if split is not None}
+    with open_run(run, recipe, train.plugin.name, train.shards, splits):
         codes = _codes(recipe, run, trained, [split for split in (train, valid) if split is not None])
         train_codes = codes[train.split]
         valid_codes = codes[valid.split] if valid is not None else None
@@ -251,10 +259,18 @@ def _codes(
     }
     if not path.exists():
         started = time.monotonic()
-        codes = {split.split: encode_split(trained, split.source, recipe.prior.sections) for split in splits}
-        if world.is_main():
-            write_codes(path, codes, made_of)
-            count = sum(map(len, codes.values()))
+        parts = {
+            split.split: encode_split(
+                trained, split.source, recipe.prior.sections, path.with_suffix(f".{split.split}"), made_of
+            )
+            for split in splits
+        }
+        rows = {split: part for split, part in parts.items() if part is not None}  # on the main rank
+        if rows:
+            write_codes(path, {split: codes_of(part.arrays()) for split, part in rows.items()}, made_of)
+            for part in rows.values():
+                part.remove()
+            count = sum(part.total for part in rows.values())
             seconds = time.monotonic() - started
             say(f"{path}: {count:,} images encoded in {seconds:.0f} s")
         world.barrier()

@@ -19,8 +19,9 @@ from medunifier_cli.data.contract import Batch
 from medunifier_cli.data.loader import SplitSource, eval_batches, micro_batch_size, train_batches
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.token_table import texts_of
-from medunifier_cli.data.texts.tokenizer import TextTokenizer
+from medunifier_cli.data.texts.tokenizer import CONFIG, FINGERPRINT, MEND, VOCABULARY, TextTokenizer
 from medunifier_cli.distributed import draws, world
+from medunifier_cli.errors import CheckpointError
 from medunifier_cli.evaluate.results import table
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.model.vit import pixels
@@ -52,7 +53,7 @@ class Pretraining:
         tokenizer: TextTokenizer, device: torch.device,
     ) -> None:  # fmt: skip
         self.recipe, self.run, self.train_split, self.valid_split = recipe, run, train, valid
-        self.device = device
+        self.device, self.tokenizer_hash = device, tokenizer.fingerprint
         # a frozen image encoder with random weights is not in the checkpoints: `restore` draws it again from
         # this seed, so nothing may draw between this line and the model
         torch.manual_seed(recipe.train.seed)
@@ -152,12 +153,13 @@ class Pretraining:
             raise RuntimeError(f"missing {missing[:3]}, unexpected {result.unexpected_keys[:3]}")
 
     def facts(self) -> dict[str, Any]:
-        """Source and hash of the frozen image encoder: a resumed run must have the same one."""
+        """Hashes of the tokenizer and of the frozen image encoder: a resumed run must have the same ones."""
         vit = self.recipe.model.vit
         source = f"{vit.name} {vit.weights}" + (
             f" seed {self.recipe.train.seed}" if vit.weights == "random" else ""
         )
-        return {"frozen_source": source, "frozen_hash": self.frozen_hash} if vit.frozen else {}
+        frozen = {"frozen_source": source, "frozen_hash": self.frozen_hash} if vit.frozen else {}
+        return {"tokenizer": self.tokenizer_hash, **frozen}
 
 
 def open_split(
@@ -179,7 +181,7 @@ def tokenizer_of(recipe: PretrainRecipe, run: Run) -> TextTokenizer:
 
     A tokenizer learned again on changed shards, or updated in the hub's cache, would number words anew.
     """
-    if not (run.tokenizer / "vocab.txt").exists() and world.is_main():
+    if world.is_main() and not has_tokenizer(run):
         if recipe.text.tokenizer == "train":
             plugin = load_dataset(recipe.data.dataset)
             shards = Shards.open(split_folder(recipe), recipe.data.train)
@@ -193,6 +195,20 @@ def tokenizer_of(recipe: PretrainRecipe, run: Run) -> TextTokenizer:
     return TextTokenizer.load(str(run.tokenizer))
 
 
+def has_tokenizer(run: Run) -> bool:
+    """Whether a run has its tokenizer; what a killed process of an earlier version left of one is none.
+
+    Raises:
+        CheckpointError: part of it has been lost since.
+    """
+    lost = [name for name in (VOCABULARY, CONFIG) if not (run.tokenizer / name).exists()]
+    if not lost or (run.tokenizer / FINGERPRINT).exists():
+        return True  # `load` verifies it
+    if len(lost) == 1 and store.steps(run.checkpoints):
+        raise CheckpointError(f"{run.tokenizer / lost[0]}: missing; {MEND}")
+    return False
+
+
 def run_pretraining(recipe: PretrainRecipe, folder: Path) -> None:
     """One rank of a pre-training run: start it, or resume it from its last checkpoint, and measure it.
 
@@ -201,10 +217,11 @@ def run_pretraining(recipe: PretrainRecipe, folder: Path) -> None:
         MuError: what the user has to mend.
     """
     run, shards = Run(folder), split_folder(recipe)
-    for split in filter(None, (recipe.data.train, recipe.data.valid, recipe.data.test)):
-        Shards.open(shards, split)  # a missing split is an error before there is a run folder
+    # a missing split is an error before there is a run folder
+    names = filter(None, (recipe.data.train, recipe.data.valid, recipe.data.test))
+    hashes = {split: Shards.open(shards, split).fingerprint for split in names}
     accelerator = accelerator_of(recipe.train, folder, leaves_weights_unused(recipe))
-    with open_run(run, recipe, recipe.data.dataset, shards):
+    with open_run(run, recipe, recipe.data.dataset, shards, hashes):
         tokenizer = tokenizer_of(recipe, run)
         train = open_split(recipe, recipe.data.train, tokenizer)
         valid = open_split(recipe, recipe.data.valid, tokenizer) if recipe.data.valid else None

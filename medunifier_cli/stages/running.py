@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,21 +22,23 @@ from medunifier_cli.train.stage import Stage
 
 @contextmanager
 def open_run(
-    run: Run, recipe: PretrainRecipe | FinetuneRecipe | PriorRecipe, dataset: str, shards: Path
-) -> Iterator[None]:
+    run: Run, recipe: PretrainRecipe | FinetuneRecipe | PriorRecipe, dataset: str, shards: Path,
+    splits: Mapping[str, str] | None = None,
+) -> Iterator[None]:  # fmt: skip
     """Hold a run folder, in which this start is recorded first; all ranks enter and leave together.
 
     Args:
         dataset: name of the data set that is trained on.
         shards: its folder.
+        splits: hash of the contents of each split that is used, which must stay the same.
 
     Raises:
-        CheckpointError: another process trains this run, or it was started with another recipe.
+        CheckpointError: another process trains this run, or it was started with another recipe or data.
     """
     # the main rank alone writes, and alone holds the lock: the ranks of one run would lock each other out
     with run.locked(world.is_main()):
         if world.is_main():
-            run.begin(recipe, {dataset: data_facts(shards)}, command_line())
+            run.begin(recipe, {dataset: data_facts(shards, splits)}, command_line())
         # the others must not read the folder before it is there ...
         world.barrier()
         yield

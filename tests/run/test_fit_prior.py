@@ -121,3 +121,19 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(road: Path) ->
             for run in ("stopped", "calm")
         )
         assert all(a[key].equal(b[key]) for key in a | b)
+
+
+def test_other_shards_under_priors_are_refused(road: Path) -> None:
+    """Even where the codes of the earlier ones are still there."""
+    shutil.copytree(road / "runs/priors", road / "runs/earlier")
+    manifest = road / "data/shards/phantom/manifest.json"
+    before = manifest.read_text()
+    content = json.loads(before)
+    content["splits"]["train"]["shards"][0]["sha256"] = "0" * 64
+    manifest.write_text(json.dumps(content))
+    code, printed = call(road, "fit-prior", PRIORS, "--run", "earlier")
+    manifest.write_text(before)
+    assert code == 1
+    assert "split 'train' of phantom has changed since" in printed
+    assert "--fresh" in printed
+    assert call(road, "fit-prior", PRIORS, "--run", "earlier")[0] == 0

@@ -43,7 +43,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     out = tmp_path / "out"
     monkeypatch.setattr(FullDisk, "room", room)
     with monkeypatch.context() as patch:
-        patch.setattr("medunifier_cli.prepare.write.open", _full_open, raising=False)
+        patch.setattr("medunifier_cli.prepare.write.create_file", _full)
         line = refused(raw, out)
     assert "no space left for it" in line
     assert "run the same command again" in line
@@ -54,8 +54,8 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert contents(out) == whole
 
 
-def _full_open(path: Path, mode: str = "r") -> Any:
-    return io.BufferedWriter(FullDisk(path, "w")) if mode == "wb" else open(path, mode)
+def _full(path: Path) -> Any:
+    return io.BufferedWriter(FullDisk(path, "x"))
 
 
 def test_a_disk_that_is_really_full_while_receipts_are_written(raw: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from medunifier_cli.evaluate.retrieval.embed import embed_split
 from medunifier_cli.evaluate.retrieval.rerank import match_scores
 from medunifier_cli.evaluate.tables.saved_outputs import score_outputs
 from medunifier_cli.model.vit import pixels
+from medunifier_cli.run.cache import open_hdf5, write_cache
 from tests.run.small_run import Gallery, Mu, metrics, results, samples
 
 
@@ -124,14 +125,19 @@ def test_a_cache_is_read_and_refused_when_data_or_checkpoint_changed(home: Path,
         assert verb("retrieve", "--split", "test").exit_code == 0
         return json.loads(result.read_text())["metrics"]
 
-    def spoil(**attributes: str) -> None:
-        with h5py.File(cache, "r+") as file:
-            file["text"][...] = np.roll(file["text"][...], 7, axis=0)
-            file.attrs.update(attributes)
+    def spoil(made_of: str = "") -> None:
+        """Other contents than the checkpoint gives, with a hash that fits them."""
+        with open_hdf5(cache) as file:
+            arrays, own = {name: data[()] for name, data in file.items()}, file.attrs["made_of"]
+        write_cache(cache, made_of or own, {**arrays, "text": np.roll(arrays["text"], 7, axis=0)})
 
     good = scores()
     spoil()
     assert scores() != good, "a cache of the same checkpoint and data is read"
+    with h5py.File(cache, "r+") as file:
+        file["text"][0] += 1
+    assert scores() == good, "one that was changed since it was written is not"
+    spoil()
     manifest = home / "data" / "shards" / "phantom" / "manifest.json"
     manifest.write_text(manifest.read_text() + "\n")  # other data, as far as a hash can tell
     assert scores() == good

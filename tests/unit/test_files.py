@@ -1,4 +1,4 @@
-"""Atomic writes, hashes and JSON lines: what is left on disk when a write fails or a process is killed."""
+"""Atomic writes, hashes and JSON lines: what is left on disk when a write fails."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 
 from medunifier_cli import files
 from medunifier_cli.errors import CheckpointError, DataError, NotTextError
+from medunifier_cli.temporary import TEMPORARY
 
 OLD = b"the old content"
 
@@ -37,27 +38,64 @@ def test_new_content_replaces_the_old_only_at_the_end(path: Path) -> None:
 
 @pytest.mark.parametrize("failure", [ValueError("in the middle"), KeyboardInterrupt()])
 def test_an_exception_leaves_the_old_file_and_no_temporary_one(path: Path, failure: BaseException) -> None:
-    def make(temporary: Path) -> None:
-        temporary.write_bytes(b"half of it")
-        raise failure
-
     with pytest.raises(type(failure)), files.atomic_write(path) as file:  # noqa: PT012
         file.write(b"half of it")
         raise failure
-    with pytest.raises(type(failure)):
-        files.atomic_make(path, make)
+    with pytest.raises(type(failure)), files.atomic_folder(path.parent / "folder") as folder:  # noqa: PT012
+        (folder / "a").write_bytes(b"half of it")
+        raise failure
     assert path.read_bytes() == OLD
     assert [other.name for other in path.parent.iterdir()] == ["file.json"]
 
 
-def test_a_file_left_by_a_killed_process_is_written_over(path: Path) -> None:
-    (path.parent / ("file.json" + files.TEMPORARY)).write_bytes(
-        b"a long torn beginning of some other content"
-    )
-    with files.atomic_write(path) as file:
-        file.write(b"new")
-    assert path.read_bytes() == b"new"
+def test_two_writers_of_one_file_at_once_both_succeed(path: Path) -> None:
+    """With one temporary name for both, the first to finish took the other's file away."""
+    with files.atomic_write(path) as one:
+        with files.atomic_write(path) as other:
+            one.write(b"first")
+            other.write(b"second")
+        assert path.read_bytes() == b"second"
+        one.write(b" and whole")
+    assert path.read_bytes() == b"first and whole"
     assert [other.name for other in path.parent.iterdir()] == ["file.json"]
+
+
+def test_a_link_in_the_place_of_a_file_is_not_followed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may write into a folder of results must not get a file elsewhere overwritten."""
+    victim, link = path.parent / "victim", path.parent / "link"
+    victim.write_bytes(OLD)
+    link.symlink_to(victim)
+    with pytest.raises(DataError, match="link: cannot be written"):
+        files.append_line(link, "a line")
+    with pytest.raises(CheckpointError, match="link: cannot be written"):
+        files.open_lock(link, CheckpointError)
+    with pytest.raises(FileExistsError):
+        files.create_file(link)
+    monkeypatch.setattr(files, "temporary_name", lambda _: link)  # somebody guessed it
+    with pytest.raises(DataError, match=r"file\.json: cannot be written \(File exists\)"):
+        files.write_text(path, "new")
+    monkeypatch.undo()
+    link.unlink(missing_ok=True)
+    link.symlink_to(victim)
+    files.write_text(link, "new")
+    assert not link.is_symlink()
+    assert victim.read_bytes() == path.read_bytes() == OLD
+
+
+def test_a_folder_has_its_name_only_when_it_is_whole(path: Path) -> None:
+    folder = path.parent / "folder"
+    for content in ("one", "two"):
+        with files.atomic_folder(folder) as unfinished:
+            (unfinished / "a").write_text(content)
+            assert folder.exists() == (content == "two")
+        assert (folder / "a").read_text() == content
+    assert sorted(other.name for other in path.parent.iterdir()) == ["file.json", "folder"]
+
+
+def test_lines_are_added_at_the_end(path: Path) -> None:
+    for line in ("ä", "b"):
+        files.append_line(path, line)
+    assert path.read_bytes() == OLD + "ä\nb\n".encode()
 
 
 @pytest.mark.parametrize("write", [files.write_text, lambda path, text, error: _make(path, text, error)])
@@ -80,14 +118,15 @@ def test_a_disk_error_is_one_line_of_the_callers_type_and_names_the_file(
         write(path, "text", CheckpointError)
     (line,) = str(caught.value).splitlines()
     assert line.startswith(f"{path.parent}/file.json")
-    assert files.TEMPORARY not in line
+    assert TEMPORARY not in line
     assert message in line
     assert path.read_bytes() == OLD
     assert [other.name for other in path.parent.iterdir()] == ["file.json"]
 
 
 def _make(path: Path, text: str, error: type[CheckpointError]) -> None:
-    files.atomic_make(path, lambda temporary: temporary.write_text(text), error)
+    with files.atomic_folder(path, error) as folder:
+        (folder / "a").write_text(text)
 
 
 def test_a_folder_that_is_missing_is_a_data_error(tmp_path: Path) -> None:

@@ -12,24 +12,63 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from medunifier_cli.data.batch import SPECIAL
 from medunifier_cli.errors import DataError, MissingWeightsError
-from medunifier_cli.files import read_text, text_lines, write_text
+from medunifier_cli.files import atomic_folder, decode_text, make_folder, write_json, write_text
+from medunifier_cli.parsing import Count, checked, read_bytes, read_json
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 DEC = "[DEC]"
 """First token of a text to be generated (ITG), as in BLIP-2."""
 ALPHABET = 1000
 """Maximum number of characters in a trained vocabulary, as in BERT."""
+WORDPIECE = "WordPiece"
+"""Name of its model in `tokenizer.json`."""
 CONTINUES = "##"
 """Prefix of a token that continues a word."""
-FILES = ("vocab.txt", "tokenizer_config.json", "tokenizer.json")
+VOCABULARY, CONFIG, SAVED = "vocab.txt", "tokenizer_config.json", "tokenizer.json"
+"""What transformers saves: the tokens and the settings, or both in one file."""
+FINGERPRINT = "fingerprint.txt"
+"""Beside them in a folder of ours: the hash that `TextTokenizer.fingerprint` must give."""
+FILES = (VOCABULARY, CONFIG, SAVED)
+MAX_BYTES = 1 << 26
+"""Size of the largest file of a tokenizer that is read; the largest BERT vocabulary has some 2 MB."""
+MEND = "put it back, or delete this folder and run the same `mu pretrain` again, which makes it anew"
+"""What to do about a damaged tokenizer of a run, which refuses another one than it was trained with."""
 SPECIAL_TOKEN = re.compile(r"\[.*\]|<.*>")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class _Config(TypedDict, total=False):
+    """Of a `tokenizer_config.json`, the keys that change a token."""
+
+    do_lower_case: bool
+    strip_accents: bool | None
+
+
+class _Normalizer(TypedDict, total=False):
+    lowercase: bool
+    strip_accents: bool | None
+
+
+class _Added(TypedDict):
+    content: str
+    id: Count
+
+
+class _Parts(TypedDict, total=False):
+    added_tokens: list[_Added]
+    normalizer: _Normalizer | None
+
+
+class _Saved(_Parts):
+    """Of a `tokenizer.json`, what a tokenizer is made of."""
+
+    model: dict[str, Any]
 
 
 class TextTokenizer:
@@ -104,49 +143,54 @@ class TextTokenizer:
 
         Raises:
             MissingWeightsError: a hub name that is not cached.
-            DataError: a folder without a BERT vocabulary.
+            DataError: a folder without a BERT vocabulary, or one of ours that has been changed since.
         """
         folder = Path(name_or_folder).expanduser()
-        if folder.is_dir():
-            paths = {name: folder / name for name in FILES if (folder / name).is_file()}
-            if not {"vocab.txt", "tokenizer.json"} & set(paths):
-                raise DataError(f"{folder}: no tokenizer there; it needs vocab.txt or tokenizer.json")
-        else:
-            paths = _cached(name_or_folder)
-        return cls._read(paths)
+        if not folder.is_dir():
+            return cls._read(_cached(name_or_folder))
+        paths = {name: folder / name for name in FILES if (folder / name).is_file()}
+        if not {VOCABULARY, SAVED} & set(paths):
+            raise DataError(f"{folder}: no tokenizer there; it needs {VOCABULARY} or {SAVED}")
+        tokenizer, mark = cls._read(paths), folder / FINGERPRINT
+        # not in folders of other programs and of earlier versions
+        if mark.is_file() and read_bytes(mark, limit=MAX_BYTES).strip() != tokenizer.fingerprint.encode():
+            raise DataError(f"{folder}: not the tokenizer that was written there; {MEND}")
+        return tokenizer
 
     @classmethod
     def _read(cls, files: Mapping[str, Path]) -> TextTokenizer:
-        path = files.get("vocab.txt", files.get("tokenizer.json", Path()))
+        path = files.get(VOCABULARY, files.get(SAVED, Path()))
+        if path.name == VOCABULARY:
+            text = decode_text(read_bytes(path, limit=MAX_BYTES), str(path))
+            tokens = text.removesuffix("\n").split("\n")
+            config: _Config = read_json(files[CONFIG], _Config) if CONFIG in files else {}
+            lowercase, accents = config.get("do_lower_case", True), config.get("strip_accents")
+        else:
+            tokens, normalizer = _read_saved(path)
+            lowercase, accents = normalizer.get("lowercase", True), normalizer.get("strip_accents")
         try:
-            if path.name == "vocab.txt":
-                tokens = text_lines(path)
-                config = _json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
-                return cls(tokens, config.get("do_lower_case", True), config.get("strip_accents"))
-            saved = _json(path)
-            if saved["model"].get("type", "WordPiece") != "WordPiece":
-                raise DataError(f"{path}: a {saved['model']['type']} tokenizer, not BERT's WordPiece")
-            ids = dict(saved["model"]["vocab"]) | {t["content"]: t["id"] for t in saved["added_tokens"]}
-            tokens = sorted(ids, key=lambda token: ids[token])
-            if [ids[token] for token in tokens] != list(range(len(tokens))):
-                raise DataError(f"{path}: its token ids have gaps")
-            normalizer = saved.get("normalizer") or {}
-            return cls(tokens, normalizer.get("lowercase", True), normalizer.get("strip_accents"))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: not a readable BERT tokenizer") from error
+            return cls(tokens, lowercase, accents)
         except DataError as error:
-            raise DataError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
+            raise DataError(f"{path}: {error}") from error
 
     def save(self, folder: Path) -> None:
-        """Write `vocab.txt` and `tokenizer_config.json`, which `load` and transformers read."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "vocab.txt", "".join(token + "\n" for token in self._tokens))
+        """Write `vocab.txt` and `tokenizer_config.json`, which `load` and transformers read, and their hash.
+
+        The folder gets its name once all three are on disk; an earlier one of that name is replaced.
+
+        Raises:
+            DataError: the disk is full or cannot be written to.
+        """
         config = {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": self._lowercase,
             "strip_accents": self._strip_accents,
         }
-        write_text(folder / "tokenizer_config.json", json.dumps(config, indent=1) + "\n")
+        make_folder(folder.parent)
+        with atomic_folder(folder) as unfinished:
+            write_text(unfinished / VOCABULARY, "".join(token + "\n" for token in self._tokens))
+            write_json(unfinished / CONFIG, config)
+            write_text(unfinished / FINGERPRINT, self.fingerprint + "\n")
 
     def encode(self, text: str, max_tokens: int) -> list[int]:
         """[CLS] ... [SEP], at most `max_tokens` (>= 2) ids; a longer text is truncated before [SEP]."""
@@ -221,7 +265,7 @@ def _cached(name: str) -> dict[str, Path]:
         raise DataError(f"text.tokenizer: {name!r} is neither a folder nor a hub name")
     cached = {file: try_to_load_from_cache(name, file) for file in FILES}
     paths = {file: Path(path) for file, path in cached.items() if isinstance(path, str)}
-    if not {"vocab.txt", "tokenizer.json"} & set(paths):
+    if not {VOCABULARY, SAVED} & set(paths):
         raise MissingWeightsError(
             f"text.tokenizer: {name} is neither a local folder nor in the Hugging Face cache "
             f"({constants.HF_HUB_CACHE}); on a machine with network access fetch it with "
@@ -230,8 +274,15 @@ def _cached(name: str) -> dict[str, Path]:
     return paths
 
 
-def _json(path: Path) -> dict[str, Any]:
-    value = json.loads(read_text(path))
-    if not isinstance(value, dict):
-        raise ValueError("not an object")
-    return value
+def _read_saved(path: Path) -> tuple[list[str], _Normalizer]:
+    """The tokens by id and the normalizer of a `tokenizer.json`."""
+    saved = read_json(path, _Saved)
+    kind = checked(saved["model"].get("type", WORDPIECE), str, str(path))
+    if kind != WORDPIECE:
+        raise DataError(f"{path}: a {kind[:40]} tokenizer, not BERT's {WORDPIECE}")
+    ids = checked(saved["model"].get("vocab"), dict[str, Count], str(path))
+    ids |= {token["content"]: token["id"] for token in saved.get("added_tokens", [])}
+    tokens = sorted(ids, key=lambda token: ids[token])
+    if [ids[token] for token in tokens] != list(range(len(tokens))):
+        raise DataError(f"{path}: its token ids have gaps")
+    return tokens, saved.get("normalizer") or {}

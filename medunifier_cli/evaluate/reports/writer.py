@@ -23,7 +23,7 @@ from medunifier_cli.evaluate.benchmark import evaluation_batches
 from medunifier_cli.evaluate.reports.decoding import Constraints, DecodedText, beam_search, greedy, nucleus
 from medunifier_cli.evaluate.reports.text_cache import TextCache
 from medunifier_cli.evaluate.user_images import read_image_batches
-from medunifier_cli.files import write_text
+from medunifier_cli.files import make_folder, write_text
 from medunifier_cli.model.sampling import Draws
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.terminal.progress import Progress
@@ -219,7 +219,7 @@ def whole_text(source: SplitSource, number: int) -> str:
 
 def save_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Write one JSON line per report."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

@@ -5,9 +5,9 @@ n samples, Q queries, E joint space.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.benchmark import evaluation_batches
 from medunifier_cli.model.vit import pixels
-from medunifier_cli.run.cache import cached
+from medunifier_cli.run.cache import Arrays
+from medunifier_cli.run.encoding import encoded
 from medunifier_cli.run.provenance import data_facts
 from medunifier_cli.terminal.progress import Progress
 
@@ -63,7 +64,7 @@ def embed_split(
         "sections": list(source.sections),
     }
     path = trained.run.folder / "cache" / f"embeddings-{dataset}-{split}.h5"
-    arrays = cached(path, made_of, lambda: _embed(trained, source))
+    arrays = encoded(path, made_of, len(source), lambda first: _embed(trained, source, first))
     keys = [key.decode() for key in arrays["keys"]]
     return Embeddings(arrays["image"], arrays["text"], arrays["label"], arrays["has_text"], keys)
 
@@ -117,26 +118,23 @@ def check_finite(trained: PretrainedRun, *features: NDArray[np.float32]) -> None
         )
 
 
-def _embed(trained: PretrainedRun, source: SplitSource) -> dict[str, NDArray[Any]]:
-    """The content of the cache, by name of the data set in the file."""
-    images, texts, labels, lengths, keys = [], [], [], [], []
-    model = trained.model
-    with Progress(len(source), "sample") as progress, torch.no_grad():
-        for batch, mask_B in evaluation_batches(source, BATCH):
-            batch = to_device(batch, trained.device)
-            images.append(embed_images(trained, pixels(batch.image_B1HW))[mask_B.numpy()])
-            text_cls = model.encode_text(batch.text)
-            texts.append(model.text_head(text_cls).cpu().numpy()[mask_B.numpy()])
-            labels.append(batch.label_B.cpu().numpy()[mask_B.numpy()])
-            lengths.append(batch.text.lengths_B.numpy()[mask_B.numpy()])
-            keys += [key.encode() for key, real in zip(batch.keys, mask_B.tolist(), strict=True) if real]
-            progress.advance(len(keys))
-    image_nQE, text_nE = np.concatenate(images), np.concatenate(texts)
-    check_finite(trained, image_nQE, text_nE)  # before it is cached: such a checkpoint leaves no file
-    return {
-        "image": image_nQE,
-        "text": text_nE,
-        "label": np.concatenate(labels),
-        "has_text": np.concatenate(lengths) > SPECIAL,
-        "keys": np.array(keys),
-    }
+def _embed(trained: PretrainedRun, source: SplitSource, first: int) -> Generator[Arrays, None, None]:
+    """The columns of the cache from a row on, by name of the data set in the file."""
+    model, done = trained.model, first
+    with Progress(len(source), "sample", first=first) as progress:
+        for batch, mask_B in evaluation_batches(source, BATCH, first=first):
+            batch, real = to_device(batch, trained.device), mask_B.numpy()
+            image_BQE = embed_images(trained, pixels(batch.image_B1HW))[real]
+            with torch.no_grad():
+                text_BE = model.text_head(model.encode_text(batch.text)).cpu().numpy()[real]
+            check_finite(trained, image_BQE, text_BE)  # before it is cached
+            keys = [key.encode() for key, one in zip(batch.keys, mask_B.tolist(), strict=True) if one]
+            yield {
+                "image": image_BQE,
+                "text": text_BE,
+                "label": batch.label_B.cpu().numpy()[real],
+                "has_text": batch.text.lengths_B.numpy()[real] > SPECIAL,
+                "keys": np.array(keys),
+            }
+            done += len(keys)
+            progress.advance(done)

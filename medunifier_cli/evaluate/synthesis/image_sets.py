@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +29,8 @@ from medunifier_cli.evaluate.synthesis.synthesis import reconstruct_batch
 from medunifier_cli.files import read_text
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.plugin_index import load_dataset
-from medunifier_cli.run.cache import cached
+from medunifier_cli.run.cache import Arrays
+from medunifier_cli.run.encoding import encoded
 from medunifier_cli.terminal.progress import Progress
 
 BATCH = 64
@@ -219,10 +220,10 @@ def open_images(pretrained: PretrainedRun, folder_or_split: str) -> ImageSet:
     )
 
 
-def batches(images: ImageSet) -> Iterator[NDArray[np.uint8]]:
-    """All images in order, [B, S, S]."""
-    with Progress(len(images), "image") as progress:
-        for start in range(0, len(images), BATCH):
+def batches(images: ImageSet, first: int = 0) -> Iterator[NDArray[np.uint8]]:
+    """All images from a number on, in order, [B, S, S]."""
+    with Progress(len(images), "image", first=first) as progress:
+        for start in range(first, len(images), BATCH):
             stop = min(start + BATCH, len(images))
             yield images.pick(range(start, stop))
             progress.advance(stop)
@@ -234,10 +235,10 @@ def encoder_features(pretrained: PretrainedRun, images: ImageSet) -> NDArray[np.
     digest = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     path = pretrained.run.folder / "cache" / f"pooled-{digest}.h5"
 
-    def pooled() -> dict[str, NDArray[np.float32]]:
-        return {"pooled": np.concatenate([query_means(pretrained, grey) for grey in batches(images)])}
+    def encode(first: int) -> Generator[Arrays, None, None]:
+        return ({"pooled": query_means(pretrained, grey)} for grey in batches(images, first))
 
-    return cached(path, made_of, pooled)["pooled"]
+    return encoded(path, made_of, len(images), encode)["pooled"]
 
 
 def query_means(pretrained: PretrainedRun, grey_BSS: NDArray[np.uint8]) -> NDArray[np.float32]:

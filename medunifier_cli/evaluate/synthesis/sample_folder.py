@@ -15,7 +15,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medunifier_cli.errors import DataError
-from medunifier_cli.files import read_lines, read_text, write_text
-from medunifier_cli.page.pictures import save_rows
+from medunifier_cli.files import append_line, read_lines, read_text, write_text
+from medunifier_cli.page.pictures import save_png, save_rows
+from medunifier_cli.temporary import is_temporary, sweep
 
 SETTINGS, LINES, TABLE, SHEET = "settings.json", "samples.jsonl", "samples.csv", "contact.png"
 FIGURE, FIGURE_FACTS = "figure.png", "figure.json"
@@ -51,7 +51,9 @@ class SampleFolder:
         self.done: dict[int, dict[str, Any]] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            names = [path.name for path in folder.iterdir()]
+            sweep(folder)
+            # what another process writes, or was writing when it was killed, is no other file
+            names = [path.name for path in folder.iterdir() if not is_temporary(path.name)]
             if SETTINGS in names:
                 self._check_same(settings)
             elif names:
@@ -80,15 +82,9 @@ class SampleFolder:
 
     def add(self, sample: int, name: str, image_HW: NDArray[np.uint8], line: Mapping[str, Any]) -> None:
         """Write one image, then its line."""
-        temporary = self.folder / f".{name}.{os.getpid()}"
-        try:
-            Image.fromarray(image_HW).save(temporary, "PNG")
-            temporary.replace(self.folder / name)
-            self.done[sample] = {"image": name, "sample": sample, **line}
-            with (self.folder / LINES).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(self.done[sample], sort_keys=True) + "\n")
-        except OSError as error:
-            raise DataError(f"{self.folder / name}: cannot be written ({error.strerror or error})") from error
+        save_png(Image.fromarray(image_HW), self.folder / name)
+        self.done[sample] = {"image": name, "sample": sample, **line}
+        append_line(self.folder / LINES, json.dumps(self.done[sample], sort_keys=True))
 
     def finish(self) -> None:
         """Sort the lines, and write the table and the contact sheet."""

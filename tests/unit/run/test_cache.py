@@ -13,8 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from medunifier_cli.errors import DataError
-from medunifier_cli.run.cache import cached, cached_file, open_hdf5
+from medunifier_cli.run import cache
+from medunifier_cli.run.cache import cached, is_cached, read_cache, write_cache, write_hdf5
 from tests.folders import ROOT
+from tests.full_disk import room_for
 
 VALUES = {"a": np.arange(1000, dtype=np.float32), "key": np.array([b"x", b"yz"]), "none": np.empty((0, 3))}
 
@@ -88,13 +90,67 @@ def unreadable_data(path: Path) -> None:
     path.write_bytes(content)
 
 
+def without_a_hash(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file.attrs["sha256"]
+
+
+def another_value(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["a"][500] = -1
+
+
+def lost_rows(path: Path) -> None:
+    """What a full disk did at the end of a file, without an error."""
+    with h5py.File(path, "r+") as file:
+        file["a"][900:] = 0
+
+
+def another_name(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file.move("key", "keys")
+
+
+def another_shape(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        values = file["a"][:]
+        del file["a"]
+        file["a"] = values.reshape(10, 100)
+
+
+def larger_than_memory(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["a"]
+        file.create_dataset("a", (1 << 50,), "f4")
+
+
+def data_elsewhere(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["a"]
+        file["a"] = h5py.ExternalLink("/another/file.h5", "a")
+
+
+def objects(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["a"]
+        file.create_dataset("a", data=["text"] * 10, dtype=h5py.string_dtype())
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
         (cut, "is damaged"),
         (no_hdf5, "is damaged"),
         (of_an_older_version, "does not say what it was made of"),
+        (without_a_hash, "has no hash of its contents"),
         (unreadable_data, "is damaged"),
+        (another_value, "is damaged"),
+        (lost_rows, "is damaged"),
+        (another_name, "is damaged"),
+        (another_shape, "is damaged"),
+        (larger_than_memory, "is damaged"),
+        (data_elsewhere, "is damaged"),
+        (objects, "is damaged"),
     ],
 )
 def test_a_damaged_or_foreign_file_is_reported_and_made_again(
@@ -118,7 +174,7 @@ def test_a_failure_leaves_no_file(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cached_file(tmp_path / "c.h5", "x", fill)
+        write_hdf5(tmp_path / "c.h5", "x", fill)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -130,23 +186,45 @@ def test_a_folder_that_cannot_be_written_to(
     assert same(cached(path, "x", make)), "arrays in memory do not need the file"
     assert "not cached" in capsys.readouterr().err
     with pytest.raises(DataError, match=r"c\.h5: cannot be written"):
-        cached_file(path, "x", lambda file: None)
+        write_cache(path, "x", VALUES)
 
 
-def test_a_large_file_is_filled_once_and_keeps_its_path(tmp_path: Path) -> None:
-    path, filled = tmp_path / "c.h5", []
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_disk_that_fills_up_is_one_line_wherever_it_does(tmp_path: Path, whole: bool) -> None:
+    """HDF5 itself loses the rows that it still holds, or ends the process."""
+    rows = np.random.default_rng(0).normal(size=(900, 8, 12)).astype("f4")
 
     def fill(file: h5py.File) -> None:
-        filled.append(1)
-        file.create_dataset("rows", (4, 2), "f4")
-        for row in range(4):
-            file["rows"][row] = row
+        if whole:
+            file["rows"] = rows
+        else:
+            file.create_dataset("rows", rows.shape, "f4")
+            for start in range(0, len(rows), 64):
+                file["rows"][start : start + 64] = rows[start : start + 64]
 
-    for _ in range(2):
-        assert cached_file(path, "x", fill) == path
-    assert len(filled) == 1
-    with h5py.File(path) as file:
-        assert file["rows"][:, 0].tolist() == [0, 1, 2, 3]
+    path = tmp_path / "c.h5"
+    write_hdf5(path, "x", fill)
+    size = path.stat().st_size
+    path.unlink()
+    for limit in (*range(0, 4097, 1024), *range(size - 70_000, size, 6007), size - 1):
+        with room_for(limit), pytest.raises(DataError, match=r"c\.h5: no space left for it"):
+            write_hdf5(path, "x", fill)
+        assert list(tmp_path.iterdir()) == []
+    with room_for(size):
+        write_hdf5(path, "x", fill)
+    assert is_cached(path, "x")
+    found = read_cache(path, "x")
+    assert found is not None
+    assert np.array_equal(found["rows"], rows)
+
+
+def test_what_the_disk_did_not_keep_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cache(tmp_path / "c.h5", "x", VALUES)
+    hashes = iter(("one", "another"))
+    monkeypatch.setattr(cache, "_contents_hash", lambda *_: next(hashes))
+    with pytest.raises(DataError, match=r"d\.h5: the disk did not keep what was written"):
+        write_cache(tmp_path / "d.h5", "x", VALUES)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.h5"]
 
 
 def test_a_file_is_opened_whatever_its_file_system_does_with_locks(tmp_path: Path, make: Maker) -> None:
@@ -159,8 +237,7 @@ def test_a_file_is_opened_whatever_its_file_system_does_with_locks(tmp_path: Pat
             h5py.File(path, locking=True)
         assert same(cached(path, "x", make))
         assert make.calls == 1
-        with open_hdf5(path, "w") as file:
-            file["b"] = VALUES["a"]
+        write_cache(path, "y", VALUES)
 
 
 def test_every_hdf5_file_is_opened_without_a_lock() -> None:

@@ -67,6 +67,82 @@ def test_only_three_differences_are_named(tmp_path: Path) -> None:
         begin(run, tiny_recipe(*changes))
 
 
+def start_on(run: Run, folder: str, manifest: str, **splits: str) -> None:
+    facts = {"shards": folder, "manifest": manifest, **({"splits": splits} if splits else {})}
+    run.begin(tiny_recipe(), {"phantom": facts}, ["mu", "pretrain"])
+
+
+def test_other_data_under_a_run_are_refused_with_both_ways_out(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    start_on(run, "/data/shards", "m1", train="t1", valid="v1")
+    before = run.provenance.read_bytes()
+    for split, now in (("train", {"train": "t2", "valid": "v1"}), ("valid", {"train": "t1", "valid": "v2"})):
+        with pytest.raises(CheckpointError) as error:
+            start_on(run, "/data/shards", "m2", **now)
+        (line,) = str(error.value).splitlines()
+        assert line.startswith(
+            f"/data/shards: split '{split}' of phantom has changed since {run.folder} was started"
+        )
+        assert "put those shards back" in line
+        assert "--run" in line
+        assert line.endswith("--fresh")
+        assert run.provenance.read_bytes() == before, "the hash to compare with stays"
+    start_on(run, "/data/shards", "m1", train="t1", valid="v1")
+
+
+def test_the_same_data_elsewhere_are_the_same(tmp_path: Path) -> None:
+    """A run that was moved with its shards; and a manifest that names a new subset, for the same splits."""
+    run = Run(tmp_path / "a")
+    start_on(run, "/data/shards", "m1", train="t1")
+    start_on(run, "/elsewhere", "m2", train="t1")
+    assert json.loads(run.provenance.read_text())["data"]["phantom"] == {
+        "shards": "/data/shards", "manifest": "m1", "splits": {"train": "t1"},
+    }  # fmt: skip
+    with pytest.raises(CheckpointError, match="/elsewhere: split 'train'"):
+        start_on(run, "/elsewhere", "m1", train="t2")
+
+
+def test_data_of_a_run_of_an_earlier_version_are_compared_by_their_manifest(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    start_on(run, "/data/shards", "m1")
+    with pytest.raises(CheckpointError, match="phantom has changed since"):
+        start_on(run, "/data/shards", "m2", train="t1")
+    start_on(run, "/data/shards", "m1", train="t1")
+    with pytest.raises(CheckpointError, match="split 'train'"):  # noted by then
+        start_on(run, "/data/shards", "m1", train="t2")
+
+
+def test_a_start_removes_what_a_killed_one_was_writing(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    begin(run, tiny_recipe())
+    dead = "0" * 7 + "1"
+    old = [
+        run.folder / f"provenance.json.{dead}-1-1-0.tmp",
+        run.results / ".reports-phantom-test.jsonl.4711",
+        run.folder / "page" / "search" / "images" / f"0001.png.{dead}-1-1-0.tmp",
+    ]
+    for path in old:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("a report")
+        os.utime(path, (0, 0))
+    for name in (".writing-step-00000010", ".deleting-step-00000005"):
+        (run.checkpoints / name).mkdir(parents=True)
+        (run.checkpoints / name / "model.safetensors").write_bytes(b"half")
+    (run.checkpoints / "step-00000005").mkdir()
+    begin(run, tiny_recipe())
+    assert [path for path in old if path.exists()] == []
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000005"]
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "a" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(CheckpointError, match=r"\.lock: cannot be written"), Run(tmp_path / "a").locked():
+        pass
+    assert (tmp_path / "precious").read_text() == "kept"
+
+
 CHANGES = {
     "name": "other", "data.workers": "0", "data.shards": "/elsewhere", "train.processes": "3",
     "train.log_every": "7", "train.valid_every": "7", "train.valid_batches": "7",
@@ -200,4 +276,16 @@ def test_a_checkpoint_that_led_nowhere_is_refused_once_the_rates_are_lower(tmp_p
     assert run.dead_ends() == {"abc"}
     run.note_not_finite(5, "def")
     begin(run, tiny_recipe(*LOWER))
+    assert run.dead_ends() == {"abc"}
+
+
+def test_a_start_that_was_killed_while_it_lowered_the_rates_may_be_made_again(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    begin(run, tiny_recipe())
+    run.note_not_finite(7, "abc")
+    old = run.recipe.read_text()
+    begin(run, tiny_recipe(*LOWER))
+    run.recipe.write_text(old)
+    begin(run, tiny_recipe(*LOWER))
+    assert run.recipe.read_text() != old
     assert run.dead_ends() == {"abc"}

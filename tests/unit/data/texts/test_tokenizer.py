@@ -5,14 +5,18 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from transformers import BertTokenizer
 
-from medunifier_cli.data.texts.tokenizer import TextTokenizer
+from medunifier_cli.data.texts.tokenizer import CONFIG, FINGERPRINT, VOCABULARY, TextTokenizer
 from medunifier_cli.errors import DataError, MissingWeightsError
+from tests.folders import SHARED
+from tests.full_disk import room_for
 
+INPUTS = SHARED / "review" / "inputs"
 TEXTS = [
     "The heart is mildly enlarged. No pleural effusion or pneumothorax.",
     "Bibasilar atelectasis, right greater than left; no focal consolidation.",
@@ -176,3 +180,124 @@ def test_tokens_with_capitals_that_lower_casing_never_gives_are_counted(
     if config is not None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     assert TextTokenizer.load(str(tmp_path)).unused_capitals == unused
+
+
+def swap_two_words(folder: Path) -> None:
+    lines = (folder / VOCABULARY).read_text(encoding="utf-8").split("\n")
+    lines[-2], lines[-3] = lines[-3], lines[-2]
+    (folder / VOCABULARY).write_text("\n".join(lines), encoding="utf-8")
+
+
+def cut_by_a_word(folder: Path) -> None:
+    lines = (folder / VOCABULARY).read_text(encoding="utf-8").split("\n")
+    (folder / VOCABULARY).write_text("\n".join([*lines[:-3], ""]), encoding="utf-8")
+
+
+def cut_by_half(folder: Path) -> None:
+    content = (folder / VOCABULARY).read_bytes()
+    (folder / VOCABULARY).write_bytes(content[: len(content) // 2])
+
+
+def lose_the_settings(folder: Path) -> None:
+    (folder / CONFIG).unlink()
+
+
+def lose_the_vocabulary(folder: Path) -> None:
+    (folder / VOCABULARY).unlink()
+
+
+def spoil_the_hash(folder: Path) -> None:
+    (folder / FINGERPRINT).write_text("another")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [swap_two_words, cut_by_a_word, cut_by_half, lose_the_settings, lose_the_vocabulary, spoil_the_hash],
+)
+def test_a_tokenizer_that_was_changed_is_one_line(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    cased = TextTokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "No", "Effusion", "lung"], False)
+    cased.save(tmp_path / "tokenizer")
+    assert TextTokenizer.load(str(tmp_path / "tokenizer")).fingerprint == cased.fingerprint
+    spoil(tmp_path / "tokenizer")
+    with pytest.raises(DataError) as error:
+        TextTokenizer.load(str(tmp_path / "tokenizer"))
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(str(tmp_path / "tokenizer"))
+    if spoil not in (lose_the_vocabulary, cut_by_half):
+        assert "not the tokenizer that was written there" in line
+        assert "`mu pretrain`" in line
+
+
+def test_a_tokenizer_of_an_earlier_version_is_read_without_its_hash(tmp_path: Path) -> None:
+    tokenizer = train()
+    tokenizer.save(tmp_path / "t")
+    (tmp_path / "t" / FINGERPRINT).unlink()
+    assert TextTokenizer.load(str(tmp_path / "t")).fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("room", [0, 10, 100, 400])
+def test_a_full_disk_leaves_no_tokenizer(tmp_path: Path, room: int) -> None:
+    tokenizer = train()
+    with room_for(room), pytest.raises(DataError, match=r"tokenizer.*: no space left for it"):
+        tokenizer.save(tmp_path / "run" / "tokenizer")
+    assert list((tmp_path / "run").iterdir()) == []
+    tokenizer.save(tmp_path / "run" / "tokenizer")
+    assert sorted(path.name for path in (tmp_path / "run" / "tokenizer").iterdir()) == sorted(
+        [CONFIG, FINGERPRINT, VOCABULARY]
+    )
+
+
+BAD = {
+    "deep": "[" * 50_000 + "]" * 50_000,
+    "a list": "[]",
+    "no model": "{}",
+    "model is text": '{"model": "x"}',
+    "kind is a number": '{"model": {"type": 3}}',
+    "long kind": json.dumps({"model": {"type": "\u001b[31m" + "x" * 5000}}),
+    "vocabulary is a list": '{"model": {"vocab": []}}',
+    "id is text": '{"model": {"vocab": {"a": "0"}}}',
+    "negative id": '{"model": {"vocab": {"a": -1}}}',
+    "huge id": '{"model": {"vocab": {"a": 1e400}}}',
+    "long id": '{"model": {"vocab": {"a": ' + "9" * 5000 + "}}}",
+    "gap": '{"model": {"vocab": {"a": 1}}}',
+    "token without id": '{"model": {"vocab": {"a": 0}}, "added_tokens": [{"content": "b"}]}',
+    "half a character": '{"model": {"vocab": {"\\ud800": 0}}}',
+    "normalizer is a list": '{"model": {"vocab": {"a": 0}}, "added_tokens": [], "normalizer": [1]}',
+    "lowercase is text": '{"model": {"vocab": {"a": 0}}, "normalizer": {"lowercase": "yes"}}',
+    "not UTF-8": "\udcff",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_damaged_tokenizer_json_is_one_short_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(BAD[name].encode("utf-8", "surrogateescape"))
+    with pytest.raises(DataError) as error:
+        TextTokenizer.load(str(tmp_path))
+    line = str(error.value)
+    assert line.startswith(str(tmp_path / "tokenizer.json"))
+    assert len(line) < 300
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    "config", ["[]", "{", '{"do_lower_case": 3}', '{"strip_accents": "x"}', "[" * 50_000]
+)
+def test_damaged_settings_are_one_short_line(tmp_path: Path, config: str) -> None:
+    train().save(tmp_path / "t")
+    (tmp_path / "t" / CONFIG).write_text(config)
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: ") as error:
+        TextTokenizer.load(str(tmp_path / "t"))
+    assert len(str(error.value)) < 300
+
+
+def test_a_vocabulary_of_any_size_is_bounded(tmp_path: Path) -> None:
+    with (tmp_path / "vocab.txt").open("wb") as file:
+        file.truncate(10 << 30)  # takes no room on the disk
+    with pytest.raises(DataError, match=r"vocab\.txt: is larger than"):
+        TextTokenizer.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in INPUTS.glob("tokenizer-*")))
+def test_what_fuzzing_found(name: str) -> None:
+    with pytest.raises(DataError):
+        TextTokenizer.load(str(INPUTS / name))
