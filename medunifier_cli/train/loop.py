@@ -30,7 +30,7 @@ from medunifier_cli.train.optim import (
     set_rate,
     state_tensors,
 )
-from medunifier_cli.train.stop import StopRequest, stop_on_signals
+from medunifier_cli.train.stop import TrainingStop, ValidationEndedError, Watch, stop_on_signals
 
 Values = dict[str, Tensor]
 
@@ -61,10 +61,12 @@ class Stage(Protocol):
     def step(self, module: nn.Module, batch: Any, step: int, micro: int) -> tuple[Values, Values]:
         """Forward pass -> losses (with `total`) and monitors; their averages over ranks are global."""
 
-    def validate(self, step: int) -> Mapping[str, float]:
+    def validate(self, step: int, watch: Watch) -> Mapping[str, float]:
         """Numbers on the validation split, the same on every rank; empty without such a split.
 
-        Called outside of mixed precision: numbers are those that the restored weights give.
+        Its batches go through `watch`, equally many on every rank: a signal ends it at any of them, so it
+        changes nothing before the last. Called outside of mixed precision: numbers are those that the
+        restored weights give.
         """
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
@@ -90,15 +92,15 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     # resumed before `prepare` wraps the module for several ranks: names in checkpoints are those of the bare
     # module, so a run may be resumed with another number of ranks
     optimizer = adamw(stage.module, optim, stage.scale)
-    first = _resume(stage, run, accelerator, optimizer)
-    if first >= stage.steps:
+    first, validated = _resume(stage, run, accelerator, optimizer)
+    if first >= stage.steps and validated:
         return 0
     module, optimizer = accelerator.prepare(stage.module, optimizer)
     # `prepare` also replaces the `forward` of the module itself by one in mixed precision, and validation
     # calls that module: its numbers would be bf16's here, and fp32's where the same weights are restored.
     # Training does not need it, as every step below runs under `accelerator.autocast`.
     accelerator.unwrap_model(module, keep_fp32_wrapper=False)
-    log = Log(run.log, first) if world.is_main() else None
+    log = Log(run.log, first, validated) if world.is_main() else None
     progress = Progress(
         stage.steps, "step", first=first, rate_unit=stage.samples, per_unit=train.global_batch, edges=True,
         hidden=not world.is_main(),
@@ -114,6 +116,10 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
         # closed also where an exception holds this frame: its loader processes would delay the exit
         closing(stop.until_stopped(stage.batches(first), alone=world.size() == 1)) as batches,
     ):  # fmt: skip
+        if not validated:  # made up for first, so that the run ends as if no signal had come
+            if not _validate(stage, accelerator, log, progress, first, stop):
+                raise _stopped(stop, first, stage.steps)
+            _save(stage, run, accelerator, optimizer, first, train.keep)
         for step, micro_batches in enumerate(batches, first):
             started = time.monotonic()
             set_rate(optimizer, learning_rate(optim, step, stage.steps))
@@ -133,13 +139,14 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
                 accelerator.log({f"train/{name}": value for name, value in numbers.items()}, step=done)
                 note = _line("train", numbers, stage.shown)
             progress.advance(done, note)
+            validated = True
             if last or (train.valid_every and done % train.valid_every == 0):
-                _validate(stage, accelerator, log, progress, done)
+                validated = _validate(stage, accelerator, log, progress, done, stop)
             # All ranks are asked: a signal reaches one of them first, and if that one left the loop, the
             # others would wait for it in the next collective operation.
-            stopping = world.any_rank(bool(stop), accelerator.device) and not last
+            stopping = world.any_rank(bool(stop), accelerator.device)
             if last or stopping or done % train.checkpoint_every == 0:
-                _save(stage, run, accelerator, optimizer, done, train.keep)
+                _save(stage, run, accelerator, optimizer, done, train.keep, validated)
             if stopping:
                 raise _stopped(stop, done, stage.steps)
         if stop and done < stage.steps:  # stopped while it waited for the next batch
@@ -149,7 +156,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     return stage.steps - first
 
 
-def _stopped(stop: StopRequest, done: int, steps: int) -> Stopped:
+def _stopped(stop: TrainingStop, done: int, steps: int) -> Stopped:
     """The error that ends a stopped run, whose checkpoint is saved."""
     name = stop.signal or "a signal"
     if not done:
@@ -211,24 +218,43 @@ def _line(event: str, numbers: Mapping[str, float], shown: Sequence[str]) -> str
     return "  ".join([event, *(f"{name} {numbers[name]:.3f}" for name in shown if name in numbers)])
 
 
-def _validate(stage: Stage, accelerator: Accelerator, log: Log | None, progress: Progress, done: int) -> None:
+def _validate(
+    stage: Stage, accelerator: Accelerator, log: Log | None, progress: Progress, done: int, stop: TrainingStop
+) -> bool:
+    """Validate and log; False, without a line in the log, where a signal ended it: on all ranks alike."""
+
+    def agree(flag: bool) -> bool:
+        return world.any_rank(flag, accelerator.device)
+
     # the bare module: DistributedDataParallel averages gradients, and there are none here
     stage.module.eval()
-    with torch.no_grad():
-        numbers = stage.validate(done)
+    state = torch.get_rng_state()
+    try:
+        with torch.no_grad():
+            numbers = stage.validate(done, stop.watch(world.size() == 1, agree))
+    except ValidationEndedError:
+        torch.set_rng_state(state)  # it is made up for from the beginning
+        return False
     if numbers:
         if log is not None:
             log.write("valid", done, numbers)
         accelerator.log({f"valid/{name}": value for name, value in numbers.items()}, step=done)
         progress.say(f"step {done:,}/{stage.steps:,}  {_line('valid', numbers, stage.shown)}")
+    return True
 
 
-def _resume(stage: Stage, run: Run, accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> int:
-    """Load the newest whole checkpoint, or start the stage; returns the number of steps done."""
+def _resume(
+    stage: Stage, run: Run, accelerator: Accelerator, optimizer: torch.optim.Optimizer
+) -> tuple[int, bool]:
+    """Load the newest whole checkpoint, or start the stage.
+
+    Returns:
+        The number of steps done, and False if a signal ended the validation that belongs to the last one.
+    """
     checkpoint = store.newest(run.checkpoints)
     if checkpoint is None:
         stage.start()
-        return 0
+        return 0, True
     before, now = checkpoint.facts["stage"], stage.facts()
     # facts on both sides alone: an older version may have written fewer of them
     for name in sorted(now.keys() & before.keys()):
@@ -248,10 +274,13 @@ def _resume(stage: Stage, run: Run, accelerator: Accelerator, optimizer: torch.o
     state = checkpoint.tensors["rng"].get(f"cpu.{world.rank()}")
     if state is not None:
         torch.set_rng_state(state)
-    return checkpoint.step
+    return checkpoint.step, checkpoint.facts.get("validated", True)
 
 
-def _save(stage: Stage, run: Run, accelerator: Accelerator, optimizer: Any, done: int, keep: int) -> None:
+def _save(
+    stage: Stage, run: Run, accelerator: Accelerator, optimizer: Any, done: int, keep: int,
+    validated: bool = True,
+) -> None:  # fmt: skip
     """Write a checkpoint on the main rank; the others wait, so that none runs ahead of a failed write."""
     # on every rank, before the main one goes to its files: it is an exchange between all of them
     rng = {f"cpu.{rank}": state for rank, state in enumerate(_rng_of_ranks(accelerator.device))}
@@ -264,6 +293,9 @@ def _save(stage: Stage, run: Run, accelerator: Accelerator, optimizer: Any, done
             "rng": rng,
         }
         facts: dict[str, Any] = {"stage": stage.facts(), "ranks": world.size(), "steps": stage.steps}
+        if not validated:
+            facts["validated"] = False
+            keep += 1  # the same step is saved again once it is validated, and a kill may come in between
         if accelerator.scaler is not None:
             facts["scaler"] = accelerator.scaler.state_dict()
         try:
