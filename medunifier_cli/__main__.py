@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from medunifier_cli.stopping import StopRequest, as_stop
+from medunifier_cli.stopping import StopRequest, as_stop, ignore
 
 
 def main() -> None:
     """Console script; never returns, as click ends the process with the exit code."""
     # before the imports of the command line and of what it calls, which take seconds
-    StopRequest().install()
+    request = StopRequest()
+    request.install()
     try:
         from medunifier_cli.cli import mu
 
@@ -23,6 +24,9 @@ def main() -> None:
         for line in lines:
             say(line)
         sys.exit(code)
+    finally:
+        if request:  # the exit code is decided
+            ignore()
 
 
 if __name__ == "__main__":

@@ -47,12 +47,13 @@ class StopRequest:
         signal: name of the first signal, empty before there is one.
         training: the verb resumes where it was stopped, so that Ctrl-C also ends it with 75.
         ranked: this process is a rank that `run_ranks` started: only its parent decides on a second Ctrl-C.
+        quiet: another rank says what ended them all.
         interrupted: a second Ctrl-C has come.
     """
 
     def __init__(self) -> None:
         self.signal = ""
-        self.training = self.ranked = self.interrupted = False
+        self.training = self.ranked = self.quiet = self.interrupted = False
         self._note: Callable[[int], None] | None = None
         self._again = False
         self._first = self._due = math.inf
@@ -149,8 +150,9 @@ class StopRequest:
         # main thread may hold the lock of an import or of the stream.
         self.signal = self._name
         line = f"mu: stopped by {self.signal}, {LIMIT:.0f} s after it; run the same command again\n"
-        with contextlib.suppress(OSError):
-            os.write(2, line.encode())
+        if not self.quiet:
+            with contextlib.suppress(OSError):
+                os.write(2, line.encode())
         os._exit(self.exit_code)
 
 
@@ -183,6 +185,12 @@ def held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore() -> None:
+    """Ignore signals from here to the end of the process; Python would put back their deadly defaults."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def as_stop(error: BaseException) -> BaseException:

@@ -115,8 +115,8 @@ def _watch(ranks: Sequence[Any]) -> int:
 
 
 def _group_code(codes: Sequence[int], stopped: bool) -> int:
-    """Exit code of a group from those of its ranks; a rank that had to be killed after a stop has stopped."""
-    codes = [75 if stopped and code == -signal.SIGKILL else code for code in codes]
+    """Exit code of a group from those of its ranks; a rank that had to be ended after a stop has stopped."""
+    codes = [75 if stopped and code in (-signal.SIGTERM, -signal.SIGKILL) else code for code in codes]
     bad = [code for code in codes if code not in (0, 75)]
     if bad:
         return bad[0] if bad[0] > 0 else 1  # below 0: ended by a signal, which is no exit code

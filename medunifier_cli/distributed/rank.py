@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 
 from medunifier_cli.errors import INTERRUPTED, MuError, Stopped, explain
-from medunifier_cli.stopping import SIGNALS, StopRequest, as_stop
+from medunifier_cli.stopping import SIGNALS, StopRequest, as_stop, ignore
 from medunifier_cli.terminal.say import say
 
 HOLD = 1.0
@@ -40,6 +40,7 @@ def run_rank(number: int, launcher: int, argv: Sequence[str], work: bytes) -> No
     """
     request = StopRequest()
     request.training = request.ranked = True
+    request.quiet = number > 0
     request.install()
     end_with(launcher)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -62,6 +63,7 @@ def run_rank(number: int, launcher: int, argv: Sequence[str], work: bytes) -> No
         from medunifier_cli.distributed import world
 
         world.leave()
+        ignore()
         sys.exit(code)
     os._exit(code)  # a failed rank must not wait for the others in a collective operation
 
