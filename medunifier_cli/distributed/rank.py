@@ -42,11 +42,11 @@ def run_rank(number: int, launcher: int, argv: Sequence[str], work: bytes) -> No
     request.training = request.ranked = True
     request.quiet = number > 0
     request.install()
-    end_with(launcher)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     sys.argv = list(argv)
     code = 0
     try:
+        end_with(launcher)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         # unpickling imports the stage, and so torch
         function, arguments = pickle.loads(work)
         from accelerate.utils import PrepareForLaunch
