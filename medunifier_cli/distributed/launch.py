@@ -80,9 +80,15 @@ def run_ranks(processes: int, work: Callable[..., None], arguments: Sequence[Any
 
 def _start(ranks: Sequence[Any]) -> None:
     """Start the ranks, with signals held back in each of them until it can answer, and here for as long."""
+    from accelerate.utils import patch_environment
+
     with held():
-        # started by the first process otherwise, and it lets signals through again
-        resource_tracker.ensure_running()
+        # Started by the first process otherwise, and it lets signals through again. It would report what the
+        # loader processes of a killed rank leave behind, and remove it, which is what it is for.
+        before = os.environ.get("PYTHONWARNINGS")
+        quiet = ",".join(filter(None, (before, "ignore:resource_tracker")))
+        with patch_environment(pythonwarnings=quiet):
+            resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             for rank in ranks:

@@ -101,7 +101,9 @@ def signalled_in_training(
     start: Start, same: list[object], folder: Path, send: Callable[[subprocess.Popen[str]], None]
 ) -> tuple[int, str]:
     """Start a run whose only checkpoint is that of a signal, which `send` sends once it trains."""
-    process = start(*same, "-o", "train.steps=400", "-o", "train.checkpoint_every=400", "--run", folder.name)
+    process = start(
+        *same, "-o", "train.steps=400", "-o", "train.checkpoint_every=400", f"-oname={folder.name}"
+    )
     deadline = time.monotonic() + 240
     while steps_logged(folder) < 2:
         assert process.poll() is None, process.communicate()[0]
@@ -171,6 +173,46 @@ def test_a_second_ctrl_c_interrupts_at_once(
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130, printed
     assert printed.splitlines()[-1] == "mu: interrupted"
+
+
+@pytest.mark.slow
+def test_a_job_with_fresh_starts_over_once_and_goes_on_whenever_it_is_queued_again(
+    mu: Mu, recipe: Path, shards: Path, tmp_path: Path
+) -> None:
+    """The printed script under bash, warned three times; the earlier run is set aside at its first start."""
+    same = ["pretrain", recipe, "-o", f"data.shards={shards}", "-o", "train.steps=400"]
+    assert mu(*same, "-o", "train.steps=1")[0] == 0
+    code, script = mu(*same, "-o", "train.checkpoint_every=400", "--fresh", "--sbatch")
+    assert code == 0
+    (tmp_path / "job.sh").write_text(script)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "scontrol").write_text('#!/bin/bash\necho "$@" >> "$(dirname "$0")/requeued"\n')
+    (tools / "mu").write_text(f'#!/bin/bash\nexec {sys.executable} -m medunifier_cli "$@"\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    env = {**os.environ, "MU_RUNS": str(tmp_path / "runs"), "SLURM_JOB_ID": "17", "CUDA_VISIBLE_DEVICES": ""}
+    env["PATH"] = f"{tools}:{env['PATH']}"
+    folder, reached = tmp_path / "runs" / "small", []
+    for number in range(3):
+        with (tmp_path / f"log-{number}").open("w") as log:
+            job = subprocess.Popen(["bash", "job.sh"], cwd=tmp_path, env=env, stdout=log, stderr=log)
+        before, deadline = (reached or [0])[-1], time.monotonic() + 240
+        while not before < steps_logged(folder) < 400 or "17" not in mark(folder):
+            assert job.poll() is None, (tmp_path / f"log-{number}").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(timeout=240) == 75
+        reached.append(store.steps(folder / "checkpoints")[-1])
+    assert reached == sorted(set(reached))
+    assert (tools / "requeued").read_text() == "requeue 17\n" * 3
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["small", "small.old-1"]
+
+
+def mark(folder: Path) -> str:
+    path = folder / "fresh-in-job"
+    return path.read_text() if path.exists() else ""
 
 
 @pytest.mark.slow
