@@ -66,7 +66,9 @@ def run_ranks(processes: int, work: Callable[..., None], arguments: Sequence[Any
     context = multiprocessing.get_context("spawn")
     task = pickle.dumps((work, tuple(arguments)))
     ranks = [
-        context.Process(target=run_rank, args=(number, os.getpid(), sys.argv, task))
+        context.Process(
+            target=run_rank, args=(number, os.getpid(), sys.argv, multiprocessing.get_start_method(), task)
+        )
         for number in range(processes)
     ]
     with patch_environment(

@@ -6,6 +6,7 @@ Imports no torch: a rank has to be ready for signals, and for the end of its lau
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import pickle
 import signal
@@ -27,7 +28,7 @@ LOOK = 1.0
 """Seconds between two looks at whether the launcher is still there, where there is no `prctl`."""
 
 
-def run_rank(number: int, launcher: int, argv: Sequence[str], work: bytes) -> None:
+def run_rank(number: int, launcher: int, argv: Sequence[str], method: str, work: bytes) -> None:
     """Do the work of one rank; ends with the exit code that the command line would give.
 
     Called in a new process in which `SIGNALS` are still held back.
@@ -36,6 +37,8 @@ def run_rank(number: int, launcher: int, argv: Sequence[str], work: bytes) -> No
         number: of this rank, from 0.
         launcher: process id of the parent.
         argv: the command line, which the provenance names.
+        method: how this rank's own processes start. A spawned process would spawn them too, and each loader
+            process import torch anew; in a run of one process and in a launcher's group none does.
         work: pickled (function, arguments).
     """
     request = StopRequest()
@@ -47,6 +50,7 @@ def run_rank(number: int, launcher: int, argv: Sequence[str], work: bytes) -> No
     try:
         end_with(launcher)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        multiprocessing.set_start_method(method, force=True)
         # unpickling imports the stage, and so torch
         function, arguments = pickle.loads(work)
         from accelerate.utils import PrepareForLaunch

@@ -28,7 +28,8 @@ def script(arguments: Sequence[str], name: str, processes: int, workers: int) ->
     # runs a trap only between commands, and `wait` is the one command that a signal interrupts. As it then
     # returns before mu has ended, it is called until there is no such process, and once more, as the signal
     # may have come just when mu ended. The traps come first: a signal must not meet a shell without them, nor
-    # be lost before there is a child. 138 and 143: mu got the signal before it had begun to handle any.
+    # be lost before there is a child. It is sent twice, as a child that bash has just made may lose one. 138
+    # and 143: mu got the signal before it had begun to handle any.
     return f"""\
 #!/bin/bash
 #SBATCH --job-name=mu-{name}
@@ -45,7 +46,10 @@ def script(arguments: Sequence[str], name: str, processes: int, workers: int) ->
 
 # SLURM warns this shell, which passes the signal on; mu saves a checkpoint and exits with 75.
 warned= child=
-pass_on() {{ warned=$1; [ -z "$child" ] || kill -"$1" "$child" 2>/dev/null; }}
+pass_on() {{
+  warned=$1
+  if [ -n "$child" ]; then for pause in 2 0; do kill -"$1" "$child"; sleep $pause; done 2>/dev/null & fi
+}}
 trap 'pass_on USR1' USR1
 trap 'pass_on TERM' TERM
 

@@ -11,8 +11,8 @@ from tests.house.file_map import ROOT
 
 FLOORS = (
     "errors", "stopping", "files", "parsing", "terminal", "roots", "distributed", "recipe", "scores", "run",
-    "data", "prepare", "page", "model", "objectives", "prior", "plugin_index", "checkpoint", "train", "evaluate",
-    "stages", "commands", "cli", "__main__",
+    "data", "prepare", "page", "model", "objectives", "prior", "plugin_index", "checkpoint", "train",
+    "evaluate", "stages", "commands", "cli", "__main__",
 )  # fmt: skip
 """The package's folders and modules from the ground up. Each imports only what is before it in this list."""
 PACKAGE = "medunifier_cli"

@@ -153,29 +153,6 @@ def test_ten_ctrl_c(start: Start, recipe: Path, shards: Path, tmp_path: Path, ra
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_second_ctrl_c_interrupts_at_once(
-    start: Start, recipe: Path, shards: Path, tmp_path: Path, ranks: int
-) -> None:
-    """Steps of a minute, so that the first one is still waiting for its end."""
-    same = ["pretrain", recipe, "-o", f"data.shards={shards}", "--num-processes", ranks]
-    same += ["-o", "train.global_batch=8000", "-o", "train.log_every=1", "-o", "train.steps=2"]
-    process = start(*same)
-    deadline = time.monotonic() + 240
-    while not (tmp_path / "runs" / "small" / "log.jsonl").exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(5.0)
-    ctrl_c(process)
-    time.sleep(2.5)
-    ctrl_c(process)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, printed
-    assert printed.splitlines()[-1] == "mu: interrupted"
-
-
-@pytest.mark.slow
 def test_a_job_with_fresh_starts_over_once_and_goes_on_whenever_it_is_queued_again(
     mu: Mu, recipe: Path, shards: Path, tmp_path: Path
 ) -> None:

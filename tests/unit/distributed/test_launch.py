@@ -6,11 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from medunifier_cli import stopping
 from medunifier_cli.distributed import launch
 from medunifier_cli.errors import MuError
 from medunifier_cli.stopping import handled
@@ -103,6 +106,37 @@ def test_a_rank_that_a_forwarded_signal_ends_before_it_can_answer_has_stopped(
         os.kill(os.getpid(), signal.SIGTERM)
         assert launch._watch(ranks) == 75
     assert launch._watch([Process(-15), Process(0, ends=3)]) == 1  # nobody had asked for it
+
+
+def test_a_second_ctrl_c_kills_the_ranks_and_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "SAME", 0.2)
+    ranks = [Process(0, ends=10**9, obeys=False) for _ in range(2)]
+    person = threading.Thread(target=twice_ctrl_c, args=(0.6,))
+    with handled() as request:
+        person.start()
+        with pytest.raises(KeyboardInterrupt):
+            launch._watch(ranks)
+        person.join()
+        assert request.interrupted
+    assert [rank.killed for rank in ranks] == [True, True]
+
+
+def test_one_ctrl_c_that_comes_twice_waits_for_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the terminal and from a launcher above this one."""
+    ranks = [Process(75, ends=30, obeys=False) for _ in range(2)]
+    person = threading.Thread(target=twice_ctrl_c, args=(0.1,))
+    with handled():
+        person.start()
+        assert launch._watch(ranks) == 75
+        person.join()
+    assert [rank.killed for rank in ranks] == [False, False]
+
+
+def twice_ctrl_c(pause: float) -> None:
+    time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(pause)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 RANKS = """

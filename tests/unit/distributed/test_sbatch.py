@@ -99,7 +99,9 @@ def test_a_mu_that_the_signal_ends_before_it_answers_is_requeued_if_the_job_was_
 
 def test_the_code_is_that_of_mu_where_the_signal_comes_as_it_ends(job: Path) -> None:
     """`wait` then returns the number of the signal, and there is no process any more to wait for."""
-    (job / "bin" / "mu").write_text("#!/bin/bash\ntrap '' USR1\ntouch started\nkill -USR1 $PPID\nexit 0\n")
+    (job / "bin" / "mu").write_text("#!/bin/bash\ntrap '' USR1\nkill -USR1 $PPID\nsleep 0.2\n")
+    text = (job / "job.sh").read_text()
+    (job / "job.sh").write_text(text.replace("\nwhile kill", "\nsleep 1\nwhile kill"))
     assert start(job).wait(timeout=60) == 0
     assert not (job / "requeued").exists()
 
