@@ -40,6 +40,7 @@ from medunifier_cli.stages.heldout import evaluate
 from medunifier_cli.stages.running import open_run, train_stage
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.stage import Values
+from medunifier_cli.train.stop import Watch
 
 SHOWN_PAIRS = 8
 """Images in the picture of reconstructions that each validation writes."""
@@ -103,7 +104,7 @@ class Pretraining:
         losses_and_monitors: tuple[Values, Values] = module(batch, revival)
         return losses_and_monitors
 
-    def validate(self, step: int) -> Mapping[str, float]:
+    def validate(self, step: int, watch: Watch = iter) -> Mapping[str, float]:
         """Losses and monitors, averaged over whole batches of the validation split.
 
         The last, incomplete batch is skipped, as the losses of ITC and ITM depend on the size of the batch.
@@ -117,7 +118,7 @@ class Pretraining:
             self.valid_split, batch_size=self.micro_batch, rank=world.rank(), world=world.size(),
             workers=0, batches=count,
         )  # fmt: skip
-        for number, (batch, _) in enumerate(batches):
+        for number, (batch, _) in enumerate(watch(batches)):
             batch = to_device(batch, self.device)
             losses, monitors = self.module(batch)
             values = {**losses, **monitors}

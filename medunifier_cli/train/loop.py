@@ -26,7 +26,7 @@ from medunifier_cli.train.finite import Skips, counts_of
 from medunifier_cli.train.optim import adamw, learning_rate, leave_unchanged, set_rate
 from medunifier_cli.train.saving import Saver, resume
 from medunifier_cli.train.stage import Stage, Values
-from medunifier_cli.train.stop import StopRequest, stop_on_signals
+from medunifier_cli.train.stop import TrainingStop, ValidationEndedError, stop_on_signals
 
 
 def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, optim: OptimConfig) -> int:
@@ -43,17 +43,15 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     # module, so a run may be resumed with another number of ranks
     optimizer = adamw(stage.module, optim, stage.scale)
     first, facts, meant = resume(stage, run, accelerator, optimizer)
-    if first >= stage.steps:
+    validated = facts.get("validated", True)
+    if first >= stage.steps and validated:
         return 0
     module, optimizer = _prepare(stage, accelerator, optimizer)
-    log = Log(run.log, first) if world.is_main() else None
-    progress = Progress(
-        stage.steps, "step", first=first, rate_unit=stage.samples, per_unit=train.global_batch, edges=True,
-        hidden=not world.is_main(),
-    )  # fmt: skip
+    log = Log(run.log, first, validated) if world.is_main() else None
+    progress = _progress(stage, train.global_batch, first)
     counts = counts_of(facts, str(run.folder))
     skips = Skips(stage.module, accelerator.device, train.skip_limit, accelerator.scaler is not None, counts)
-    saver = Saver(stage, run, accelerator, optimizer, train, skips, counts, meant, progress, first)
+    saver = Saver(stage, run, accelerator, optimizer, train, skips, counts, meant, progress, first, validated)
     numbers: dict[str, float] = {}
     done = logged = first
     # In each step: log, validate, save, stop, in this order.
@@ -66,6 +64,10 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
         # closed also where an exception holds this frame: its loader processes would delay the exit
         closing(stop.until_stopped(stage.batches(first), alone=world.size() == 1)) as batches,
     ):  # fmt: skip
+        if not validated:  # made up for first, so that the run ends as if no signal had come
+            if not _validate(stage, accelerator, log, progress, first, stop):
+                raise _stopped(stop, first, stage.steps)
+            saver.save(first, now=True)
         for step, micro_batches in enumerate(batches, first):
             started = time.monotonic()
             rate = learning_rate(optim, step, stage.steps)
@@ -83,13 +85,14 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
                 logged = done
                 saver.look(done)
             progress.advance(done, _note(numbers, stage.shown, logged, done))
+            validated = True
             if last or (train.valid_every and done % train.valid_every == 0):
-                _validate(stage, accelerator, log, progress, done)
+                validated = _validate(stage, accelerator, log, progress, done, stop)
             # All ranks are asked: a signal reaches one of them first, and if that one left the loop, the
             # others would wait for it in the next collective operation.
-            stopping = world.any_rank(bool(stop), accelerator.device) and not last
+            stopping = world.any_rank(bool(stop), accelerator.device)
             if last or stopping or saver.due or done % train.checkpoint_every == 0:
-                saver.save(done, now=last or stopping)
+                saver.save(done, now=last or stopping, validated=validated)
             if stopping:
                 raise _stopped(stop, done, stage.steps)
         if stop and done < stage.steps:  # stopped while it waited for the next batch
@@ -108,7 +111,14 @@ def _prepare(stage: Stage, accelerator: Accelerator, optimizer: Any) -> tuple[nn
     return module, optimizer
 
 
-def _stopped(stop: StopRequest, done: int, steps: int) -> Stopped:
+def _progress(stage: Stage, per_step: int, first: int) -> Progress:
+    return Progress(
+        stage.steps, "step", first=first, rate_unit=stage.samples, per_unit=per_step, edges=True,
+        hidden=not world.is_main(),
+    )  # fmt: skip
+
+
+def _stopped(stop: TrainingStop, done: int, steps: int) -> Stopped:
     """The error that ends a stopped run, whose checkpoint is saved."""
     name = stop.signal or "a signal"
     if not done:
@@ -192,13 +202,26 @@ def _line(event: str, numbers: Mapping[str, float], shown: Sequence[str]) -> str
     return "  ".join([event, *(f"{name} {numbers[name]:.3f}" for name in shown if name in numbers)])
 
 
-def _validate(stage: Stage, accelerator: Accelerator, log: Log | None, progress: Progress, done: int) -> None:
+def _validate(
+    stage: Stage, accelerator: Accelerator, log: Log | None, progress: Progress, done: int, stop: TrainingStop
+) -> bool:
+    """Validate and log; False, without a line in the log, where a signal ended it: on all ranks alike."""
+
+    def agree(flag: bool) -> bool:
+        return world.any_rank(flag, accelerator.device)
+
     # the bare module: DistributedDataParallel averages gradients, and there are none here
     stage.module.eval()
-    with torch.no_grad():
-        numbers = stage.validate(done)
+    state = torch.get_rng_state()
+    try:
+        with torch.no_grad():
+            numbers = stage.validate(done, stop.watch(world.size() == 1, agree))
+    except ValidationEndedError:
+        torch.set_rng_state(state)  # it is made up for from the beginning
+        return False
     if numbers:
         if log is not None:
             log.write("valid", done, numbers)
         accelerator.log({f"valid/{name}": value for name, value in numbers.items()}, step=done)
         progress.say(f"step {done:,}/{stage.steps:,}  {_line('valid', numbers, stage.shown)}")
+    return True

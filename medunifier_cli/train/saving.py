@@ -78,6 +78,7 @@ class Saver:
         counts: as of the checkpoint that the run resumed from, or the last look.
         meant: tensors that are not finite on purpose, as `not_finite` names them.
         saved: steps done at the last checkpoint.
+        validated: False if a signal ended the validation that belongs to that checkpoint.
     """
 
     stage: Stage
@@ -90,6 +91,7 @@ class Saver:
     meant: frozenset[str]
     progress: Progress
     saved: int
+    validated: bool
     due: bool = False
     """A checkpoint was put off, see `save`."""
 
@@ -112,27 +114,28 @@ class Saver:
             )
         return self.counts
 
-    def save(self, done: int, now: bool) -> None:
+    def save(self, done: int, now: bool, validated: bool = True) -> None:
         """Write a checkpoint unless there is one of this step.
 
         Args:
             done: steps done.
             now: in any case. Otherwise it is put off in a row of skipped steps: it would hold nothing new,
                 and push out the checkpoints from before the row, which a lower rate may have to start from.
+            validated: False if a signal ended the validation that belongs to this step; it is made up for.
 
         Raises:
             NotFiniteError: weights, buffers or moments are not finite, or too many steps were skipped.
             CheckpointError: it cannot be written.
         """
-        if done == self.saved:
+        if done == self.saved and self.validated:
             return
         counts = self.look(done)
         self.due = bool(counts.in_a_row) and not now
         if not self.due:
-            self._write(done, counts)
-            self.saved = done
+            self._write(done, counts, validated)
+            self.saved, self.validated = done, validated
 
-    def _write(self, done: int, counts: Counts) -> None:
+    def _write(self, done: int, counts: Counts, validated: bool) -> None:
         """Write on the main rank; the others wait, so that none runs ahead of a failed write."""
         # on every rank, before the main one goes to its files: it is an exchange between all of them
         rng = {f"cpu.{rank}": state for rank, state in enumerate(_rng_of_ranks(self.accelerator.device))}
@@ -150,12 +153,16 @@ class Saver:
             }  # fmt: skip
             if self.accelerator.scaler is not None:
                 facts["scaler"] = self.accelerator.scaler.state_dict()
+            # the same step is saved again once it is validated, and a kill may come in between
+            keep = self.train.keep if validated else self.train.keep + 1
+            if not validated:
+                facts["validated"] = False
             if counts.shown():
                 facts["skips"] = asdict(counts)
             try:
                 if wrong := [name for name in not_finite(tensors) if name not in self.meant]:
                     raise self._not_finite(f"{wrong[0]} is not finite after step {done:,}", done)
-                store.save(self.run.checkpoints, store.Checkpoint(done, tensors, facts), self.train.keep)
+                store.save(self.run.checkpoints, store.Checkpoint(done, tensors, facts), keep)
             except CheckpointError as error:
                 failure = error  # raised below: the other ranks wait there and must hear of it
         if world.any_rank(failure is not None, self.accelerator.device):

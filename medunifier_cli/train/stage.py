@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from medunifier_cli.train.stop import Watch
+
 Values = dict[str, Tensor]
 
 
@@ -36,10 +38,12 @@ class Stage(Protocol):
     def step(self, module: nn.Module, batch: Any, step: int, micro: int) -> tuple[Values, Values]:
         """Forward pass -> losses (with `total`) and monitors; their averages over ranks are global."""
 
-    def validate(self, step: int) -> Mapping[str, float]:
+    def validate(self, step: int, watch: Watch) -> Mapping[str, float]:
         """Numbers on the validation split, the same on every rank; empty without such a split.
 
-        Called outside of mixed precision: numbers are those that the restored weights give.
+        Its batches go through `watch`, equally many on every rank: a signal ends it at any of them, so it
+        changes nothing before the last. Called outside of mixed precision: numbers are those that the
+        restored weights give.
         """
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:

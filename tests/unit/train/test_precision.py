@@ -23,6 +23,7 @@ from medunifier_cli.run.record import Run
 from medunifier_cli.stages.pretrain import Pretraining
 from medunifier_cli.train.loop import fit
 from medunifier_cli.train.stage import Values
+from medunifier_cli.train.stop import Watch
 from tests.hand_made import WORDS, HandMade, write_split
 from tests.tiny import tiny_recipe
 
@@ -101,7 +102,7 @@ def test_steps_are_in_the_recipes_precision_and_validation_is_not(
         def step(self, module: nn.Module, batch: Tensor, step: int, micro: int) -> tuple[Values, Values]:
             return {"total": module(batch).float().square().mean()}, {}
 
-        def validate(self, step: int) -> dict[str, float]:
+        def validate(self, step: int, watch: Watch = iter) -> dict[str, float]:
             self.module.where = "validate"
             value = float(self.module(torch.ones(2, 3)).sum())
             self.module.where = "step"
