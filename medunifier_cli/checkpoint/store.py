@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +174,12 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     files = {}
     for stem, tensors in checkpoint.tensors.items():
         path = folder / f"{stem}.safetensors"
+        path.touch()
+        usual = stat.S_IMODE(
+            path.stat().st_mode
+        )  # as the umask has it; safetensors makes it the owner's alone
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        path.chmod(usual)
         sync(path)
         files[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
     index = {"step": checkpoint.step, "facts": checkpoint.facts, "files": files}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from medunifier_cli.data.contract import DatasetPlugin, DrawnImage, Drop, Plan, 
 from medunifier_cli.data.images.image import bytes_of, head_of, is_dicom, opened
 from medunifier_cli.data.shards import MANIFEST
 from medunifier_cli.errors import DataError
-from medunifier_cli.files import create_file, explained, write_json
+from medunifier_cli.files import create_file, explained, readers_of, write_json
 from medunifier_cli.prepare.dataset_scan import Chunk, DatasetScan
 from medunifier_cli.prepare.folder import DROPS, RECEIPTS, SETTINGS, join_lock, locked
 from medunifier_cli.prepare.join import join
@@ -80,7 +81,10 @@ def prepare(job: Job) -> dict[str, Any] | None:
     progress = Progress(plan.total, "row", rate_unit="images")
     _warn(progress, plan.warnings)
     with explained(job.out / RECEIPTS):
+        is_new = not job.out.exists()
         (job.out / RECEIPTS).mkdir(parents=True, exist_ok=True)
+        if is_new and job.plugin.needs_raw:  # all that is made of the raw data lies in this folder
+            job.out.chmod(stat.S_IMODE(job.out.stat().st_mode) & readers_of(job.raw, job.out))
     with locked(job.out, job.part):
         _check_settings(job)
         with _drops_file(job) as drops, progress:

@@ -189,9 +189,9 @@ def tokenizer_of(recipe: PretrainRecipe, run: Run) -> TextTokenizer:
             sections = recipe.data.sections or plugin.text_sections
             texts = texts_of(shards, sections, recipe.data, recipe.text)
             tokenizer = TextTokenizer.train(texts, recipe.text.vocabulary)
+            tokenizer.save(run.tokenizer, shards.folder)
         else:
-            tokenizer = TextTokenizer.load(recipe.text.tokenizer)
-        tokenizer.save(run.tokenizer)
+            TextTokenizer.load(recipe.text.tokenizer).save(run.tokenizer)
     world.barrier()
     return TextTokenizer.load(str(run.tokenizer))
 
