@@ -117,7 +117,25 @@ def load(path: Path, only: tuple[str, ...] = ()) -> Checkpoint:
             tensors[stem] = load_file(path / name)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path}: incomplete checkpoint ({_reason(error)})") from error
+    if missing := [stem for stem in only if stem not in tensors]:
+        raise CheckpointError(f"{path / FACTS}: names no tensors of the {' and '.join(missing)}")
+    if (named := NAME.fullmatch(path.name)) and int(named[1]) != index["step"]:
+        raise CheckpointError(f"{path}: holds the checkpoint of step {index['step']}")
     return Checkpoint(index["step"], tensors, index["facts"])
+
+
+def stage_facts(checkpoint: Checkpoint, folder: Path) -> Mapping[str, Any]:
+    """What the stage noted when it saved a checkpoint of the run in `folder`.
+
+    Raises:
+        CheckpointError: it noted nothing; another program wrote the checkpoint.
+    """
+    facts = checkpoint.facts.get("stage")
+    if not isinstance(facts, Mapping):
+        raise CheckpointError(
+            f"{folder}: its checkpoint does not say what it was trained with; start over with --fresh"
+        )
+    return facts
 
 
 def newest(
@@ -134,13 +152,9 @@ def newest(
         CheckpointError: this user may not read it. An older one in its place would be another model, in
             silence as far as the results go.
     """
-    for step, path in reversed(_named(folder)):
+    for _, path in reversed(_named(folder)):
         try:
             checkpoint = load(path, only)
-            if checkpoint.step != step:
-                raise CheckpointError(
-                    f"{path}: holds step {checkpoint.step:,}, not the one it is named after"
-                )
             if reason := refusal(checkpoint):
                 raise CheckpointError(f"{path}: {reason}")
             return checkpoint

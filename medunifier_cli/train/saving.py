@@ -48,7 +48,7 @@ def resume(
     if checkpoint is None:
         stage.start()
         return 0, {}, meant
-    before, now = checkpoint.facts["stage"], stage.facts()
+    before, now = store.stage_facts(checkpoint, run.folder), stage.facts()
     # facts on both sides alone: an older version may have written fewer of them
     for name in sorted(now.keys() & before.keys()):
         if now[name] != before[name]:
@@ -59,14 +59,14 @@ def resume(
     try:
         stage.load_tensors(checkpoint.tensors["model"])
         load_state_tensors(stage.module, optimizer, checkpoint.tensors["optimizer"])
-    except (KeyError, RuntimeError) as error:
+        if accelerator.scaler is not None and "scaler" in checkpoint.facts:
+            accelerator.scaler.load_state_dict(checkpoint.facts["scaler"])
+        # dropout is seeded in each step; this is for a stage or a head plugin that draws anywhere else
+        state = checkpoint.tensors["rng"].get(f"cpu.{world.rank()}")
+        if state is not None:
+            torch.set_rng_state(state)
+    except (KeyError, IndexError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{run.folder}: its checkpoint does not fit this recipe's model") from error
-    if accelerator.scaler is not None and "scaler" in checkpoint.facts:
-        accelerator.scaler.load_state_dict(checkpoint.facts["scaler"])
-    # dropout is seeded in each step; this is for a stage or a head plugin that draws anywhere else
-    state = checkpoint.tensors["rng"].get(f"cpu.{world.rank()}")
-    if state is not None:
-        torch.set_rng_state(state)
     return checkpoint.step, checkpoint.facts, meant
 
 

@@ -204,7 +204,7 @@ def test_folders_of_others_are_neither_counted_nor_deleted(
     newest = store.newest(tmp_path)
     assert newest is not None
     assert newest.step == 20
-    assert "step-00000070: holds step 20" in capsys.readouterr().err
+    assert "step-00000070: holds the checkpoint of step 20" in capsys.readouterr().err
     for step in (30, 120):
         store.save(tmp_path, checkpoint(step), keep=2)
     assert store.steps(tmp_path) == [30, 120]

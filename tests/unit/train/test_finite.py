@@ -249,9 +249,6 @@ def test_no_step_makes_the_cpu_wait(accelerator: Accelerator, clip_norm: float) 
         _optimise(stage, module, accelerator, optimizer, batch, 0, clip_norm, skips)
     assert reads.count == 0
     with Reads() as reads:
-        assert skips.read() == Counts()
-    assert reads.count or skips.read() == Counts(), "tolist copies as a whole"
-    with Reads() as reads:
         bool(torch.ones(()) > 0)
     assert reads.count == 1, "the counter counts"
 
