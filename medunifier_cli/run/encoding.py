@@ -1,6 +1,6 @@
-"""Encode many images in a way that survives a kill: rows go to disk as they come, and the next call goes on.
+"""Encode many images in a way that survives a kill: rows go to disk as they come, and the next call resumes.
 
-The rows so far lie beside the file that they become, in a folder `<file>.<hash>.rows` of small caches. Its
+The rows so far are next to the file that they become, in a folder `<file>.<hash>.rows` of small caches. Its
 name holds a hash of all that the rows depend on, so that rows of another checkpoint or of other data never
 mix with them. Rows are those of whole batches, which are always the same ones: the file of a resumed encoding
 equals that of an undisturbed one bit for bit.

@@ -128,7 +128,7 @@ class Run:
 
         The folder is none of them: shards may be moved, together with the run or without it.
         """
-        known: dict[str, Any] = {name: dict(facts) for name, facts in before.items()}
+        known: dict[str, Any] = {name: dict(facts) for name, facts in before.items() if facts}
         for name, facts in now.items():
             old, hashes = known.setdefault(name, dict(facts)), facts.get("splits", {})
             for split in hashes.keys() & old.get("splits", {}).keys():

@@ -7,6 +7,7 @@ f_t_cls.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,6 +30,7 @@ from medunifier_cli.parsing import parse_json
 from medunifier_cli.run.cache import UNREADABLE, check_sizes, open_hdf5, write_hdf5
 from medunifier_cli.run.encoding import Batches, Rows
 from medunifier_cli.terminal.progress import Progress
+from medunifier_cli.terminal.say import say
 
 BATCH = 64
 """Samples per forward pass and rank; changes no code."""
@@ -51,6 +53,35 @@ class Codes:
         return len(self.key_n)
 
 
+def encode_splits(
+    trained: PretrainedRun, sources: Mapping[str, SplitSource], sections: bool, path: Path,
+    made_of: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Write `codes.h5` of several splits; all ranks share the work.
+
+    Args:
+        sources: samples by split, see `encode_split`.
+        path: of the file.
+        made_of: all that the codes depend on.
+
+    Raises:
+        CheckpointError: the disk is full or cannot be written to.
+    """
+    started = time.monotonic()
+    parts = {
+        split: encode_split(trained, source, sections, path.with_suffix(f".{split}"), made_of)
+        for split, source in sources.items()
+    }
+    rows = {split: part for split, part in parts.items() if part is not None}
+    if rows:  # the main rank
+        write_codes(path, {split: codes_of(part.arrays()) for split, part in rows.items()}, made_of)
+        for part in rows.values():
+            part.remove()
+        count, seconds = sum(part.total for part in rows.values()), time.monotonic() - started
+        say(f"{path}: {count:,} images encoded in {seconds:.0f} s")
+    world.barrier()
+
+
 def encode_split(
     trained: PretrainedRun, source: SplitSource, sections: bool, path: Path, made_of: Mapping[str, Any]
 ) -> Rows | None:
@@ -59,7 +90,7 @@ def encode_split(
     Args:
         source: samples with text: the bottom codes of the paper depend on image and text.
         sections: add the feature of each section alone, so that a prior learns short texts too.
-        path: beside this file the rows are kept while they are encoded; the next call goes on from them.
+        path: the rows are kept next to this file while they are encoded; the next call resumes from them.
         made_of: all that the codes depend on.
 
     Returns:

@@ -39,7 +39,7 @@ def features_file(trained: PretrainedRun, images: LabelledImages, dataset: str) 
 def compute_features(
     trained: PretrainedRun, classifier: Classifier, images: LabelledImages, path: Path, workers: int
 ) -> None:
-    """Write the queries of all images to `path`, unless they are there; goes on where it was interrupted."""
+    """Write the queries of all images to `path`, unless they are there; resumes after an interruption."""
 
     def encode(first: int) -> Generator[Arrays, None, None]:
         done = first

@@ -6,7 +6,6 @@ Letters: B maps of a batch, n of a split, K codes.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator, Mapping
 from math import ceil, exp
 from pathlib import Path
@@ -34,16 +33,8 @@ from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run
 from medunifier_cli.run.provenance import data_facts
 from medunifier_cli.run.record import Run
-from medunifier_cli.stages.codes import (
-    Codes,
-    codes_hash,
-    codes_of,
-    encode_split,
-    read_codes,
-    write_codes,
-)
+from medunifier_cli.stages.codes import Codes, codes_hash, encode_splits, read_codes
 from medunifier_cli.stages.running import open_run, train_stage
-from medunifier_cli.terminal.say import say
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.stage import Values
 from medunifier_cli.train.stop import Watch
@@ -262,22 +253,8 @@ def _codes(
         "text sections": recipe.prior.sections,
     }
     if not path.exists():
-        started = time.monotonic()
-        parts = {
-            split.split: encode_split(
-                trained, split.source, recipe.prior.sections, path.with_suffix(f".{split.split}"), made_of
-            )
-            for split in splits
-        }
-        rows = {split: part for split, part in parts.items() if part is not None}  # on the main rank
-        if rows:
-            write_codes(path, {split: codes_of(part.arrays()) for split, part in rows.items()}, made_of)
-            for part in rows.values():
-                part.remove()
-            count = sum(part.total for part in rows.values())
-            seconds = time.monotonic() - started
-            say(f"{path}: {count:,} images encoded in {seconds:.0f} s")
-        world.barrier()
+        sources = {split.split: split.source for split in splits}
+        encode_splits(trained, sources, recipe.prior.sections, path, made_of)
     return read_codes(path, tuple(split.split for split in splits), made_of)
 
 

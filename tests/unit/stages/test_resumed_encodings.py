@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,16 +57,12 @@ class Setting:
             self.images += len(images)
             return encode(images)
 
-        self.trained.model.encode_image = counted  # type: ignore[method-assign]
+        self.trained.model.encode_image = counted  # type: ignore[method-assign, assignment]
 
 
 def make_codes(setting: Setting) -> Path:
     path = setting.trained.run.folder / "codes.h5"
-    made_of = {"checkpoint": "abc"}
-    rows = codes.encode_split(setting.trained, setting.source, True, path.with_suffix(".train"), made_of)
-    assert rows is not None
-    codes.write_codes(path, {"train": codes.codes_of(rows.arrays())}, made_of)
-    rows.remove()
+    codes.encode_splits(setting.trained, {"train": setting.source}, True, path, {"checkpoint": "abc"})
     return path
 
 
@@ -92,7 +89,12 @@ def make_pooled(setting: Setting) -> Path:
     return path
 
 
-MODULES = {make_codes: codes, make_embeddings: embed, make_features: features, make_pooled: image_sets}
+MODULES: dict[Callable[[Setting], Path], Any] = {
+    make_codes: codes,
+    make_embeddings: embed,
+    make_features: features,
+    make_pooled: image_sets,
+}
 
 
 @pytest.mark.parametrize("make", MODULES)
@@ -120,6 +122,25 @@ def test_a_killed_encoding_goes_on_and_ends_bit_equal(
     assert COUNT - 12 <= last.images < COUNT - 12 + BATCH, "the last batch is filled up"
     assert path.name == calm.name
     assert path.read_bytes() == calm.read_bytes()
+    assert [other.name for other in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("make", MODULES)
+def test_killed_in_its_last_write_nothing_is_encoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Setting], Path]
+) -> None:
+    monkeypatch.setattr(encoding, "KEEP_SECONDS", 0.0)
+    shards = write_split(tmp_path / "shards", "train", COUNT, per_shard=COUNT)
+    last = ((codes, "write_codes"), (encoding, "write_hdf5"), (encoding, "write_if_possible"))
+    with monkeypatch.context() as killed:
+        for module, name in last:
+            killed.setattr(module, name, lambda *_: sys.exit())
+        with pytest.raises(SystemExit):
+            make(Setting(tmp_path, shards))
+    again = Setting(tmp_path, shards)
+    again.count_images(0)
+    path = make(again)
+    assert again.images == 0
     assert [other.name for other in path.parent.iterdir()] == [path.name]
 
 
