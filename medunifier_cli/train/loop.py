@@ -101,11 +101,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     # Training does not need it, as every step below runs under `accelerator.autocast`.
     accelerator.unwrap_model(module, keep_fp32_wrapper=False)
     log = Log(run.log, first, validated) if world.is_main() else None
-    progress = Progress(
-        stage.steps, "step", first=first, rate_unit=stage.samples, per_unit=train.global_batch, edges=True,
-        hidden=not world.is_main(),
-    )  # fmt: skip
-    note, done = "", first
+    progress, note, done = _progress(stage, train, first), "", first
     # In each step: log, validate, save, stop, in this order.
     # - Log before save: a kill between the two leaves a line of a step that is in no checkpoint, which `Log`
     #   cuts off when the run is resumed. The other way round that step's line would be missing for good.
@@ -139,9 +135,8 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
                 accelerator.log({f"train/{name}": value for name, value in numbers.items()}, step=done)
                 note = _line("train", numbers, stage.shown)
             progress.advance(done, note)
-            validated = True
-            if last or (train.valid_every and done % train.valid_every == 0):
-                validated = _validate(stage, accelerator, log, progress, done, stop)
+            due = last or (train.valid_every and done % train.valid_every == 0)
+            validated = not due or _validate(stage, accelerator, log, progress, done, stop)
             # All ranks are asked: a signal reaches one of them first, and if that one left the loop, the
             # others would wait for it in the next collective operation.
             stopping = world.any_rank(bool(stop), accelerator.device)
@@ -154,6 +149,13 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
                 _save(stage, run, accelerator, optimizer, done, train.keep)
             raise _stopped(stop, done, stage.steps)
     return stage.steps - first
+
+
+def _progress(stage: Stage, train: LoopConfig, first: int) -> Progress:
+    return Progress(
+        stage.steps, "step", first=first, rate_unit=stage.samples, per_unit=train.global_batch, edges=True,
+        hidden=not world.is_main(),
+    )  # fmt: skip
 
 
 def _stopped(stop: TrainingStop, done: int, steps: int) -> Stopped:
