@@ -54,13 +54,9 @@ class PriorFitting:
     """Fitting both priors as a stage of training; `train.stage.Stage` says what each method is for."""
 
     def __init__(
-        self,
-        recipe: PriorRecipe,
-        trained: PretrainedRun,
-        train: Codes,
-        valid: Codes | None,
+        self, recipe: PriorRecipe, trained: PretrainedRun, train: Codes, valid: Codes | None,
         device: torch.device,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.recipe, self.train_codes, self.valid_codes, self.device = recipe, train, valid, device
         torch.manual_seed(recipe.train.seed)
         self.module = build_pair(recipe, trained).to(device)
@@ -136,7 +132,7 @@ class PriorFitting:
         Args:
             batches: stop after this number of batches; 0 for the whole split.
             without_text: drop every text; otherwise each map is measured with its whole text.
-            watch: what the passes go through, so that a signal ends a validation.
+            watch: see `train.stop.TrainingStop.watch`.
         """
         per_pass = self.micro_batch * world.size()
         n = min(len(codes), batches * per_pass) if batches else len(codes)

@@ -85,9 +85,8 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
                 logged = done
                 saver.look(done)
             progress.advance(done, _note(numbers, stage.shown, logged, done))
-            validated = True
-            if last or (train.valid_every and done % train.valid_every == 0):
-                validated = _validate(stage, accelerator, log, progress, done, stop)
+            due = last or (train.valid_every and done % train.valid_every == 0)
+            validated = not due or _validate(stage, accelerator, log, progress, done, stop)
             # All ranks are asked: a signal reaches one of them first, and if that one left the loop, the
             # others would wait for it in the next collective operation.
             stopping = world.any_rank(bool(stop), accelerator.device)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from medunifier_cli.distributed.sbatch import WARNING_SECONDS, script
+from tests.folders import ROOT
 
 ARGUMENTS = ["pretrain", "my recipe.yaml", "-o", "name=a b", "--sbatch"]
 
@@ -54,6 +55,11 @@ def test_header_asks_for_a_warning_a_requeue_and_room_for_all_processes() -> Non
     assert settings["signal"] == f"B:USR1@{WARNING_SECONDS}"
     assert settings["open-mode"] == "append"  # a requeued job continues its log
     assert "requeue" in settings
+
+
+def test_the_script_of_the_documentation_is_the_one_that_is_printed() -> None:
+    page = (ROOT / "docs" / "slurm.md").read_text(encoding="utf-8")
+    assert f"```bash\n{script(['pretrain', 'full', '--sbatch'], 'full', 4, 8)}```" in page
 
 
 @pytest.mark.parametrize("name", ["USR1", "TERM"])
