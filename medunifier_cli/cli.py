@@ -19,6 +19,7 @@ import click
 from medunifier_cli import __version__
 from medunifier_cli.errors import explain, one_line, traceback_text
 from medunifier_cli.files import read_text
+from medunifier_cli.stopping import as_stop, installed
 
 COMMANDS = Path(__file__).parent / "commands"
 
@@ -27,6 +28,9 @@ VERBS = (
     "score", "check",
 )  # fmt: skip
 """In the order of `mu --help`, which is that of the work; a verb without a file is not listed."""
+
+TRAINING = ("pretrain", "fit-prior", "finetune")
+"""Ctrl-C ends these as a scheduler's signals end every verb: with 75, as the same command resumes."""
 
 DEBUG_KEY = "medunifier_cli.debug"
 
@@ -67,6 +71,9 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
+        request = installed()
+        if request is not None:
+            request.training = cmd_name in TRAINING
         stem = _source(cmd_name).stem
         command: click.Command = getattr(importlib.import_module(f"medunifier_cli.commands.{stem}"), stem)
         command.name = cmd_name
@@ -112,7 +119,7 @@ class Verbs(click.Group):
                 raise  # a closed pipe, as with `mu ... | head`: click exits without a message
             if ctx.meta.get(DEBUG_KEY):
                 click.echo(traceback_text(error), err=True, nl=False)
-            lines, code = explain(error)
+            lines, code = explain(as_stop(error))
             for line in lines:
                 click.echo(f"mu: {line}", err=True)
             ctx.exit(code)

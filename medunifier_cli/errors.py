@@ -13,6 +13,8 @@ INTERRUPTED = 130
 """Exit code of Ctrl-C: 128 + SIGINT, as shells report it."""
 
 
+NO_DETERMINISTIC_KERNEL = " does not have a deterministic implementation"
+"""Follows the name of the operation in PyTorch's error, which has no type of its own."""
 LINE_LIMIT = 290
 """Characters of one line on stderr, `mu: ` aside."""
 LINE_START = 180
@@ -112,6 +114,10 @@ class CheckpointError(MuError):
     """A run or checkpoint that is missing, damaged or belongs to another model."""
 
 
+class NotFiniteError(CheckpointError):
+    """Loss, gradients or weights became NaN or infinite; the last good checkpoint is kept."""
+
+
 class MissingWeightsError(MuError):
     """Pre-trained weights that are not on this machine; `mu` never downloads them itself."""
 
@@ -142,6 +148,14 @@ def explain(error: BaseException) -> tuple[list[str], int]:
             return [one_line(f"no permission{where}; choose another folder or change its rights")], 1
         if error.errno == errno.ENAMETOOLONG:
             return [one_line(f"a name too long for the file system{where}; choose a shorter one")], 1
+    if isinstance(error, RuntimeError) and NO_DETERMINISTIC_KERNEL in str(error):
+        operation = str(error).split(NO_DETERMINISTIC_KERNEL)[0].split()[-1:]
+        return [
+            one_line(
+                f"PyTorch has no deterministic kernel for {' '.join(operation)} on this device; leave out "
+                "--deterministic (train.deterministic), and give the run another name with --run"
+            )
+        ], 1
     name = type(error).__name__
     return [f"unexpected {name} in {_place(error)}; run again with --debug to see the traceback"], 1
 

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -28,13 +29,16 @@ UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, error: type[MuError] = DataError) -> Iterator[IO[bytes]]:
+def atomic_write(
+    path: Path, error: type[MuError] = DataError, texts_of: Path | None = None
+) -> Iterator[IO[bytes]]:
     """Open a file that replaces `path` only once all of it is on disk: readers see the old or the new
     content, even after a kill or a power cut. Several processes may write the same file at once.
 
     Args:
         path: in a folder that exists. A link of that name is replaced, not followed.
         error: type of the error that a failed write raises.
+        texts_of: data whose report texts the file will hold: whoever cannot read them cannot read it.
 
     Yields:
         The file, open to be written and read back.
@@ -46,6 +50,8 @@ def atomic_write(path: Path, error: type[MuError] = DataError) -> Iterator[IO[by
         temporary = temporary_name(path)  # same folder: a rename across disks is a copy
         try:
             with create_file(temporary) as file:
+                if texts_of is not None:
+                    os.fchmod(file.fileno(), os.fstat(file.fileno()).st_mode & readers_of(texts_of, path))
                 yield file
                 file.flush()
                 # without it the rename can reach the disk before the contents, and leave an empty file
@@ -88,6 +94,33 @@ def atomic_folder(path: Path, error: type[MuError] = DataError) -> Iterator[Path
             earlier.unlink()
         else:
             shutil.rmtree(earlier, ignore_errors=True)
+
+
+def readers_of(data: Path, path: Path) -> int:
+    """A mask for the mode of `path`: no group and no others, where they cannot read `data`.
+
+    Args:
+        data: a file, or a folder of shards; folders count up to the one in which `path` lies as well.
+        path: of a file or folder that holds texts of the data.
+    """
+    mask = 0o777
+    try:
+        here, there = data.resolve(), path.resolve()
+        folders = [folder for folder in (here, *here.parents) if folder.is_dir()]
+        apart = [folder for folder in folders if not there.is_relative_to(folder)]
+        files = here.glob("*.tar") if here.is_dir() else [here]
+        parent = there.parent.stat()
+        group = parent.st_gid if parent.st_mode & stat.S_ISGID else os.getegid()
+        for place in (*apart, *files):
+            found, needed = place.stat(), 1 if place.is_dir() else 4
+            if not found.st_mode & needed:
+                mask &= ~0o007
+            # a reader in the group of `path` is one of others there, if that is another group
+            if not found.st_mode & (needed << 3 if found.st_gid == group else needed):
+                mask &= ~0o070
+    except OSError:
+        return 0o700
+    return mask
 
 
 def make_folder(path: Path, error: type[MuError] = DataError) -> None:
@@ -149,9 +182,9 @@ def explained(path: Path, error: type[MuError] = DataError) -> Iterator[None]:
         raise error(f"{path}: cannot be written ({failure.strerror or failure})") from failure
 
 
-def write_text(path: Path, text: str, error: type[MuError] = DataError) -> None:
-    """Write a small text file (UTF-8) atomically."""
-    with atomic_write(path, error) as file:
+def write_text(path: Path, text: str, error: type[MuError] = DataError, texts_of: Path | None = None) -> None:
+    """Write a small text file (UTF-8) atomically, see `atomic_write`."""
+    with atomic_write(path, error, texts_of) as file:
         file.write(text.encode())
 
 

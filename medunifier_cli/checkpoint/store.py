@@ -7,6 +7,7 @@
 
 A checkpoint is written to a temporary folder, fsynced, hashed and renamed, so a folder under its final name
 is complete. It is verified all the same when it is read, and a damaged one is skipped for the previous one.
+Only whole ones count towards the number that is kept, so a damaged one never costs a good one its place.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -45,22 +47,21 @@ class Checkpoint:
     """Anything else, as JSON."""
 
 
-class FileFacts(TypedDict):
-    """What the index says of a tensor file."""
-
+class _File(TypedDict):
     sha256: str
+    bytes: Count
 
 
-class Index(TypedDict):
-    """The content of `checkpoint.json`."""
+class _Index(TypedDict):
+    """`checkpoint.json`."""
 
     step: Count
     facts: dict[str, Any]
-    files: dict[str, FileFacts]
+    files: dict[str, _File]
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write `checkpoint` under `folder`, then delete all but the newest `keep`.
+    """Write `checkpoint` under `folder`, then delete all but the newest `keep` of those up to its step.
 
     Raises:
         CheckpointError: the disk is full or cannot be written; earlier checkpoints are kept.
@@ -71,11 +72,10 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         # Left over from a writer that was killed.
         for stale in (*folder.glob(".writing-*"), *folder.glob(".deleting-*")):
-            shutil.rmtree(stale)
+            _delete(stale)
         temporary.mkdir()
         _write(temporary, checkpoint)
-        if final.exists():  # damaged: the run would have resumed from an intact one
-            _remove(final)
+        _remove(final)  # if there is one it is damaged: the run would have resumed from an intact one
         temporary.rename(final)
         sync(folder)
     except (OSError, SafetensorError) as error:
@@ -83,16 +83,16 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         before = steps(folder)
         left = f"the checkpoint of step {before[-1]} is untouched" if before else "there is no earlier one"
         raise CheckpointError(f"{final}: cannot be written ({_reason(error)}); {left}") from error
-    for step in steps(folder)[:-keep]:
-        _remove(folder / f"step-{step:08d}")
+    for path in _superseded(folder, checkpoint.step, keep):
+        _remove(path)
     return final
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps with a checkpoint folder, ascending; only `load` tells whether a folder is intact."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(match[1]) for path in folder.iterdir() if (match := NAME.fullmatch(path.name)))
+    """Steps with a whole checkpoint, ascending, as far as a look tells: the record is the one that was
+    written, names the step that the folder's name does, and the files have their sizes. `load` also hashes
+    them."""
+    return [step for step, path in _named(folder) if _looks_whole(path, step)]
 
 
 def load(path: Path, only: tuple[str, ...] = ()) -> Checkpoint:
@@ -105,13 +105,9 @@ def load(path: Path, only: tuple[str, ...] = ()) -> Checkpoint:
     Raises:
         CheckpointError: it is incomplete, or its bytes are not those that were written.
     """
+    index = _index(path)
+    tensors = {}
     try:
-        text = (path / FACTS).read_bytes()
-        if (path / DONE).read_bytes().strip() != hashlib.sha256(text).hexdigest().encode():
-            raise CheckpointError(f"{path}: {FACTS} is not the one that was written")
-        # a right hash says that nothing was damaged, not that this version can read it
-        index = parse_json(text, Index, str(path / FACTS), CheckpointError)
-        tensors = {}
         for name, expected in index["files"].items():
             stem = name.removesuffix(".safetensors")
             if only and stem not in only:
@@ -121,7 +117,7 @@ def load(path: Path, only: tuple[str, ...] = ()) -> Checkpoint:
             if sha256(path / name) != expected["sha256"]:
                 raise CheckpointError(f"{path / name}: not the bytes that were written")
             tensors[stem] = load_file(path / name)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path}: incomplete checkpoint ({_reason(error)})") from error
     if missing := [stem for stem in only if stem not in tensors]:
         raise CheckpointError(f"{path / FACTS}: names no tensors of the {' and '.join(missing)}")
@@ -144,12 +140,31 @@ def stage_facts(checkpoint: Checkpoint, folder: Path) -> Mapping[str, Any]:
     return facts
 
 
-def newest(folder: Path, only: tuple[str, ...] = ()) -> Checkpoint | None:
-    """The newest intact checkpoint under `folder`, or None; damaged ones are skipped with a warning."""
-    for step in reversed(steps(folder)):
+def newest(
+    folder: Path, only: tuple[str, ...] = (), refusal: Callable[[Checkpoint], str] = lambda _: ""
+) -> Checkpoint | None:
+    """The newest intact checkpoint under `folder`, or None; damaged ones are skipped with a warning.
+
+    Args:
+        folder: of checkpoints.
+        only: as in `load`.
+        refusal: why an intact one will not do either; empty if it will.
+
+    Raises:
+        CheckpointError: this user may not read it. An older one in its place would be another model, in
+            silence as far as the results go.
+    """
+    for _, path in reversed(_named(folder)):
         try:
-            return load(folder / f"step-{step:08d}", only)
+            checkpoint = load(path, only)
+            if reason := refusal(checkpoint):
+                raise CheckpointError(f"{path}: {reason}")
+            return checkpoint
         except CheckpointError as error:
+            if isinstance(error.__cause__, PermissionError):
+                raise CheckpointError(
+                    f"{path}: no permission to read it; ask its owner for it, as with `chmod -R g+rX`"
+                ) from error
             say(f"warning: {error}; trying the previous checkpoint")
     return None
 
@@ -175,7 +190,12 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     files = {}
     for stem, tensors in checkpoint.tensors.items():
         path = folder / f"{stem}.safetensors"
+        path.touch()
+        usual = stat.S_IMODE(
+            path.stat().st_mode
+        )  # as the umask has it; safetensors makes it the owner's alone
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        path.chmod(usual)
         sync(path)
         files[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
     index = {"step": checkpoint.step, "facts": checkpoint.facts, "files": files}
@@ -186,13 +206,100 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     sync(folder)
 
 
+def _named(folder: Path) -> list[tuple[int, Path]]:
+    """Everything that is named as a checkpoint, with the step of the name, ascending."""
+    if not folder.is_dir():
+        return []
+    return sorted((int(match[1]), path) for path in folder.iterdir() if (match := NAME.fullmatch(path.name)))
+
+
+def _index(path: Path) -> _Index:
+    """`checkpoint.json` of a folder, if it is the one that was written.
+
+    Raises:
+        CheckpointError: it is not, or cannot be read.
+    """
+    try:
+        text = (path / FACTS).read_bytes()
+        done = (path / DONE).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: incomplete checkpoint ({_reason(error)})") from error
+    if done.strip() != hashlib.sha256(text).hexdigest().encode():
+        raise CheckpointError(f"{path}: {FACTS} is not the one that was written")
+    index = parse_json(text, _Index, str(path / FACTS), CheckpointError)
+    if any(name != Path(name).name for name in index["files"]):
+        raise CheckpointError(f"{path / FACTS}: names a file outside of its folder")
+    return index
+
+
+def _looks_whole(path: Path, step: int) -> bool:
+    """Whether a folder holds a whole checkpoint of `step`, as far as sizes tell."""
+    try:
+        index = _index(path)
+        return index["step"] == step and all(
+            (path / name).stat().st_size == expected["bytes"] for name, expected in index["files"].items()
+        )
+    except CheckpointError as error:
+        # there, but not for this user; whoever loads it hears why
+        return isinstance(error.__cause__, PermissionError)
+    except OSError:
+        return False
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether all files of a folder that looks whole are the bytes that were written."""
+    try:
+        files = _index(path)["files"]
+        return all(sha256(path / name) == expected["sha256"] for name, expected in files.items())
+    except (CheckpointError, OSError):
+        return False
+
+
+def _superseded(folder: Path, written: int, keep: int) -> Iterator[Path]:
+    """The folders that the checkpoint of step `written`, which is whole, makes superfluous.
+
+    Steps after it are left alone: it was written by a run that resumed before them, so they are damaged or
+    could not be read, and the run overwrites them when it gets there. Nor are they counted: with `keep` 1
+    a damaged one would take the place of each good one until then.
+    """
+    earlier = [(step, path) for step, path in reversed(_named(folder)) if step < written]
+    kept, intact = 1, False
+    for step, path in earlier:
+        if kept < keep and _looks_whole(path, step):
+            # One of those that stay is read and hashed: should the newest be damaged later, the run goes on
+            # from this one. To hash all would cost reading them all at each save.
+            intact = intact or _is_intact(path)
+            if intact:
+                kept += 1
+                continue
+        if _is_ours(path, step):
+            yield path
+
+
+def _is_ours(path: Path, step: int) -> bool:
+    """Whether a folder was written as the checkpoint of `step`, whole or not; what somebody else put there,
+    or a copy under another name, is not ours to delete."""
+    try:
+        return _index(path)["step"] == step
+    except CheckpointError:
+        return path.is_dir() and ((path / FACTS).exists() or (path / DONE).exists())
+
+
 def _remove(path: Path) -> None:
     """Delete a folder, after renaming it: a half-deleted one must never be taken for a checkpoint."""
-    if path.exists():
+    if path.exists() or path.is_symlink():
         trash = path.with_name(f".deleting-{path.name.lstrip('.')}")
-        shutil.rmtree(trash, ignore_errors=True)
+        _delete(trash)
         path.rename(trash)
-        shutil.rmtree(trash)
+        _delete(trash)
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder with its contents, or whatever else has its name; not what a link points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _reason(error: Exception) -> str:

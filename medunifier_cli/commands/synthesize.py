@@ -109,7 +109,8 @@ def synthesize(
         count = n or len(requests) or DEFAULT_N
         # Opened before the images are sampled: a split that does not exist must not cost an hour.
         shown = open_benchmark(fitted.pretrained, split=figure) if figure else None
-        folder = synthesis.synthesize(fitted, out, count, requests, draws, batch or 0)
+        texts_of = Path(prompts) if prompts and Path(prompts).is_file() else None
+        folder = synthesis.synthesize(fitted, out, count, requests, draws, batch or 0, texts_of)
         if shown is not None:
             show(str(synthesis.write_figure(fitted.pretrained, shown, folder, seed)))
     show(f"{out}: {len(folder.done):,} images, samples.jsonl, samples.csv, contact.png", err=True)

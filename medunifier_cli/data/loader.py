@@ -27,6 +27,7 @@ from medunifier_cli.data.order import SampleOrder
 from medunifier_cli.data.split_source import SplitSource
 from medunifier_cli.data.workers import LOOK, check_sockets, next_answer, start_worker, without_child_handler
 from medunifier_cli.errors import MuError
+from medunifier_cli.stopping import held
 
 __all__ = ["SampleSource", "SplitSource", "collate", "eval_batches", "micro_batch_size", "train_batches"]
 
@@ -223,7 +224,7 @@ def _load(source: SampleSource[B], requests: Iterable[_Request], workers: int) -
     )
     answers: Any = None
     try:
-        with without_child_handler():
+        with without_child_handler(), held():  # until each worker has set how it takes signals
             answers = iter(loader)
         while True:
             answer = next_answer(answers, source.folder)

@@ -91,6 +91,7 @@ def start_worker(_: int) -> None:
     # needs batches to finish its step before the last checkpoint.
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGUSR1))  # held back since its birth
     # SIGTERM is also how torch and multiprocessing end a worker that is stuck, so the sender decides. Only
     # sigwaitinfo tells who it is, and only for a signal that is blocked, in this thread and those to come.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from medunifier_cli.errors import MuError
+from medunifier_cli.stopping import installed
 
 GROUP_PORTS = range(20000, 40000)
 """Ports from which a SLURM step takes its rendezvous port, by job id."""
@@ -162,7 +163,9 @@ def gathering() -> Iterator[None]:
     for timer in timers:
         timer.daemon = True
         timer.start()
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    interrupt = signal.getsignal(signal.SIGINT)
+    if installed() is None:  # what `mu` installs answers from a thread of its own
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     except dist.DistError as error:

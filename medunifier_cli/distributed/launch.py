@@ -7,18 +7,27 @@ SIGTERM and hides their exit code, so that no checkpoint of a large model and no
 
 from __future__ import annotations
 
+import math
+import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
+from medunifier_cli.distributed.rank import run_rank
 from medunifier_cli.errors import MuError
+from medunifier_cli.stopping import SIGNALS, handled, held
 
 GRACE = 5.0
 """Seconds between asking the other ranks to stop, once one has failed, and killing them."""
+LEFT_BEHIND = 30.0
+"""Seconds that ranks may go on once another one has stopped, its checkpoint saved, before they are killed."""
 # ranks that stop by themselves are given any time: writing a large checkpoint takes minutes
 
 
@@ -47,89 +56,112 @@ def run_ranks(processes: int, work: Callable[..., None], arguments: Sequence[Any
 
     Signals that ask to stop are passed on. When one rank fails the others are asked to stop, so that none
     waits forever in a collective operation. The code is that of the first rank that failed.
-    """
-    import torch.multiprocessing as multiprocessing
-    from accelerate.utils import PrepareForLaunch, patch_environment
 
+    Raises:
+        KeyboardInterrupt: a second Ctrl-C; all ranks have been killed.
+    """
+    from accelerate.utils import patch_environment
+
+    # `spawn`, as CUDA does not survive a fork
+    context = multiprocessing.get_context("spawn")
+    task = pickle.dumps((work, tuple(arguments)))
+    ranks = [
+        context.Process(
+            target=run_rank, args=(number, os.getpid(), sys.argv, multiprocessing.get_start_method(), task)
+        )
+        for number in range(processes)
+    ]
     with patch_environment(
         world_size=processes, master_addr="127.0.0.1", master_port=_free_port(), mixed_precision="no",
         # PrepareForLaunch's rank is NPROC * NODE_RANK + number, and clusters export both for their own use
         nproc=processes, node_rank=0,
-    ):  # fmt: skip
-        # `spawn`, as CUDA does not survive a fork. "MULTI_GPU" makes PrepareForLaunch set the variables of a
-        # rank; the backend itself is chosen later, by the devices there are.
-        context = multiprocessing.start_processes(  # type: ignore[attr-defined,no-untyped-call]
-            PrepareForLaunch(_Rank(work, sys.argv), distributed_type="MULTI_GPU"),
-            args=tuple(arguments), nprocs=processes, join=False, start_method="spawn",
-        )  # fmt: skip
-    assert context is not None
-    return _watch(context.processes)
+    ), _passing_on(ranks):  # fmt: skip
+        _start(ranks)
+        return _watch(ranks)
 
 
-class _Rank:
-    """The work of one rank: picklable, and ends with the exit code that the command line would give."""
+def _start(ranks: Sequence[Any]) -> None:
+    """Start the ranks, with signals held back in each of them until it can answer, and here for as long."""
+    from accelerate.utils import patch_environment
 
-    def __init__(self, work: Callable[..., None], argv: list[str]) -> None:
-        self.work, self.argv = work, argv
-
-    def __call__(self, *arguments: Any) -> None:
-        from medunifier_cli.distributed import world
-        from medunifier_cli.errors import explain, traceback_text
-
-        sys.argv = self.argv  # the provenance names the command
-        main = os.environ.get("RANK") == "0"
-        code = 0
+    with held():
+        # Started by the first process otherwise, and it lets signals through again. It would report what the
+        # loader processes of a killed rank leave behind, and remove it, which is what it is for.
+        before = os.environ.get("PYTHONWARNINGS")
+        quiet = ",".join(filter(None, (before, "ignore:resource_tracker")))
+        with patch_environment(pythonwarnings=quiet):
+            resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
-            self.work(*arguments)
-        except BaseException as error:
-            lines, code = explain(error)
-            # all ranks stop or are interrupted together, and one line is enough; an error may be of one rank
-            if main or code == 1:
-                print("\n".join(f"mu: {line}" for line in lines), file=sys.stderr, flush=True)
-            if "--debug" in self.argv:
-                # not `raise`: Python would print the message as well, which may quote a report
-                print(traceback_text(error), end="", file=sys.stderr, flush=True)
-        # 75: stopped with a checkpoint saved, and all ranks come to this point together
-        if code in (0, 75):
-            world.leave()
-            sys.exit(code)
-        os._exit(code)  # a failed rank must not wait for the others in a collective operation
+            for rank in ranks:
+                rank.start()
+        except BaseException:
+            _kill(rank for rank in ranks if rank.pid)  # at exit Python would wait for them
+            raise
 
 
-def _watch(processes: Sequence[Any]) -> int:
+def _watch(ranks: Sequence[Any]) -> int:
     """Wait for the ranks to end, pass signals on to them, and return the exit code."""
-    stopped_at: float | None = None
-
-    # A scheduler may signal the parent process alone. Each rank then finishes its step and saves; the parent
-    # only waits, however long that takes.
-    def forward(number: int, _: Any) -> None:
-        for process in processes:
-            if process.is_alive() and process.pid:
-                os.kill(process.pid, number)
-
-    before = {
-        number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    }
-    try:
-        while any(process.is_alive() for process in processes):
+    failed_at = left_at = math.inf
+    with _passing_on(ranks) as passed:
+        while any(rank.is_alive() for rank in ranks):
             # 75 is no failure: ranks that were asked to stop end one after the other
-            failed = [process.exitcode for process in processes if process.exitcode not in (None, 0, 75)]
-            if failed and stopped_at is None:
-                stopped_at = time.monotonic()
-                for process in processes:
-                    process.terminate()
-            if stopped_at is not None and time.monotonic() - stopped_at > GRACE:
-                for process in processes:
-                    process.kill()  # it waits for the failed rank in a collective: there is nothing to save
+            codes = [_code(rank, passed) for rank in ranks]
+            if failed_at == math.inf and any(code not in (None, 0, 75) for code in codes):
+                failed_at = time.monotonic()
+                for rank in ranks:
+                    rank.terminate()
+            if left_at == math.inf and 75 in codes:
+                left_at = time.monotonic()
+                for rank in ranks:
+                    rank.terminate()  # the signal may have come to the other rank alone
+            # they wait in a collective for a rank that is gone: there is nothing to save
+            if time.monotonic() > min(failed_at + GRACE, left_at + LEFT_BEHIND):
+                _kill(ranks)
             time.sleep(0.05)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    codes = [process.exitcode for process in processes]
+    return _group_code([_code(rank, passed) or 0 for rank in ranks], left_at < failed_at)
+
+
+def _group_code(codes: Sequence[int], stopped: bool) -> int:
+    """Exit code of a group from those of its ranks; a rank that had to be ended after a stop has stopped."""
+    codes = [75 if stopped and code in (-signal.SIGTERM, -signal.SIGKILL) else code for code in codes]
     bad = [code for code in codes if code not in (0, 75)]
     if bad:
         return bad[0] if bad[0] > 0 else 1  # below 0: ended by a signal, which is no exit code
     return 75 if 75 in codes else 0
+
+
+@contextmanager
+def _passing_on(ranks: Sequence[Any]) -> Iterator[list[int]]:
+    """Pass signals on to the ranks; yields those that came, and kills the ranks on a second Ctrl-C."""
+    passed: list[int] = []
+
+    # A scheduler may signal the parent process alone. Each rank then finishes its step and saves; the parent
+    # only waits, however long that takes. A terminal signals the ranks as well, so they ignore repetitions,
+    # and what is a second Ctrl-C is decided here.
+    def pass_on(number: int) -> None:
+        passed.append(number)
+        for rank in ranks:
+            if rank.is_alive() and rank.pid:
+                os.kill(rank.pid, number)
+
+    with handled() as request, request.collecting(pass_on):
+        try:
+            yield passed
+        except KeyboardInterrupt:
+            _kill(ranks)
+            raise
+
+
+def _code(rank: Any, passed: Sequence[int]) -> int | None:
+    """Exit code of a rank, None while it runs; one that ended by a signal that was passed on has stopped."""
+    code: int | None = rank.exitcode
+    return 75 if code is not None and -code in passed else code
+
+
+def _kill(ranks: Iterable[Any]) -> None:
+    for rank in ranks:
+        rank.kill()
 
 
 def _free_port() -> str:

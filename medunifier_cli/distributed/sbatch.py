@@ -15,15 +15,21 @@ def script(arguments: Sequence[str], name: str, processes: int, workers: int) ->
     """The text of the script.
 
     Args:
-        arguments: the command line of `mu`; `--sbatch` is removed from it.
+        arguments: the command line of `mu`; `--sbatch` is removed from it, and `--fresh` holds for the first
+            start of the job alone.
         name: of the run, for the names of the job and its log.
         processes: GPUs of one node.
         workers: loader processes per rank.
     """
-    command = shlex.join(["mu", *(word for word in arguments if word != "--sbatch")])
+    command = shlex.join(["mu", *(word for word in arguments if word not in ("--sbatch", "--fresh"))])
+    if "--fresh" in arguments:
+        command += ' --fresh-in-job "$SLURM_JOB_ID"'
     # `--signal=B:` warns the shell alone, so bash starts mu in the background and passes the signal on: bash
     # runs a trap only between commands, and `wait` is the one command that a signal interrupts. As it then
-    # returns before mu has ended, it is called until there is no such process.
+    # returns before mu has ended, it is called until there is no such process, and once more, as the signal
+    # may have come just when mu ended. The traps come first: a signal must not meet a shell without them, nor
+    # be lost before there is a child. It is sent twice, as a child that bash has just made may lose one. 138
+    # and 143: mu got the signal before it had begun to handle any.
     return f"""\
 #!/bin/bash
 #SBATCH --job-name=mu-{name}
@@ -38,15 +44,24 @@ def script(arguments: Sequence[str], name: str, processes: int, workers: int) ->
 #SBATCH --open-mode=append
 #SBATCH --output=mu-{name}-%j.log
 
+# SLURM warns this shell, which passes the signal on; mu saves a checkpoint and exits with 75.
+warned= child=
+pass_on() {{
+  warned=$1
+  if [ -n "$child" ]; then for pause in 2 0; do kill -"$1" "$child"; sleep $pause; done 2>/dev/null & fi
+}}
+trap 'pass_on USR1' USR1
+trap 'pass_on TERM' TERM
+
 export HF_HUB_OFFLINE=1
 
-# SLURM warns this shell, which passes the signal on; mu saves a checkpoint and exits with 75.
 {command} &
 child=$!
-trap 'kill -USR1 "$child"' USR1
-trap 'kill -TERM "$child"' TERM
+[ -z "$warned" ] || pass_on "$warned"
+wait "$child"
+while kill -0 "$child" 2>/dev/null; do wait "$child"; done
 wait "$child"; code=$?
-while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done
+if [ -n "$warned" ]; then case "$code" in 138|143) code=75 ;; esac; fi
 if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"
 """

@@ -73,9 +73,9 @@ def grid(rows: list[list[str]], words: int = 1, caption: str = "") -> str:
     )
 
 
-def save_page(folder: Path, title: str, body: str) -> Path:
-    """Write `index.html` into a folder."""
+def save_page(folder: Path, title: str, body: str, texts_of: Path | None = None) -> Path:
+    """Write `index.html` into a folder; `texts_of`: data whose texts it shows, see `files.atomic_write`."""
     make_folder(folder)
     path = folder / "index.html"
-    write_text(path, page(title, body))
+    write_text(path, page(title, body), texts_of=texts_of)
     return path

@@ -40,6 +40,7 @@ def write_gallery(
     about: Mapping[str, str],
     cards: Sequence[GalleryImage],
     query: GalleryImage | None = None,
+    texts_of: Path | None = None,
 ) -> Path:
     """Write `index.html` and thumbnails; replaces an older gallery in the same folder.
 
@@ -47,6 +48,7 @@ def write_gallery(
         about: facts at the top of the page, name and value.
         cards: in order of rank.
         query: an image shown above the others.
+        texts_of: data whose texts the images have, see `files.atomic_write`.
 
     Returns:
         The page.
@@ -64,7 +66,7 @@ def write_gallery(
         source = _thumbnail(card, images / f"{rank:04d}.png")
         parts.append(f'<li class="card">{_figure(card, source, f"rank {rank}, {card.name}")}</li>')
     parts.append("</ol>")
-    return save_page(folder, title, "\n".join(parts))
+    return save_page(folder, title, "\n".join(parts), texts_of)
 
 
 def _thumbnail(card: GalleryImage, path: Path) -> str:

@@ -18,11 +18,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from medunifier_cli.errors import DataError
-from medunifier_cli.files import explained, open_lock
+from medunifier_cli.files import explained, open_lock, readers_of
 from medunifier_cli.terminal.say import say
 
 REJECTS = "rejects.jsonl"
@@ -59,14 +60,21 @@ def receipt_path(folder: Path, name: str) -> Path:
     return folder / RECEIPTS / f"{name}.json"
 
 
-def make_receipts_folder(out: Path) -> None:
-    """Make the folder of receipts, and `out` above it.
+def make_receipts_folder(out: Path, raw: Path | None) -> None:
+    """Make the folder of receipts, and `out` above it, which is no more readable than the raw data.
+
+    Args:
+        out: all that is made of the raw data is in this folder.
+        raw: the raw data; None where there are none.
 
     Raises:
         DataError: it cannot be made, or is a link, which would lead all that is written there elsewhere.
     """
     with explained(out / RECEIPTS):
+        is_new = not out.exists()
         (out / RECEIPTS).mkdir(parents=True, exist_ok=True)
+        if is_new and raw is not None and raw.exists():
+            out.chmod(stat.S_IMODE(out.stat().st_mode) & readers_of(raw, out))
     if (out / RECEIPTS).is_symlink():
         raise DataError(f"{out / RECEIPTS}: is a link, which `mu prepare` does not follow; delete it")
 

@@ -93,7 +93,7 @@ def prepare(job: Job) -> dict[str, Any] | None:
     for line in plan.notes:
         progress.say(line)
     _warn(progress, plan.warnings)
-    make_receipts_folder(job.out)
+    make_receipts_folder(job.out, job.raw if job.plugin.needs_raw else None)
     with locked(job.out, job.part):
         _check_settings(job)
         with _drops_file(job) as drops, progress:

@@ -57,7 +57,7 @@ class PriorPair(nn.Module):
         monitors: Values = {}
         for level, (logits, codes) in self.logits(batch).items():
             # Mean over positions and rows alike, so nats per code compare across maps of different sizes.
-            losses[level] = F.cross_entropy(logits, codes)
+            losses[level] = F.cross_entropy(*_for_loss(logits, codes))
             monitors[f"{level}_accuracy"] = (logits.detach().argmax(1) == codes).float().mean()
         losses["total"] = losses["top"] + losses["bottom"]
         return losses, monitors
@@ -69,6 +69,16 @@ class PriorPair(nn.Module):
         for logits, codes in self.logits(batch).values():
             # Sums, not means: the last batch of a split is filled up by repeated rows, and ranks add their
             # sums before anyone divides. In float64, as a split holds millions of codes.
-            nats = F.cross_entropy(logits, codes, reduction="none")[mask_B].double().sum()
+            rows_and_codes = _for_loss(logits, codes)
+            nats_BHW = F.cross_entropy(*rows_and_codes, reduction="none").view(codes.shape)
+            nats = nats_BHW[mask_B].double().sum()
             rows.append(torch.stack([nats, (logits.argmax(1) == codes)[mask_B].double().sum()]))
         return torch.stack(rows)
+
+
+def _for_loss(logits_BKHW: Tensor, code_BHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and codes as the cross-entropy takes them: maps, or rows, for which alone PyTorch has a
+    deterministic kernel on a GPU. Not always rows, as a mean over them sums in another order."""
+    if torch.are_deterministic_algorithms_enabled():
+        return logits_BKHW.movedim(1, -1).flatten(0, 2), code_BHW.flatten()
+    return logits_BKHW, code_BHW

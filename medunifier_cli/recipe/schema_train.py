@@ -67,6 +67,9 @@ class LoopConfig:
     threads: Processes = 0
     """CPU threads per process; 0 for PyTorch's default. A fixed number makes CPU runs repeatable bit for
     bit."""
+    deterministic: bool = False
+    """Deterministic kernels on a GPU, as `--deterministic` asks for: runs are repeatable bit for bit, and
+    slower. No difference on a CPU."""
     log_every: Count = 10
     """Steps between two lines of `log.jsonl`."""
     valid_every: CountOrZero = 1000
@@ -75,6 +78,9 @@ class LoopConfig:
     """Steps between two checkpoints."""
     keep: Count = 2
     """Number of checkpoints to keep."""
+    skip_limit: Count = 10
+    """Steps in a row whose loss or gradients are not finite, after which the run ends with its last good
+    checkpoint; each such step is skipped."""
     tensorboard: bool = True
     """Write TensorBoard files."""
 

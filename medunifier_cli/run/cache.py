@@ -57,7 +57,9 @@ def open_hdf5(path: Path) -> h5py.File:
     return h5py.File(path, "r", locking=False)
 
 
-def cached(path: Path, made_of: MadeOf, make: Callable[[], Mapping[str, NDArray[Any]]]) -> Arrays:
+def cached(
+    path: Path, made_of: MadeOf, make: Callable[[], Mapping[str, NDArray[Any]]], texts_of: Path | None = None
+) -> Arrays:
     """The arrays of a cache file, computed and written first if it does not hold them.
 
     A folder that cannot be written to costs time, not the run: the arrays are returned all the same.
@@ -66,19 +68,20 @@ def cached(path: Path, made_of: MadeOf, make: Callable[[], Mapping[str, NDArray[
         path: of the file; its folder is created.
         made_of: compared with what the file says.
         make: computes the arrays.
+        texts_of: data whose texts the arrays hold, see `files.atomic_write`.
     """
     found = read_cache(path, made_of)
     if found is not None:
         return found
     arrays = {name: np.asarray(values) for name, values in make().items()}
-    write_if_possible(path, made_of, arrays)
+    write_if_possible(path, made_of, arrays, texts_of)
     return arrays
 
 
-def write_if_possible(path: Path, made_of: MadeOf, arrays: Arrays) -> None:
+def write_if_possible(path: Path, made_of: MadeOf, arrays: Arrays, texts_of: Path | None = None) -> None:
     """Write a cache file; where that fails, say so and go on."""
     try:
-        write_cache(path, made_of, arrays)
+        write_cache(path, made_of, arrays, texts_of)
     except MuError as error:
         say(f"not cached, the next call computes it again: {error}")
 
@@ -96,7 +99,9 @@ def is_cached(path: Path, made_of: MadeOf) -> bool:
     return _read(path, made_of, lambda file: dict(_datasets(file))) is not None
 
 
-def write_cache(path: Path, made_of: MadeOf, arrays: Mapping[str, NDArray[Any]]) -> None:
+def write_cache(
+    path: Path, made_of: MadeOf, arrays: Mapping[str, NDArray[Any]], texts_of: Path | None = None
+) -> None:
     """Write arrays to a cache file; its folder is created.
 
     Raises:
@@ -107,12 +112,13 @@ def write_cache(path: Path, made_of: MadeOf, arrays: Mapping[str, NDArray[Any]])
         for name, values in arrays.items():
             file.create_dataset(name, data=values)
 
-    write_hdf5(path, made_of, fill)
+    write_hdf5(path, made_of, fill, texts_of=texts_of)
 
 
 def write_hdf5(
-    path: Path, made_of: MadeOf, fill: Callable[[h5py.File], object], error: type[MuError] = DataError
-) -> None:
+    path: Path, made_of: MadeOf, fill: Callable[[h5py.File], object], error: type[MuError] = DataError,
+    texts_of: Path | None = None,
+) -> None:  # fmt: skip
     """Write an HDF5 file atomically, read it back and compare; its folder is created.
 
     Args:
@@ -120,13 +126,14 @@ def write_hdf5(
         made_of: what it is made of.
         fill: writes groups and data sets into the open file.
         error: type of the error that a failed write raises.
+        texts_of: data whose texts it holds, see `files.atomic_write`.
 
     Raises:
         MuError: of the type `error`: the disk is full or cannot be written to.
     """
     make_folder(path.parent, error)
     sweep(path.parent)
-    with atomic_write(path, error) as plain:
+    with atomic_write(path, error, texts_of) as plain:
         shielded = _Shielded(plain)
         try:
             with h5py.File(shielded, "w") as file:

@@ -36,11 +36,16 @@ class Log:
     Args:
         path: the file.
         step: steps done; lines of later steps and an incomplete last line are removed.
+        validated: False removes the validation of the last step too, which is then repeated.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, step: int, validated: bool = True) -> None:
         self.path = path
-        kept = [line for line in read_log(path) if line["step"] <= step]
+        kept = [
+            line
+            for line in read_log(path)
+            if line["step"] < step or (line["step"] == step and (validated or line["event"] != "valid"))
+        ]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, event: str, step: int, values: Mapping[str, float]) -> None:

@@ -20,6 +20,7 @@ from medunifier_cli.files import make_folder, open_lock, write_text
 from medunifier_cli.parsing import parse_yaml, read_yaml
 from medunifier_cli.recipe.load import dump_recipe
 from medunifier_cli.recipe.settings import RENAMED
+from medunifier_cli.run.lowered import LOWERED, NOT_FINITE, dead_ends, ended_at, lowered
 from medunifier_cli.run.provenance import git_state, read_provenance, versions
 from medunifier_cli.temporary import sweep
 from medunifier_cli.terminal.say import say
@@ -27,6 +28,7 @@ from medunifier_cli.terminal.say import say
 FREE = (
     "name", "data.workers", "data.shards", "train.processes", "train.log_every", "train.valid_every",
     "train.valid_batches", "train.checkpoint_every", "train.keep", "train.tensorboard",
+    "train.skip_limit",
 )  # fmt: skip
 """Recipe keys that may change when a run is resumed, because none of them changes a weight."""
 LOCK_PATIENCE = 20.0
@@ -62,21 +64,24 @@ class Run:
         # of checkpoints, which this process alone writes while it holds the lock
         for stale in (*self.folder.glob("*/.writing-step-*"), *self.folder.glob("*/.deleting-step-*")):
             shutil.rmtree(stale, ignore_errors=True)
-        if self.recipe.exists():
-            self._check_same(recipe)
-        else:
+        provenance = self._provenance()
+        rates = self._check_same(recipe, provenance.get("starts", [])) if self.recipe.exists() else {}
+        if not self.recipe.exists():
             write_text(self.recipe, dump_recipe(recipe))
         started = {
             "command": command,
             "python": platform.python_version(),
             "versions": versions(),
             **git_state(),
+            "deterministic": recipe.train.deterministic,
+            **({LOWERED: rates} if rates else {}),
         }
-        provenance = self._provenance()
         # those of the first start are kept: later ones are compared with them
         provenance["data"] = self._same_data(provenance.get("data") or {}, data)
         provenance.setdefault("starts", []).append(started)
         write_text(self.provenance, json.dumps(provenance, indent=1) + "\n")
+        if rates:  # after the provenance, which says that they may differ, should a kill come in between
+            write_text(self.recipe, dump_recipe(recipe))
 
     def _provenance(self) -> dict[str, Any]:
         """The provenance so far; a damaged one is put aside, as the run does not need it to go on."""
@@ -88,21 +93,37 @@ class Run:
             say(f"{error}; kept as {aside.name}, and a new one is begun")
             return {}
 
-    def _check_same(self, recipe: Any) -> None:
+    def dead_ends(self) -> set[str]:
+        """Hashes of the checkpoints that this start must not resume from, see `lowered`."""
+        return dead_ends(read_provenance(self.provenance).get("starts", []))
+
+    def note_not_finite(self, step: int, dead_end: str = "") -> None:
+        """Record that this start ended because its numbers were not finite, see `lowered.ended_at`."""
+        provenance = self._provenance()
+        if provenance.get("starts"):
+            provenance["starts"][-1][NOT_FINITE] = ended_at(step, dead_end)
+            write_text(self.provenance, json.dumps(provenance, indent=1) + "\n")
+
+    def _check_same(self, recipe: Any, starts: list[Any]) -> dict[str, list[float]]:
+        """The rates that this start lowers, if it may; empty for the recipe that is there."""
         # both from YAML, as a tuple of the recipe is a list in the file
         advice = "put the file back, or start over with --fresh"
         saved = read_yaml(self.recipe, dict[str, Any], CheckpointError, advice)
         before, now = _flatten(saved), _flatten(parse_yaml(dump_recipe(recipe), dict[str, Any], "the recipe"))
         before = {RENAMED.get(key, key): value for key, value in before.items()}
+        # a key that a later version added had its default before
+        before = {**_flatten(parse_yaml(dump_recipe(type(recipe)()), dict[str, Any], "the recipe")), **before}
         keys = (before.keys() | now.keys()) - set(FREE)
         changed = sorted(key for key in keys if before.get(key) != now.get(key))
-        if changed:
+        rates = lowered(before, now, changed, starts)
+        if changed and not rates:
             what = ", ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed[:3])
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise CheckpointError(
                 f"{self.folder} was started with another recipe: {what}{more}; "
                 "give this one a name with --run, or start over with --fresh"
             )
+        return rates
 
     def sweep(self) -> None:
         """Remove what killed processes left half-written in the run, at any depth that it has."""

@@ -40,7 +40,8 @@ from medunifier_cli.stages.finetune_task import Task, resolve_task
 from medunifier_cli.stages.running import open_run, train_stage
 from medunifier_cli.terminal.say import say, show
 from medunifier_cli.train.accelerator import accelerator_of
-from medunifier_cli.train.loop import Values
+from medunifier_cli.train.stage import Values
+from medunifier_cli.train.stop import Watch
 
 Source = LabelledImages | LabelledFeatures
 
@@ -51,7 +52,7 @@ BEST = "best."
 
 
 class Finetuning:
-    """Fine-tuning as a stage of `train.loop.fit`, which says what each method is for.
+    """Fine-tuning as a stage of training; `train.stage.Stage` says what each method is for.
 
     Args:
         sources: `train` and `valid`, and `test` where there is one.
@@ -98,9 +99,9 @@ class Finetuning:
         """Nothing: no number of this stage shows within a hundred steps that training fails."""
         return ""
 
-    def validate(self, step: int) -> Mapping[str, float]:
+    def validate(self, step: int, watch: Watch = iter) -> Mapping[str, float]:
         """Scores of the validation split; keeps the weights if the headline metric is the best so far."""
-        logits = self.predict(self.sources["valid"])
+        logits = self.predict(self.sources["valid"], watch)
         target = self.sources["valid"].target
         scores_nC = probabilities(logits, self.task.kind == "one")
         scores = scores_of(target, scores_nC, self.task.plugin.classes).scores
@@ -116,16 +117,23 @@ class Finetuning:
         )
         return {"total": float(losses["total"]), **scores, "best": self.best_value}
 
-    def predict(self, source: Source) -> NDArray[np.float32]:
-        """Logits of every sample in order, [n, C], on every rank; evaluation mode, no mixed precision."""
+    def predict(self, source: Source, watch: Watch = iter) -> NDArray[np.float32]:
+        """Logits of every sample in order, [n, C], on every rank; evaluation mode, no mixed precision.
+
+        Args:
+            watch: what the batches go through, so that a signal ends a validation.
+        """
         self.module.eval()
         parts = []
         # ranks take turns at stretches of EVAL_BATCH, so that rows gathered rank after rank are in order; the
         # last batch is filled up with repeats, which the final cut removes
         with torch.no_grad():
-            for batch, _ in eval_batches(
-                source, batch_size=EVAL_BATCH, rank=world.rank(), world=world.size(), workers=self._workers()
-            ):
+            for batch, _ in watch(
+                eval_batches(
+                    source, batch_size=EVAL_BATCH, rank=world.rank(), world=world.size(),
+                    workers=self._workers(),
+                )
+            ):  # fmt: skip
                 logits = self.module(batch.to(self.device).input)
                 parts.append(world.gather(logits.float()).cpu())
         return np.asarray(torch.cat(parts)[: len(source)].numpy(), np.float32)

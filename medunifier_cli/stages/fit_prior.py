@@ -36,7 +36,8 @@ from medunifier_cli.stages.codes import Codes, codes_hash, encode_splits, read_c
 from medunifier_cli.stages.running import open_run, train_stage
 from medunifier_cli.terminal.say import show
 from medunifier_cli.train.accelerator import accelerator_of
-from medunifier_cli.train.loop import Values
+from medunifier_cli.train.stage import Values
+from medunifier_cli.train.stop import Watch
 
 CODES = "codes.h5"
 LEVELS = ("top", "bottom")
@@ -50,16 +51,12 @@ CURVES = {
 
 
 class PriorFitting:
-    """Fitting both priors at once as a stage of `train.loop.fit`, which says what each method is for."""
+    """Fitting both priors as a stage of training; `train.stage.Stage` says what each method is for."""
 
     def __init__(
-        self,
-        recipe: PriorRecipe,
-        trained: PretrainedRun,
-        train: Codes,
-        valid: Codes | None,
+        self, recipe: PriorRecipe, trained: PretrainedRun, train: Codes, valid: Codes | None,
         device: torch.device,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.recipe, self.train_codes, self.valid_codes, self.device = recipe, train, valid, device
         torch.manual_seed(recipe.train.seed)
         self.module = build_pair(recipe, trained).to(device)
@@ -125,18 +122,21 @@ class PriorFitting:
         """Nothing: no number of this stage shows within a hundred steps that training fails."""
         return ""
 
-    def validate(self, step: int) -> Mapping[str, float]:
+    def validate(self, step: int, watch: Watch = iter) -> Mapping[str, float]:
         """Held-out nats per code and accuracy of both levels; empty without a validation split."""
         if self.valid_codes is None:
             return {}
-        return self.measure(self.valid_codes, self.recipe.train.valid_batches)
+        return self.measure(self.valid_codes, self.recipe.train.valid_batches, watch=watch)
 
-    def measure(self, codes: Codes, batches: int = 0, without_text: bool = False) -> dict[str, float]:
+    def measure(
+        self, codes: Codes, batches: int = 0, without_text: bool = False, watch: Watch = iter
+    ) -> dict[str, float]:
         """Nats per code and accuracy of both levels over a split, the same on every rank.
 
         Args:
             batches: stop after this number of batches; 0 for the whole split.
             without_text: drop every text; otherwise each map is measured with its whole text.
+            watch: see `train.stop.TrainingStop.watch`.
         """
         per_pass = self.micro_batch * world.size()
         n = min(len(codes), batches * per_pass) if batches else len(codes)
@@ -144,7 +144,7 @@ class PriorFitting:
         # as `data.loader.eval_batches`: passes of one size on all ranks, with rows past the end that repeat
         # the last map and are masked out of the sums
         end = ceil(n / per_pass) * per_pass
-        for start in range(world.rank() * self.micro_batch, end, per_pass):
+        for start in watch(range(world.rank() * self.micro_batch, end, per_pass)):
             positions = np.arange(start, start + self.micro_batch)
             drop_B = torch.ones(self.micro_batch).bool().to(self.device) if without_text else None
             batch = self._batch(codes, np.minimum(positions, n - 1), 0, drop_B)

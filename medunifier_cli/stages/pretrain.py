@@ -39,14 +39,15 @@ from medunifier_cli.stages.heldout import evaluate
 from medunifier_cli.stages.running import open_run, train_stage
 from medunifier_cli.terminal.say import show
 from medunifier_cli.train.accelerator import accelerator_of
-from medunifier_cli.train.loop import Values
+from medunifier_cli.train.stage import Values
+from medunifier_cli.train.stop import Watch
 
 SHOWN_PAIRS = 8
 """Images in the picture of reconstructions that each validation writes."""
 
 
 class Pretraining:
-    """Pre-training as a stage of `train.loop.fit`, which says what each method is for."""
+    """Pre-training as a stage of training; `train.stage.Stage` says what each method is for."""
 
     def __init__(
         self, recipe: PretrainRecipe, run: Run, train: SplitSource, valid: SplitSource | None,
@@ -108,7 +109,7 @@ class Pretraining:
         doubts = (objective.doubt(numbers) for objective in active_objectives(self.recipe))
         return next(filter(None, doubts), "")
 
-    def validate(self, step: int) -> Mapping[str, float]:
+    def validate(self, step: int, watch: Watch = iter) -> Mapping[str, float]:
         """Losses and monitors, averaged over whole batches of the validation split.
 
         The last, incomplete batch is skipped, as the losses of ITC and ITM depend on the size of the batch.
@@ -122,7 +123,7 @@ class Pretraining:
             self.valid_split, batch_size=self.micro_batch, rank=world.rank(), world=world.size(),
             workers=0, batches=count,
         )  # fmt: skip
-        for number, (batch, _) in enumerate(batches):
+        for number, (batch, _) in enumerate(watch(batches)):
             batch = to_device(batch, self.device)
             losses, monitors = self.module(batch)
             values = {**losses, **monitors}
@@ -193,9 +194,9 @@ def tokenizer_of(recipe: PretrainRecipe, run: Run) -> TextTokenizer:
             sections = recipe.data.sections or plugin.text_sections
             texts = texts_of(shards, sections, recipe.data, recipe.text)
             tokenizer = TextTokenizer.train(texts, recipe.text.vocabulary)
+            tokenizer.save(run.tokenizer, shards.folder)
         else:
-            tokenizer = TextTokenizer.load(recipe.text.tokenizer)
-        tokenizer.save(run.tokenizer)
+            TextTokenizer.load(recipe.text.tokenizer).save(run.tokenizer)
     world.barrier()
     return TextTokenizer.load(str(run.tokenizer))
 

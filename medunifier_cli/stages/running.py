@@ -16,7 +16,8 @@ from medunifier_cli.recipe.schema_train import LoopConfig, OptimConfig
 from medunifier_cli.run.provenance import command_line, data_facts
 from medunifier_cli.run.record import Run
 from medunifier_cli.terminal.say import say
-from medunifier_cli.train.loop import Stage, fit
+from medunifier_cli.train.loop import fit
+from medunifier_cli.train.stage import Stage
 
 
 @contextmanager

@@ -6,21 +6,30 @@ Imports no torch, so that `mu pretrain --help` answers at once.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from medunifier_cli.distributed import group, launch, sbatch, variables
+from medunifier_cli.distributed.rank import HOLD
+from medunifier_cli.files import read_text, write_text
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import runs_root
+from medunifier_cli.stopping import StopSignal
 from medunifier_cli.terminal.options import PROCESSES
 from medunifier_cli.terminal.say import say
 
+if TYPE_CHECKING:
+    from medunifier_cli.run.record import Run
+
+JOB = "fresh-in-job"
+"""File of a run folder that names the job that began it with `--fresh-in-job`."""
 AnyRecipe = TypeVar("AnyRecipe", PretrainRecipe, FinetuneRecipe, PriorRecipe)
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
@@ -34,6 +43,17 @@ _OPTIONS = (
     ),
     click.option(
         "--fresh", is_flag=True, help="Start over; an existing run is renamed to NAME.old-1, not deleted."
+    ),
+    click.option(
+        "--deterministic", is_flag=True, help="Deterministic GPU kernels (train.deterministic); slower."
+    ),
+    click.option(
+        "--fresh-in-job",
+        "job",
+        default="",
+        metavar="ID",
+        help="As --fresh, but once for a SLURM job: queued again, the job resumes its own run. --sbatch "
+        "writes it for --fresh.",
     ),
     click.option("--sbatch", is_flag=True, help="Print a SLURM script for this command and exit."),
 )
@@ -55,6 +75,12 @@ class StartOptions:
     num_processes: int | None
     fresh: bool
     sbatch: bool
+    job: str = ""
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.deterministic:  # another way to write the recipe's key, so that the run keeps it
+            object.__setattr__(self, "overrides", (*self.overrides, "train.deterministic=true"))
 
     def start(
         self, train: Callable[[AnyRecipe, Path], None], recipe: AnyRecipe, default_name: str,
@@ -84,10 +110,8 @@ class StartOptions:
         variables.check_variables(recipe.train.precision)
         joined = group.joined_group()
         # one rank alone renames, or the second would move the new run aside
-        if self.fresh and (not joined or group.joined_rank() == 0):
-            old = Run(folder).set_aside()
-            if old is not None:
-                say(f"{folder} is now {old}")
+        if (self.fresh or self.job) and (not joined or group.joined_rank() == 0):
+            self._set_aside(Run(folder))
         # after --fresh: the old run's recipe must not decide what the new one starts from; and before any
         # rank starts: all must agree on "the newest run", which may change while they start
         if fill_in is not None:
@@ -97,5 +121,21 @@ class StartOptions:
             sys.exit(launch.run_ranks(processes, train, (recipe, folder)))
         try:
             train(recipe, folder)
+        except StopSignal:
+            if joined:  # the launcher signals its processes one after the other
+                time.sleep(HOLD)
+            raise
         finally:
             world.leave()
+
+    def _set_aside(self, run: Run) -> None:
+        """Move an earlier run out of the way; in a job, unless it is the run that this job began."""
+        mark = run.folder / JOB
+        if not self.fresh and mark.is_file() and read_text(mark).strip() == self.job:
+            return
+        old = run.set_aside()
+        if old is not None:
+            say(f"{run.folder} is now {old}")
+        if self.job:  # at once: a job that is stopped in start-up must find its mark, or no run
+            run.folder.mkdir(parents=True, exist_ok=True)
+            write_text(mark, self.job + "\n")

@@ -11,6 +11,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from medunifier_cli.distributed.group import gathering
 from medunifier_cli.errors import MuError
 from medunifier_cli.recipe.schema_train import LoopConfig
+from medunifier_cli.train.determinism import use_deterministic_kernels
 
 
 def accelerator_of(settings: LoopConfig, folder: Path, leaves_weights_unused: bool = False) -> Accelerator:
@@ -23,11 +24,14 @@ def accelerator_of(settings: LoopConfig, folder: Path, leaves_weights_unused: bo
             has to look for them; a walk over the graph in each step, which is why it is not always on.
 
     Raises:
-        MuError: fp16 without a GPU, or the group of a launcher is not complete.
+        MuError: fp16 without a GPU, the group of a launcher is not complete, or the environment contradicts
+            `train.deterministic`.
     """
     # explicit, as Accelerate would also choose Apple's GPU, on which nothing here is tested
     cpu = not torch.cuda.is_available()
     check_precision(settings.precision, cpu)
+    if settings.deterministic:
+        use_deterministic_kernels(cpu)
     with gathering():
         accelerator = Accelerator(
             mixed_precision=settings.precision,

@@ -8,80 +8,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
-from medunifier_cli.checkpoint import store
 from medunifier_cli.distributed import draws, world
-from medunifier_cli.errors import CheckpointError, MuError, Stopped
+from medunifier_cli.errors import Stopped
 from medunifier_cli.recipe.schema_train import LoopConfig, OptimConfig
 from medunifier_cli.run.log import Log
 from medunifier_cli.run.record import Run
 from medunifier_cli.terminal.progress import Progress
-from medunifier_cli.train.optim import (
-    adamw,
-    learning_rate,
-    load_state_tensors,
-    set_rate,
-    state_tensors,
-)
-from medunifier_cli.train.stop import StopRequest, stop_on_signals
-
-Values = dict[str, Tensor]
-
-WARM, DOUBTED = 50, 100
-"""Steps between which a stage is asked once whether its numbers look wrong: early enough to stop a run that
-would take days, and late enough for codebooks, which nearly all pass through a state of a single code."""
-
-
-class Stage(Protocol):
-    """What the loop needs from pre-training, fine-tuning or a prior."""
-
-    steps: int
-    """Optimiser steps of the whole run."""
-    samples: str
-    """What a batch holds, in the plural: the progress line counts these per second."""
-    shown: tuple[str, ...]
-    """Losses and monitors on the progress line, in order; all others are in `log.jsonl` alone."""
-
-    @property
-    def module(self) -> nn.Module:
-        """What is trained. `step` gets it back as an argument, wrapped where there are several ranks."""
-
-    def start(self) -> None:
-        """Load the weights that a new run starts from. Not called where a checkpoint is resumed."""
-
-    def scale(self, name: str) -> float:
-        """Factor on the learning rate of a parameter of `module`."""
-
-    def batches(self, first_step: int) -> Iterator[list[Any]]:
-        """For each step from `first_step` on, this rank's micro-batches."""
-
-    def step(self, module: nn.Module, batch: Any, step: int, micro: int) -> tuple[Values, Values]:
-        """Forward pass -> losses (with `total`) and monitors; their averages over ranks are global."""
-
-    def doubt(self, numbers: Mapping[str, float]) -> str:
-        """What the numbers of a step say is going wrong, and the keys to change, in one line; or nothing."""
-
-    def validate(self, step: int) -> Mapping[str, float]:
-        """Numbers on the validation split, the same on every rank; empty without such a split.
-
-        Called outside of mixed precision: numbers are those that the restored weights give.
-        """
-
-    def checkpoint_tensors(self) -> dict[str, Tensor]:
-        """Weights and buffers that a checkpoint must hold."""
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load the tensors that `checkpoint_tensors` returned."""
-
-    def facts(self) -> dict[str, Any]:
-        """JSON for the checkpoint: sources and hashes of weights that it does not hold."""
+from medunifier_cli.train.finite import Skips, counts_of
+from medunifier_cli.train.optim import adamw, learning_rate, leave_unchanged, set_rate
+from medunifier_cli.train.saving import Saver, resume
+from medunifier_cli.train.stage import Stage, Values
+from medunifier_cli.train.stop import TrainingStop, ValidationEndedError, stop_on_signals
 
 
 def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, optim: OptimConfig) -> int:
@@ -92,25 +37,23 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
 
     Raises:
         Stopped: a signal came; the checkpoint is saved.
-        MuError: the loss is no longer a number.
+        NotFiniteError: loss, gradients or weights are no longer finite; the last good checkpoint is kept.
     """
     # resumed before `prepare` wraps the module for several ranks: names in checkpoints are those of the bare
     # module, so a run may be resumed with another number of ranks
     optimizer = adamw(stage.module, optim, stage.scale)
-    first = _resume(stage, run, accelerator, optimizer)
-    if first >= stage.steps:
+    first, facts, meant = resume(stage, run, accelerator, optimizer)
+    validated = facts.get("validated", True)
+    if first >= stage.steps and validated:
         return 0
-    module, optimizer = accelerator.prepare(stage.module, optimizer)
-    # `prepare` also replaces the `forward` of the module itself by one in mixed precision, and validation
-    # calls that module: its numbers would be bf16's here, and fp32's where the same weights are restored.
-    # Training does not need it, as every step below runs under `accelerator.autocast`.
-    accelerator.unwrap_model(module, keep_fp32_wrapper=False)
-    log = Log(run.log, first) if world.is_main() else None
-    progress = Progress(
-        stage.steps, "step", first=first, rate_unit=stage.samples, per_unit=train.global_batch, edges=True,
-        hidden=not world.is_main(),
-    )  # fmt: skip
-    note, done, doubt = "", first, ""
+    module, optimizer = _prepare(stage, accelerator, optimizer)
+    log = Log(run.log, first, validated) if world.is_main() else None
+    progress = _progress(stage, train.global_batch, first)
+    counts = counts_of(facts, str(run.folder))
+    skips = Skips(stage.module, accelerator.device, train.skip_limit, accelerator.scaler is not None, counts)
+    saver = Saver(stage, run, accelerator, optimizer, train, skips, counts, meant, progress, first, validated)
+    numbers: dict[str, float] = {}
+    done = logged = first
     # In each step: log, validate, save, stop, in this order.
     # - Log before save: a kill between the two leaves a line of a step that is in no checkpoint, which `Log`
     #   cuts off when the run is resumed. The other way round that step's line would be missing for good.
@@ -121,44 +64,60 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
         # closed also where an exception holds this frame: its loader processes would delay the exit
         closing(stop.until_stopped(stage.batches(first), alone=world.size() == 1)) as batches,
     ):  # fmt: skip
+        if not validated:  # made up for first, so that the run ends as if no signal had come
+            if not _validate(stage, accelerator, log, progress, first, stop):
+                raise _stopped(stop, first, stage.steps)
+            saver.save(first, now=True)
         for step, micro_batches in enumerate(batches, first):
             started = time.monotonic()
-            set_rate(optimizer, learning_rate(optim, step, stage.steps))
-            # Seeded anew in each step, so that dropout depends on nothing drawn before: a resumed run draws
-            # the same masks as the uninterrupted one, and so does one that validates more often.
-            torch.manual_seed(draws.step_seed(train.seed, draws.DROPOUT, step, world.rank()))
-            values = _optimise(stage, module, accelerator, optimizer, micro_batches, step, optim.clip_norm)
+            rate = learning_rate(optim, step, stage.steps)
+            _begin_step(optimizer, rate, train.seed, step)
+            values = _optimise(
+                stage, module, accelerator, optimizer, micro_batches, step, optim.clip_norm, skips
+            )
             done = step + 1
             last = done == stage.steps
             # The numbers of this step alone: an average since the last line would not survive a kill. The
             # first step is logged so that a wrong loss or a slow start shows at once.
-            if done % train.log_every == 0 or last or done in (1, DOUBTED):
-                numbers = _numbers(values, run, done)
-                numbers["lr"] = learning_rate(optim, step, stage.steps)
-                if log is not None:
-                    log.write("train", done, {**numbers, "seconds": round(time.monotonic() - started, 4)})
-                accelerator.log({f"train/{name}": value for name, value in numbers.items()}, step=done)
-                note = _line("train", numbers, stage.shown)
-                if WARM <= done <= DOUBTED and not doubt and (doubt := stage.doubt(numbers)):
-                    progress.say(f"warning: step {done}: {doubt}")
-            progress.advance(done, note)
-            if last or (train.valid_every and done % train.valid_every == 0):
-                _validate(stage, accelerator, log, progress, done)
+            if done % train.log_every == 0 or last or done == 1:
+                numbers = {**_numbers(values), "lr": rate, **skips.read().shown()}
+                _log(log, accelerator, done, numbers, time.monotonic() - started)
+                logged = done
+                saver.look(done)
+            progress.advance(done, _note(numbers, stage.shown, logged, done))
+            due = last or (train.valid_every and done % train.valid_every == 0)
+            validated = not due or _validate(stage, accelerator, log, progress, done, stop)
             # All ranks are asked: a signal reaches one of them first, and if that one left the loop, the
             # others would wait for it in the next collective operation.
-            stopping = world.any_rank(bool(stop), accelerator.device) and not last
-            if last or stopping or done % train.checkpoint_every == 0:
-                _save(stage, run, accelerator, optimizer, done, train.keep)
+            stopping = world.any_rank(bool(stop), accelerator.device)
+            if last or stopping or saver.due or done % train.checkpoint_every == 0:
+                saver.save(done, now=last or stopping, validated=validated)
             if stopping:
                 raise _stopped(stop, done, stage.steps)
         if stop and done < stage.steps:  # stopped while it waited for the next batch
-            if done > first and done % train.checkpoint_every:
-                _save(stage, run, accelerator, optimizer, done, train.keep)
+            saver.save(done, now=True)
             raise _stopped(stop, done, stage.steps)
     return stage.steps - first
 
 
-def _stopped(stop: StopRequest, done: int, steps: int) -> Stopped:
+def _prepare(stage: Stage, accelerator: Accelerator, optimizer: Any) -> tuple[nn.Module, Any]:
+    """The module and its optimiser as Accelerate wraps them for the ranks and the precision of this run."""
+    module, optimizer = accelerator.prepare(stage.module, optimizer)
+    # `prepare` also replaces the `forward` of the module itself by one in mixed precision, and validation
+    # calls that module: its numbers would be bf16's here, and fp32's where the same weights are restored.
+    # Training does not need it, as every step runs under `accelerator.autocast`.
+    accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+    return module, optimizer
+
+
+def _progress(stage: Stage, per_step: int, first: int) -> Progress:
+    return Progress(
+        stage.steps, "step", first=first, rate_unit=stage.samples, per_unit=per_step, edges=True,
+        hidden=not world.is_main(),
+    )  # fmt: skip
+
+
+def _stopped(stop: TrainingStop, done: int, steps: int) -> Stopped:
     """The error that ends a stopped run, whose checkpoint is saved."""
     name = stop.signal or "a signal"
     if not done:
@@ -169,12 +128,20 @@ def _stopped(stop: StopRequest, done: int, steps: int) -> Stopped:
     )
 
 
+def _begin_step(optimizer: Any, rate: float, seed: int, step: int) -> None:
+    set_rate(optimizer, rate)
+    # Seeded anew in each step, so that dropout depends on nothing drawn before: a resumed run draws the same
+    # masks as the uninterrupted one, and so does one that validates more often.
+    torch.manual_seed(draws.step_seed(seed, draws.DROPOUT, step, world.rank()))
+
+
 def _optimise(
     stage: Stage, module: nn.Module, accelerator: Accelerator, optimizer: Any, micro_batches: list[Any],
-    step: int, clip_norm: float,
+    step: int, clip_norm: float, skips: Skips,
 ) -> Values:  # fmt: skip
     """One optimiser step over its micro-batches -> losses and monitors, averaged over them."""
     module.train()  # in each step, as validation switches to evaluation mode
+    skips.begin()
     sums: Values = {}
     for micro, batch in enumerate(micro_batches):
         last = micro + 1 == len(micro_batches)
@@ -184,35 +151,49 @@ def _optimise(
                 losses, monitors = stage.step(module, batch, step, micro)
             # Micro-batches hold equally many samples, so this is the mean over the global batch. Losses that
             # are means over tokens or rows (ITG, ITM) become a mean of the means of the micro-batches.
-            accelerator.backward(losses["total"] / len(micro_batches))
+            accelerator.backward(losses["total"] * skips.factor(losses["total"]) / len(micro_batches))
         # tensors, not floats: `item()` would make the CPU wait for the GPU in every step, logged or not
         for name, value in {**losses, **monitors}.items():
             sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach() / len(
                 micro_batches
             )
     if clip_norm:
-        sums["grad_norm"] = accelerator.clip_grad_norm_(module.parameters(), clip_norm)
+        norm = sums["grad_norm"] = accelerator.clip_grad_norm_(module.parameters(), clip_norm)
+    else:
+        accelerator.unscale_gradients()
+        norm = nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    skip = skips.decide(norm)
+    if accelerator.scaler is None:  # fp16's scaler gives the optimiser a flag of its own, from the same norm
+        leave_unchanged(getattr(optimizer, "optimizer", optimizer), skip)
     optimizer.step()
     optimizer.zero_grad()
+    skips.end()
     return sums
 
 
-def _numbers(values: Values, run: Run, done: int) -> dict[str, float]:
-    """Averages over ranks as floats.
-
-    Raises:
-        MuError: the total is not finite.
-    """
+def _numbers(values: Values) -> dict[str, float]:
+    """Averages over ranks as floats, but those that are not finite, as in a skipped step: JSON has none."""
     # one exchange between ranks and one copy from the GPU for all numbers together
     stacked = world.mean(torch.stack([value.float() for value in values.values()]))
     numbers = dict(zip(values, stacked.tolist(), strict=True))
-    if not math.isfinite(numbers["total"]):
-        kept = store.steps(run.checkpoints)
-        since = f"step {kept[-1]:,}'s checkpoint is kept" if kept else "no checkpoint was written"
-        raise MuError(
-            f"{run.folder}: the loss is not a number at step {done:,}; {since}; try a lower learning rate"
-        )
-    return numbers
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def _log(
+    log: Log | None, accelerator: Accelerator, done: int, numbers: Mapping[str, float], seconds: float
+) -> None:
+    """Write the numbers of a step to the log and to TensorBoard."""
+    if log is not None:
+        log.write("train", done, {**numbers, "seconds": round(seconds, 4)})
+    accelerator.log({f"train/{name}": value for name, value in numbers.items()}, step=done)
+
+
+def _note(numbers: Mapping[str, float], shown: Sequence[str], logged: int, done: int) -> str:
+    """For the progress line, which shows the numbers of the last line of the log until the next one: it says
+    of which step they are."""
+    return (
+        _line("train" if logged == done else f"train at step {logged:,}", numbers, shown) if numbers else ""
+    )
 
 
 def _line(event: str, numbers: Mapping[str, float], shown: Sequence[str]) -> str:
@@ -220,68 +201,26 @@ def _line(event: str, numbers: Mapping[str, float], shown: Sequence[str]) -> str
     return "  ".join([event, *(f"{name} {numbers[name]:.3f}" for name in shown if name in numbers)])
 
 
-def _validate(stage: Stage, accelerator: Accelerator, log: Log | None, progress: Progress, done: int) -> None:
+def _validate(
+    stage: Stage, accelerator: Accelerator, log: Log | None, progress: Progress, done: int, stop: TrainingStop
+) -> bool:
+    """Validate and log; False, without a line in the log, where a signal ended it: on all ranks alike."""
+
+    def agree(flag: bool) -> bool:
+        return world.any_rank(flag, accelerator.device)
+
     # the bare module: DistributedDataParallel averages gradients, and there are none here
     stage.module.eval()
-    with torch.no_grad():
-        numbers = stage.validate(done)
+    state = torch.get_rng_state()
+    try:
+        with torch.no_grad():
+            numbers = stage.validate(done, stop.watch(world.size() == 1, agree))
+    except ValidationEndedError:
+        torch.set_rng_state(state)  # it is made up for from the beginning
+        return False
     if numbers:
         if log is not None:
             log.write("valid", done, numbers)
         accelerator.log({f"valid/{name}": value for name, value in numbers.items()}, step=done)
         progress.say(f"step {done:,}/{stage.steps:,}  {_line('valid', numbers, stage.shown)}")
-
-
-def _resume(stage: Stage, run: Run, accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> int:
-    """Load the newest whole checkpoint, or start the stage; returns the number of steps done."""
-    checkpoint = store.newest(run.checkpoints)
-    if checkpoint is None:
-        stage.start()
-        return 0
-    before, now = store.stage_facts(checkpoint, run.folder), stage.facts()
-    # facts on both sides alone: an older version may have written fewer of them
-    for name in sorted(now.keys() & before.keys()):
-        if now[name] != before[name]:
-            raise CheckpointError(
-                f"{run.folder}: {name} differs from what this run was trained with; "
-                "give the run another name with --run"
-            )
-    try:
-        stage.load_tensors(checkpoint.tensors["model"])
-        load_state_tensors(stage.module, optimizer, checkpoint.tensors["optimizer"])
-        if accelerator.scaler is not None and "scaler" in checkpoint.facts:
-            accelerator.scaler.load_state_dict(checkpoint.facts["scaler"])
-        # dropout is seeded in each step; this is for a stage or a head plugin that draws anywhere else
-        state = checkpoint.tensors["rng"].get(f"cpu.{world.rank()}")
-        if state is not None:
-            torch.set_rng_state(state)
-    except (KeyError, IndexError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{run.folder}: its checkpoint does not fit this recipe's model") from error
-    return checkpoint.step
-
-
-def _save(stage: Stage, run: Run, accelerator: Accelerator, optimizer: Any, done: int, keep: int) -> None:
-    """Write a checkpoint on the main rank; the others wait, so that none runs ahead of a failed write."""
-    # on every rank, before the main one goes to its files: it is an exchange between all of them
-    rng = {f"cpu.{rank}": state for rank, state in enumerate(_rng_of_ranks(accelerator.device))}
-    failure: CheckpointError | None = None
-    if world.is_main():
-        plain = getattr(optimizer, "optimizer", optimizer)  # Accelerate's wrapper has no state of its own
-        tensors = {
-            "model": stage.checkpoint_tensors(),
-            "optimizer": state_tensors(stage.module, plain),
-            "rng": rng,
-        }
-        facts: dict[str, Any] = {"stage": stage.facts(), "ranks": world.size(), "steps": stage.steps}
-        if accelerator.scaler is not None:
-            facts["scaler"] = accelerator.scaler.state_dict()
-        try:
-            store.save(run.checkpoints, store.Checkpoint(done, tensors, facts), keep)
-        except CheckpointError as error:
-            failure = error  # raised below: the other ranks wait there and must hear of it
-    if world.any_rank(failure is not None, accelerator.device):
-        raise failure or CheckpointError(f"{run.checkpoints}: the main rank could not write its checkpoint")
-
-
-def _rng_of_ranks(device: torch.device) -> list[Tensor]:
-    return [row.cpu() for row in world.collect_rows(torch.get_rng_state().to(device))]
+    return True

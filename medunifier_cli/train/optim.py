@@ -62,6 +62,17 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get("scale", 1.0)
 
 
+def leave_unchanged(optimizer: torch.optim.Optimizer, flag: Tensor) -> None:
+    """Make the next step of AdamW change nothing, neither weights nor moments, where `flag` is 1.
+
+    Args:
+        flag: fp32 scalar on the device of the weights, 0 or 1. The fused kernel reads it there: the way in
+            which PyTorch's GradScaler skips a step, without the CPU ever knowing.
+    """
+    optimizer.found_inf = flag  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+
+
 def _named_state(
     module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:

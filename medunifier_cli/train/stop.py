@@ -1,42 +1,43 @@
-"""Turn signals into a request to stop at the end of the current training step."""
+"""Stop training at the end of the current step, a validation at its next batch, and the wait for a batch."""
 
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import TypeVar
+from typing import Protocol, TypeVar
+
+from medunifier_cli.stopping import StopRequest, handled
+from medunifier_cli.terminal.say import say
 
 B = TypeVar("B")
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""A scheduler ends the job, a scheduler warns before it does, and Ctrl-C."""
 PATIENCE = 60.0
-"""Seconds that one rank of several waits for its batch after a signal, before it ends without saving."""
+"""Seconds that a rank waits for its batch after a signal, before it ends without saving."""
 
 
-class StopRequest:
+class Watch(Protocol):
+    """Passes batches on, and ends a validation where a signal has come; `iter` where nothing is watched."""
+
+    def __call__(self, batches: Iterable[B], /) -> Iterator[B]: ...
+
+
+class TrainingStop:
     """Whether a signal has come, and which; ends the wait for a batch when one comes."""
 
-    def __init__(self) -> None:
-        self.signal: str = ""
+    def __init__(self, request: StopRequest) -> None:
+        self._request = request
         self._waiting = self._alone = False
         self._limit: threading.Timer | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.signal)
+        return bool(self._request)
 
-    def record(self, number: int, frame: FrameType | None) -> None:
-        """Take a note of a signal: the handler."""
-        # Ctrl-C alone: the same SIGTERM may come twice, from the scheduler and from the launcher
-        if self and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = signal.Signals(number).name
-        self._end_wait()
+    @property
+    def signal(self) -> str:
+        """Name of the first signal, empty before there is one."""
+        return self._request.signal
 
     def until_stopped(self, batches: Iterator[B], alone: bool) -> Generator[B, None, None]:
         """The batches, up to the one that is still waited for when a signal comes.
@@ -50,7 +51,7 @@ class StopRequest:
             try:
                 self._waiting = True
                 if self:
-                    self._end_wait()  # the signal came since the loop last looked
+                    self.end_wait()  # the signal came since the loop last looked
                 batch = next(batches, None)
                 self._waiting = False
             except _WaitEndedError:
@@ -64,21 +65,54 @@ class StopRequest:
                 return
             yield batch
 
-    def _end_wait(self) -> None:
-        if self._waiting and self._alone:
-            self._waiting = False
-            raise _WaitEndedError
-        if self._waiting and self._limit is None:
+    def watch(self, alone: bool, agree: Callable[[bool], bool]) -> Watch:
+        """What a validation passes its batches through.
+
+        Args:
+            alone: this process is the only rank.
+            agree: whether any rank has got a signal; all ranks ask at the same batch. A rank that left by
+                itself would leave the others waiting.
+
+        Raises:
+            ValidationEndedError: in the validation, at a batch, on all ranks.
+        """
+
+        def watched(batches: Iterable[B], /) -> Iterator[B]:
+            for batch in self.until_stopped(iter(batches), alone):
+                if agree(bool(self)):
+                    raise ValidationEndedError
+                yield batch
+            if alone and self:
+                raise ValidationEndedError
+
+        return watched
+
+    def end_wait(self, _: int = 0) -> None:
+        """Leave the wait for a batch, if there is one: what a signal does."""
+        # A handler runs between any two instructions, in the middle of an optimiser step or of a checkpoint.
+        # So it takes a note and no more, except in the wait for a batch, where the run's state is whole;
+        # elsewhere the loop acts on the note at the end of the step.
+        if not self._waiting:
+            return
+        if self._limit is None:
+            # alone, too: an exception that comes while a library cleans up is lost
             self._limit = threading.Timer(PATIENCE, self._give_up)
             self._limit.daemon = True
             self._limit.start()
+        if self._alone:
+            self._waiting = False
+            raise _WaitEndedError
 
     def _give_up(self) -> None:
-        print(
-            f"mu: no batch came within {PATIENCE:.0f} s of {self.signal}; the same command resumes from the "
-            "last checkpoint", file=sys.stderr, flush=True,
-        )  # fmt: skip
-        os._exit(1)  # from a thread: the main one hangs, and the other ranks wait for it
+        say(
+            f"no batch came within {PATIENCE:.0f} s of {self.signal}; the same command resumes from the "
+            "last checkpoint"
+        )
+        os._exit(self._request.exit_code)  # from a thread: the main one hangs, and other ranks wait for it
+
+
+class ValidationEndedError(BaseException):
+    """A signal ended a validation, which has no numbers then. No Exception: libraries would treat it."""
 
 
 class _WaitEndedError(BaseException):
@@ -86,21 +120,13 @@ class _WaitEndedError(BaseException):
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Collect signals instead of ending at once. A second Ctrl-C interrupts at once.
+def stop_on_signals() -> Iterator[TrainingStop]:
+    """Collect signals instead of ending at once. A second Ctrl-C, a second later, interrupts at once.
 
     Yields:
         True as soon as a signal has come; the loop asks for it after each step.
     """
-    request = StopRequest()
-
-    # A handler runs between any two instructions, in the middle of an optimiser step or of a checkpoint. So
-    # it takes a note and no more, except in the wait for a batch, where the run's state is whole; elsewhere
-    # the loop acts on the note at the end of the step.
-    before = {number: signal.signal(number, request.record) for number in SIGNALS}
-    try:
-        yield request
-    finally:
-        # the evaluation that follows training has nothing to save, and should end at once again
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handled() as request:
+        stop = TrainingStop(request)
+        with request.collecting(stop.end_wait):
+            yield stop

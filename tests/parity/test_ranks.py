@@ -76,3 +76,11 @@ def test_running_means_and_revived_codes_moved(outcomes: dict[str, Any]) -> None
         name = f"generator.quantise_{level}.code_KC"
         assert bool((ema[f"state {name}"] != unmoved[name]).all())
     assert float(ema["state generator.decoder.raise_top.2.running_mean"].abs().max()) > 0
+
+
+def test_all_ranks_skip_the_step_in_which_one_of_them_has_an_infinite_loss(outcomes: dict[str, Any]) -> None:
+    for outcome in outcomes.values():
+        assert outcome["skip"]["skipped"] == [0.0, 1.0, 0.0]
+        assert outcome["skip"]["counts"] == {"skipped_steps": 1.0}, "a loss, not an overflow of fp16's scale"
+    ranks = [outcomes[name]["skip"]["norms"] for name in ("0 of 2", "1 of 2")]
+    assert torch.equal(*ranks)

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.objectives.pretraining import PretrainingLoss
+from medunifier_cli.train.finite import Counts, Skips
 from tests.tiny import DEC, draw_batch, part_of, tiny_model
 
 PAIRS, STEPS = 6, 2
@@ -61,6 +62,27 @@ def run(variant: str) -> dict[str, torch.Tensor]:
     return values
 
 
+def skip() -> dict[str, object]:
+    """Three steps of a plain model, where the loss of the last rank alone is infinite in the second."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+    module = DistributedDataParallel(model) if world.size() > 1 else model
+    skips = Skips(model, torch.device("cpu"), limit=9, scaled=True, counts=Counts())
+    skipped, norms = [], []
+    for step in range(3):
+        model.zero_grad()
+        skips.begin()
+        loss = module(torch.full((2, 3), float(world.rank() + 1))).mean()
+        if step == 1 and world.rank() == world.size() - 1:
+            loss = loss + torch.inf  # its gradient alone would be finite, on every rank
+        (loss * skips.factor(loss)).backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        skipped.append(skips.decide(norm).item())
+        norms.append(norm)
+        skips.end()
+    return {"skipped": skipped, "counts": skips.read().shown(), "norms": torch.stack(norms)[[0, 2]]}
+
+
 def main() -> None:
     out, rank, ranks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
@@ -68,7 +90,7 @@ def main() -> None:
         dist.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=ranks)
     values = {variant: run(variant) for variant in VARIANTS}
     torch.save(
-        {"pid": os.getpid(), "rank": world.rank(), "size": world.size(), "values": values},
+        {"pid": os.getpid(), "rank": world.rank(), "size": world.size(), "values": values, "skip": skip()},
         out / f"{rank}-of-{ranks}.pt",
     )
     world.leave()

@@ -28,6 +28,15 @@ def test_reports_become_texts(tmp_path: Path, layout: str) -> None:
     assert ("lateral in about 15 of 100" in found.said) == (layout == "xml and dicom")
 
 
+def test_the_folder_is_no_more_readable_than_the_raw_data(tmp_path: Path) -> None:
+    """All that holds a report lies in it: shards, contact sheets, token caches."""
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_r2gen(raw, REPORTS)
+    raw.chmod(0o700)
+    prepare("open-i", raw, out)
+    assert out.stat().st_mode & 0o777 == 0o700
+
+
 def test_r2gen_split(tmp_path: Path) -> None:
     write_r2gen(tmp_path / "raw", REPORTS)
     assert prepare("open-i", tmp_path / "raw", tmp_path / "out").splits() == {

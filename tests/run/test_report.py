@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,27 @@ def test_a_split_is_reported_on_beside_its_references(root: Path) -> None:
     assert call(root, "report", "--run", "r", "--max-tokens", 20, "--no-repeat-ngram", 2).exit_code == 0
     assert before == {path.name: path.read_bytes() for path in results.iterdir()}
     assert not any(row["reference"][:30] in done.output for row in rows)
+
+
+def test_another_user_can_read_a_run_and_its_reports_where_they_can_read_the_data(
+    root: Path, tmp_path: Path
+) -> None:
+    """The modes of everything that preparing, pre-training and reporting have written."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    for path in [root / "runs/r", *(root / "runs/r").rglob("*"), *(root / "data").rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
+    shards = root / "data/shards/phantom"
+    (shards / "test-000000.tar").chmod(0o600)
+    try:
+        reported = call(root, "report", "--run", "r", "--limit", 2, "--max-tokens", 6, "--out", tmp_path)
+    finally:
+        (shards / "test-000000.tar").chmod(0o644)
+    assert reported.exit_code == 0, reported.output
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes["reports-phantom-test.jsonl"] == modes["reports-phantom-test.constant.txt"] == 0o600
+    for name in ("report-phantom-test.json", "reports-phantom-test.scores.jsonl"):
+        assert modes[name] == 0o666 & ~umask, name
 
 
 def test_sampled_reports_depend_on_seed_and_key(root: Path, tmp_path: Path) -> None:

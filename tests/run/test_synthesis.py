@@ -6,14 +6,18 @@ import csv
 import hashlib
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 from medunifier_cli.checkpoint import store
-from tests.run.small_priors import PRIORS, call, fit_small_priors
+from medunifier_cli.cli import TRAINING
+from tests.run.signalled import stopped_at
+from tests.run.small_priors import PRETRAIN, PRIORS, call, fit_small_priors
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,62 @@ def test_same_seed_same_images_whatever_the_batch_and_however_often_stopped(road
         assert (road / other / "samples.jsonl").read_bytes() == (road / "a" / "samples.jsonl").read_bytes()
     assert call(road, *ask, "--out", road / "d", "--seed", 1)[0] == 0
     assert images(road / "d") != images(road / "a")
+
+
+EVALUATE = "medunifier_cli.evaluate."
+PHASES: dict[str, tuple[str, tuple[object, ...]]] = {
+    "encoding codes": (
+        "medunifier_cli.stages.fit_prior.encode_split",
+        ("fit-prior", PRIORS, "--run", "signalled", "--from", "model"),
+    ),
+    "measuring priors": (
+        "medunifier_cli.stages.fit_prior.PriorFitting.measure",
+        ("fit-prior", PRIORS, "--run", "priors", "--from", "model"),
+    ),
+    "computing features": (
+        "medunifier_cli.stages.finetune.compute_features",
+        ("finetune", "probe-demo", "--from", "model", "--run", "signalled", "-o", "data.workers=0"),
+    ),
+    "embedding": (
+        EVALUATE + "retrieval.embed.embed_images", ("zeroshot", "--run", "model", "--split", "valid")
+    ),
+    "ranking": (
+        EVALUATE + "retrieval.retrieval._scores", ("retrieve", "--run", "model", "--split", "test")
+    ),
+    "comparing with prompts": (
+        EVALUATE + "retrieval.zeroshot.class_scores", ("zeroshot", "--run", "model", "--split", "test")
+    ),
+    "writing reports of a split": (
+        EVALUATE + "reports.writer.Writer.write", ("report", "--run", "model", "--split", "test")
+    ),
+    "decoding synthetic images": (EVALUATE + "synthesis.synthesis.decode", ("synthesize", "--n", 2)),
+    "comparing images": (EVALUATE + "synthesis.judge.judge_images", ("score", "--fake", "train", "model")),
+    "writing shards": (
+        "medunifier_cli.prepare.write.ShardWriter.add",
+        ("prepare", "phantom", "--size", 32, "--workers", 2, "-o", "train=9", "-o", "valid=3"),
+    ),
+    "reading shards": ("medunifier_cli.data.shards.Shards.open", ("check", PRETRAIN)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_every_long_phase(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, number: signal.Signals
+) -> None:
+    """A scheduler's with 75; Ctrl-C as everywhere, but where training would resume with 75 too."""
+    monkeypatch.setenv("MU_RUNS", str(road / "runs"))
+    if phase != "writing shards":
+        monkeypatch.setenv("MU_DATA", str(road / "data"))
+    monkeypatch.chdir(tmp_path)
+    place, arguments = PHASES[phase]
+    code, printed = stopped_at(monkeypatch, place, number, *arguments)
+    shutil.rmtree(road / "runs" / "signalled", ignore_errors=True)  # else the newest run of other tests
+    stopped = number == signal.SIGTERM or arguments[0] in TRAINING
+    assert code == (75 if stopped else 130), printed
+    said = f"stopped by {number.name}; run the same command again" if stopped else "interrupted"
+    assert printed.splitlines()[-1] == f"mu: {said}"
+    assert not psutil.Process().children()  # processes that loaded, decoded or rendered
 
 
 def test_folder_of_samples_says_what_each_image_is(road: Path) -> None:

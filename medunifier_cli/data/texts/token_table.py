@@ -79,7 +79,7 @@ def token_table(
         texts = texts_of(shards, sections, data, text)
         return vars(_build(texts, len(shards), text.max_tokens, tokenizer))
 
-    return TokenTable(**cached(path, json.dumps(rule), tokens))
+    return TokenTable(**cached(path, json.dumps(rule), tokens, shards.folder))
 
 
 def _build(texts: Iterator[str], n: int, max_tokens: int, tokenizer: TextTokenizer) -> TokenTable:

@@ -178,10 +178,14 @@ class TextTokenizer:
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, texts_of: Path | None = None) -> None:
         """Write `vocab.txt` and `tokenizer_config.json`, which `load` and transformers read, and their hash.
 
         The folder gets its name once all three are on disk; an earlier one of that name is replaced.
+
+        Args:
+            folder: to write.
+            texts_of: data whose words it learned, see `files.atomic_write`.
 
         Raises:
             DataError: the disk is full or cannot be written to.
@@ -193,7 +197,8 @@ class TextTokenizer:
         }
         make_folder(folder.parent)
         with atomic_folder(folder) as unfinished:
-            write_text(unfinished / VOCABULARY, "".join(token + "\n" for token in self._tokens))
+            vocabulary = "".join(token + "\n" for token in self._tokens)
+            write_text(unfinished / VOCABULARY, vocabulary, texts_of=texts_of)
             write_json(unfinished / CONFIG, config)
             write_text(unfinished / FINGERPRINT, self.fingerprint + "\n")
 

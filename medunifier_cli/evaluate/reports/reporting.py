@@ -74,10 +74,10 @@ def report_split(
     rows, cut = write_split(writer, benchmark.source, benchmark.plugin.name, limit)
     target = _with_results_in(trained, out)
     path = target.run.results / f"reports-{benchmark.plugin.name}-{benchmark.split}.jsonl"
-    save_rows(rows, path)
+    save_rows(rows, path, benchmark.shards)
     constant, missing = _constant(trained)
     if constant:
-        write_text(path.with_name(path.stem + CONSTANT), constant + "\n")
+        write_text(path.with_name(path.stem + CONSTANT), constant + "\n", texts_of=benchmark.shards)
     scored = score_rows(rows, benchmark.plugin, constant, clinical)
     if cut:
         scored.notes.append(f"{cut:,} of {len(rows):,} reports were cut at the longest length")

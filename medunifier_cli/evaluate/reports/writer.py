@@ -217,10 +217,10 @@ def whole_text(source: SplitSource, number: int) -> str:
     return compose(raw, source.sections, source.data.require, settings.strip_deidentified)
 
 
-def save_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write one JSON line per report."""
+def save_rows(rows: Sequence[dict[str, Any]], path: Path, texts_of: Path | None = None) -> None:
+    """Write one JSON line per report; `texts_of` are the data of the references, see `files.atomic_write`."""
     make_folder(path.parent)
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), texts_of=texts_of)
 
 
 def _row(source: SplitSource, number: int, report: GeneratedReport) -> dict[str, Any]:

@@ -169,5 +169,6 @@ def _write(
         cards.append(GalleryImage(grey, key, numbers, benchmark.source.text(hit.number)))
         show("  ".join([*(f"{value:.3f}" for value in numbers.values()), key]), err=True)
     return write_gallery(
-        folder, f"{len(cards)} best of {benchmark.plugin.name}/{benchmark.split}", about, cards, query
-    )
+        folder, f"{len(cards)} best of {benchmark.plugin.name}/{benchmark.split}", about, cards, query,
+        benchmark.shards,
+    )  # fmt: skip

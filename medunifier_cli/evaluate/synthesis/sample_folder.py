@@ -55,6 +55,7 @@ class SampleFolder:
 
     Args:
         settings: what all images have in common; fits JSON.
+        texts_of: the file of the prompts, which may be reports; see `files.atomic_write`.
 
     Attributes:
         done: the lines of all images that are there, by sample number.
@@ -63,8 +64,8 @@ class SampleFolder:
         DataError: it cannot be written, holds other files, or images of other settings.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, settings: Mapping[str, Any], texts_of: Path | None = None) -> None:
+        self.folder, self.texts_of = folder, texts_of
         self.done: dict[int, dict[str, Any]] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,7 @@ class SampleFolder:
         writer.writerow(["prompt", "img_savename"])
         lines = [self.done[sample] for sample in sorted(self.done)]
         writer.writerows([line.get("prompt", ""), line["image"]] for line in lines)
-        write_text(self.folder / TABLE, table.getvalue())
+        write_text(self.folder / TABLE, table.getvalue(), texts_of=self.texts_of)
         shown = [read_grey(self.folder / line["image"]) for line in lines[: SHEET_COLUMNS * SHEET_ROWS]]
         rows = [shown[start : start + SHEET_COLUMNS] for start in range(0, len(shown), SHEET_COLUMNS)]
         if rows:
@@ -117,7 +118,7 @@ class SampleFolder:
     def _rewrite(self) -> None:
         lines = (self.done[sample] for sample in sorted(self.done))
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
-        write_text(self.folder / LINES, text)
+        write_text(self.folder / LINES, text, texts_of=self.texts_of)
 
 
 def read_samples(folder: Path) -> list[dict[str, Any]]:

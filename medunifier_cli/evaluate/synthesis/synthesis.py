@@ -47,14 +47,16 @@ RECONSTRUCT_BATCH = 64
 
 
 def synthesize(
-    fitted: FittedPriors, out: Path, n: int, requests: Sequence[ImageRequest], draws: Draws, batch: int = 0
-) -> SampleFolder:
+    fitted: FittedPriors, out: Path, n: int, requests: Sequence[ImageRequest], draws: Draws, batch: int = 0,
+    texts_of: Path | None = None,
+) -> SampleFolder:  # fmt: skip
     """Fill the folder `out` with samples 0 to n - 1; those that are there already stay.
 
     Args:
         requests: taken in turn, sample s gets request s mod their number; empty for no prompts.
         draws: seed and settings of code sampling.
         batch: images per batch; changes speed and memory, never an image. 0 for the device's default.
+        texts_of: the file of the prompts, see `files.atomic_write`.
 
     Raises:
         DataError: the folder cannot be used, or a prompt is too long.
@@ -73,7 +75,7 @@ def synthesize(
         "priors": fitted.identity, "pretrained": fitted.pretrained.identity,
         "prompts": requests_hash(requests), **asdict(draws),
     }  # fmt: skip
-    folder = SampleFolder(out, settings)
+    folder = SampleFolder(out, settings, texts_of)
     if len(folder.done) > n:
         raise DataError(f"{out}: holds {len(folder.done):,} images already; set --n to at least that")
     batch = batch or DEFAULT_BATCH.get(fitted.pretrained.device.type, 64)

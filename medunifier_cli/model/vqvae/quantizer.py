@@ -48,6 +48,8 @@ class Quantiser(nn.Module):
     usage_K: Tensor
     started: Tensor
     sum_KC: Tensor
+    changed_in_forward = ("code_KC",)
+    """Parameters that a forward pass changes, by revival: a step that is skipped gives them back."""
 
     def __init__(self, recipe: GeneratorConfig) -> None:
         super().__init__()

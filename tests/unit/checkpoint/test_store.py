@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,3 +179,119 @@ def test_changed_bytes_of_a_checkpoint_are_one_line(tmp_path: Path) -> None:
         file.write_bytes(whole[file])
     assert len(lines) > 80
     assert lines == [one_line(line) for line in lines]
+
+
+def damage(path: Path, how: str) -> None:
+    """What a disk, a copy that broke off or a mistaken hand does to a checkpoint."""
+    model, done, record = path / "model.safetensors", path / "DONE", path / "checkpoint.json"
+    content = bytearray(model.read_bytes())
+    if how == "cut":
+        model.write_bytes(content[: len(content) // 2])
+    elif how == "one bit":
+        content[-3] ^= 1
+        model.write_bytes(content)
+    elif how == "no DONE":
+        done.unlink()
+    elif how == "empty DONE":
+        done.write_bytes(b"")
+    elif how == "folder for a file":
+        model.unlink()
+        model.mkdir()
+    elif how == "both records":
+        done.unlink()
+        record.write_bytes(b"{")
+    elif how == "file for the folder":
+        shutil.rmtree(path)
+        path.write_bytes(b"")
+    else:
+        record.write_text(record.read_text().replace('"step": 30', '"step": 29'))
+        done.write_text(hashlib.sha256(record.read_bytes()).hexdigest())
+
+
+DAMAGES = (
+    "cut", "one bit", "no DONE", "empty DONE", "folder for a file", "both records", "file for the folder",
+    "another step",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_newest_one_takes_nobodys_place(tmp_path: Path, how: str, keep: int) -> None:
+    """The run is killed again and again before it reaches the step of the damaged checkpoint."""
+    for step in (10, 20, 30):
+        store.save(tmp_path, checkpoint(step), keep=2)
+    damage(tmp_path / "step-00000030", how)
+    if keep == 1:
+        shutil.rmtree(tmp_path / "step-00000020")  # the run starts over
+        shutil.rmtree(tmp_path / "step-00000010", ignore_errors=True)
+    for start in range(3):
+        newest = store.newest(tmp_path)
+        expected = {1: (None, 11, 12), 2: (20, 21, 22)}[keep][start]
+        assert (newest.step if newest else None) == expected
+        step = expected + 1 if expected else 11
+        store.save(tmp_path, checkpoint(step), keep=keep)
+        after = store.newest(tmp_path)
+        assert after is not None
+        assert after.step == step
+    store.save(tmp_path, checkpoint(30), keep=keep)  # and at last the step is reached
+    assert store.steps(tmp_path) == [23 if keep == 2 else 13, 30][-keep:]
+    whole = store.newest(tmp_path)
+    assert whole is not None
+    assert whole.step == 30
+    assert len(list(tmp_path.iterdir())) == keep, "nothing damaged is left of it"
+
+
+def test_the_one_to_fall_back_on_is_hashed_before_an_older_one_goes(tmp_path: Path) -> None:
+    for step in (10, 20):
+        store.save(tmp_path, checkpoint(step), keep=2)
+    damage(tmp_path / "step-00000020", "one bit")  # its size is right, so a look takes it for whole
+    assert store.steps(tmp_path) == [10, 20]
+    store.save(tmp_path, checkpoint(30), keep=2)
+    assert store.steps(tmp_path) == [10, 30]
+
+
+def test_folders_of_others_are_neither_counted_nor_deleted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "step-00000099").mkdir()
+    (tmp_path / "step-00000005").mkdir()
+    for step in (10, 20):
+        store.save(tmp_path, checkpoint(step), keep=2)
+    shutil.copytree(tmp_path / "step-00000020", tmp_path / "step-00000070")  # a copy that somebody made
+    assert store.steps(tmp_path) == [10, 20]
+    newest = store.newest(tmp_path)
+    assert newest is not None
+    assert newest.step == 20
+    assert "step-00000070: holds the checkpoint of step 20" in capsys.readouterr().err
+    for step in (30, 120):
+        store.save(tmp_path, checkpoint(step), keep=2)
+    assert store.steps(tmp_path) == [30, 120]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [f"step-{step:08d}" for step in (5, 30, 70, 99, 120)]
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (10, 20):
+        store.save(tmp_path, checkpoint(step), keep=2)
+    read = Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if "step-00000020" in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    assert store.steps(tmp_path) == [10, 20]
+    with pytest.raises(CheckpointError, match=r"step-00000020: no permission to read it; ask its owner"):
+        store.newest(tmp_path)
+
+
+def test_a_record_names_files_of_its_own_folder_alone(tmp_path: Path) -> None:
+    path = store.save(tmp_path, checkpoint(1), keep=1)
+    record = path / "checkpoint.json"
+    record.write_text(record.read_text().replace('"model.safetensors"', '"../model.safetensors"'))
+    (path / "DONE").write_text(hashlib.sha256(record.read_bytes()).hexdigest())
+    with pytest.raises(CheckpointError, match="outside of its folder"):
+        store.load(path)

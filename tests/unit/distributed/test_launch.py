@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from medunifier_cli import stopping
 from medunifier_cli.distributed import launch
 from medunifier_cli.errors import MuError
+from medunifier_cli.stopping import handled
 from tests.folders import ROOT
 
 
@@ -48,6 +53,8 @@ class Process:
             self.exitcode = self.code
         return self.exitcode is None
 
+    pid = 0
+
     def terminate(self) -> None:
         if self.exitcode is None and self.obeys:
             self.exitcode = 75
@@ -63,7 +70,8 @@ class Process:
     [([0, 0], 0), ([75, 0], 75), ([0, 1], 1), ([75, 130], 130), ([-11, 0], 1)],
 )
 def test_exit_code_of_a_group(codes: list[int], expected: int) -> None:
-    assert launch._watch([Process(code, ends=number) for number, code in enumerate(codes)]) == expected
+    ranks = [Process(code, ends=number, obeys=False) for number, code in enumerate(codes)]
+    assert launch._watch(ranks) == expected
 
 
 def test_ranks_that_wait_for_a_failed_one_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,9 +83,60 @@ def test_ranks_that_wait_for_a_failed_one_are_ended(monkeypatch: pytest.MonkeyPa
 
 def test_a_rank_that_saves_is_given_all_the_time_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "GRACE", 0.0)
-    stopped, saving = Process(75), Process(75, ends=12)
+    stopped, saving = Process(75), Process(75, ends=12, obeys=False)
     assert launch._watch([stopped, saving]) == 75
     assert not saving.killed
+
+
+def test_a_rank_that_waits_for_one_that_has_stopped_is_ended_and_has_stopped_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where a loader hangs on one rank: it cannot take the step that the other waits for."""
+    monkeypatch.setattr(launch, "LEFT_BEHIND", 0.2)
+    stopped, waiting = Process(75), Process(0, ends=10**9, obeys=False)
+    assert launch._watch([stopped, waiting]) == 75
+    assert waiting.killed
+
+
+def test_a_rank_that_a_forwarded_signal_ends_before_it_can_answer_has_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ranks = [Process(-15, ends=3), Process(75, ends=5)]
+    with handled() as request, request.collecting(lambda number: None):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert launch._watch(ranks) == 75
+    assert launch._watch([Process(-15), Process(0, ends=3)]) == 1  # nobody had asked for it
+
+
+def test_a_second_ctrl_c_kills_the_ranks_and_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "SAME", 0.2)
+    ranks = [Process(0, ends=10**9, obeys=False) for _ in range(2)]
+    person = threading.Thread(target=twice_ctrl_c, args=(0.6,))
+    with handled() as request:
+        person.start()
+        with pytest.raises(KeyboardInterrupt):
+            launch._watch(ranks)
+        person.join()
+        assert request.interrupted
+    assert [rank.killed for rank in ranks] == [True, True]
+
+
+def test_one_ctrl_c_that_comes_twice_waits_for_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the terminal and from a launcher above this one."""
+    ranks = [Process(75, ends=30, obeys=False) for _ in range(2)]
+    person = threading.Thread(target=twice_ctrl_c, args=(0.1,))
+    with handled():
+        person.start()
+        assert launch._watch(ranks) == 75
+        person.join()
+    assert [rank.killed for rank in ranks] == [False, False]
+
+
+def twice_ctrl_c(pause: float) -> None:
+    time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(pause)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 RANKS = """

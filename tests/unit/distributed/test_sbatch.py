@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from medunifier_cli.distributed.sbatch import WARNING_SECONDS, script
+from tests.folders import ROOT
 
 ARGUMENTS = ["pretrain", "my recipe.yaml", "-o", "name=a b", "--sbatch"]
 
 MU = """#!/bin/bash
 printf '%s\\n' "$@" > arguments
+if [ -n "$EARLY" ]; then kill -"$EARLY" $$; sleep 20; fi
 trap 'echo USR1 > signal; sleep 0.3; exit 75' USR1
 trap 'echo TERM > signal; exit 75' TERM
 if [ -n "$CODE" ]; then exit "$CODE"; fi
@@ -55,6 +57,11 @@ def test_header_asks_for_a_warning_a_requeue_and_room_for_all_processes() -> Non
     assert "requeue" in settings
 
 
+def test_the_script_of_the_documentation_is_the_one_that_is_printed() -> None:
+    page = (ROOT / "docs" / "slurm.md").read_text(encoding="utf-8")
+    assert f"```bash\n{script(['pretrain', 'full', '--sbatch'], 'full', 4, 8)}```" in page
+
+
 @pytest.mark.parametrize("name", ["USR1", "TERM"])
 def test_a_signal_reaches_mu_and_the_job_is_requeued_once_it_has_saved(job: Path, name: str) -> None:
     process = start(job)
@@ -67,6 +74,49 @@ def test_a_signal_reaches_mu_and_the_job_is_requeued_once_it_has_saved(job: Path
     assert (job / "signal").read_text() == f"{name}\n"
     assert (job / "requeued").read_text() == "requeue 17\n"
     assert (job / "arguments").read_text().splitlines() == ARGUMENTS[:-1]
+
+
+def in_the_shell(job: Path, line: str) -> None:
+    """Put a command into the script, just before it starts `mu`."""
+    text = (job / "job.sh").read_text()
+    assert text.count("\nmu pretrain") == 1
+    (job / "job.sh").write_text(text.replace("\nmu pretrain", f"\n{line}\nmu pretrain"))
+
+
+@pytest.mark.parametrize("name", ["USR1", "TERM"])
+def test_a_signal_before_there_is_a_mu_is_not_lost(job: Path, name: str) -> None:
+    """It ends `mu` before that can answer, or is answered; the job is queued again either way."""
+    in_the_shell(job, f"kill -{name} $$")
+    assert start(job).wait(timeout=60) == 75
+    assert (job / "requeued").read_text() == "requeue 17\n"
+
+
+@pytest.mark.parametrize(("name", "code"), [("USR1", 138), ("TERM", 143)])
+def test_a_mu_that_the_signal_ends_before_it_answers_is_requeued_if_the_job_was_warned(
+    job: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+) -> None:
+    monkeypatch.setenv("EARLY", name)
+    assert start(job).wait(timeout=60) == code  # by whoever it was, it was not the end of the job's time
+    assert not (job / "requeued").exists()
+    in_the_shell(job, f"warned={name}")
+    assert start(job).wait(timeout=60) == 75
+    assert (job / "requeued").exists()
+
+
+def test_the_code_is_that_of_mu_where_the_signal_comes_as_it_ends(job: Path) -> None:
+    """`wait` then returns the number of the signal, and there is no process any more to wait for."""
+    (job / "bin" / "mu").write_text("#!/bin/bash\ntrap '' USR1\nkill -USR1 $PPID\nsleep 0.2\n")
+    text = (job / "job.sh").read_text()
+    (job / "job.sh").write_text(text.replace("\nwhile kill", "\nsleep 1\nwhile kill"))
+    assert start(job).wait(timeout=60) == 0
+    assert not (job / "requeued").exists()
+
+
+def test_fresh_holds_for_the_first_start_of_a_job(job: Path) -> None:
+    """`--fresh` itself would start over whenever the job is queued again."""
+    (job / "job.sh").write_text(script([*ARGUMENTS, "--fresh"], "demo", 2, 3))
+    assert start(job, "0").wait(timeout=60) == 0
+    assert (job / "arguments").read_text().splitlines() == [*ARGUMENTS[:-1], "--fresh-in-job", "17"]
 
 
 @pytest.mark.parametrize("code", ["0", "1"])

@@ -147,6 +147,7 @@ CHANGES = {
     "name": "other", "data.workers": "0", "data.shards": "/elsewhere", "train.processes": "3",
     "train.log_every": "7", "train.valid_every": "7", "train.valid_batches": "7",
     "train.checkpoint_every": "7", "train.keep": "7", "train.tensorboard": "false",
+    "train.skip_limit": "7",
 }  # fmt: skip
 
 
@@ -224,3 +225,67 @@ def test_a_file_system_without_locks_costs_one_line(
     with Run(tmp_path / "a").locked():
         (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"mu: {tmp_path / 'a'}: the file system has no locks ({os.strerror(number)}); ")
+
+
+LOWER = ("optim.peak_lr=5e-5", "optim.warmup_lr=0")
+
+
+def test_a_run_that_ended_because_of_nan_may_go_on_with_lower_rates(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    begin(run, tiny_recipe())
+    with pytest.raises(CheckpointError, match=r"optim\.peak_lr was 0\.0001, now 5e-05"):
+        begin(run, tiny_recipe(*LOWER))  # not without need
+    begin(run, tiny_recipe())
+    run.note_not_finite(7)
+    for other in ("optim.peak_lr=2e-4", "train.seed=9", "optim.clip_norm=0", "optim.beta1=0.5"):
+        with pytest.raises(CheckpointError, match="was started with another recipe"):
+            begin(run, tiny_recipe(*LOWER, other))
+    begin(run, tiny_recipe())  # as it would end again, the rates may still be lowered after it
+    begin(run, tiny_recipe(*LOWER, "optim.clip_norm=0.5"))
+    starts = json.loads(run.provenance.read_text())["starts"]
+    assert [start.get("not_finite") for start in starts] == [None, {"step": 7, "dead_end": ""}, None, None]
+    assert starts[-1]["lowered"] == {
+        "optim.clip_norm": [1.0, 0.5], "optim.peak_lr": [1e-4, 5e-5], "optim.warmup_lr": [1e-5, 0.0],
+    }  # fmt: skip
+    begin(run, tiny_recipe(*LOWER, "optim.clip_norm=0.5"))  # from now on that is the recipe
+    with pytest.raises(CheckpointError, match=r"optim\.peak_lr was 5e-05, now 0\.0001"):
+        begin(run, tiny_recipe())
+    with pytest.raises(CheckpointError, match=r"optim\.peak_lr was 5e-05, now 1e-05"):
+        begin(run, tiny_recipe(*LOWER, "optim.clip_norm=0.5", "optim.peak_lr=1e-5"))  # once for each end
+
+
+def test_a_run_of_a_version_without_some_keys_goes_on(tmp_path: Path) -> None:
+    """What it did then is the default now; any other value is another recipe."""
+    run = Run(tmp_path / "a")
+    begin(run, tiny_recipe())
+    old = [line for line in run.recipe.read_text().splitlines(True) if "clip_norm" not in line]
+    run.recipe.write_text("".join(old))
+    begin(run, tiny_recipe())
+    with pytest.raises(CheckpointError, match=r"optim\.clip_norm was 1\.0, now 2\.0"):
+        begin(run, tiny_recipe("optim.clip_norm=2.0"))
+
+
+def test_a_checkpoint_that_led_nowhere_is_refused_once_the_rates_are_lower(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    assert run.dead_ends() == set()
+    begin(run, tiny_recipe())
+    run.note_not_finite(7, "abc")
+    begin(run, tiny_recipe())
+    assert run.dead_ends() == set(), "with the same rates it may have been the data"
+    begin(run, tiny_recipe(*LOWER))
+    assert run.dead_ends() == {"abc"}
+    run.note_not_finite(5, "def")
+    begin(run, tiny_recipe(*LOWER))
+    assert run.dead_ends() == {"abc"}
+
+
+def test_a_start_that_was_killed_while_it_lowered_the_rates_may_be_made_again(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    begin(run, tiny_recipe())
+    run.note_not_finite(7, "abc")
+    old = run.recipe.read_text()
+    begin(run, tiny_recipe(*LOWER))
+    run.recipe.write_text(old)
+    begin(run, tiny_recipe(*LOWER))
+    assert run.recipe.read_text() != old
+    assert run.dead_ends() == {"abc"}

@@ -13,6 +13,7 @@ from medunifier_cli.distributed import group, launch
 from medunifier_cli.errors import MuError
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.stages import start as start_module
 from medunifier_cli.stages.start import StartOptions
 
 PLAIN = StartOptions((), "", None, fresh=False, sbatch=False)
@@ -100,6 +101,40 @@ def test_fresh_keeps_the_old_run_under_another_name_and_says_so(
     assert capsys.readouterr().err == f"mu: {runs}/demo is now {runs}/demo.old-1\n"
 
 
+def test_a_job_starts_over_once_however_often_it_is_queued_again(
+    runs: Path, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old_run(runs)
+    in_job = dataclasses.replace(PLAIN, job="17")
+    for _ in range(3):
+        in_job.start(calls.train, recipe(), "demo")
+    assert sorted(os.listdir(runs)) == ["demo", "demo.old-1"]
+    assert (runs / "demo.old-1" / "recipe.yaml").is_file()
+    assert capsys.readouterr().err == f"mu: {runs}/demo is now {runs}/demo.old-1\n"
+    dataclasses.replace(PLAIN, job="18").start(calls.train, recipe(), "demo")  # the same script, sent again
+    assert (runs / "demo.old-2").is_dir()
+    dataclasses.replace(PLAIN, job="18", fresh=True).start(calls.train, recipe(), "demo")
+    assert (runs / "demo.old-3").is_dir()
+
+
+def test_a_job_that_is_stopped_before_its_run_began_starts_over_when_it_is_queued_again(
+    runs: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old_run(runs)
+    in_job = dataclasses.replace(PLAIN, job="17")
+    with monkeypatch.context() as patch:
+        patch.setattr(start_module, "write_text", killed)  # the old run is away, and the mark not there yet
+        with pytest.raises(KeyboardInterrupt):
+            in_job.start(calls.train, recipe(), "demo")
+    in_job.start(calls.train, recipe(), "demo")
+    assert not (runs / "demo" / "recipe.yaml").exists()
+    assert (runs / "demo.old-1" / "recipe.yaml").is_file()
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_without_fresh_an_old_run_stays(runs: Path, calls: Calls) -> None:
     old_run(runs)
     PLAIN.start(calls.train, recipe(), "demo")
@@ -136,7 +171,7 @@ def test_sbatch_prints_a_script_and_touches_nothing(
     options = dataclasses.replace(PLAIN, sbatch=True, fresh=True)
     options.start(calls.train, recipe(4), "demo", workers=2)
     text = capsys.readouterr().out
-    assert "\nmu pretrain demo --fresh &\n" in text
+    assert '\nmu pretrain demo --fresh-in-job "$SLURM_JOB_ID" &\n' in text
     assert "#SBATCH --gpus-per-node=4\n" in text
     assert "#SBATCH --cpus-per-task=12\n" in text
     assert (calls.trained, os.listdir(runs)) == ([], ["demo"])

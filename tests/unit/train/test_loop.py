@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.errors import CheckpointError, MuError, Stopped
+from medunifier_cli.errors import CheckpointError, Stopped
 from medunifier_cli.recipe.schema_train import LoopConfig, OptimConfig
 from medunifier_cli.run.record import Run
-from medunifier_cli.train.loop import Values, fit
+from medunifier_cli.terminal import progress
+from medunifier_cli.train.loop import fit
+from medunifier_cli.train.stage import Values
+from medunifier_cli.train.stop import Watch
 
 STEPS, POINTS = 6, 8
 
@@ -43,9 +48,12 @@ class LineStage:
 
     samples, shown, steps = "points", ("total", "slope"), STEPS
 
-    def __init__(self, micro_batches: int = 1, dropout: float = 0.5, signal_at: int = -1) -> None:
+    def __init__(
+        self, micro_batches: int = 1, dropout: float = 0.5, signal_at: int = -1, signal_in: int = -1
+    ) -> None:
         self.module: nn.Module = Line()
         self.micro_batches, self.dropout, self.signal_at = micro_batches, dropout, signal_at
+        self.signal_in = signal_in
         self.calls: list[str] = []
         self.validated = torch.tensor(0)
         self.source = "generated"
@@ -77,9 +85,12 @@ class LineStage:
         self.calls.append("doubt")
         return "the slope is odd"
 
-    def validate(self, step: int) -> Mapping[str, float]:
+    def validate(self, step: int, watch: Watch = iter) -> Mapping[str, float]:
         assert not self.module.training
-        torch.rand(1)  # a validation that draws must not change training
+        for batch in watch(range(3)):
+            torch.rand(1)  # a validation that draws must not change training
+            if step == self.signal_in and batch == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
         self.calls.append(f"validate {step}")
         self.validated = torch.tensor(step)
         return {"total": 0.25, "slope": float(self.line.slope)}
@@ -175,6 +186,65 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
     assert lines(whole) == lines(parts)
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_signal_ends_a_validation_which_is_made_up_for(
+    tmp_path: Path, accelerator: Accelerator, step: int, keep: int
+) -> None:
+    """Of a step between and of the last one, whose checkpoint must hold what the validation changes."""
+    settings = dataclasses.replace(SETTINGS, keep=keep)
+    whole, parts = new_run(tmp_path / "whole"), new_run(tmp_path / "parts")
+    fit(LineStage(), whole, accelerator, settings, OPTIM)
+    for _ in range(2):  # the second time in the one that is made up for
+        stopped = LineStage(signal_in=step)
+        with pytest.raises(Stopped, match=rf"^stopped by SIGUSR1 after step {step} of 6; the checkpoint is"):
+            fit(stopped, parts, accelerator, settings, OPTIM)
+        assert f"validate {step}" not in stopped.calls
+        assert ("valid", step) not in [(line["event"], line["step"]) for line in lines(parts)]
+        assert store.steps(parts.checkpoints)[-1] == step
+    fit(LineStage(), parts, accelerator, settings, OPTIM)
+    assert lines(whole) == lines(parts)
+    assert files(whole.checkpoints) == files(parts.checkpoints)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_killed_validation_that_is_made_up_for_is_logged_once(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = new_run(tmp_path / "whole"), new_run(tmp_path / "parts")
+    fit(LineStage(), whole, accelerator, SETTINGS, OPTIM)
+    with pytest.raises(Stopped):
+        fit(LineStage(signal_in=6), parts, accelerator, SETTINGS, OPTIM)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "save", interrupted)  # between its line in the log and its checkpoint
+        with pytest.raises(KeyboardInterrupt):
+            fit(LineStage(), parts, accelerator, SETTINGS, OPTIM)
+    assert lines(parts)[-1]["event"] == "valid"
+    fit(LineStage(), parts, accelerator, SETTINGS, OPTIM)
+    assert lines(whole) == lines(parts)
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_signal_in_the_last_step_leaves_the_measurement_to_the_next_start(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    run = new_run(tmp_path / "run")
+    with pytest.raises(Stopped, match="after step 6 of 6"):
+        fit(LineStage(signal_at=5), run, accelerator, SETTINGS, OPTIM)
+    calls = []
+    for _ in range(2):
+        stage = LineStage()
+        assert fit(stage, run, accelerator, SETTINGS, OPTIM) == 0
+        calls.append(stage.calls)
+    assert calls == [["validate 6"], []]
+
+
 def test_lines_after_the_last_checkpoint_are_cut_off_when_a_killed_run_is_resumed(
     tmp_path: Path, accelerator: Accelerator
 ) -> None:
@@ -212,23 +282,6 @@ def test_micro_batches_average_to_the_whole_batch(tmp_path: Path, accelerator: A
     assert logs[0][0]["grad_norm"] > 0.1
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(
-    tmp_path: Path, accelerator: Accelerator
-) -> None:
-    class Diverging(LineStage):
-        def step(self, module: nn.Module, batch: Tensor, step: int, micro: int) -> tuple[Values, Values]:
-            losses, monitors = super().step(module, batch, step, micro)
-            return {**losses, "total": losses["total"] * (torch.inf if step == 3 else 1)}, monitors
-
-    run = new_run(tmp_path / "run")
-    with pytest.raises(MuError, match=r"not a number at step 4; step 3's checkpoint is kept.*learning rate"):
-        fit(Diverging(), run, accelerator, SETTINGS, OPTIM)
-    newest = store.newest(run.checkpoints)
-    assert newest is not None
-    assert newest.step == 3
-    assert all(bool(tensor.isfinite().all()) for tensor in newest.tensors["model"].values())
-
-
 def test_weights_that_the_checkpoint_does_not_hold_must_be_the_same(
     tmp_path: Path, accelerator: Accelerator
 ) -> None:
@@ -255,6 +308,21 @@ def test_the_progress_line_shows_what_the_stage_names_and_no_more(
     assert len(shown) == len(expected)
     for line, pattern in zip(shown, expected, strict=True):
         assert re.fullmatch(pattern, line), line
+
+
+def test_a_line_between_two_of_the_log_says_which_step_its_numbers_are_of(
+    tmp_path: Path,
+    accelerator: Accelerator,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_EVERY", 0.0)
+    fit(LineStage(), new_run(tmp_path / "run"), accelerator, replace(SETTINGS, log_every=4), OPTIM)
+    shown = [line.split("  ")[:2] for line in capsys.readouterr().err.splitlines() if "valid" not in line]
+    assert shown == [
+        ["step 1/6", "train"], ["step 2/6", "train at step 1"], ["step 3/6", "train at step 1"],
+        ["step 4/6", "train"], ["step 5/6", "train at step 4"], ["step 6/6", "train"],
+    ]  # fmt: skip
 
 
 def test_each_step_has_the_learning_rate_of_the_schedule(tmp_path: Path, accelerator: Accelerator) -> None:

@@ -21,7 +21,9 @@ from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.objectives.pretraining import PretrainingLoss
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.pretrain import Pretraining
-from medunifier_cli.train.loop import Values, fit
+from medunifier_cli.train.loop import fit
+from medunifier_cli.train.stage import Values
+from medunifier_cli.train.stop import Watch
 from tests.hand_made import WORDS, HandMade, write_split
 from tests.tiny import tiny_recipe
 
@@ -103,7 +105,7 @@ def test_steps_are_in_the_recipes_precision_and_validation_is_not(
         def doubt(self, numbers: Any) -> str:
             return ""
 
-        def validate(self, step: int) -> dict[str, float]:
+        def validate(self, step: int, watch: Watch = iter) -> dict[str, float]:
             self.module.where = "validate"
             value = float(self.module(torch.ones(2, 3)).sum())
             self.module.where = "step"

@@ -1,0 +1,56 @@
+"""What the training loop asks of a stage: pre-training, fine-tuning or fitting priors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from medunifier_cli.train.stop import Watch
+
+Values = dict[str, Tensor]
+
+
+class Stage(Protocol):
+    """What the loop needs from pre-training, fine-tuning or a prior."""
+
+    steps: int
+    """Optimiser steps of the whole run."""
+    samples: str
+    """What a batch holds, in the plural: the progress line counts these per second."""
+    shown: tuple[str, ...]
+    """Losses and monitors on the progress line, in order; all others are in `log.jsonl` alone."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained. `step` gets it back as an argument, wrapped where there are several ranks."""
+
+    def start(self) -> None:
+        """Load the weights that a new run starts from. Not called where a checkpoint is resumed."""
+
+    def scale(self, name: str) -> float:
+        """Factor on the learning rate of a parameter of `module`."""
+
+    def batches(self, first_step: int) -> Iterator[list[Any]]:
+        """For each step from `first_step` on, this rank's micro-batches."""
+
+    def step(self, module: nn.Module, batch: Any, step: int, micro: int) -> tuple[Values, Values]:
+        """Forward pass -> losses (with `total`) and monitors; their averages over ranks are global."""
+
+    def validate(self, step: int, watch: Watch) -> Mapping[str, float]:
+        """Numbers on the validation split, the same on every rank; empty without such a split.
+
+        Its batches go through `watch`, equally many on every rank: a signal ends it at any of them, so it
+        changes nothing before the last. Called outside of mixed precision: numbers are those that the
+        restored weights give.
+        """
+
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """Weights and buffers that a checkpoint must hold."""
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load the tensors that `checkpoint_tensors` returned."""
+
+    def facts(self) -> dict[str, Any]:
+        """JSON for the checkpoint: sources and hashes of weights that it does not hold."""
