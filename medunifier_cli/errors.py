@@ -24,6 +24,8 @@ class MuError(Exception):
     """
 
     exit_code = 1
+    reported = False
+    """Another rank has printed the line, or will: one for all ranks, however many there are."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(one_line(message))
@@ -62,6 +64,10 @@ class CheckpointError(MuError):
     """A run or checkpoint that is missing, damaged or belongs to another model."""
 
 
+class GroupError(MuError):
+    """Ranks that differ, or one that failed, died or hangs."""
+
+
 class MissingWeightsError(MuError):
     """Pre-trained weights that are not on this machine; `mu` never downloads them itself."""
 
@@ -79,7 +85,7 @@ def explain(error: BaseException) -> tuple[list[str], int]:
     data.
     """
     if isinstance(error, MuError):
-        return [str(error) or type(error).__name__], error.exit_code
+        return [] if error.reported else [str(error) or type(error).__name__], error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return ["interrupted"], INTERRUPTED
     if isinstance(error, OSError):

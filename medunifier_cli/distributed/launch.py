@@ -15,10 +15,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from medunifier_cli.errors import MuError
+from medunifier_cli.errors import INTERRUPTED, MuError
+from medunifier_cli.terminal.say import say
 
 GRACE = 5.0
-"""Seconds between asking the other ranks to stop, once one has failed, and killing them."""
+"""Seconds that the other ranks have to end by themselves, once one has failed, before they are asked to;
+after as many again they are killed."""
 # ranks that stop by themselves are given any time: writing a large checkpoint takes minutes
 
 
@@ -73,26 +75,10 @@ class _Rank:
         self.work, self.argv = work, argv
 
     def __call__(self, *arguments: Any) -> None:
-        from medunifier_cli.distributed import world
-        from medunifier_cli.errors import explain
+        from medunifier_cli.distributed.rank import run_rank
 
         sys.argv = self.argv  # the provenance names the command
-        main = os.environ.get("RANK") == "0"
-        code = 0
-        try:
-            self.work(*arguments)
-        except BaseException as error:
-            lines, code = explain(error)
-            # all ranks stop or are interrupted together, and one line is enough; an error may be of one rank
-            if main or code == 1:
-                print("\n".join(f"mu: {line}" for line in lines), file=sys.stderr, flush=True)
-            if "--debug" in self.argv:
-                raise
-        # 75: stopped with a checkpoint saved, and all ranks come to this point together
-        if code in (0, 75):
-            world.leave()
-            sys.exit(code)
-        os._exit(code)  # a failed rank must not wait for the others in a collective operation
+        run_rank(self.work, arguments)
 
 
 def _watch(processes: Sequence[Any]) -> int:
@@ -115,9 +101,14 @@ def _watch(processes: Sequence[Any]) -> int:
             failed = [process.exitcode for process in processes if process.exitcode not in (None, 0, 75)]
             if failed and stopped_at is None:
                 stopped_at = time.monotonic()
+                if line := _cause(processes):
+                    say(line)
+            # they have heard of it and end by themselves, after the line that says why; those that had not
+            # met yet have not
+            if stopped_at is not None and time.monotonic() - stopped_at > GRACE:
                 for process in processes:
                     process.terminate()
-            if stopped_at is not None and time.monotonic() - stopped_at > GRACE:
+            if stopped_at is not None and time.monotonic() - stopped_at > 2 * GRACE:
                 for process in processes:
                     process.kill()  # it waits for the failed rank in a collective: there is nothing to save
             time.sleep(0.05)
@@ -129,6 +120,22 @@ def _watch(processes: Sequence[Any]) -> int:
     if bad:
         return bad[0] if bad[0] > 0 else 1  # below 0: ended by a signal, which is no exit code
     return 75 if 75 in codes else 0
+
+
+def _cause(processes: Sequence[Any]) -> str:
+    """Which rank ended without a word, and how; empty where the rank that failed has said it itself."""
+    # a rank that was killed takes others with it, within one look at them: it comes first
+    for rank, process in enumerate(processes):
+        if process.exitcode is not None and process.exitcode < 0:
+            number = -process.exitcode
+            known = number in set(signal.Signals)
+            name = signal.Signals(number).name if known else f"signal {number}"
+            memory = "; the usual cause is memory: give the job more, or take a smaller train.micro_batch"
+            return f"rank {rank} was killed by {name}{memory if name == 'SIGKILL' else ''}"
+    for rank, process in enumerate(processes):
+        if process.exitcode not in (None, 0, 1, 75, INTERRUPTED):
+            return f"rank {rank} ended with exit code {process.exitcode}, and did not say why"
+    return ""
 
 
 def _free_port() -> str:

@@ -20,13 +20,15 @@ def script(arguments: Sequence[str], name: str, processes: int, workers: int) ->
         processes: GPUs of one node.
         workers: loader processes per rank.
     """
+    # sbatch reads quotes as a shell does, and a per cent sign in a file's name as the start of a pattern
+    job, log = shlex.quote(f"mu-{name}"), shlex.quote(f"mu-{name.replace('%', '%%')}-%j.log")
     command = shlex.join(["mu", *(word for word in arguments if word != "--sbatch")])
     # `--signal=B:` warns the shell alone, so bash starts mu in the background and passes the signal on: bash
     # runs a trap only between commands, and `wait` is the one command that a signal interrupts. As it then
     # returns before mu has ended, it is called until there is no such process.
     return f"""\
 #!/bin/bash
-#SBATCH --job-name=mu-{name}
+#SBATCH --job-name={job}
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
 #SBATCH --gpus-per-node={processes}
@@ -36,7 +38,7 @@ def script(arguments: Sequence[str], name: str, processes: int, workers: int) ->
 #SBATCH --signal=B:USR1@{WARNING_SECONDS}
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=mu-{name}-%j.log
+#SBATCH --output={log}
 
 export HF_HUB_OFFLINE=1
 

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 import click
 
-from medunifier_cli.distributed import group, launch, sbatch, variables
+from medunifier_cli.distributed import group, launch, rank, sbatch, variables
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
-from medunifier_cli.roots import runs_root
+from medunifier_cli.roots import check_run_name, runs_root
 from medunifier_cli.terminal.say import say
 
 AnyRecipe = TypeVar("AnyRecipe", PretrainRecipe, FinetuneRecipe, PriorRecipe)
@@ -69,14 +69,13 @@ class StartOptions:
             workers: loader processes per rank, for the SLURM script.
             fill_in: completes the recipe with what depends on the run folder, before any process starts.
         """
-        name = self.name or default_name
+        name = check_run_name(self.name or default_name)
         folder = runs_root() / name
         in_recipe = recipe.train.processes
         if self.sbatch:
             # the login node that prints the script may have no GPU to count
             click.echo(sbatch.script(sys.argv[1:], name, self.num_processes or in_recipe or 1, workers))
             return
-        from medunifier_cli.distributed import world
         from medunifier_cli.run.record import Run
 
         # before anything imports Accelerate, and in the parent alone: one line, however many ranks
@@ -91,10 +90,9 @@ class StartOptions:
         # rank starts: all must agree on "the newest run", which may change while they start
         if fill_in is not None:
             recipe = fill_in(recipe, folder)
-        processes = 1 if joined else launch.wanted_processes(self.num_processes or 0, in_recipe)
+        if joined:
+            rank.run_rank(train, (recipe, folder))
+        processes = launch.wanted_processes(self.num_processes or 0, in_recipe)
         if processes > 1:
             sys.exit(launch.run_ranks(processes, train, (recipe, folder)))
-        try:
-            train(recipe, folder)
-        finally:
-            world.leave()
+        train(recipe, folder)

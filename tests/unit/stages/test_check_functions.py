@@ -16,7 +16,7 @@ from medunifier_cli.stages.check.finetune import check_finetune
 from medunifier_cli.stages.check.fit_prior import check_fit_prior
 from medunifier_cli.stages.check.pretrain import check_contrast_batch, check_model
 from medunifier_cli.stages.check.shared import Check, check_batch, check_starting_run, run_check
-from medunifier_cli.stages.fit_prior import check_codes
+from medunifier_cli.stages.codes import check_codes
 from tests.tiny import tiny_recipe
 
 
