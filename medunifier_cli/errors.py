@@ -24,6 +24,8 @@ class MuError(Exception):
     """
 
     exit_code = 1
+    of_all_ranks = False
+    """Every rank raises it, after they have told each other."""
     reported = False
     """Another rank has printed the line, or will: one for all ranks, however many there are."""
 

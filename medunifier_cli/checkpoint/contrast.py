@@ -39,8 +39,8 @@ def free_keys(run: Run, recipe: PretrainRecipe) -> tuple[str, ...]:
     ):
         ranks = before * world.size() // now if now else 0
         raise CheckpointError(
-            f"{run.folder}: ITC and ITM contrasted {before} pairs until now, with {world.size()} processes it "
-            f"would be {now}; give --num-processes {ranks}, fit train.micro_batch to it, or allow it with "
+            f"{run.folder}: ITC and ITM contrasted {before} pairs until now, with {world.size()} processes "
+            f"it would be {now}; give --num-processes {ranks}, fit train.micro_batch to it, or allow it with "
             "-o train.change_contrast=true"
         )
     return ()

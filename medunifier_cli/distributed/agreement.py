@@ -55,9 +55,7 @@ def agree(work: Callable[[], tuple[T, Facts]]) -> T:
     result, facts = together(work)
     rows = world.exchange(facts)
     if line := difference(rows):
-        error = GroupError(line)
-        error.reported = not world.is_main()
-        raise error
+        raise _of_all(GroupError(line))
     return result
 
 
@@ -101,5 +99,9 @@ def _raise_any(own: MuError | None, rows: list[list[Any] | None]) -> None:
         line = f"{names(alike)}: {line}"
     error = type(own)(line) if own is not None else GroupError(line)
     error.exit_code = code
-    error.reported = not world.is_main()
-    raise error from own
+    raise _of_all(error) from own
+
+
+def _of_all(error: MuError) -> MuError:
+    error.of_all_ranks, error.reported = True, not world.is_main()
+    return error

@@ -69,6 +69,8 @@ class Lifeline:
         self._peers: dict[int, Peer] = {}
         self._selector = selectors.DefaultSelector()
         self._ended = threading.Event()
+        """The main thread ends this process: nothing more is reported."""
+        self._closed = threading.Event()
         self._lock = threading.Lock()
 
     def listen(self, address: str) -> tuple[socket.socket, str]:
@@ -91,7 +93,7 @@ class Lifeline:
                     hello = json.loads(connection.recv(LONGEST))
                     if not secrets.compare_digest(hello["token"], token):
                         raise ValueError
-                    connection.sendall(b"welcome\n")
+                    connection.sendall(own_name().encode())
                 except (OSError, ValueError, KeyError, TypeError):
                     continue  # not one of ours: a port scan, for example
                 self._add(int(hello["rank"]), connection, str(hello["name"]))
@@ -107,11 +109,11 @@ class Lifeline:
         connection = socket.create_connection((address, int(port)), timeout=CONNECT_LIMIT)
         hello = {"token": token, "rank": self.rank, "name": own_name()}
         connection.sendall(json.dumps(hello).encode())
-        if not connection.recv(
-            LONGEST
-        ):  # an answer first: what follows must not be read as part of the hello
+        # an answer first: what this rank sends next must not be read as a part of its hello
+        name = connection.recv(LONGEST).decode()
+        if not name:
             raise ConnectionResetError
-        self._add(0, connection, f"on {address}")
+        self._add(0, connection, name)
 
     def watch(self) -> None:
         """Begin to watch the connections, in a thread of its own."""
@@ -121,14 +123,20 @@ class Lifeline:
         """Tell the others that this rank ends with an error, which it reports itself, and with which code."""
         self._ended.set()
         self._tell({"failed": self.rank, "code": code})
+        self._outlast()
 
     def leave(self) -> None:
         """Tell the others that this rank is done. Rank 0 goes last: the others meet at its port."""
+        self._outlast()
+        self._ended.set()
+        self._tell({"left": self.rank})
+        self._closed.set()
+
+    def _outlast(self) -> None:
+        """On rank 0: let the others go first, which read from its process: torch complains if it is gone."""
         deadline = time.monotonic() + GRACE
         while self.rank == 0 and self._peers and not self.verdict and time.monotonic() < deadline:
             time.sleep(0.01)
-        self._ended.set()
-        self._tell({"left": self.rank})
 
     def await_verdict(self) -> str:
         """Why a collective operation failed, as the thread finds out within `GRACE`; empty if it does not."""
@@ -145,7 +153,7 @@ class Lifeline:
     def _watch(self) -> None:
         looked = told = time.monotonic()
         own = Peer(None, own_name(), looked)
-        while not self._ended.is_set():
+        while not self._closed.is_set():
             ready = [key.data for key, _ in self._selector.select(self._beat / 4)]
             if not self._peers:
                 time.sleep(self._beat / 4)  # `select` does not wait for nothing
@@ -161,7 +169,8 @@ class Lifeline:
                 told = now
                 self._tell({"progress": self.progress})
             own.heard, own.progress = now, self.progress
-            self._look_for_hanging(own, now)
+            if not self._ended.is_set():
+                self._look_for_hanging(own, now)
 
     def _read(self, rank: int) -> None:
         """Take what has come from a rank."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -28,10 +29,14 @@ class Meeting:
     Args:
         rank: of this process.
         ranks: how many there are.
+
+    Attributes:
+        lost: says why the group has ended, once it has; nobody is waited for then.
     """
 
     def __init__(self, rank: int, ranks: int) -> None:
         self.rank, self.ranks = rank, ranks
+        self.lost: Callable[[], str] = lambda: ""
         # a connection of its own: torch's waits block the one they use
         store = TCPStore(
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
@@ -63,6 +68,10 @@ class Meeting:
                     "GPU and file systems there; the same command resumes"
                 )
                 error.reported = self.rank != min(set(range(self.ranks)) - set(away))
+                raise error
+            if why := self.lost():
+                error = GroupError(why)
+                error.reported = True
                 raise error
             time.sleep(pause)
             pause = min(2 * pause, LOOK[1])

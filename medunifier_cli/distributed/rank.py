@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from medunifier_cli.errors import explain
+from medunifier_cli.errors import MuError, Stopped, explain
 
 
 def run_rank(work: Callable[..., None], arguments: Sequence[Any]) -> NoReturn:
@@ -20,23 +20,23 @@ def run_rank(work: Callable[..., None], arguments: Sequence[Any]) -> NoReturn:
     from medunifier_cli.distributed import world
 
     lines: list[str] = []
-    code = 0
+    code, agreed = 0, True
     try:
         work(*arguments)
     except BaseException as error:
         lines, code = explain(error)
-        # asked first, as rank 0's thread may still wait for its next look at the connections
-        if world.why_lost(error):
-            lines, code = [], 1
+        agreed = isinstance(error, MuError) and (error.of_all_ranks or isinstance(error, Stopped))
+        if not agreed and world.why_lost(error):
+            lines, code = [], 1  # not of this rank: the one to blame has been named
         # all ranks stop or are interrupted together, and one line is enough; an error may be of one rank
-        if not world.is_main() and code != 1:
-            lines = []
+        if not world.is_main():
+            lines = [f"rank {world.rank()}: {line}" for line in lines] if code == 1 else []
         if "--debug" in sys.argv:
             traceback.print_exc()
     for line in lines:
         print(f"mu: {line}", file=sys.stderr, flush=True)
-    # 75: stopped with a checkpoint saved, and all ranks come to this point together
-    if code in (0, 75):
+    # the work is done, or stopped with a checkpoint saved, or all know why not: they come here together
+    if agreed:
         world.leave()
         sys.exit(code)
     world.fail(code)

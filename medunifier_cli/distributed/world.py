@@ -68,6 +68,7 @@ def join(timeout: float) -> None:
             "dies or hangs, that is noticed late, by torch's own time-out"
         )
     _place.lifeline = lifeline
+    meeting.lost = lambda: lifeline.verdict
     lifeline.watch()
 
 
