@@ -21,6 +21,7 @@ from medunifier_cli.terminal.say import say
 GRACE = 5.0
 """Seconds that the other ranks have to end by themselves, once one has failed, before they are asked to;
 after as many again they are killed."""
+QUIET = "ignore:resource_tracker:UserWarning"
 # ranks that stop by themselves are given any time: writing a large checkpoint takes minutes
 
 
@@ -57,6 +58,8 @@ def run_ranks(processes: int, work: Callable[..., None], arguments: Sequence[Any
         world_size=processes, master_addr="127.0.0.1", master_port=_free_port(), mixed_precision="no",
         # PrepareForLaunch's rank is NPROC * NODE_RANK + number, and clusters export both for their own use
         nproc=processes, node_rank=0,
+        # of a killed rank, Python's own tracker of semaphores would say more than the line that names it
+        pythonwarnings=",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), QUIET))),
     ):  # fmt: skip
         # `spawn`, as CUDA does not survive a fork. "MULTI_GPU" makes PrepareForLaunch set the variables of a
         # rank; the backend itself is chosen later, by the devices there are.

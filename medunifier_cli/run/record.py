@@ -48,6 +48,13 @@ class Run:
         self.checkpoints = folder / "checkpoints"
         self.results = folder / "results"
         self.samples = folder / "samples"
+        self.cache = folder / "cache"
+
+    @property
+    def writable(self) -> bool:
+        """Whether this user may write results and caches of the run; reading needs no such right."""
+        paths = (self.folder, self.results, self.cache)
+        return all(os.access(path, os.W_OK) for path in paths if path.exists())
 
     def begin(
         self, recipe: Any, data: Mapping[str, Any], command: list[str], *,

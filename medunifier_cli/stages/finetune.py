@@ -205,7 +205,7 @@ def run_finetuning(recipe: FinetuneRecipe, folder: Path) -> None:
         images = {part.role: open_samples(samples[part.role], part) for part in parts}
         sources: Mapping[str, Source] = images
         if recipe.model.freeze:
-            sources = _features(trained, recipe, images)
+            sources = _features(trained, recipe, images, run)
         samples_hash = sha256(run.folder / SAMPLES)
         stage = Finetuning(recipe, task, trained, sources, samples_hash, accelerator.device)
         train = samples["train"]
@@ -231,12 +231,12 @@ def _samples(recipe: FinetuneRecipe, run: Run, task: Task, parts: list[Part]) ->
 
 
 def _features(
-    trained: PretrainedRun, recipe: FinetuneRecipe, images: Mapping[str, LabelledImages]
+    trained: PretrainedRun, recipe: FinetuneRecipe, images: Mapping[str, LabelledImages], run: Run
 ) -> dict[str, LabelledFeatures]:
     """The queries of all samples, computed by the main rank unless they are cached."""
     features = {}
     for role, source in images.items():
-        path = features_file(trained, source, recipe.data.dataset)
+        path = features_file(trained, source, recipe.data.dataset, run)
         if world.is_main():
             encoder = Classifier(trained.model, nn.Identity(), freeze=True)
             compute_features(trained, encoder, source, path, recipe.data.workers)
