@@ -99,7 +99,9 @@ def _watch(processes: Sequence[Any]) -> int:
         number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     }
     try:
-        while any(process.is_alive() for process in processes):
+        alive = True
+        while alive:  # the last rank to end is looked at too
+            alive = any([process.is_alive() for process in processes])
             # 75 is no failure: ranks that were asked to stop end one after the other
             failed = [process.exitcode for process in processes if process.exitcode not in (None, 0, 75)]
             if failed and stopped_at is None:
@@ -114,7 +116,7 @@ def _watch(processes: Sequence[Any]) -> int:
             if stopped_at is not None and time.monotonic() - stopped_at > 2 * GRACE:
                 for process in processes:
                     process.kill()  # it waits for the failed rank in a collective: there is nothing to save
-            time.sleep(0.05)
+            time.sleep(0.05 if alive else 0.0)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

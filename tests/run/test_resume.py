@@ -133,7 +133,8 @@ def test_two_ranks_really_run(mu: Mu, recipe: Path, shards: Path, tmp_path: Path
         "pretrain", recipe, "-o", f"data.shards={shards}", "--num-processes", 2, "-o", "train.steps=2"
     )
     assert code == 0, printed
-    assert "on 2 cpu processes" in printed
+    assert "contrast within 8 pairs; 2 steps of 8 on 2 cpu processes" in printed
+    assert "FutureWarning" not in printed
     checkpoint = store.newest(tmp_path / "runs" / "small" / "checkpoints")
     assert checkpoint is not None
     assert checkpoint.facts["ranks"] == 2
