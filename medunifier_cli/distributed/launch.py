@@ -99,9 +99,9 @@ def _watch(processes: Sequence[Any]) -> int:
         number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     }
     try:
-        alive = True
-        while alive:  # the last rank to end is looked at too
-            alive = any([process.is_alive() for process in processes])
+        alive = list(processes)
+        while alive:  # the last one to end is looked at too
+            alive = [process for process in processes if process.is_alive()]
             # 75 is no failure: ranks that were asked to stop end one after the other
             failed = [process.exitcode for process in processes if process.exitcode not in (None, 0, 75)]
             if failed and stopped_at is None:

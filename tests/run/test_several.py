@@ -59,7 +59,7 @@ def test_a_run_that_was_moved_and_renamed_is_measured(elsewhere: Path) -> None:
     code, printed = small_run.call(elsewhere, "retrieve", "--run", "shared", "--split", "test")
     assert code == 0, printed
     assert str(elsewhere) not in (elsewhere / "runs" / "shared" / "recipe.yaml").read_text()
-    assert any(name.startswith("results/retrieve") for name in files(elsewhere / "runs" / "shared"))
+    assert any(name.startswith("results/retrieval") for name in files(elsewhere / "runs" / "shared"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

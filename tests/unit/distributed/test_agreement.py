@@ -27,7 +27,7 @@ def test_who_differs_in_what() -> None:
     assert line.startswith("rank 2 differs from rank 0 in the recipe: optim.peak_lr 0.001, not 0.0001; start")
     both = [FACTS, facts(a=1, b=2, c=3, d=4), facts(a=1, b=2, c=3, d=4)]
     assert difference(both).startswith(
-        "ranks 1 and 2 differ from rank 0 in the recipe: a 1, not none; b 2, not none; c 3, not none and 1 more"
+        "ranks 1 and 2 differ from rank 0 in the recipe: a 1, not none; b 2, not none; c 3, not none and 1 m"
     )
     assert "rank 1 differs from rank 0 in the code: torch none, not 2.9;" in difference(
         [FACTS, {"the recipe": FACTS["the recipe"]}]
