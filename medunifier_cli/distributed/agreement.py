@@ -52,6 +52,7 @@ def agree(work: Callable[[], tuple[T, Facts]]) -> T:
         MuError: the work failed on some rank.
         GroupError: the facts differ.
     """
+    # first that all can start at all: a rank without shards has no facts to compare
     result, facts = together(work)
     rows = world.exchange(facts)
     if line := difference(rows):

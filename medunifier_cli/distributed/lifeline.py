@@ -65,6 +65,7 @@ class Lifeline:
         """Why the group has ended; empty as long as it has not."""
         self.progress = 0
         """Number of steps and collective operations that the main thread has begun: alike on all ranks."""
+        # several beats must fit into the time-out, or one that is late would end a run that is well
         self._beat = min(BEAT, timeout / 4)
         self._peers: dict[int, Peer] = {}
         self._selector = selectors.DefaultSelector()
@@ -117,6 +118,7 @@ class Lifeline:
 
     def watch(self) -> None:
         """Begin to watch the connections, in a thread of its own."""
+        # a daemon: the end of the main thread must not wait for it
         threading.Thread(target=self._watch, daemon=True, name="lifeline").start()
 
     def fail(self, code: int) -> None:
@@ -140,6 +142,7 @@ class Lifeline:
 
     def await_verdict(self) -> str:
         """Why a collective operation failed, as the thread finds out within `GRACE`; empty if it does not."""
+        # the main thread has the error of its own collective operation first, by some milliseconds
         deadline = time.monotonic() + GRACE
         while not self.verdict and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -188,6 +191,7 @@ class Lifeline:
             self._lost(rank, peer, "has died")
             return
         peer.heard = time.monotonic()
+        # a stream has no messages: what is read may end in the middle of one
         *lines, peer.rest = (peer.rest + received).split(b"\n")
         for line in filter(None, lines):
             message: dict[str, Any] = json.loads(line)
@@ -209,6 +213,8 @@ class Lifeline:
         if self.rank != 0 or not self._peers:
             return  # only rank 0 knows how far the others are
         everybody = {0: own, **self._peers}
+        # Since when a rank is behind is counted, not since when it stands still: all stand still while the main
+        # one works and the others wait at a barrier, which counts nothing.
         furthest = max(peer.progress for peer in everybody.values())
         for rank, peer in everybody.items():
             if peer.progress >= furthest:
@@ -244,6 +250,7 @@ class Lifeline:
             say(why)
         if self.rank == 0:  # the others have no connection but this one
             self._tell({"failed": 0, "why": why, "code": code})
+        # the main thread may still get an exception and end in order: it sets `_ended` then
         if not self._ended.wait(GRACE):
             os._exit(code)
 

@@ -56,6 +56,7 @@ class Meeting:
         Raises:
             GroupError: not all came within the limit.
         """
+        # all ranks come to the same exchanges in the same order, so the number alone tells them apart
         self._number += 1
         keys = [f"{self._number}/{rank}" for rank in range(self.ranks)]
         self._store.set(keys[self.rank], json.dumps(value))
@@ -73,6 +74,7 @@ class Meeting:
                 error = GroupError(why)
                 error.reported = True
                 raise error
+            # in Python, where signal handlers run, and not in the store's own wait in C++
             time.sleep(pause)
             pause = min(2 * pause, LOOK[1])
         return [json.loads(self._store.get(key)) for key in keys]

@@ -17,6 +17,7 @@ def run_rank(work: Callable[..., None], arguments: Sequence[Any]) -> NoReturn:
     One line for the whole group says why it failed: of the rank that failed or, where that cannot speak any
     more, of one that notices.
     """
+    # not at the top, as it imports torch: `mu pretrain --help` imports this file
     from medunifier_cli.distributed import world
 
     lines: list[str] = []
