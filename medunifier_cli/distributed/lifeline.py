@@ -213,8 +213,8 @@ class Lifeline:
         if self.rank != 0 or not self._peers:
             return  # only rank 0 knows how far the others are
         everybody = {0: own, **self._peers}
-        # Since when a rank is behind is counted, not since when it stands still: all stand still while the main
-        # one works and the others wait at a barrier, which counts nothing.
+        # Since when a rank is behind is counted, not since when it stands still: all stand still while the
+        # main one works and the others wait at a barrier, which counts nothing.
         furthest = max(peer.progress for peer in everybody.values())
         for rank, peer in everybody.items():
             if peer.progress >= furthest:
