@@ -118,6 +118,9 @@ class Lifeline:
 
     def watch(self) -> None:
         """Begin to watch the connections, in a thread of its own."""
+        # A loader process is a fork of this one, and may outlive it by seconds. As long as it holds a copy of a
+        # connection, the kernel does not close it, and the death of this rank goes unnoticed.
+        os.register_at_fork(after_in_child=self._close_copies)
         # a daemon: the end of the main thread must not wait for it
         threading.Thread(target=self._watch, daemon=True, name="lifeline").start()
 
@@ -152,6 +155,11 @@ class Lifeline:
         connection.settimeout(self._beat)  # for sending: a stopped process does not read
         self._peers[rank] = Peer(connection, name, time.monotonic())
         self._selector.register(connection, selectors.EVENT_READ, rank)
+
+    def _close_copies(self) -> None:
+        for peer in self._peers.values():
+            if peer.connection is not None:
+                peer.connection.close()
 
     def _watch(self) -> None:
         looked = told = time.monotonic()

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from torch._C._distributed_c10d import PrefixStore, TCPStore
-
 from medunifier_cli.errors import GroupError
 
 LOOK = (0.005, 0.25)
@@ -35,6 +33,9 @@ class Meeting:
     """
 
     def __init__(self, rank: int, ranks: int) -> None:
+        # where `torch.distributed` takes them from; not at the top, as not every build of torch has them
+        from torch._C._distributed_c10d import PrefixStore, TCPStore
+
         self.rank, self.ranks = rank, ranks
         self.lost: Callable[[], str] = lambda: ""
         # a connection of its own: torch's waits block the one they use
