@@ -118,8 +118,8 @@ class Lifeline:
 
     def watch(self) -> None:
         """Begin to watch the connections, in a thread of its own."""
-        # A loader process is a fork of this one, and may outlive it by seconds. As long as it holds a copy of a
-        # connection, the kernel does not close it, and the death of this rank goes unnoticed.
+        # A loader process is a fork of this one, and may outlive it by seconds. As long as it holds a copy of
+        # a connection, the kernel does not close it, and the death of this rank goes unnoticed.
         os.register_at_fork(after_in_child=self._close_copies)
         # a daemon: the end of the main thread must not wait for it
         threading.Thread(target=self._watch, daemon=True, name="lifeline").start()
