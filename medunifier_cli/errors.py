@@ -32,6 +32,10 @@ class MuError(Exception):
     """
 
     exit_code = 1
+    of_all_ranks = False
+    """Every rank raises it, after they have told each other."""
+    reported = False
+    """Another rank has printed the line, or will: one for all ranks, however many there are."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(one_line(message))
@@ -118,6 +122,10 @@ class NotFiniteError(CheckpointError):
     """Loss, gradients or weights became NaN or infinite; the last good checkpoint is kept."""
 
 
+class GroupError(MuError):
+    """Ranks that differ, or one that failed, died or hangs."""
+
+
 class MissingWeightsError(MuError):
     """Pre-trained weights that are not on this machine; `mu` never downloads them itself."""
 
@@ -135,7 +143,7 @@ def explain(error: BaseException) -> tuple[list[str], int]:
     data.
     """
     if isinstance(error, MuError):
-        return [str(error) or type(error).__name__], error.exit_code
+        return [] if error.reported else [str(error) or type(error).__name__], error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return ["interrupted"], INTERRUPTED
     if isinstance(error, OSError):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import difflib
 import os
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
-from medunifier_cli.errors import CheckpointError
+from medunifier_cli.errors import CheckpointError, MuError
 from medunifier_cli.terminal.say import say
 
 NEEDS = {"synthesize": "fit-prior", "score": "retrieve"}
 """Verb -> the verb whose output it reads; `pretrain` for all others."""
+
+NAME_CHARACTERS, NAME_BYTES = 100, 200
+"""Longest name of a run; file systems take 255 bytes, and `--fresh` and log files add to it."""
 
 
 def data_root() -> Path:
@@ -22,6 +26,32 @@ def data_root() -> Path:
 def runs_root() -> Path:
     """`$MU_RUNS`; by default `runs/` in the current folder."""
     return Path(os.environ.get("MU_RUNS") or "runs")
+
+
+def check_run_name(name: str) -> str:
+    """The name of a run that is to be trained: of a folder in `runs_root()`, and a word of a job script.
+
+    Raises:
+        MuError: it would lead elsewhere, add lines to a job script, or be taken for an option.
+    """
+    advice = "give the run another name with --run"
+    if not name.strip() or name in (".", ".."):
+        raise MuError(f"a run cannot be named {name!r}; {advice}")
+    if "/" in name or "\\" in name:
+        raise MuError(
+            f"a run's name is no path, but {name!r} has a separator; set MU_RUNS for another folder"
+        )
+    # control characters and line ends, invisible ones, halves of characters
+    if any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in name):
+        raise MuError(f"{name!r} has control characters, which no run's name may have; {advice}")
+    if name.startswith("-") or name != name.strip():
+        raise MuError(f"{name!r} begins with a dash, or begins or ends with a blank; {advice}")
+    if len(name) > NAME_CHARACTERS or len(name.encode()) > NAME_BYTES:
+        raise MuError(
+            f"a run's name of {len(name)} characters is longer than {NAME_CHARACTERS} characters or "
+            f"{NAME_BYTES} bytes; {advice}"
+        )
+    return name
 
 
 def raw_folder(dataset: str) -> Path:

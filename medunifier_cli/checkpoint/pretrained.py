@@ -127,7 +127,9 @@ def starting_run(name: str, verb: str) -> str:
     """
     run = pretrained_run(name, verb)
     check_pretrained(run)
-    return run.folder.name if run.folder.parent == runs_root() else str(run.folder.resolve())
+    # resolved: a path that was given in full may lead into the runs folder as well
+    inside = run.folder.resolve().parent == runs_root().resolve()
+    return run.folder.name if inside else str(run.folder.resolve())
 
 
 def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:

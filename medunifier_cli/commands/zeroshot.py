@@ -74,10 +74,11 @@ def zeroshot(
     outcomes = []
     for one in evaluation.ensembles_of(benchmark.plugin, prompts, count, ensemble, seed):
         outcome = evaluation.measure_zeroshot(trained, benchmark, one)
-        say(
-            f"{benchmark.plugin.name}/{benchmark.split}, prompts {one.name or default}: "
-            f"confusion matrix in {outcome.picture}"
-        )
+        if outcome.picture.exists():  # not so in a run that this user may not write to
+            say(
+                f"{benchmark.plugin.name}/{benchmark.split}, prompts {one.name or default}: "
+                f"confusion matrix in {outcome.picture}"
+            )
         for note in outcome.notes:
             say(note)
         outcomes.append((one, outcome))

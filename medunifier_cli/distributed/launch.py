@@ -20,12 +20,14 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import Any
 
-from medunifier_cli.distributed.rank import run_rank
-from medunifier_cli.errors import MuError
+from medunifier_cli.distributed.rank import run_spawned
+from medunifier_cli.errors import INTERRUPTED, MuError
 from medunifier_cli.stopping import SIGNALS, handled, held
+from medunifier_cli.terminal.say import say
 
 GRACE = 5.0
-"""Seconds between asking the other ranks to stop, once one has failed, and killing them."""
+"""Seconds that the other ranks have to end by themselves, once one has failed, before they are asked to;
+after as many again they are killed."""
 LEFT_BEHIND = 30.0
 """Seconds that ranks may go on once another one has stopped, its checkpoint saved, before they are killed."""
 # ranks that stop by themselves are given any time: writing a large checkpoint takes minutes
@@ -67,7 +69,7 @@ def run_ranks(processes: int, work: Callable[..., None], arguments: Sequence[Any
     task = pickle.dumps((work, tuple(arguments)))
     ranks = [
         context.Process(
-            target=run_rank, args=(number, os.getpid(), sys.argv, multiprocessing.get_start_method(), task)
+            target=run_spawned, args=(number, os.getpid(), sys.argv, multiprocessing.get_start_method(), task)
         )
         for number in range(processes)
     ]
@@ -104,21 +106,26 @@ def _watch(ranks: Sequence[Any]) -> int:
     """Wait for the ranks to end, pass signals on to them, and return the exit code."""
     failed_at = left_at = math.inf
     with _passing_on(ranks) as passed:
-        while any(rank.is_alive() for rank in ranks):
+        alive = True
+        while alive:  # the last one to end is looked at too
+            alive = any(rank.is_alive() for rank in ranks)
             # 75 is no failure: ranks that were asked to stop end one after the other
             codes = [_code(rank, passed) for rank in ranks]
             if failed_at == math.inf and any(code not in (None, 0, 75) for code in codes):
                 failed_at = time.monotonic()
-                for rank in ranks:
-                    rank.terminate()
+                if line := _cause(codes):
+                    say(line)
             if left_at == math.inf and 75 in codes:
                 left_at = time.monotonic()
-                for rank in ranks:
-                    rank.terminate()  # the signal may have come to the other rank alone
+                _terminate(ranks)  # the signal may have come to the other rank alone
+            # they have heard of it and end by themselves, after the line that says why; those that had not
+            # met yet have not
+            if time.monotonic() > failed_at + GRACE:
+                _terminate(ranks)
             # they wait in a collective for a rank that is gone: there is nothing to save
-            if time.monotonic() > min(failed_at + GRACE, left_at + LEFT_BEHIND):
+            if time.monotonic() > min(failed_at + 2 * GRACE, left_at + LEFT_BEHIND):
                 _kill(ranks)
-            time.sleep(0.05)
+            time.sleep(0.05 if alive else 0.0)
     return _group_code([_code(rank, passed) or 0 for rank in ranks], left_at < failed_at)
 
 
@@ -157,6 +164,26 @@ def _code(rank: Any, passed: Sequence[int]) -> int | None:
     """Exit code of a rank, None while it runs; one that ended by a signal that was passed on has stopped."""
     code: int | None = rank.exitcode
     return 75 if code is not None and -code in passed else code
+
+
+def _cause(codes: Sequence[int | None]) -> str:
+    """Which rank ended without a word, and how; empty where the rank that failed has said it itself."""
+    # a rank that was killed takes others with it, within one look at them: it comes first
+    for number, code in enumerate(codes):
+        if code is not None and code < 0:
+            known = -code in set(signal.Signals)
+            name = signal.Signals(-code).name if known else f"signal {-code}"
+            memory = "; the usual cause is memory: give the job more, or take a smaller train.micro_batch"
+            return f"rank {number} was killed by {name}{memory if name == 'SIGKILL' else ''}"
+    for number, code in enumerate(codes):
+        if code not in (None, 0, 1, 75, INTERRUPTED):
+            return f"rank {number} ended with exit code {code}, and did not say why"
+    return ""
+
+
+def _terminate(ranks: Iterable[Any]) -> None:
+    for rank in ranks:
+        rank.terminate()
 
 
 def _kill(ranks: Iterable[Any]) -> None:

@@ -1,4 +1,4 @@
-"""One rank that `launch.run_ranks` started: it ends with its launcher, stops on signals, says why it ended.
+"""Do the work of one rank of several, and end it so that the other ranks, and the user, hear how.
 
 Imports no torch: a rank has to be ready for signals, and for the end of its launcher, before that.
 """
@@ -13,10 +13,10 @@ import signal
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-from medunifier_cli.errors import INTERRUPTED, MuError, Stopped, explain
+from medunifier_cli.errors import INTERRUPTED, MuError, Stopped, explain, traceback_text
 from medunifier_cli.stopping import SIGNALS, StopRequest, as_stop, ignore
 from medunifier_cli.terminal.say import say
 
@@ -28,8 +28,8 @@ LOOK = 1.0
 """Seconds between two looks at whether the launcher is still there, where there is no `prctl`."""
 
 
-def run_rank(number: int, launcher: int, argv: Sequence[str], method: str, work: bytes) -> None:
-    """Do the work of one rank; ends with the exit code that the command line would give.
+def run_spawned(number: int, launcher: int, argv: Sequence[str], method: str, work: bytes) -> NoReturn:
+    """The work of a rank that `launch.run_ranks` started, see `run_rank`.
 
     Called in a new process in which `SIGNALS` are still held back.
 
@@ -46,8 +46,8 @@ def run_rank(number: int, launcher: int, argv: Sequence[str], method: str, work:
     request.quiet = number > 0
     request.install()
     sys.argv = list(argv)
-    code = 0
-    try:
+
+    def do() -> None:
         end_with(launcher)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         multiprocessing.set_start_method(method, force=True)
@@ -57,18 +57,43 @@ def run_rank(number: int, launcher: int, argv: Sequence[str], method: str, work:
 
         # "MULTI_GPU" makes it set the variables of a rank; the backend itself is chosen later, by the devices
         PrepareForLaunch(function, distributed_type="MULTI_GPU")(number, *arguments)
+
+    _end(do, number, launcher)
+
+
+def run_rank(work: Callable[..., None], arguments: Sequence[Any], number: int) -> NoReturn:
+    """Call `work(*arguments)` and end this process with the exit code that the command line would give.
+
+    One line for the whole group says why it failed: of the rank that failed or, where that cannot speak any
+    more, of one that notices.
+    """
+    _end(lambda: work(*arguments), number)
+
+
+def _end(work: Callable[[], None], number: int, launcher: int = 0) -> NoReturn:
+    """Do the work and end; `launcher` is the process that started the rank, 0 where that is none of ours."""
+    code, agreed = 0, True
+    try:
+        work()
     except BaseException as error:
-        code = _report(error, number)
-        if isinstance(as_stop(error), Stopped) and not isinstance(error, MuError):
-            _stop_all(launcher)
-            os._exit(code)  # torch may be imported in part
-    # 75: stopped with a checkpoint saved, and all ranks come to this point together
-    if code in (0, Stopped.exit_code):
+        # A signal that is raised where it comes, in start-up for example, has come to this rank alone as far
+        # as anybody knows; with a checkpoint saved all ranks stop together, and raise `Stopped` themselves.
+        alone = not isinstance(error, MuError) and isinstance(as_stop(error), Stopped)
+        agreed = isinstance(error, MuError) and (error.of_all_ranks or isinstance(error, Stopped))
+        code = _report(error, number, agreed or alone)
+        if alone:
+            _stop_all(launcher, code)
+    # the work is done, or stopped with a checkpoint saved, or all know why not: they come here together
+    if agreed:
         from medunifier_cli.distributed import world
 
         world.leave()
         ignore()
         sys.exit(code)
+    from medunifier_cli.distributed import world
+
+    world.fail(code)
+    sys.stdout.flush()
     os._exit(code)  # a failed rank must not wait for the others in a collective operation
 
 
@@ -90,22 +115,37 @@ def _watch_parent(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _report(error: BaseException, number: int) -> int:
-    """Say on stderr what ended this rank; returns the exit code."""
+def _report(error: BaseException, number: int, known: bool) -> int:
+    """Say on stderr what ended this rank; returns the exit code.
+
+    Args:
+        known: all ranks end by it, or hear of it by a signal: no other rank is to blame.
+    """
     lines, code = explain(as_stop(error))
+    if not known and code not in (Stopped.exit_code, INTERRUPTED):
+        from medunifier_cli.distributed import world
+
+        if world.why_lost(error):
+            lines, code = [], world.lost_code()  # not of this rank: the one to blame has been named
     # all ranks stop or are interrupted together, and one line is enough; an error may be of one rank
     stopped = code in (Stopped.exit_code, INTERRUPTED)
-    if number == 0 or not stopped:
-        for line in lines:
-            say(line)
+    if number > 0:
+        lines = [] if stopped else [f"rank {number}: {line}" for line in lines]
+    for line in lines:
+        say(line)
     if "--debug" in sys.argv and not stopped:
-        traceback.print_exception(error)
+        # not `raise`: Python would print the message as well, which may quote a report
+        print(traceback_text(error), end="", file=sys.stderr)
     sys.stderr.flush()
     return code
 
 
-def _stop_all(launcher: int) -> None:
-    """Have the launcher stop all ranks, where the signal came to this one alone."""
-    if os.getppid() == launcher:
+def _stop_all(launcher: int, code: int) -> NoReturn:
+    """Have all ranks stop, where the signal came to this one alone; torch may be imported in part here."""
+    if launcher and os.getppid() == launcher:
         os.kill(launcher, signal.SIGTERM)
-    time.sleep(HOLD)
+    world: Any = sys.modules.get("medunifier_cli.distributed.world")
+    if hasattr(world, "leave"):  # the last function of the module: it is imported whole
+        world.fail(code)
+    time.sleep(HOLD)  # a launcher signals its processes one after the other
+    os._exit(code)

@@ -24,6 +24,8 @@ def script(arguments: Sequence[str], name: str, processes: int, workers: int) ->
     command = shlex.join(["mu", *(word for word in arguments if word not in ("--sbatch", "--fresh"))])
     if "--fresh" in arguments:
         command += ' --fresh-in-job "$SLURM_JOB_ID"'
+    # sbatch reads quotes as a shell does, and a per cent sign in a file's name as the start of a pattern
+    job, log = shlex.quote(f"mu-{name}"), shlex.quote(f"mu-{name.replace('%', '%%')}-%j.log")
     # `--signal=B:` warns the shell alone, so bash starts mu in the background and passes the signal on: bash
     # runs a trap only between commands, and `wait` is the one command that a signal interrupts. As it then
     # returns before mu has ended, it is called until there is no such process, and once more, as the signal
@@ -32,7 +34,7 @@ def script(arguments: Sequence[str], name: str, processes: int, workers: int) ->
     # and 143: mu got the signal before it had begun to handle any.
     return f"""\
 #!/bin/bash
-#SBATCH --job-name=mu-{name}
+#SBATCH --job-name={job}
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
 #SBATCH --gpus-per-node={processes}
@@ -42,7 +44,7 @@ def script(arguments: Sequence[str], name: str, processes: int, workers: int) ->
 #SBATCH --signal=B:USR1@{WARNING_SECONDS}
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=mu-{name}-%j.log
+#SBATCH --output={log}
 
 # SLURM warns this shell, which passes the signal on; mu saves a checkpoint and exits with 75.
 warned= child=

@@ -1,6 +1,7 @@
 """Collective operations between ranks; the only module that knows how many processes there are.
 
-With one process everything here is the identity, and nothing of `torch.distributed` is called.
+With one process everything here is the identity, and nothing of `torch.distributed` is called. Which rank
+this is stays known after the group has ended: a rank that took itself for the only one would write files.
 
 Gradients: every rank runs `backward` on a loss of its own, and DistributedDataParallel averages the gradients
 over ranks. Losses are scaled so that their *average* over ranks is the loss of one process on the global
@@ -11,21 +12,76 @@ own loss alone, a rank would miss what its features contribute to the losses of 
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from medunifier_cli.distributed.lifeline import Lifeline
+from medunifier_cli.distributed.meeting import Meeting, names
+from medunifier_cli.terminal.say import say
+
+GROUP_WORDS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
+"""Texts of the errors of collective operations, when another rank is gone."""
+
+
+@dataclass
+class _Place:
+    """What this process knows of its group."""
+
+    rank: int = 0
+    size: int = 1
+    meeting: Meeting | None = None
+    lifeline: Lifeline | None = None
+
+
+_place = _Place()
+
+
+def join(timeout: float) -> None:
+    """Meet the other ranks of the group that torch has formed, and begin to watch them; nothing for one rank.
+
+    Args:
+        timeout: seconds after which a rank that is silent or behind ends the run.
+    """
+    if size() == 1 or _place.meeting is not None:
+        return
+    meeting = _place.meeting = Meeting(rank(), size())
+    address = os.environ["MASTER_ADDR"]
+    lifeline = Lifeline(rank(), size(), timeout, launched="FORK_LAUNCHED" in os.environ)
+    away: list[int] = []
+    if is_main():
+        server, place = lifeline.listen(address)
+        meeting.tell("lifeline", place)
+        away = lifeline.accept(server, place)
+    else:
+        try:
+            lifeline.connect(address, meeting.told("lifeline"))
+        except OSError:
+            away = [rank()]
+    if is_main() and away:
+        say(
+            f"warning: {names(away)} cannot reach rank 0 at {address} by another port (a firewall?); if one "
+            "dies or hangs, that is noticed late, by torch's own time-out"
+        )
+    _place.lifeline = lifeline
+    meeting.lost = lambda: lifeline.verdict
+    lifeline.watch()
+
 
 def size() -> int:
     """Number of ranks."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if dist.is_available() and dist.is_initialized():
+        _place.rank, _place.size = dist.get_rank(), dist.get_world_size()
+    return _place.size
 
 
 def rank() -> int:
     """This process, from 0."""
-    return dist.get_rank() if size() > 1 else 0
+    return _place.rank if size() > 1 else 0
 
 
 def is_main() -> bool:
@@ -33,10 +89,17 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def tick() -> None:
+    """Count a step or a collective operation that begins, by which a rank that stays behind is told."""
+    if _place.lifeline is not None:
+        _place.lifeline.progress += 1
+
+
 class _AllSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         total = x.clone(memory_format=torch.contiguous_format)  # all_reduce works in place
+        tick()
         dist.all_reduce(total)
         return total
 
@@ -54,6 +117,7 @@ class _Gather(torch.autograd.Function):
         ctx.rows = x.shape[0]
         # all_gather needs one shape on all ranks, hence equal numbers of rows
         parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size())]
+        tick()
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
@@ -105,10 +169,19 @@ def mean(x: Tensor) -> Tensor:
     return all_sum(x.detach()) / size()
 
 
+def exchange(value: Any, limit: float | None = None) -> list[Any]:
+    """Each rank's value, in order of rank, on all of them; see `Meeting.exchange`."""
+    if size() == 1:
+        return [value]
+    if _place.meeting is None:
+        raise RuntimeError("`join` comes first")
+    gathered: list[Any] = _place.meeting.exchange(value, limit)
+    return gathered
+
+
 def barrier() -> None:
-    """Wait for all ranks."""
-    if size() > 1:
-        dist.barrier()
+    """Wait for all ranks, as long as their processes live: the main rank may have hours of work to do."""
+    exchange(None)
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
@@ -123,11 +196,38 @@ def collect_rows(row: Tensor) -> list[Tensor]:
     if size() == 1:
         return [row]
     parts = [torch.empty_like(row) for _ in range(size())]
+    tick()
     dist.all_gather(parts, row.contiguous())
     return parts
 
 
+def why_lost(error: BaseException) -> str:
+    """The line about the rank that is to blame for an error of this one; empty if it is this one's own."""
+    lifeline = _place.lifeline
+    if lifeline is None:
+        return ""
+    # gloo's own errors are of no class of their own; they are told by their text
+    of_group = isinstance(error, RuntimeError) and (
+        isinstance(error, dist.DistError) or any(word in str(error) for word in GROUP_WORDS)
+    )
+    return lifeline.verdict or (lifeline.await_verdict() if of_group else "")
+
+
+def lost_code() -> int:
+    """Exit code of the rank that `why_lost` tells of."""
+    return _place.lifeline.code if _place.lifeline is not None else 1
+
+
+def fail(code: int) -> None:
+    """Tell the other ranks that this one ends with an error, so that none waits for it."""
+    if _place.lifeline is not None:
+        _place.lifeline.fail(code)
+
+
 def leave() -> None:
-    """Leave the process group; without it gloo aborts at exit."""
+    """Leave the process group, the last of all: without it gloo aborts at exit."""
+    if _place.lifeline is not None:
+        _place.lifeline.leave()
+    _place.meeting = _place.lifeline = None
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

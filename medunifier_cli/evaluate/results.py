@@ -20,6 +20,7 @@ from medunifier_cli.parsing import checked, read_json
 from medunifier_cli.run.provenance import data_facts, versions
 from medunifier_cli.run.record import Run
 from medunifier_cli.scores.bootstrap import Interval, mean_intervals
+from medunifier_cli.terminal.say import say
 
 BASELINE_KEY = "floor"
 """What result files call a metric's baseline; the key is older than the name."""
@@ -116,9 +117,12 @@ class Result:
             "versions": versions(),
             **self.more,
         }
-        make_folder(trained.run.results)
         path = trained.run.results / f"{self.task}-{self.dataset}-{self.split}.json"
-        write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+        if trained.run.writable:
+            make_folder(trained.run.results)
+            write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+        else:  # the run of a colleague: what was measured is printed all the same
+            say(f"{path}: not written, as this user may not write there; copy the run to keep results")
         return path
 
 
@@ -128,9 +132,10 @@ def write_samples(run: Run, task: str, dataset: str, split: str, rows: Iterable[
     Args:
         rows: one mapping per sample, in the order of the split; fits JSON.
     """
-    make_folder(run.results)
     path = run.results / f"{task}-{dataset}-{split}.samples.jsonl"
-    write_text(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+    if run.writable:  # else `Result.write` says so
+        make_folder(run.results)
+        write_text(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
     return path
 
 

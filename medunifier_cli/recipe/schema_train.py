@@ -81,6 +81,9 @@ class LoopConfig:
     skip_limit: Count = 10
     """Steps in a row whose loss or gradients are not finite, after which the run ends with its last good
     checkpoint; each such step is skipped."""
+    timeout: Count = 1800
+    """Seconds that ranks wait in one step, validation batch or checkpoint for one that hangs, before the run
+    ends and names it."""
     tensorboard: bool = True
     """Write TensorBoard files."""
 
@@ -102,3 +105,5 @@ class TrainConfig(LoopConfig):
     contrast the pairs of one pass over all ranks."""
     valid_batches: CountOrZero = 50
     """Batches of a validation; 0 for the whole split."""
+    change_contrast: bool = False
+    """Resume with a number of processes that changes how many pairs ITC and ITM contrast with each other."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import subprocess
 import sys
@@ -73,6 +74,15 @@ def git_state() -> dict[str, Any]:
         return {"git_commit": commit, "git_changed": bool(_git(source, "status", "--porcelain", "-uno"))}
     except (OSError, subprocess.CalledProcessError):
         return {}
+
+
+def code_facts() -> dict[str, Any]:
+    """What identifies the code that runs: versions, commit, and a hash of this package's source files."""
+    package = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return {**versions(), **git_state(), "source": digest.hexdigest()[:12]}
 
 
 def _git(folder: Path, *words: str) -> str:

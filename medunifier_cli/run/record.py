@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.files import make_folder, open_lock, write_text
@@ -27,10 +28,14 @@ from medunifier_cli.terminal.say import say
 
 FREE = (
     "name", "data.workers", "data.shards", "train.processes", "train.log_every", "train.valid_every",
-    "train.valid_batches", "train.checkpoint_every", "train.keep", "train.tensorboard",
-    "train.skip_limit",
+    "train.valid_batches", "train.checkpoint_every", "train.keep", "train.tensorboard", "train.skip_limit",
+    "train.timeout", "train.change_contrast",
 )  # fmt: skip
 """Recipe keys that may change when a run is resumed, because none of them changes a weight."""
+LOCK = ".lock"
+"""File that the process which trains a run holds locked."""
+JOB = "fresh-in-job"
+"""File that names the SLURM job which began a run with `--fresh-in-job`."""
 LOCK_PATIENCE = 20.0
 """Seconds to wait for the lock, which the processes of a killed run may hold until they have ended."""
 
@@ -47,14 +52,26 @@ class Run:
         self.checkpoints = folder / "checkpoints"
         self.results = folder / "results"
         self.samples = folder / "samples"
+        self.cache = folder / "cache"
 
-    def begin(self, recipe: Any, data: Mapping[str, Any], command: list[str]) -> None:
+    @property
+    def writable(self) -> bool:
+        """Whether this user may write results and caches of the run; reading needs no such right."""
+        paths = (self.folder, self.results, self.cache)
+        return all(os.access(path, os.W_OK) for path in paths if path.exists())
+
+    def begin(
+        self, recipe: Any, data: Mapping[str, Any], command: list[str], *,
+        free: tuple[str, ...] = (), more: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         """Write recipe and data, or compare them with those that are there, and add this start.
 
         Args:
             recipe: a recipe dataclass.
             data: of each data set, facts about its shards, see `data_facts`.
             command: the command line.
+            free: keys that may differ this time, besides `FREE`.
+            more: further facts of this start.
 
         Raises:
             CheckpointError: the folder holds a run of another recipe, or of other data.
@@ -65,8 +82,10 @@ class Run:
         for stale in (*self.folder.glob("*/.writing-step-*"), *self.folder.glob("*/.deleting-step-*")):
             shutil.rmtree(stale, ignore_errors=True)
         provenance = self._provenance()
-        rates = self._check_same(recipe, provenance.get("starts", [])) if self.recipe.exists() else {}
-        if not self.recipe.exists():
+        rates: dict[str, list[float]] = {}
+        if self.recipe.exists():
+            rates = self._check_same(recipe, {*FREE, *free}, provenance.get("starts", []))
+        else:
             write_text(self.recipe, dump_recipe(recipe))
         started = {
             "command": command,
@@ -75,6 +94,7 @@ class Run:
             **git_state(),
             "deterministic": recipe.train.deterministic,
             **({LOWERED: rates} if rates else {}),
+            **(more or {}),
         }
         # those of the first start are kept: later ones are compared with them
         provenance["data"] = self._same_data(provenance.get("data") or {}, data)
@@ -93,6 +113,10 @@ class Run:
             say(f"{error}; kept as {aside.name}, and a new one is begun")
             return {}
 
+    def last_start(self) -> dict[str, Any]:
+        """What the provenance says of the last start; empty for a new run."""
+        return dict((read_provenance(self.provenance).get("starts") or [{}])[-1])
+
     def dead_ends(self) -> set[str]:
         """Hashes of the checkpoints that this start must not resume from, see `lowered`."""
         return dead_ends(read_provenance(self.provenance).get("starts", []))
@@ -104,16 +128,19 @@ class Run:
             provenance["starts"][-1][NOT_FINITE] = ended_at(step, dead_end)
             write_text(self.provenance, json.dumps(provenance, indent=1) + "\n")
 
-    def _check_same(self, recipe: Any, starts: list[Any]) -> dict[str, list[float]]:
+    def _check_same(self, recipe: Any, free: set[str], starts: list[Any]) -> dict[str, list[float]]:
         """The rates that this start lowers, if it may; empty for the recipe that is there."""
+
         # both from YAML, as a tuple of the recipe is a list in the file
+        def settings(made: Any) -> dict[str, Any]:
+            return flatten(parse_yaml(dump_recipe(made), dict[str, Any], "the recipe"))
+
         advice = "put the file back, or start over with --fresh"
-        saved = read_yaml(self.recipe, dict[str, Any], CheckpointError, advice)
-        before, now = _flatten(saved), _flatten(parse_yaml(dump_recipe(recipe), dict[str, Any], "the recipe"))
-        before = {RENAMED.get(key, key): value for key, value in before.items()}
+        saved = flatten(read_yaml(self.recipe, dict[str, Any], CheckpointError, advice))
         # a key that a later version added had its default before
-        before = {**_flatten(parse_yaml(dump_recipe(type(recipe)()), dict[str, Any], "the recipe")), **before}
-        keys = (before.keys() | now.keys()) - set(FREE)
+        before = settings(type(recipe)()) | {RENAMED.get(key, key): value for key, value in saved.items()}
+        now = settings(recipe)
+        keys = (before.keys() | now.keys()) - free
         changed = sorted(key for key in keys if before.get(key) != now.get(key))
         rates = lowered(before, now, changed, starts)
         if changed and not rates:
@@ -154,13 +181,25 @@ class Run:
         )
 
     def set_aside(self) -> Path | None:
-        """Rename the folder of an existing run for `--fresh`; returns the new path, None without a run."""
+        """Rename the folder of an existing run for `--fresh`; returns the new path, None without a run.
+
+        Raises:
+            CheckpointError: a process trains this run, or the folder holds something else.
+        """
         if not self.folder.exists():
             return None
-        number = 1
-        while (old := self.folder.with_name(f"{self.folder.name}.old-{number}")).exists():
-            number += 1
-        self.folder.rename(old)
+        # a start that was killed early leaves an empty folder, or one with no more than the lock
+        if not self.recipe.exists() and any(path.name not in (LOCK, JOB) for path in self.folder.iterdir()):
+            raise CheckpointError(
+                f"{self.folder} holds no run (it has no {self.recipe.name}), so --fresh leaves it as it is; "
+                "give the run another name with --run"
+            )
+        # the lock moves with the folder, and who waited for it looks again, see `locked`
+        with self.locked():
+            number = 1
+            while (old := self.folder.with_name(f"{self.folder.name}.old-{number}")).exists():
+                number += 1
+            self.folder.rename(old)
         return old
 
     @contextmanager
@@ -176,34 +215,45 @@ class Run:
         if not enabled:
             yield
             return
-        make_folder(self.folder, CheckpointError)
-        with open_lock(self.folder / ".lock", CheckpointError) as file:
-            deadline = time.monotonic() + LOCK_PATIENCE
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise CheckpointError(
-                            f"{self.folder}: another process is training this run"
-                        ) from None
-                    time.sleep(0.2)
-                except OSError as error:  # Lustre without -o flock, NFS without lockd
-                    say(
-                        f"{self.folder}: the file system has no locks ({error.strerror}); see to it that "
-                        "no other process trains this run"
-                    )
-                    break
-            yield
+        deadline = time.monotonic() + LOCK_PATIENCE
+        while True:
+            make_folder(self.folder, CheckpointError)
+            with open_lock(self.folder / LOCK, CheckpointError) as file:
+                self._take(file, deadline)
+                # another process may have set the run aside while this one waited, and the lock with it
+                if self._is_here(file):
+                    yield
+                    return
+
+    def _take(self, file: IO[bytes], deadline: float) -> None:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise CheckpointError(f"{self.folder}: another process is training this run") from None
+                time.sleep(0.2)
+            except OSError as error:  # Lustre without -o flock, NFS without lockd
+                say(
+                    f"{self.folder}: the file system has no locks ({error.strerror}); see to it that "
+                    "no other process trains this run"
+                )
+                return
+
+    def _is_here(self, file: IO[bytes]) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), (self.folder / LOCK).stat())
+        except FileNotFoundError:
+            return False
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings -> one mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

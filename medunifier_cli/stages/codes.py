@@ -27,6 +27,7 @@ from medunifier_cli.distributed import world
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.parsing import parse_json
+from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.run.cache import UNREADABLE, check_sizes, open_hdf5, write_hdf5
 from medunifier_cli.run.encoding import Batches, Rows
 from medunifier_cli.terminal.progress import Progress
@@ -51,6 +52,16 @@ class Codes:
 
     def __len__(self) -> int:
         return len(self.key_n)
+
+
+def check_codes(pretrained: PretrainRecipe, folder: Path) -> None:
+    """Check that a pre-training run has codes.
+
+    Raises:
+        CheckpointError: it was trained without TIG.
+    """
+    if not pretrained.objectives.tig:
+        raise CheckpointError(f"{folder}: trained without TIG, so it has no codes to fit priors on")
 
 
 def encode_splits(

@@ -21,19 +21,22 @@ from medunifier_cli.errors import DataError
 from medunifier_cli.model.classifier import Classifier
 from medunifier_cli.run.cache import UNREADABLE, Arrays, open_hdf5
 from medunifier_cli.run.encoding import encoded_file
+from medunifier_cli.run.record import Run
 from medunifier_cli.terminal.progress import Progress
 
 BATCH = 64
 """Samples per forward pass."""
 
 
-def features_file(trained: PretrainedRun, images: LabelledImages, dataset: str) -> Path:
-    """Where the queries of these images are cached; the name holds a hash of everything they depend on."""
-    return (
-        trained.run.folder
-        / "cache"
-        / f"queries-{dataset}-{images.shards.split}-{_digest(trained, images)}.h5"
-    )
+def features_file(trained: PretrainedRun, images: LabelledImages, dataset: str, own: Run) -> Path:
+    """Where the queries of these images are cached; the name holds a hash of everything they depend on.
+
+    With the pre-trained run, so that all probes of it share them; with the run `own` where the former belongs
+    to somebody else and does not have them.
+    """
+    name = f"queries-{dataset}-{images.shards.split}-{_digest(trained, images)}.h5"
+    shared = trained.run.cache / name
+    return shared if trained.run.writable or shared.exists() else own.cache / name
 
 
 def compute_features(

@@ -27,6 +27,7 @@ from medunifier_cli.data.labels.samples import (
 )
 from medunifier_cli.data.loader import eval_batches, train_batches
 from medunifier_cli.distributed import world
+from medunifier_cli.distributed.agreement import Facts, agree, together
 from medunifier_cli.evaluate.results import Metric, read_results, table
 from medunifier_cli.files import sha256, write_text
 from medunifier_cli.model.classifier import Classifier
@@ -37,7 +38,7 @@ from medunifier_cli.run.record import Run
 from medunifier_cli.stages.features import compute_features, features_file, read_features
 from medunifier_cli.stages.finetune_results import TASK, measure, probabilities, scores_of
 from medunifier_cli.stages.finetune_task import Task, resolve_task
-from medunifier_cli.stages.running import open_run, train_stage
+from medunifier_cli.stages.running import open_run, start_facts, train_stage
 from medunifier_cli.terminal.say import say, show
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.stage import Values
@@ -196,26 +197,33 @@ def run_finetuning(recipe: FinetuneRecipe, folder: Path) -> None:
         Stopped: a signal came; the same command resumes.
         MuError: what the user has to mend.
     """
-    run, task = Run(folder), resolve_task(recipe)
-    pretrained = Run(find_run(recipe.model.pretrained))
-    size = task.image_size(pretrained)
-    # a split without labels or classes is an error before there is a run folder
-    parts = plan_samples(recipe.data, task.shards, task.plugin, task.kind, size)
+    run = Run(folder)
     accelerator = accelerator_of(recipe.train, folder)
+
+    def check_start() -> tuple[tuple[Task, PretrainedRun, list[Part]], Facts]:
+        task, pretrained = resolve_task(recipe), Run(find_run(recipe.model.pretrained))
+        # a split without labels or classes is an error before there is a run folder
+        size = task.image_size(pretrained)
+        parts = plan_samples(recipe.data, task.shards, task.plugin, task.kind, size)
+        trained = restore(pretrained, accelerator.device)
+        shards = {part.role: part.images.shards.fingerprint for part in parts}
+        facts = start_facts(recipe, shards, the_pretrained_model=trained.identity)
+        return (task, trained, parts), facts
+
+    task, trained, parts = agree(check_start)
     splits = {part.images.shards.split: part.images.shards.fingerprint for part in parts}
     with open_run(run, recipe, recipe.data.dataset, task.shards, splits):
         samples = _samples(recipe, run, task, parts)
-        trained = restore(pretrained, accelerator.device)
         images = {part.role: open_samples(samples[part.role], part) for part in parts}
         sources: Mapping[str, Source] = images
         if recipe.model.freeze:
-            sources = _features(trained, recipe, images)
+            sources = _features(trained, recipe, images, run)
         samples_hash = sha256(run.folder / SAMPLES)
         stage = Finetuning(recipe, task, trained, sources, samples_hash, accelerator.device)
         train = samples["train"]
         subject = (
             f"{train['n']:,} images of {recipe.data.dataset}/{train['split']} ({train['rule']}) from "
-            f"{pretrained.folder}"
+            f"{trained.run.folder}"
         )
         train_stage(stage, run, accelerator, stage.settings, recipe.optim.for_loop(), subject)
         _finish(recipe, run, stage, trained, samples)
@@ -224,20 +232,23 @@ def run_finetuning(recipe: FinetuneRecipe, folder: Path) -> None:
 def _samples(recipe: FinetuneRecipe, run: Run, task: Task, parts: list[Part]) -> Mapping[str, Any]:
     """The content of the run's `samples.json`: chosen at the first start, and the same ever after."""
     path = run.folder / SAMPLES
-    if world.is_main() and not path.exists():
-        samples = choose_samples(parts, task.plugin.classes, recipe.data.workers)
-        write_text(path, json.dumps(samples, indent=1))
-    world.barrier()
+
+    def choose() -> None:
+        if world.is_main() and not path.exists():
+            samples = choose_samples(parts, task.plugin.classes, recipe.data.workers)
+            write_text(path, json.dumps(samples, indent=1))
+
+    together(choose)
     return read_samples(path)
 
 
 def _features(
-    trained: PretrainedRun, recipe: FinetuneRecipe, images: Mapping[str, LabelledImages]
+    trained: PretrainedRun, recipe: FinetuneRecipe, images: Mapping[str, LabelledImages], run: Run
 ) -> dict[str, LabelledFeatures]:
     """The queries of all samples, computed by the main rank unless they are cached."""
     features = {}
     for role, source in images.items():
-        path = features_file(trained, source, recipe.data.dataset)
+        path = features_file(trained, source, recipe.data.dataset, run)
         if world.is_main():
             encoder = Classifier(trained.model, nn.Identity(), freeze=True)
             compute_features(trained, encoder, source, path, recipe.data.workers)

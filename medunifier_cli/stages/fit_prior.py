@@ -22,18 +22,17 @@ from medunifier_cli.checkpoint.priors import build_pair
 from medunifier_cli.data.loader import micro_batch_size
 from medunifier_cli.data.order import SampleOrder
 from medunifier_cli.distributed import draws, world
-from medunifier_cli.errors import CheckpointError
+from medunifier_cli.distributed.agreement import Facts, agree
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
 from medunifier_cli.evaluate.results import Metric, Result, table
 from medunifier_cli.prior.baseline import Baseline, baseline, refuse_collapsed
 from medunifier_cli.prior.pair import CodeBatch
-from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run
 from medunifier_cli.run.provenance import data_facts
 from medunifier_cli.run.record import Run
-from medunifier_cli.stages.codes import Codes, codes_hash, encode_splits, read_codes
-from medunifier_cli.stages.running import open_run, train_stage
+from medunifier_cli.stages.codes import Codes, check_codes, codes_hash, encode_splits, read_codes
+from medunifier_cli.stages.running import open_run, start_facts, train_stage
 from medunifier_cli.terminal.say import show
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.stage import Values
@@ -175,16 +174,6 @@ class PriorFitting:
         return {"pretrained": self.pretrained_hash, "codes": self.codes_hash}
 
 
-def check_codes(pretrained: PretrainRecipe, folder: Path) -> None:
-    """Check that a pre-training run has codes.
-
-    Raises:
-        CheckpointError: it was trained without TIG.
-    """
-    if not pretrained.objectives.tig:
-        raise CheckpointError(f"{folder}: trained without TIG, so it has no codes to fit priors on")
-
-
 def run_fitting(recipe: PriorRecipe, folder: Path) -> None:
     """One rank of a run of priors: start it, or resume it from its last checkpoint, and measure it.
 
@@ -197,14 +186,8 @@ def run_fitting(recipe: PriorRecipe, folder: Path) -> None:
     """
     run = Run(folder)
     accelerator = accelerator_of(recipe.train, folder)
-    trained = restore(Run(find_run(recipe.prior.pretrained)), accelerator.device)
-    check_codes(trained.recipe, trained.run.folder)
-    own = trained.recipe.data
-    train = open_benchmark(trained, split=recipe.data.train or own.train)
-    if recipe.data.limit:
-        train.source.rows = train.source.rows[: recipe.data.limit]
-    name = recipe.data.valid or own.valid
-    valid = open_benchmark(trained, split=name) if name else None
+
+    trained, train, valid = agree(lambda: _check_start(recipe, accelerator.device))
     splits = {split.split: split.source.shards.fingerprint for split in (train, valid) if split is not None}
     with open_run(run, recipe, train.plugin.name, train.shards, splits):
         codes = _codes(recipe, run, trained, [split for split in (train, valid) if split is not None])
@@ -220,6 +203,22 @@ def run_fitting(recipe: PriorRecipe, folder: Path) -> None:
         train_stage(stage, run, accelerator, recipe.train, recipe.optim, subject)
         if valid is not None and valid_codes is not None:
             _measure(stage, run, trained, valid, valid_codes, baselines)
+
+
+def _check_start(
+    recipe: PriorRecipe, device: torch.device
+) -> tuple[tuple[PretrainedRun, Benchmark, Benchmark | None], Facts]:
+    """The pre-trained model and the splits, and what all ranks must agree on."""
+    trained = restore(Run(find_run(recipe.prior.pretrained)), device)
+    check_codes(trained.recipe, trained.run.folder)
+    own = trained.recipe.data
+    train = open_benchmark(trained, split=recipe.data.train or own.train)
+    if recipe.data.limit:
+        train.source.rows = train.source.rows[: recipe.data.limit]
+    name = recipe.data.valid or own.valid
+    valid = open_benchmark(trained, split=name) if name else None
+    shards = {part.split: part.source.shards.fingerprint for part in (train, valid) if part is not None}
+    return (trained, train, valid), start_facts(recipe, shards, the_pretrained_model=trained.identity)
 
 
 def maps_of(codes: Codes) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
+from medunifier_cli.checkpoint.contrast import PAIRS, free_keys, pairs_per_pass
 from medunifier_cli.checkpoint.convert import load_bert
 from medunifier_cli.checkpoint.pretrained import restore
 from medunifier_cli.data.batch import first_pairs, to_device
@@ -20,8 +21,10 @@ from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.token_table import texts_of
 from medunifier_cli.data.texts.tokenizer import CONFIG, FINGERPRINT, MEND, VOCABULARY, TextTokenizer
 from medunifier_cli.distributed import draws, world
-from medunifier_cli.errors import CheckpointError
+from medunifier_cli.distributed.agreement import Facts, agree, together
+from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.results import table
+from medunifier_cli.files import sha256
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.objectives.pretraining import (
@@ -36,7 +39,7 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.roots import shards_folder
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.heldout import evaluate
-from medunifier_cli.stages.running import open_run, train_stage
+from medunifier_cli.stages.running import Begin, open_run, start_facts, train_stage
 from medunifier_cli.terminal.say import show
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.stage import Values
@@ -187,18 +190,28 @@ def tokenizer_of(recipe: PretrainRecipe, run: Run) -> TextTokenizer:
 
     A tokenizer learned again on changed shards, or updated in the hub's cache, would number words anew.
     """
-    if world.is_main() and not has_tokenizer(run):
-        if recipe.text.tokenizer == "train":
-            plugin = prepared_dataset(recipe.data.dataset, recipe.data.shards)
-            shards = Shards.open(split_folder(recipe), recipe.data.train)
-            sections = recipe.data.sections or plugin.text_sections
-            texts = texts_of(shards, sections, recipe.data, recipe.text)
-            tokenizer = TextTokenizer.train(texts, recipe.text.vocabulary)
-            tokenizer.save(run.tokenizer, shards.folder)
-        else:
-            TextTokenizer.load(recipe.text.tokenizer).save(run.tokenizer)
-    world.barrier()
-    return TextTokenizer.load(str(run.tokenizer))
+    together(lambda: _first_tokenizer(recipe, run))
+
+    def load() -> tuple[TextTokenizer, Facts]:
+        return TextTokenizer.load(str(run.tokenizer)), {
+            "the tokenizer": {path.name: sha256(path)[:12] for path in sorted(run.tokenizer.iterdir())}
+        }
+
+    return agree(load)
+
+
+def _first_tokenizer(recipe: PretrainRecipe, run: Run) -> None:
+    """Write the run's tokenizer on the main rank, unless it is there."""
+    if not world.is_main() or has_tokenizer(run):
+        return
+    if recipe.text.tokenizer == "train":
+        plugin = prepared_dataset(recipe.data.dataset, recipe.data.shards)
+        shards = Shards.open(split_folder(recipe), recipe.data.train)
+        sections = recipe.data.sections or plugin.text_sections
+        texts = texts_of(shards, sections, recipe.data, recipe.text)
+        TextTokenizer.train(texts, recipe.text.vocabulary).save(run.tokenizer, shards.folder)
+    else:
+        TextTokenizer.load(recipe.text.tokenizer).save(run.tokenizer)
 
 
 def has_tokenizer(run: Run) -> bool:
@@ -223,26 +236,54 @@ def run_pretraining(recipe: PretrainRecipe, folder: Path) -> None:
         MuError: what the user has to mend.
     """
     run, shards = Run(folder), split_folder(recipe)
-    # a missing split is an error before there is a run folder
-    names = filter(None, (recipe.data.train, recipe.data.valid, recipe.data.test))
-    hashes = {split: Shards.open(shards, split).fingerprint for split in names}
     accelerator = accelerator_of(recipe.train, folder, leaves_weights_unused(recipe))
-    with open_run(run, recipe, recipe.data.dataset, shards, hashes):
+    hashes = agree(lambda: _check_start(recipe, shards))
+
+    def begin() -> Begin:
+        pairs = pairs_per_pass(recipe, world.size())
+        return Begin(free_keys(run, recipe), {"ranks": world.size(), PAIRS: pairs})
+
+    with open_run(run, recipe, recipe.data.dataset, shards, hashes, begin):
         tokenizer = tokenizer_of(recipe, run)
-        train = open_split(recipe, recipe.data.train, tokenizer)
-        valid = open_split(recipe, recipe.data.valid, tokenizer) if recipe.data.valid else None
+        # the held-out split too: one without any text is found now, not when the training is done
+        splits = {
+            split: open_split(recipe, split, tokenizer)
+            for split in filter(None, (recipe.data.train, recipe.data.valid, recipe.data.test))
+        }
+        train = splits[recipe.data.train]
+        valid = splits[recipe.data.valid] if recipe.data.valid else None
         stage = Pretraining(recipe, run, train, valid, tokenizer, accelerator.device)
         skipped = f", {train.excluded:,} without text skipped" if train.excluded else ""
-        subject = f"{len(train):,} pairs of {recipe.data.dataset}/{recipe.data.train}{skipped}"
+        pairs = pairs_per_pass(recipe, world.size())
+        contrast = f", contrast within {pairs:,} pairs" if pairs else ""
+        subject = f"{len(train):,} pairs of {recipe.data.dataset}/{recipe.data.train}{skipped}{contrast}"
         train_stage(stage, run, accelerator, recipe.train, recipe.optim, subject)
         if world.is_main() and recipe.data.test:
-            _measure(recipe, run, train, tokenizer)
+            _measure(recipe, run, train, splits[recipe.data.test], tokenizer)
 
 
-def _measure(recipe: PretrainRecipe, run: Run, train: SplitSource, tokenizer: TextTokenizer) -> None:
+def _check_start(recipe: PretrainRecipe, shards: Path) -> tuple[dict[str, str], Facts]:
+    """Check that the splits are there, before there is a run folder; their hashes, and what must be alike.
+
+    Raises:
+        DataError: a split is missing or empty.
+    """
+    hashes = {}
+    for split in filter(None, (recipe.data.train, recipe.data.valid, recipe.data.test)):
+        opened = Shards.open(shards, split)
+        if not len(opened):
+            raise DataError(
+                f"{shards}: split {split} has no samples; prepare it, or name another in the recipe"
+            )
+        hashes[split] = opened.fingerprint
+    return hashes, start_facts(recipe, hashes)
+
+
+def _measure(
+    recipe: PretrainRecipe, run: Run, train: SplitSource, heldout: SplitSource, tokenizer: TextTokenizer
+) -> None:
     """Measure the last checkpoint on the held-out split: a result file, a picture, and a table on stdout."""
     trained = restore(run)  # what was saved, not what is in memory: this also proves that it loads
-    heldout = open_split(recipe, recipe.data.test, tokenizer)
     metrics = evaluate(trained, train, heldout, recipe.data.test, split_folder(recipe))
     if metrics:
         show(f"{run.folder}, {recipe.data.dataset}/{recipe.data.test}, n = {len(heldout):,}")

@@ -2,28 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import dataclasses
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
 from medunifier_cli.distributed import world
+from medunifier_cli.distributed.agreement import Facts, together
+from medunifier_cli.errors import GroupError
+from medunifier_cli.files import read_text, write_text
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.recipe.schema_train import LoopConfig, OptimConfig
-from medunifier_cli.run.provenance import command_line, data_facts
-from medunifier_cli.run.record import Run
+from medunifier_cli.run.provenance import code_facts, command_line, data_facts
+from medunifier_cli.run.record import Run, flatten
 from medunifier_cli.terminal.say import say
 from medunifier_cli.train.loop import fit
 from medunifier_cli.train.stage import Stage
+
+SIGN = ".start"
+"""File by which the ranks of one start see whether their run folder is the same."""
+SIGN_LIMIT = 30.0
+"""Seconds that a network file system may take to show it."""
+
+
+@dataclass(frozen=True)
+class Begin:
+    """What a stage adds to the record of a start."""
+
+    free: tuple[str, ...] = ()
+    """Recipe keys that may differ from the run's, this time."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Further facts of this start, which fit JSON."""
+
+
+def start_facts(
+    recipe: PretrainRecipe | FinetuneRecipe | PriorRecipe, shards: Mapping[str, str], **more: Any
+) -> Facts:
+    """What all ranks of a run must agree on, see `distributed.agreement`.
+
+    Args:
+        shards: split -> fingerprint of its contents.
+        more: subject, such as `tokenizer` -> hash.
+    """
+    if world.size() == 1:
+        return {}  # nobody to differ from
+    # where the shards are and how they are read may depend on the machine: what is in them is compared
+    own = flatten(dataclasses.asdict(recipe))
+    keys = sorted(own.keys() - {"data.shards", "data.workers"})
+    return {
+        "the recipe": {key: own[key] for key in keys},
+        "the code": code_facts(),
+        "the shards": {split: fingerprint[:12] for split, fingerprint in shards.items()},
+        **{subject.replace("_", " "): {"hash": value} for subject, value in more.items()},
+    }
 
 
 @contextmanager
 def open_run(
     run: Run, recipe: PretrainRecipe | FinetuneRecipe | PriorRecipe, dataset: str, shards: Path,
     splits: Mapping[str, str] | None = None,
+    begin: Callable[[], Begin] | None = None,
 ) -> Iterator[None]:  # fmt: skip
     """Hold a run folder, in which this start is recorded first; all ranks enter and leave together.
 
@@ -31,19 +78,58 @@ def open_run(
         dataset: name of the data set that is trained on.
         shards: its folder.
         splits: hash of the contents of each split that is used, which must stay the same.
+        begin: looks at the run under its lock, and says what else to record of this start and which keys of
+            the recipe are free to change in it.
 
     Raises:
         CheckpointError: another process trains this run, or it was started with another recipe or data.
+        GroupError: another rank sees another folder.
     """
-    # the main rank alone writes, and alone holds the lock: the ranks of one run would lock each other out
-    with run.locked(world.is_main()):
-        if world.is_main():
-            run.begin(recipe, {dataset: data_facts(shards, splits)}, command_line())
+    with ExitStack() as held:
+
+        def start() -> None:
+            # the main rank alone writes, and alone holds the lock: ranks of one run would lock each other out
+            held.enter_context(run.locked(world.is_main()))
+            if world.is_main():
+                more = begin() if begin is not None else Begin()
+                facts = {dataset: data_facts(shards, splits)}
+                run.begin(recipe, facts, command_line(), free=more.free, more=more.facts)
+
         # the others must not read the folder before it is there ...
-        world.barrier()
+        together(start)
+        _check_shared(run)
         yield
-        # ... nor leave while the main rank still measures: a launcher takes that for the end of the run
+        # ... nor leave while the main rank still measures: a launcher takes that for the end of the run. They
+        # wait without a limit, as long as it lives.
         world.barrier()
+
+
+def _check_shared(run: Run) -> None:
+    """Check that all ranks see the run folder that the main rank writes to.
+
+    Raises:
+        GroupError: one does not, as its runs folder is on a disk of its own machine.
+    """
+    if world.size() == 1:
+        return
+    path = run.folder / SIGN
+    if world.is_main():
+        write_text(path, secrets.token_hex(8))
+    sign = world.exchange(read_text(path) if world.is_main() else None)[0]
+
+    def look() -> None:
+        deadline = time.monotonic() + SIGN_LIMIT
+        while not path.is_file() or read_text(path) != sign:  # network file systems show new files late
+            if time.monotonic() > deadline:
+                raise GroupError(
+                    f"{run.folder.absolute()} on {socket.gethostname()} is not the folder that rank 0 writes "
+                    "to; set MU_RUNS to a file system that all machines share"
+                )
+            time.sleep(0.1)
+
+    together(look)
+    if world.is_main():
+        path.unlink(missing_ok=True)
 
 
 def train_stage(
@@ -63,7 +149,11 @@ def train_stage(
             f"{run.folder}: {subject}; {stage.steps:,} steps of {train.global_batch} on {world.size()} "
             f"{accelerator.device.type} process{'es' if world.size() > 1 else ''}"
         )
+    if train.tensorboard:
+        accelerator.init_trackers("tensorboard")
     steps = fit(stage, run, accelerator, train, optim)
-    accelerator.end_training()
+    # not `end_training`, which also ends the group: what is measured next is measured by all ranks
+    for tracker in accelerator.trackers:
+        tracker.finish()
     if not steps and world.is_main():
         say(f"{run.folder} is complete: {stage.steps:,} steps")

@@ -6,7 +6,6 @@ Imports no torch, so that `mu pretrain --help` answers at once.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +13,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from medunifier_cli.distributed import group, launch, sbatch, variables
-from medunifier_cli.distributed.rank import HOLD
+from medunifier_cli.distributed import group, launch, rank, sbatch, variables
 from medunifier_cli.files import read_text, write_text
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
-from medunifier_cli.roots import runs_root
-from medunifier_cli.stopping import StopSignal
+from medunifier_cli.roots import check_run_name, runs_root
 from medunifier_cli.terminal.options import PROCESSES
 from medunifier_cli.terminal.say import say
 
 if TYPE_CHECKING:
     from medunifier_cli.run.record import Run
 
-JOB = "fresh-in-job"
-"""File of a run folder that names the job that began it with `--fresh-in-job`."""
 AnyRecipe = TypeVar("AnyRecipe", PretrainRecipe, FinetuneRecipe, PriorRecipe)
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
@@ -96,14 +91,13 @@ class StartOptions:
             workers: loader processes per rank, for the SLURM script.
             fill_in: completes the recipe with what depends on the run folder, before any process starts.
         """
-        name = self.name or default_name
+        name = check_run_name(self.name or default_name)
         folder = runs_root() / name
         in_recipe = recipe.train.processes
         if self.sbatch:
             # the login node that prints the script may have no GPU to count
             click.echo(sbatch.script(sys.argv[1:], name, self.num_processes or in_recipe or 1, workers))
             return
-        from medunifier_cli.distributed import world
         from medunifier_cli.run.record import Run
 
         # before anything imports Accelerate, and in the parent alone: one line, however many ranks
@@ -116,20 +110,17 @@ class StartOptions:
         # rank starts: all must agree on "the newest run", which may change while they start
         if fill_in is not None:
             recipe = fill_in(recipe, folder)
-        processes = 1 if joined else launch.wanted_processes(self.num_processes or 0, in_recipe)
+        if joined:
+            rank.run_rank(train, (recipe, folder), group.joined_rank())
+        processes = launch.wanted_processes(self.num_processes or 0, in_recipe)
         if processes > 1:
             sys.exit(launch.run_ranks(processes, train, (recipe, folder)))
-        try:
-            train(recipe, folder)
-        except StopSignal:
-            if joined:  # the launcher signals its processes one after the other
-                time.sleep(HOLD)
-            raise
-        finally:
-            world.leave()
+        train(recipe, folder)
 
     def _set_aside(self, run: Run) -> None:
         """Move an earlier run out of the way; in a job, unless it is the run that this job began."""
+        from medunifier_cli.run.record import JOB
+
         mark = run.folder / JOB
         if not self.fresh and mark.is_file() and read_text(mark).strip() == self.job:
             return

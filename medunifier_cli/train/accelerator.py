@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from medunifier_cli.distributed.group import gathering
+from medunifier_cli.distributed import world
+from medunifier_cli.distributed.group import JOIN_LIMIT, gathering
 from medunifier_cli.errors import MuError
 from medunifier_cli.recipe.schema_train import LoopConfig
 from medunifier_cli.train.determinism import use_deterministic_kernels
+
+MARGIN = 60.0
+"""Seconds by which torch's time-out is longer than ours, which can say more."""
 
 
 def accelerator_of(settings: LoopConfig, folder: Path, leaves_weights_unused: bool = False) -> Accelerator:
@@ -32,6 +38,11 @@ def accelerator_of(settings: LoopConfig, folder: Path, leaves_weights_unused: bo
     check_precision(settings.precision, cpu)
     if settings.deterministic:
         use_deterministic_kernels(cpu)
+    # Torch 2.13 has another name for it, which Accelerate 1.15 does not know yet; and not the same meaning.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    # Torch has one time-out for the wait at the start and for every collective operation. The former may have
+    # to be longer than the recipe's; `world.join` watches over the latter, and names the rank that hangs.
+    limit = timedelta(seconds=max(settings.timeout + MARGIN, JOIN_LIMIT))
     with gathering():
         accelerator = Accelerator(
             mixed_precision=settings.precision,
@@ -43,15 +54,15 @@ def accelerator_of(settings: LoopConfig, folder: Path, leaves_weights_unused: bo
                 # all ranks and so are equal already.
                 DistributedDataParallelKwargs(
                     broadcast_buffers=False, find_unused_parameters=leaves_weights_unused
-                )
+                ),
+                InitProcessGroupKwargs(timeout=limit),
             ],
         )
+    world.join(settings.timeout)
     # The number of threads decides in which order a CPU sums, and so the last bits of every number. After
     # Accelerate, which sets a number of its own for several CPU processes where OMP_NUM_THREADS is unset.
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    if settings.tensorboard:
-        accelerator.init_trackers("tensorboard")
     return accelerator
 
 

@@ -144,6 +144,7 @@ def _optimise(
     skips.begin()
     sums: Values = {}
     for micro, batch in enumerate(micro_batches):
+        world.tick()  # the batch is there: a rank that still waits for its own is behind
         last = micro + 1 == len(micro_batches)
         # gradients are averaged over ranks once, in the last backward pass, not once per micro-batch
         with nullcontext() if last else accelerator.no_sync(module):

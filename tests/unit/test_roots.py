@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medunifier_cli import roots
-from medunifier_cli.errors import CheckpointError
+from medunifier_cli.errors import CheckpointError, MuError
 
 
 @pytest.fixture
@@ -60,6 +60,25 @@ def test_run_by_name_and_by_path(runs: Path) -> None:
 def test_unknown_run_offers_the_nearest(runs: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no run `secnd` under .* did you mean `second`"):
         roots.find_run("secnd")
+
+
+@pytest.mark.parametrize("name", ["demo", "probe 2", "lauf-ä", "it's", "a.b", "..x", "50%", "x" * 100])
+def test_a_name_of_a_run_is_any_word(name: str) -> None:
+    assert roots.check_run_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "", " ", ".", "..", "../x", "a/b", "/tmp/x", "a\\b", "-x", "--fresh", " x", "a\nb", "a\rb", "a\tb",
+        "x ", "a\0b", "a\x1b[2Jb", "a\u2028b", "a\u202eb", "\ud800", "x" * 101, "\U0001f480" * 60,
+    ],
+)  # fmt: skip
+def test_a_name_that_would_lead_elsewhere_or_add_lines_is_refused(name: str) -> None:
+    with pytest.raises(MuError) as caught:
+        roots.check_run_name(name)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
 
 
 def test_defaults_are_in_the_current_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,8 @@ def measure_zeroshot(trained: PretrainedRun, benchmark: Benchmark, ensemble: Ens
         },
     ).write(trained)  # fmt: skip
     picture = path.with_suffix(".confusion.png")
-    save_confusion(confusion, classes, picture)
+    if trained.run.writable:
+        save_confusion(confusion, classes, picture)
     return Outcome(metrics, scores.notes, path, picture)
 
 

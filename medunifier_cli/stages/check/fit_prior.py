@@ -19,7 +19,7 @@ from medunifier_cli.stages.check.shared import (
     run_check,
     shards_of,
 )
-from medunifier_cli.stages.fit_prior import check_codes
+from medunifier_cli.stages.codes import check_codes
 
 
 def check_fit_prior(recipe: PriorRecipe, processes: int = 0, hashes: bool = False) -> Iterator[Check]:

@@ -134,3 +134,10 @@ def test_a_run_elsewhere_keeps_its_path(own_roots: Path, old: Run) -> None:
     moved = own_roots / "elsewhere"
     old.folder.rename(moved)
     assert fill_pretrained(prior_recipe(), str(moved)).prior.pretrained == str(moved.resolve())
+
+
+def test_a_run_of_the_runs_folder_keeps_its_name_however_it_is_given(own_roots: Path, old: Run) -> None:
+    """Both runs can then be moved together."""
+    assert fill_pretrained(prior_recipe(), str(old.folder.resolve())).prior.pretrained == "old"
+    (own_roots.parent / "link").symlink_to(old.folder.parent)
+    assert fill_pretrained(prior_recipe(), str(own_roots.parent / "link" / "old")).prior.pretrained == "old"

@@ -74,6 +74,27 @@ def test_exit_code_of_a_group(codes: list[int], expected: int) -> None:
     assert launch._watch(ranks) == expected
 
 
+@pytest.mark.parametrize(
+    ("codes", "line"),
+    [
+        ([0, -9], "mu: rank 1 was killed by SIGKILL; the usual cause is memory: give the job more"),
+        ([1, -9], "mu: rank 1 was killed by SIGKILL; the usual cause is memory"),
+        ([-11, 0], "mu: rank 0 was killed by SIGSEGV\n"),
+        ([0, 3], "mu: rank 1 ended with exit code 3, and did not say why"),
+        ([0, 1], ""),
+        ([75, 130], ""),
+    ],
+)
+def test_a_rank_that_ends_without_a_word_is_named_with_its_signal(
+    codes: list[int], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rank that takes note of the other's death, and ends with 1, is not the one to name."""
+    launch._watch([Process(code) for code in codes])
+    said = capsys.readouterr().err
+    assert said.startswith(line)
+    assert said.count("\n") == bool(line)
+
+
 def test_ranks_that_wait_for_a_failed_one_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "GRACE", 0.2)
     failed, waiting = Process(1), Process(0, ends=10**9, obeys=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -60,6 +61,18 @@ def test_header_asks_for_a_warning_a_requeue_and_room_for_all_processes() -> Non
 def test_the_script_of_the_documentation_is_the_one_that_is_printed() -> None:
     page = (ROOT / "docs" / "slurm.md").read_text(encoding="utf-8")
     assert f"```bash\n{script(['pretrain', 'full', '--sbatch'], 'full', 4, 8)}```" in page
+
+
+@pytest.mark.parametrize("name", ["two words", "it's", 'a"b', "a#b", "$HOME", "50%j", "x; rm -rf ~"])
+def test_a_name_stays_one_word_of_the_script(name: str) -> None:
+    """sbatch reads its lines as a shell reads words."""
+    text = script(["pretrain", "demo", "--run", name], name, 1, 0)
+    job, log = (re.search(rf"^#SBATCH --{key}=(.*)$", text, re.MULTILINE) for key in ("job-name", "output"))
+    assert job is not None
+    assert log is not None
+    assert shlex.split(job[1], comments=True) == [f"mu-{name}"]
+    assert shlex.split(log[1], comments=True) == [f"mu-{name.replace('%', '%%')}-%j.log"]
+    assert shlex.split(text.splitlines()[16], comments=True)[:5] == ["mu", "pretrain", "demo", "--run", name]
 
 
 @pytest.mark.parametrize("name", ["USR1", "TERM"])

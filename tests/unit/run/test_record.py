@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,6 +149,7 @@ CHANGES = {
     "train.log_every": "7", "train.valid_every": "7", "train.valid_batches": "7",
     "train.checkpoint_every": "7", "train.keep": "7", "train.tensorboard": "false",
     "train.skip_limit": "7",
+    "train.timeout": "7", "train.change_contrast": "true",
 }  # fmt: skip
 
 
@@ -169,6 +171,35 @@ def test_a_run_that_was_begun_under_an_old_key_is_the_same_run(tmp_path: Path) -
     begin(run, tiny_recipe("train.valid_every=9"))
     with pytest.raises(CheckpointError, match=r"train\.seed was 0, now 1;"):
         begin(run, tiny_recipe("train.seed=1"))
+
+
+def test_a_key_may_be_free_for_one_start_and_its_facts_are_kept(tmp_path: Path) -> None:
+    run, data = Run(tmp_path / "a"), {"phantom": {"manifest": "abc"}}
+    assert run.last_start() == {}
+    run.begin(tiny_recipe(), data, ["mu"], more={"ranks": 2})
+    assert run.last_start()["ranks"] == 2
+    changed = tiny_recipe("train.micro_batch=2")
+    run.begin(changed, data, ["mu"], free=("train.micro_batch",), more={"ranks": 4})
+    assert run.last_start()["ranks"] == 4
+    with pytest.raises(CheckpointError, match=r"train\.micro_batch was"):
+        run.begin(changed, data, ["mu"])
+
+
+def test_a_folder_that_is_no_run_is_not_set_aside(tmp_path: Path) -> None:
+    """`--fresh --run NAME` where NAME is a folder of somebody's own."""
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match=r"a holds no run \(it has no recipe\.yaml\)"):
+        Run(folder).set_aside()
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+
+
+def test_what_a_start_that_was_killed_early_leaves_is_set_aside(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    with run.locked():
+        pass
+    assert run.set_aside() == tmp_path / "a.old-1"
 
 
 def test_an_old_run_is_set_aside_under_a_free_name(tmp_path: Path) -> None:
@@ -205,6 +236,34 @@ def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         # the other ranks of the same run take no lock: the main one holds it for all
         assert other_process(tmp_path / "a", "no").stdout == "trained\n"
     assert other_process(tmp_path / "a", "yes").stdout == "trained\n"
+
+
+def test_a_run_that_is_trained_is_not_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "LOCK_PATIENCE", 0.0)
+    run = Run(tmp_path / "a")
+    begin(run, tiny_recipe())
+    with run.locked(), pytest.raises(CheckpointError, match="another process is training this run"):
+        Run(tmp_path / "a").set_aside()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_who_waited_for_the_lock_of_a_run_that_was_set_aside_locks_the_new_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "a")
+    begin(run, tiny_recipe())
+    flock = fcntl.flock
+    waited: list[Path | None] = []
+
+    def after_the_other(*words: Any) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        waited.append(Run(tmp_path / "a").set_aside())
+        flock(*words)
+
+    monkeypatch.setattr(fcntl, "flock", after_the_other)
+    with run.locked():
+        assert waited == [tmp_path / "a.old-1"]
+        assert other_process(tmp_path / "a", "yes").returncode == 1, "the lock is that of the new folder"
 
 
 def test_a_rank_without_the_lock_makes_no_folder(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from medunifier_cli.stages.check.shared import (
     check_starting_run,
     run_check,
 )
-from medunifier_cli.stages.fit_prior import check_codes
+from medunifier_cli.stages.codes import check_codes
 from tests.tiny import tiny_recipe
 
 

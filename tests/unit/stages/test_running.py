@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from medunifier_cli.distributed import world
-from medunifier_cli.errors import CheckpointError
+from medunifier_cli.errors import CheckpointError, GroupError
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.run import record
 from medunifier_cli.run.record import Run
@@ -49,23 +49,61 @@ def test_other_ranks_neither_lock_nor_write(
 def test_all_ranks_wait_for_the_record_and_for_the_end(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    barriers: list[bool] = []
-    monkeypatch.setattr(world, "barrier", lambda: barriers.append(run.recipe.exists()))
+    waits: list[bool] = []
+
+    def exchange(value: object, limit: float | None = None) -> list[object]:
+        waits.append(run.recipe.exists())
+        return [value]
+
+    monkeypatch.setattr(world, "size", lambda: 2)
+    monkeypatch.setattr(world, "exchange", exchange)
     with open_run(run, load_recipe("demo"), "phantom", tmp_path):
-        assert barriers == [True]
-    assert barriers == [True, True]
+        # for the start, for the sign of the run folder, and for what each rank sees of it
+        assert waits == [True, True, True]
+    assert waits == [True, True, True, True]
+
+
+def test_a_rank_that_sees_another_folder_is_named(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MU_RUNS on a disk of its own machine: the other rank's sign never appears there."""
+    monkeypatch.setattr(running, "SIGN_LIMIT", 0.2)
+    monkeypatch.setattr(world, "size", lambda: 2)
+    monkeypatch.setattr(world, "is_main", lambda: False)
+
+    of_rank_0 = iter([None, "the sign of rank 0", None])
+    monkeypatch.setattr(world, "exchange", lambda value: [next(of_rank_0), value])
+    with (
+        pytest.raises(GroupError, match="is not the folder that rank 0 writes to; set MU_RUNS") as caught,
+        open_run(run, load_recipe("demo"), "phantom", tmp_path),
+    ):
+        pass
+    assert str(caught.value).startswith("rank 1: ")
+    assert caught.value.of_all_ranks
 
 
 class Device:
     type = "cpu"
 
 
-class FakeAccelerator:
-    device = Device()
-    ended = 0
+class Tracker:
+    finished = 0
 
-    def end_training(self) -> None:
-        self.ended += 1
+    def finish(self) -> None:
+        self.finished += 1
+
+
+class FakeAccelerator:
+    """Has no `end_training`: that ends the group, and each rank would take itself for the only one."""
+
+    device = Device()
+
+    def __init__(self) -> None:
+        self.trackers: list[Tracker] = []
+
+    def init_trackers(self, name: str) -> None:
+        assert name == "tensorboard"
+        self.trackers.append(Tracker())
 
 
 class FakeStage:
@@ -83,5 +121,5 @@ def test_what_is_trained_is_said_first_and_a_complete_run_at_the_end(
     train_stage(stage, run, with_types, recipe.train, recipe.optim, "40 pairs of phantom/train")
     first, *rest = capsys.readouterr().err.splitlines()
     assert first == f"mu: {run.folder}: 40 pairs of phantom/train; 1,200 steps of 32 on 1 cpu process"
+    assert [tracker.finished for tracker in accelerator.trackers] == [1]
     assert rest == ([f"mu: {run.folder} is complete: 1,200 steps"] if complete else [])
-    assert accelerator.ended == 1

@@ -86,7 +86,9 @@ def test_a_rank_of_a_launcher_starts_no_other_and_only_the_first_one_renames(
     for name, value in zip((*group.PLACE, *group.MEETING), ("2", rank, rank, "here", "29500"), strict=True):
         monkeypatch.setenv(name, value)
     old_run(runs)
-    dataclasses.replace(PLAIN, fresh=True).start(calls.train, recipe(2), "demo")
+    with pytest.raises(SystemExit) as caught:
+        dataclasses.replace(PLAIN, fresh=True).start(calls.train, recipe(2), "demo")
+    assert caught.value.code == 0
     assert calls.groups == []
     assert [folder for _, folder in calls.trained] == [runs / "demo"]
     assert (runs / "demo.old-1").exists() == (rank == "0")
@@ -150,6 +152,18 @@ def test_the_recipe_is_filled_in_after_an_old_run_was_renamed(runs: Path, calls:
 
     dataclasses.replace(PLAIN, fresh=fresh).start(calls.train, recipe(), "demo", fill_in=fill_in)
     assert calls.trained[0][0].name == ("new" if fresh else "resumed")
+
+
+@pytest.mark.parametrize("name", ["../other", "/tmp/other", ".", "a\n#SBATCH --uid=0", "-rf", "x" * 101])
+@pytest.mark.parametrize("sbatch", [True, False])
+def test_a_name_that_leads_elsewhere_starts_nothing(
+    runs: Path, calls: Calls, name: str, sbatch: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given by `--run`, or by the recipe."""
+    for options, default in ((dataclasses.replace(PLAIN, name=name), "demo"), (PLAIN, name)):
+        with pytest.raises(MuError, match="run"):
+            dataclasses.replace(options, fresh=True, sbatch=sbatch).start(calls.train, recipe(), default)
+    assert (calls.trained, os.listdir(runs), capsys.readouterr().out) == ([], [], "")
 
 
 def test_settings_of_accelerate_are_refused_before_anything_starts(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 
+from medunifier_cli.distributed.group import JOIN_LIMIT
 from medunifier_cli.errors import MuError
 from medunifier_cli.recipe.schema_train import LoopConfig
 from medunifier_cli.train import accelerator as accelerator_module
@@ -38,6 +41,22 @@ def test_a_cpu_computes_in_the_precision_of_the_recipe(
     with accelerator.autocast():
         assert (torch.eye(2) @ torch.eye(2)).dtype == dtype
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(("timeout", "expected"), [(5, JOIN_LIMIT), (7200, 7200 + accelerator_module.MARGIN)])
+def test_torchs_time_out_leaves_time_for_ours_and_for_slow_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout: int, expected: float
+) -> None:
+    handlers: list[Any] = []
+
+    def record(kwargs_handlers: list[Any], **_: object) -> Accelerator:
+        handlers.extend(kwargs_handlers)
+        return Accelerator(cpu=True)
+
+    monkeypatch.setattr(accelerator_module, "Accelerator", record)
+    accelerator_of(LoopConfig(precision="no", tensorboard=False, timeout=timeout), tmp_path)
+    (limit,) = (handler.timeout for handler in handlers if isinstance(handler, InitProcessGroupKwargs))
+    assert limit.total_seconds() == expected
 
 
 def test_the_number_of_threads_is_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

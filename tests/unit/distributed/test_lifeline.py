@@ -1,0 +1,96 @@
+"""Two real ranks, one of which fails, dies or hangs: the other ends with it, and one line names it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.folders import ROOT
+from tests.unit.distributed.ranks import TIMEOUT
+
+KILLED = -signal.SIGKILL
+WAITED = rf"{TIMEOUT:.0f} s \(train\.timeout\)"
+
+
+class Outcomes:
+    """Exit codes and output of the two ranks of each case."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.codes: dict[str, list[int | None]] = json.loads((folder / "codes.json").read_text())
+
+    def printed(self, case: str, rank: int, stream: str = "err") -> str:
+        return (self.folder / f"{case}.{rank}.{stream}").read_text()
+
+    def lines(self, case: str) -> list[str]:
+        """Lines of ours, of both ranks."""
+        both = [self.printed(case, rank).splitlines() for rank in range(2)]
+        return [line for lines in both for line in lines if line.startswith("mu: ")]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "tests.unit.distributed.ranks", str(folder)]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=400)
+    return Outcomes(folder)
+
+
+@pytest.mark.parametrize(
+    ("case", "codes", "line"),
+    [
+        ("died", [1, KILLED], r"rank 1 \(.*, process \d+\) has died; the usual cause is memory"),
+        ("main_died", [KILLED, 1], r"rank 0 \(.*, process \d+\) has died; the usual cause is memory"),
+        ("stopped", [1, None], f"rank 1 .* has not answered for {WAITED}; look at its machine"),
+        ("stuck", [1, 1], f"rank 1 .* has not come where the others wait for {WAITED}; look at its machine"),
+    ],
+)
+def test_a_rank_that_is_lost_is_named_once_and_ends_the_others(
+    outcomes: Outcomes, case: str, codes: list[int | None], line: str
+) -> None:
+    assert outcomes.codes[case] == codes
+    assert len(outcomes.lines(case)) == 1
+    assert re.match(f"mu: {line}", outcomes.lines(case)[0]), outcomes.lines(case)
+
+
+@pytest.mark.parametrize(
+    ("case", "speaks", "line"),
+    [
+        ("failed", 1, "rank 1: shard-7.tar: damaged"),
+        ("failed_at_barrier", 0, "results.json: no space left"),
+        (
+            "differing",
+            0,
+            "rank 1 differs from rank 0 in the recipe: optim.peak_lr 0.002, not 0.001; start all",
+        ),
+        ("unprepared", 0, "rank 1: /nowhere: no such folder of shards"),
+    ],
+)
+def test_an_error_of_one_rank_is_one_line_and_ends_all(
+    outcomes: Outcomes, case: str, speaks: int, line: str
+) -> None:
+    assert outcomes.codes[case] == [1, 1]
+    assert len(outcomes.lines(case)) == 1
+    assert outcomes.printed(case, speaks).splitlines()[-1].startswith(f"mu: {line}")
+
+
+def test_a_rank_that_stays_away_from_an_exchange_is_named(outcomes: Outcomes) -> None:
+    assert outcomes.codes["not_there"] == [1, 1]
+    assert [line[:34] for line in outcomes.lines("not_there")] == ["mu: rank 1 did not come within 1 s"]
+
+
+def test_the_others_wait_for_a_main_rank_that_works_longer_than_the_time_out(outcomes: Outcomes) -> None:
+    assert outcomes.codes["slow_main"] == [0, 0]
+
+
+def test_ranks_know_their_places_after_the_group_has_ended(outcomes: Outcomes) -> None:
+    assert outcomes.codes["remembered"] == [0, 0]
+    said = [outcomes.printed("remembered", rank, "out") for rank in range(2)]
+    assert said == ["rank 0 of 2, main\n", "rank 1 of 2, not main\n"]
