@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import time
 import traceback
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,9 @@ def preload(work: Path) -> None:
     os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
     for name in modules():
         importlib.import_module(name)
+    # METEOR's Java program takes seconds to start, and is the same with and without an interruption
+    meteor = importlib.import_module("medunifier_cli.scores.text.meteor")
+    meteor.shutil = types.SimpleNamespace(which=lambda name: None)  # type: ignore[attr-defined]
     # orphans of a killed launcher become children of this process, so that it can see and end them
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
