@@ -1,0 +1,45 @@
+"""Readers of recipes and of `-o`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tests.campaign.targets.target import Target
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def make(folder: Path, home: Path) -> None:
+    shutil.copy(ROOT / "tests/run/small_phantom.yaml", folder / "pretrain.yaml")
+    shutil.copy(ROOT / "tests/run/small_priors.yaml", folder / "fit-prior.yaml")
+    shutil.copy(ROOT / "recipes/finetune-demo.yaml", folder / "finetune.yaml")
+    (folder / "based.yaml").write_text("base: pretrain.yaml\ntrain: {steps: 5}\n")
+
+
+def read(folder: Path) -> None:
+    """All of them, each as what it says it is."""
+    from medunifier_cli.recipe.load import dump_recipe, load_any
+
+    for path in sorted(folder.glob("*.yaml")):
+        dump_recipe(load_any(path))
+
+
+def make_overrides(folder: Path, home: Path) -> None:
+    (folder / "overrides.txt").write_text(
+        "train.steps=5\ndata.sections=[findings, impression]\nname=other\nmodel.vit.weights=random\n"
+        "optim.peak_lr=1e-3\ntrain.precision=bf16\nmodel.vit.frozen=true\ndata.shards=null\n"
+    )
+
+
+def read_overrides(folder: Path) -> None:
+    from medunifier_cli.recipe.load import dump_recipe, load_recipe
+
+    text = (folder / "overrides.txt").read_bytes().decode(errors="surrogateescape")
+    dump_recipe(load_recipe("demo", [line for line in text.split("\n") if line]))
+
+
+TARGETS = [
+    Target("recipes", 12, ("*.yaml",), make, read),
+    Target("recipe overrides", 10, ("overrides.txt",), make_overrides, read_overrides),
+]
