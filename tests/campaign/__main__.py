@@ -13,11 +13,10 @@ import argparse
 import os
 import sys
 import time
-import traceback
 from pathlib import Path
 
 from tests.campaign import forked
-from tests.campaign.record import ROOT, Book, Outcome
+from tests.campaign.record import ROOT, Book
 
 PARTS = ("kills", "signals", "disk", "groups", "fuzz")
 TRIES = {"kills": 560, "signals": 150, "disk": 200, "groups": 40, "fuzz": 100_000}
@@ -33,6 +32,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trials at the same time")
     parser.add_argument("--work", type=Path, default=ROOT / "campaign")
     parser.add_argument("--only", default="", help="trials whose name contains this")
+    parser.add_argument("--short", action="store_true", help="the minute of `make test`: a fixed set of trials")
     parser.add_argument("--again", default="", help="repeat one trial, by its name in the list of failures")
     parser.add_argument("--write", action="store_true", help="write the table to docs/reliability.md")
     given = parser.parse_args()

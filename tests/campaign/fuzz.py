@@ -41,6 +41,8 @@ SILENCE = 90.0
 """Wall time after which an input counts as hanging, on a machine that does other work."""
 MEMORY = 1 << 30
 """Bytes that a batch may allocate on top of what it starts with."""
+UNUSABLE = 79
+"""Exit code of a batch whose undamaged files cannot be read."""
 WIDTH = 300
 """A line is shorter than this, `mu: ` aside."""
 
@@ -115,6 +117,8 @@ def _worker(work: Callable[[], None], progress: mmap.mmap) -> str:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             code = os.waitstatus_to_exitcode(status)
+            if code == UNUSABLE:
+                raise RuntimeError("the undamaged files cannot be read; see above")
             if code == -signal.SIGPROF:
                 return f"SLOW: more than {SECONDS} s"
             return "" if code == 0 else f"CRASH: ended with {code}"
@@ -134,16 +138,20 @@ def _batch(
     progress[:8] = struct.pack("q", start)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(seeds, folder, symlinks=True)
-    os.chdir(folder)
+    os.chdir(world.scratch)  # the folder itself may be made anew for each input
     os.environ.update(MU_DATA=str(folder / "data"), MU_RUNS=str(folder / "runs"))
     warnings.simplefilter("ignore")
     # what one file decides is its text; a folder's listing must not depend on the file system
     files = sorted({path for glob in target.files for path in folder.glob(glob) if path.is_file()})
     contents = {path: path.read_bytes() for path in files}
-    edits = draw_edits(count, zlib.crc32(name.encode()))
+    edits = draw_edits(max(20, count // 3), zlib.crc32(name.encode()))
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
-    target.read(folder)  # undamaged: what it loads once is not counted, and it must be readable at all
+    try:
+        target.read(folder)  # what is loaded once is not counted, and the undamaged files must be readable
+    except BaseException:
+        traceback.print_exc()
+        os._exit(UNUSABLE)
     _bound_memory()
     for number in range(start, count):
         progress[:8] = struct.pack("q", number)

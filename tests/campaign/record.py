@@ -1,4 +1,4 @@
-"""What was tried and what came of it: a file of JSON lines that a stopped campaign goes on from, and the table."""
+"""What was tried and what came of it: a file of JSON lines, from which a campaign that was stopped resumes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,24 +64,3 @@ def sources_hash() -> str:
             if path.suffix in (".py", ".yaml", ".c"):
                 digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def table(outcomes: Iterable[Outcome], promises: dict[str, str]) -> str:
-    """promise | test | tries | failures, as Markdown."""
-    rows: dict[str, list[Any]] = {}
-    for outcome in outcomes:
-        row = rows.setdefault(outcome.test, [outcome.part, 0, 0])
-        row[1] += outcome.tries
-        row[2] += len(outcome.failures)
-    order = ("kills", "signals", "disk", "groups", "fuzz")
-    lines = ["| promise | test | tries | failures |", "|---|---|---|---|"]
-    for test, (part, tries, failures) in sorted(rows.items(), key=lambda item: (order.index(item[1][0]), item[0])):
-        lines.append(f"| {promises.get(part, part)} | {test} | {tries:,} | {failures:,} |")
-    total = [sum(row[i] for row in rows.values()) for i in (1, 2)]
-    lines.append(f"| | all | {total[0]:,} | {total[1]:,} |")
-    return "\n".join(lines)
-
-
-def failures(outcomes: Iterable[Outcome]) -> list[str]:
-    """One line for each failing trial: how to repeat it, and what went wrong."""
-    return [f"{o.trial}: {'; '.join(o.failures)[:500]}" for o in outcomes if o.failures]

@@ -35,7 +35,8 @@ def written_by(module: str, function: str = "write_raw", *arguments: Any) -> Cal
 def chexpert(folder: Path, home: Path) -> None:
     from tests.miniatures.chexpert import Row, write_tree
 
-    rows = [Row(1 + number, labels={"Edema": 1.0, "Fracture": 0.0}) for number in range(6)]
+    names = ("Atelectasis", "Cardiomegaly", "Edema", "Pleural Effusion", "Pneumonia", "Consolidation")
+    rows = [Row(1 + number, labels={names[number % 6]: 1.0, "Fracture": 0.0}) for number in range(12)]
     write_tree(folder / "CheXpert-v1.0-small", [*rows, Row(64_541, part="valid")])
 
 

@@ -62,7 +62,7 @@ def make_lines(folder: Path, home: Path) -> None:
         for n in range(6)
     ]
     ranks = [
-        {"key": f"s{n}", "class": "Edema", "text": n, "image_to_text": [f"s{m}" for m in range(4)],
+        {"key": f"s{n}", "class": CLASSES[n % 2], "text": n, "image_to_text": [f"s{m}" for m in range(4)],
          "text_to_image": [f"s{m}" for m in range(4)]}
         for n in range(4)
     ]  # fmt: skip
