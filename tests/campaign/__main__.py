@@ -26,13 +26,19 @@ TRIES = {"kills": 560, "signals": 150, "disk": 200, "groups": 40, "fuzz": 100_00
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__.split("\n")[0])
     parser.add_argument("part", nargs="?", default="all", choices=["all", *PARTS, "table"])
-    parser.add_argument("--tries", type=int, default=0, help="trials of each part (default: the full campaign's)")
+    parser.add_argument(
+        "--tries", type=int, default=0, help="trials of each part (default: the full campaign's)"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=0, help="start no trial after so many (default: no limit)")
+    parser.add_argument(
+        "--minutes", type=float, default=0, help="start no trial after so many (default: no limit)"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trials at the same time")
     parser.add_argument("--work", type=Path, default=ROOT / "campaign")
     parser.add_argument("--only", default="", help="trials whose name contains this")
-    parser.add_argument("--short", action="store_true", help="the minute of `make test`: a fixed set of trials")
+    parser.add_argument(
+        "--short", action="store_true", help="the minute of `make test`: a fixed set of trials"
+    )
     parser.add_argument("--again", default="", help="repeat one trial, by its name in the list of failures")
     parser.add_argument("--write", action="store_true", help="write the table to docs/reliability.md")
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The disk is full at the n-th write and stays full: one line, nothing torn; with room the call ends equal."""
+"""The disk is full from the n-th write on: one line, nothing torn; with room the same call ends equal."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _judge(ended: forked.Ended) -> list[str]:
 
 
 def _smaller_files(room: int) -> Callable[[], None]:
-    """Without a C compiler: a limit on the size of each file, which libraries meet as they meet a full disk."""
+    """Without a C compiler: a limit on the size of files, which libraries meet as a full disk."""
 
     def before() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -6,6 +6,7 @@ of minutes. The parent never computes anything with PyTorch, so that it has no t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
@@ -42,7 +43,9 @@ def preload(work: Path) -> None:
     library = work / "writes.so"
     loaded = os.environ.get("LD_PRELOAD") == str(library)
     if not loaded and build(library):
-        os.environ.update(LD_PRELOAD=str(library), OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
+        os.environ.update(
+            LD_PRELOAD=str(library), OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1"
+        )
         os.execv(sys.executable, [sys.executable, "-m", "tests.campaign", *sys.argv[1:]])
     if loaded:
         _library = ctypes.CDLL(str(library))
@@ -78,7 +81,15 @@ def build(library: Path) -> bool:
 def modules() -> list[str]:
     """Every module of the package and of the plugins, and what they import only when they need it."""
     root = HERE.parents[1]
-    names = ["torch", "torch.distributed", "torch.multiprocessing", "accelerate", "timm", "transformers", "h5py"]
+    names = [
+        "torch",
+        "torch.distributed",
+        "torch.multiprocessing",
+        "accelerate",
+        "timm",
+        "transformers",
+        "h5py",
+    ]
     for folder, package in (("medunifier_cli", "medunifier_cli"), ("plugins", "medunifier_plugins")):
         for path in sorted((root / folder).rglob("*.py")):
             dotted = ".".join((package, *path.relative_to(root / folder).with_suffix("").parts))
@@ -128,10 +139,8 @@ class Call:
     def signal(self, number: int, group: bool = False) -> None:
         """Send a signal to the process, or to its whole group; none if it has ended."""
         if self.poll() is None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 (os.killpg if group else os.kill)(self.pid, number)
-            except ProcessLookupError:
-                pass
 
     def wait(self, limit: float = LIMIT) -> Ended:
         """Wait for the end; after `limit` seconds the group is killed."""
@@ -152,9 +161,13 @@ class Call:
 
 
 def start(
-    words: Sequence[str], folder: Path, before: Callable[[], None] | None = None,
-    arm: tuple[int, int] = (0, COUNT), env: Mapping[str, str] | None = None, tag: str = "mu",
-) -> Call:  # fmt: skip
+    words: Sequence[str],
+    folder: Path,
+    before: Callable[[], None] | None = None,
+    arm: tuple[int, int] = (0, COUNT),
+    env: Mapping[str, str] | None = None,
+    tag: str = "mu",
+) -> Call:
     """Fork a process that runs `mu WORDS` with `folder` as its current folder.
 
     Args:
@@ -184,9 +197,13 @@ def run(words: Sequence[str], folder: Path, **more: Any) -> Ended:
 
 
 def _child(
-    words: Sequence[str], folder: Path, output: Path, before: Callable[[], None] | None,
-    arm: tuple[int, int], env: Mapping[str, str],
-) -> int:  # fmt: skip
+    words: Sequence[str],
+    folder: Path,
+    output: Path,
+    before: Callable[[], None] | None,
+    arm: tuple[int, int],
+    env: Mapping[str, str],
+) -> int:
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -239,10 +256,8 @@ def gone(group: int, limit: float) -> bool:
     while True:
         alive = [pid for pid in members(group) if pid != group]
         for pid in alive:
-            try:
+            with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)  # an orphan that has ended
-            except ChildProcessError:
-                pass
         if not alive:
             return True
         if time.monotonic() > deadline:
@@ -262,6 +277,15 @@ def members(group: int) -> list[int]:
             if int(of) == group and state != b"Z":
                 found.append(int(entry))
     return found
+
+
+def ranks_of(call: Call) -> list[int]:
+    """The processes that a launcher has started, once there are any; none if it has ended."""
+    while call.poll() is None:
+        if ranks := [pid for pid in members(call.pid) if pid != call.pid]:
+            return ranks
+        time.sleep(0.005)
+    return []
 
 
 def in_child(work: Callable[[], None]) -> None:

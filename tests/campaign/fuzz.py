@@ -1,4 +1,4 @@
-"""Damaged inputs for every reader: only one line of mu, a skip that is counted, or a good result may come out.
+"""Damaged inputs for every reader: only a line of mu, a counted skip, or a good result may come out.
 
 A batch runs in a process of its own with bounds on memory and time; the process that started it takes down
 what ends it, and goes on with the next input in a new one.
@@ -6,6 +6,7 @@ what ends it, and goes on with the next input in a new one.
 
 from __future__ import annotations
 
+import functools
 import json
 import mmap
 import os
@@ -48,14 +49,17 @@ WIDTH = 300
 
 
 def trials(count: int, seed: int) -> list[str]:
-    """Batches for about `count` inputs, shared out among the targets by their shares; each has one at least."""
+    """Batches for about `count` inputs, by the shares of the targets; each has one at least."""
     targets = all_targets()
     total = sum(target.share for target in targets.values())
     batches = []
     for name, target in targets.items():
         wanted = count * target.share / total
         size = min(BATCH, target.batch)
-        batches += [(number, f"{name}/{min(size, max(10, round(wanted)))}") for number in range(max(1, round(wanted / size)))]
+        batches += [
+            (number, f"{name}/{min(size, max(10, round(wanted)))}")
+            for number in range(max(1, round(wanted / size)))
+        ]
     batches.sort()  # each target's first batch comes first
     return [f"fuzz/{seed}/{number}/{rest}" for number, rest in batches]
 
@@ -74,11 +78,15 @@ def trial(world: World, name: str) -> Outcome:
     found.unlink(missing_ok=True)
     start, failures = 0, []
     while start < int(count):
-        end = _worker(lambda: _batch(target, seeds, folder, name, start, int(count), progress, found, world), progress)
+        work = functools.partial(
+            _batch, target, seeds, folder, name, start, int(count), progress, found, world
+        )
+        end = _worker(work, progress)
         if not end:
             break
         at = struct.unpack("q", progress[:8])[0]
-        kept = _keep(world, target, end, "the process", folder, f"{name}, input {at}")
+        path = random.Random(f"{name}/{at}").choice(_files(target, folder, seeds))
+        kept = _keep(world, target, end, path.name, path, f"{name}, input {at}", folder)
         failures.append(f"{end} (input {at}, {kept})")
         start = at + 1
     lines = found.read_text().split("\n") if found.exists() else []
@@ -132,17 +140,23 @@ def _worker(work: Callable[[], None], progress: mmap.mmap) -> str:
 
 
 def _batch(
-    target: Target, seeds: Path, folder: Path, name: str, start: int, count: int, progress: mmap.mmap, found: Path,
+    target: Target,
+    seeds: Path,
+    folder: Path,
+    name: str,
+    start: int,
+    count: int,
+    progress: mmap.mmap,
+    found: Path,
     world: World,
-) -> None:  # fmt: skip
+) -> None:
     progress[:8] = struct.pack("q", start)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(seeds, folder, symlinks=True)
     os.chdir(world.scratch)  # the folder itself may be made anew for each input
     os.environ.update(MU_DATA=str(folder / "data"), MU_RUNS=str(folder / "runs"))
     warnings.simplefilter("ignore")
-    # what one file decides is its text; a folder's listing must not depend on the file system
-    files = sorted({path for glob in target.files for path in folder.glob(glob) if path.is_file()})
+    files = _files(target, folder, seeds)
     contents = {path: path.read_bytes() for path in files}
     edits = draw_edits(max(20, count // 3), zlib.crc32(name.encode()))
     devnull = os.open(os.devnull, os.O_WRONLY)
@@ -173,6 +187,12 @@ def _batch(
             shutil.copytree(seeds, folder, symlinks=True)
         else:
             path.write_bytes(contents[path])
+
+
+def _files(target: Target, folder: Path, contents: Path) -> list[Path]:
+    """What may be damaged in a copy of the valid files, in an order that no file system decides."""
+    found = {path for glob in target.files for path in contents.glob(glob) if path.is_file()}
+    return [folder / path.relative_to(contents) for path in sorted(found)]
 
 
 def _bound_memory() -> None:
@@ -224,22 +244,30 @@ def attempt(read: Callable[[], object], debug: bool = False) -> str:
             return f"CONTROL CHARACTERS at {where}"
         if len(line.removeprefix("mu: ")) >= WIDTH:
             return f"LONG LINE at {where}"
-    if seen and not debug and isinstance(seen[0], MuError):
-        if sum(line.startswith("mu: ") for line in result.stderr.split("\n")) < 1:
-            return f"NO LINE at {where}"
+    silent = not any(line.startswith("mu: ") for line in result.stderr.split("\n"))
+    if seen and silent and isinstance(seen[0], MuError):
+        return f"NO LINE at {where}"
     return ""
 
 
 def place_of(error: BaseException) -> str:
     """File and line of the innermost frame of the package or of a plugin."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if Path(f.filename).is_relative_to(ROOT) and "/tests/" not in f.filename and "/.venv/" not in f.filename]
+    ours = [
+        f
+        for f in frames
+        if Path(f.filename).is_relative_to(ROOT)
+        and "/tests/" not in f.filename
+        and "/.venv/" not in f.filename
+    ]
     frame = (ours or list(frames))[-1]
     path = Path(frame.filename)
     return f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name}:{frame.lineno}"
 
 
-def _keep(world: World, target: Target, kind: str, place: str, path: Path, note: str, folder: Path | None = None) -> str:
+def _keep(
+    world: World, target: Target, kind: str, place: str, path: Path, note: str, folder: Path | None = None
+) -> str:
     """Save an input that fails, if it is the smallest of its kind so far; the name of its folder."""
     name = "".join(c if c.isalnum() else "_" for c in f"{target.name} {kind} {place}")[:120]
     kept = world.work / "reproducers" / name

@@ -7,20 +7,19 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.campaign import forked
 from tests.campaign.home import BY_NAME, LOOP, PRETRAIN, PRIORS, Case, World, options, tune
+from tests.campaign.jobs import job
 from tests.campaign.kills import finish, last_line
-from tests.campaign.record import ROOT, Outcome
+from tests.campaign.record import Outcome
 from tests.campaign.state import differences, state_of
 
 END_LIMIT = 90.0
-"""Seconds within which the other ranks end after one has died; generous, for a machine that does other work."""
+"""Seconds within which the other ranks end after one has died; generous, for a busy machine."""
 ALONE = {
     "pretrain": ["pretrain", PRETRAIN, "--run", "new", *options(*LOOP)],
     "fit-prior": ["fit-prior", PRIORS, "--from", "base", "--run", "new", *options(*LOOP)],
@@ -52,24 +51,36 @@ def trial(world: World, name: str) -> Outcome:
 def slurm(rank: int, port: int) -> dict[str, str]:
     """The variables that `srun --ntasks=2` sets."""
     return {
-        "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(rank),
-        "SLURM_LOCALID": str(rank), "SLURM_STEP_NODELIST": "localhost", "MASTER_ADDR": "127.0.0.1",
+        "SLURM_JOB_ID": "4711",
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank),
+        "SLURM_STEP_NODELIST": "localhost",
+        "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-    }  # fmt: skip
+    }
 
 
 def torchrun(rank: int, port: int) -> dict[str, str]:
     """The variables that `torchrun --nproc-per-node 2` sets."""
     return {
-        "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2",
-        "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
+        "WORLD_SIZE": "2",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
 
 
 Variables = Callable[[int, int], Mapping[str, str]]
 
 
-def start_pair(folder: Path, words: list[str], variables: Variables, second: list[str] | None = None) -> list[forked.Call]:
+def start_pair(
+    folder: Path, words: list[str], variables: Variables, second: list[str] | None = None
+) -> list[forked.Call]:
     """Two processes that form a group; `second` is the command of rank 1 where it differs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -87,9 +98,7 @@ def joined(verb: str, variables: Variables) -> Callable[..., list[str]]:
         calls = start_pair(folder, ALONE[verb], variables)
         wrong = _ends(calls, (0,))
         if not wrong:
-            case = BY_NAME[f"{verb}, 2 ranks"] if f"{verb}, 2 ranks" in BY_NAME else None
-            if case is None:
-                case = Case(f"{verb}, 2 ranks", [*ALONE[verb], "--num-processes", "2"], ranks=2)
+            case = Case(f"{verb}, 2 ranks", [*ALONE[verb], "--num-processes", "2"], ranks=2)
             unequal = differences(world.calm(case)[1], state_of(folder))
             wrong += [f"not equal: {'; '.join(unequal[:5])}"] if unequal else []
         return wrong
@@ -124,8 +133,8 @@ def rank_killed(world: World, folder: Path, draw: random.Random) -> list[str]:
     calm, expected = world.calm(case)
     call = forked.start(case.words, folder, tag="killed")
     time.sleep(draw.uniform(0.2, 0.9) * calm.seconds)
-    ranks = [pid for pid in forked.members(call.pid) if pid != call.pid]
-    hit = bool(ranks) and call.poll() is None
+    ranks = forked.ranks_of(call)
+    hit = bool(ranks)
     if hit:
         os.kill(draw.choice(ranks), signal.SIGKILL)
     ended = call.wait(END_LIMIT)
@@ -151,8 +160,8 @@ def rank_hangs(world: World, folder: Path, draw: random.Random) -> list[str]:
     calm, _ = world.calm(case)
     call = forked.start([*case.words, "-o", f"{key}=10"], folder, tag="hangs")
     time.sleep(draw.uniform(0.3, 0.8) * calm.seconds)
-    ranks = [pid for pid in forked.members(call.pid) if pid != call.pid]
-    if ranks and call.poll() is None:
+    ranks = forked.ranks_of(call)
+    if ranks:
         os.kill(draw.choice(ranks), signal.SIGSTOP)
     ended = call.wait(END_LIMIT)
     left = forked.members(call.pid)
@@ -171,7 +180,11 @@ def timeout_key() -> str:
 
     from medunifier_cli.recipe.schema_train import LoopConfig
 
-    names = [item.name for item in dataclasses.fields(LoopConfig) if "timeout" in item.name or "patience" in item.name]
+    names = [
+        item.name
+        for item in dataclasses.fields(LoopConfig)
+        if "timeout" in item.name or "patience" in item.name
+    ]
     return f"train.{names[0]}" if names else ""
 
 
@@ -192,7 +205,7 @@ def ranks_disagree(key: str) -> Callable[..., list[str]]:
 
 
 def launcher_killed(world: World, folder: Path, draw: random.Random) -> list[str]:
-    """The launcher is killed, while ranks start or later: no orphans, no lock, and the same command ends equal."""
+    """The launcher is killed, while ranks start or later: no orphans, no lock, then an equal end."""
     case = BY_NAME["pretrain, 2 ranks"]
     calm, expected = world.calm(case)
     call = forked.start(case.words, folder, tag="launcher")
@@ -232,68 +245,6 @@ def started_twice(world: World, folder: Path, draw: random.Random) -> list[str]:
     return wrong + finish(world, case, folder, dict(expected))
 
 
-SCONTROL = '#!/bin/bash\nif [ "$1" = requeue ]; then echo "$2" >> requeued; fi\n'
-MU = '#!/bin/bash\nexec "{python}" -m medunifier_cli "$@"\n'
-
-
-def job(fresh: bool) -> Callable[..., list[str]]:
-    """The script that `--sbatch` prints, run by a stand-in for the scheduler that warns and requeues."""
-
-    def kind(world: World, folder: Path, draw: random.Random) -> list[str]:
-        case = BY_NAME["pretrain"]
-        _, expected = world.calm(case)
-        if fresh:
-            forked.run([*case.words, "-o", "train.steps=2"], folder, tag="older")
-        words = [*case.words, *(["--fresh"] if fresh else [])]
-        printed = forked.run([*words, "--sbatch"], folder, tag="script")
-        (folder / "job.sh").write_text(printed.output)
-        commands = folder / "commands"
-        commands.mkdir()
-        for name, text in (("scontrol", SCONTROL), ("mu", MU.format(python=sys.executable))):
-            (commands / name).write_text(text)
-            (commands / name).chmod(0o755)
-        wrong = _scheduler(folder, draw, commands)
-        old = sorted(path.name for path in folder.glob("runs/new.old-*"))
-        if len(old) != int(fresh):
-            wrong.append(f"runs set aside: {old}")
-        for path in [*(folder / "runs" / name for name in old), commands]:
-            shutil.rmtree(path)
-        for name in ("job.sh", "requeued"):
-            (folder / name).unlink(missing_ok=True)
-        unequal = differences(expected, state_of(folder))
-        return wrong + ([f"not equal: {'; '.join(unequal[:5])}"] if unequal else [])
-
-    return kind
-
-
-def _scheduler(folder: Path, draw: random.Random, commands: Path) -> list[str]:
-    """Run the job until it is not queued again; warn it twice, at random moments from its start on."""
-    env = {
-        **os.environ, "PATH": f"{commands}:{os.environ['PATH']}", "MU_DATA": "data", "MU_RUNS": "runs",
-        "PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "4711",
-    }  # fmt: skip
-    for turn in range(4):
-        (folder / "requeued").unlink(missing_ok=True)
-        process = subprocess.Popen(
-            ["bash", "job.sh"], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )  # fmt: skip
-        if turn < 2:
-            time.sleep(draw.uniform(0.3, 10.0))
-            process.send_signal(signal.SIGUSR1)
-        try:
-            output = process.communicate(timeout=forked.LIMIT)[0].decode(errors="replace")
-        except subprocess.TimeoutExpired:
-            forked.end_group(process.pid)
-            process.communicate()
-            return ["the job did not end"]
-        if process.returncode == 0:
-            return []
-        if process.returncode != 75 or not (folder / "requeued").exists():
-            return [f"start {turn + 1} ended with {process.returncode}, not requeued: {last_line(output)}"]
-    return ["four starts did not finish it"]
-
-
 def _ends(calls: list[forked.Call], codes: tuple[int, ...]) -> list[str]:
     ended = [call.wait() for call in calls]
     return [f"ended with {end.code}: {last_line(end.output)}" for end in ended if end.code not in codes]
@@ -315,4 +266,4 @@ KINDS: dict[str, Callable[[World, Path, random.Random], list[str]]] = {
     "the same training twice at once": started_twice,
     "a job that is warned and requeued": job(fresh=False),
     "a job with --fresh that is warned and requeued": job(fresh=True),
-}  # fmt: skip
+}

@@ -12,10 +12,19 @@ from pathlib import Path
 from tests.campaign import forked
 from tests.campaign.state import State, differences, state_of
 
+REACHED = "reached for the network"
+"""What `writes.c` says of a connection to another machine."""
 RUN = Path(__file__).parents[1] / "run"
 PRETRAIN, PRIORS = str(RUN / "small_phantom.yaml"), str(RUN / "small_priors.yaml")
-LOOP = ("train.steps=6", "train.valid_every=3", "train.checkpoint_every=2", "train.log_every=1", "train.keep=1",
-        "train.threads=1", "train.tensorboard=false")  # fmt: skip
+LOOP = (
+    "train.steps=6",
+    "train.valid_every=3",
+    "train.checkpoint_every=2",
+    "train.log_every=1",
+    "train.keep=1",
+    "train.threads=1",
+    "train.tensorboard=false",
+)
 TUNE = ("train.global_batch=8", "data.workers=0", "model.head=linear", 'train.precision="no"')
 SIZES = ("train=24", "valid=12", "test=12")
 
@@ -43,23 +52,44 @@ def tune(recipe: str, run: str, *more: str) -> list[str]:
 
 
 CASES = (
-    Case("prepare", ["prepare", "phantom", "--size", "32", "--shard-size", "6", "--workers", "1", *options(*SIZES)],
-         training=False, without=("data",)),
-    Case("prepare, 2 workers", ["prepare", "phantom", "--size", "32", "--shard-size", "6", "--workers", "2",
-                                *options(*SIZES)], training=False, without=("data",)),
+    Case(
+        "prepare",
+        ["prepare", "phantom", "--size", "32", "--shard-size", "6", "--workers", "1", *options(*SIZES)],
+        training=False,
+        without=("data",),
+    ),
+    Case(
+        "prepare, 2 workers",
+        ["prepare", "phantom", "--size", "32", "--shard-size", "6", "--workers", "2", *options(*SIZES)],
+        training=False,
+        without=("data",),
+    ),
     Case("pretrain", ["pretrain", PRETRAIN, "--run", "new", *options(*LOOP)]),
-    Case("pretrain, 1 loader worker", ["pretrain", PRETRAIN, "--run", "new", *options(*LOOP, "data.workers=1")]),
-    Case("pretrain, 2 ranks", ["pretrain", PRETRAIN, "--run", "new", "--num-processes", "2", *options(*LOOP)], ranks=2),
+    Case(
+        "pretrain, 1 loader worker", ["pretrain", PRETRAIN, "--run", "new", *options(*LOOP, "data.workers=1")]
+    ),
+    Case(
+        "pretrain, 2 ranks",
+        ["pretrain", PRETRAIN, "--run", "new", "--num-processes", "2", *options(*LOOP)],
+        ranks=2,
+    ),
     Case("fit-prior", ["fit-prior", PRIORS, "--from", "base", "--run", "new", *options(*LOOP)]),
     Case("finetune", tune("finetune-demo", "new")),
     Case("finetune, 2 ranks", [*tune("finetune-demo", "new"), "--num-processes", "2"], ranks=2),
     Case("finetune, frozen", tune("probe-demo", "new")),
-    Case("synthesize", ["synthesize", "--run", "priors", "--n", "6", "--batch", "2", "--out", "made"], training=False),
-    Case("report", ["report", "--run", "base", "--split", "test", "--sample", "greedy", "--max-tokens", "12"],
-         training=False),
+    Case(
+        "synthesize",
+        ["synthesize", "--run", "priors", "--n", "6", "--batch", "2", "--out", "made"],
+        training=False,
+    ),
+    Case(
+        "report",
+        ["report", "--run", "base", "--split", "test", "--sample", "greedy", "--max-tokens", "12"],
+        training=False,
+    ),
     Case("retrieve", ["retrieve", "--run", "base", "--split", "test", "--rerank", "4"], training=False),
     Case("zeroshot", ["zeroshot", "--run", "base", "--split", "test"], training=False),
-)  # fmt: skip
+)
 BY_NAME = {case.name: case for case in CASES}
 
 
@@ -114,8 +144,12 @@ class World:
             for _ in range(1 + self.checked):
                 folder = self.copy(f"calm-{os.getpid()}", case)
                 ended = forked.run(case.words, folder)
+                if REACHED in ended.output:
+                    raise RuntimeError(f"{case.name}: {REACHED}")
                 if ended.code:
-                    raise RuntimeError(f"{case.name}: undisturbed, ended with {ended.code}: {ended.output[-2000:]}")
+                    raise RuntimeError(
+                        f"{case.name}: undisturbed, ended with {ended.code}: {ended.output[-2000:]}"
+                    )
                 found.append((ended, state_of(folder)))
                 self.remove(folder)
             unequal = differences(found[0][1], found[-1][1])

@@ -1,4 +1,4 @@
-"""Damaged inputs: seeded mutations of the bytes of a valid file, and of its structure as hypothesis draws them."""
+"""Damaged inputs: seeded mutations of a valid file's bytes, and of its structure by hypothesis."""
 
 from __future__ import annotations
 
@@ -17,19 +17,58 @@ from hypothesis import strategies as st
 Edit = tuple[int, str, Any]
 """Which node, what is done to it, and with what."""
 
-ODD = ("", "\0", "\ud800", "\u2028", "\x1b[31m", "-1", "1e999", "nan", "9" * 400, "!!int ''", "!!timestamp x",
-       "../..", "x" * 5000, "!!binary x", "&a [*a]", "null", "\ufeff")  # fmt: skip
+ODD = (
+    "",
+    "\0",
+    "\ud800",
+    "\u2028",
+    "\x1b[31m",
+    "-1",
+    "1e999",
+    "nan",
+    "9" * 400,
+    "!!int ''",
+    "!!timestamp x",
+    "../..",
+    "x" * 5000,
+    "!!binary x",
+    "&a [*a]",
+    "null",
+    "\ufeff",
+)
 NUMBERS = (0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 10**300, 10**400, 1e308, float("nan"), float("inf"), 0.5)
-WORDS = (b"0", b"-1", b"99999999999999999999", b"\xff\xfe", b"\xed\xa0\x80", b"\x00", b"{", b"]", b'"', b"\n", b"\x1b]0;x\x07",
-         b"\xe2\x80\xa8", b"<!ENTITY a '&b;'>", b"[" * 2000, b"nan", b"\\ud800", b",", b"\xff" * 8)  # fmt: skip
+WORDS = (
+    b"0",
+    b"-1",
+    b"99999999999999999999",
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b"\x00",
+    b"{",
+    b"]",
+    b'"',
+    b"\n",
+    b"\x1b]0;x\x07",
+    b"\xe2\x80\xa8",
+    b"<!ENTITY a '&b;'>",
+    b"[" * 2000,
+    b"nan",
+    b"\\ud800",
+    b",",
+    b"\xff" * 8,
+)
 
 
 def junk() -> st.SearchStrategy[Any]:
     """A value that is hardly what a reader expects."""
     simple = st.one_of(
-        st.none(), st.booleans(), st.sampled_from(NUMBERS), st.sampled_from(ODD), st.integers(-3, 10),
+        st.none(),
+        st.booleans(),
+        st.sampled_from(NUMBERS),
+        st.sampled_from(ODD),
+        st.integers(-3, 10),
         st.text(max_size=6),
-    )  # fmt: skip
+    )
     deep = st.integers(2, 1500).map(_nested)
     return st.one_of(
         simple, st.lists(simple, max_size=3), st.dictionaries(st.text(max_size=3), simple, max_size=2), deep
@@ -45,10 +84,13 @@ def _nested(levels: int) -> Any:
 
 EDITS = st.lists(
     st.tuples(
-        st.integers(0, 10_000), st.sampled_from(("set", "set", "set", "drop", "rename", "add", "twice", "wrap")), junk()
+        st.integers(0, 10_000),
+        st.sampled_from(("set", "set", "set", "drop", "rename", "add", "twice", "wrap")),
+        junk(),
     ),
-    min_size=1, max_size=3,
-)  # fmt: skip
+    min_size=1,
+    max_size=3,
+)
 
 
 def draw_edits(count: int, number: int) -> list[list[Edit]]:
@@ -57,7 +99,11 @@ def draw_edits(count: int, number: int) -> list[list[Edit]]:
 
     @seed(number)
     @settings(
-        max_examples=count, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
     @given(EDITS)
     def collect(edits: list[Edit]) -> None:
@@ -163,8 +209,11 @@ def _cell(value: Any) -> str:
 
 
 FORMS: dict[str, Callable[[bytes, Sequence[Edit], random.Random], bytes]] = {
-    ".json": _json, ".jsonl": _lines, ".yaml": _yaml, ".csv": _table,
-}  # fmt: skip
+    ".json": _json,
+    ".jsonl": _lines,
+    ".yaml": _yaml,
+    ".csv": _table,
+}
 
 
 def mutate(content: bytes, draw: random.Random) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import signal
 import time
@@ -13,10 +15,20 @@ from tests.campaign.record import Outcome
 from tests.campaign.state import differences, state_of
 
 SHARES = {
-    "prepare": 6, "prepare, 2 workers": 3, "pretrain": 10, "pretrain, 1 loader worker": 3, "pretrain, 2 ranks": 8,
-    "fit-prior": 7, "finetune": 6, "finetune, 2 ranks": 3, "finetune, frozen": 6, "synthesize": 7, "report": 4,
-    "retrieve": 4, "zeroshot": 4,
-}  # fmt: skip
+    "prepare": 6,
+    "prepare, 2 workers": 3,
+    "pretrain": 10,
+    "pretrain, 1 loader worker": 3,
+    "pretrain, 2 ranks": 8,
+    "fit-prior": 7,
+    "finetune": 6,
+    "finetune, 2 ranks": 3,
+    "finetune, frozen": 6,
+    "synthesize": 7,
+    "report": 4,
+    "retrieve": 4,
+    "zeroshot": 4,
+}
 """How often each case comes."""
 MOMENTS = ("in a write", "at random", "in start-up")
 
@@ -63,19 +75,19 @@ def kill(
         action = forked.KILL_SELF if whom == "one rank" else forked.KILL_GROUP
         call = forked.start(case.words, folder, arm=(at, action), tag=tag)
         ended = call.wait()
-        note = f"{whom} in change {at}"
+        note = f"{whom} in change {at}: {ended.code}"
     else:
         share = draw.uniform(0.0, 0.1 if how == "in start-up" else 1.0)
         call = forked.start(case.words, folder, tag=tag)
         time.sleep(share * calm.seconds)
         if whom == "one rank":
-            ranks = [pid for pid in forked.members(call.pid) if pid != call.pid]
-            if ranks and call.poll() is None:
+            ranks = forked.ranks_of(call)
+            if ranks:
                 _kill(draw.choice(ranks))
         else:
             call.signal(signal.SIGKILL, group=whom == "group")
         ended = call.wait()
-        note = f"{whom} after {share:.3f} of the time"
+        note = f"{whom} after {share:.3f} of the time: {ended.code}"
     # a launcher's orphans end by themselves, or the next call finds the run still locked
     left = not forked.gone(call.pid, 0.0 if whom == "launcher" else 20.0)
     killed = ended.code == -signal.SIGKILL or (whom == "one rank" and ended.code not in (0, 75))
@@ -83,12 +95,8 @@ def kill(
 
 
 def _kill(pid: int) -> None:
-    import os
-
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def finish(world: World, case: Case, folder: Path, expected: dict[str, str], tries: int = 1) -> list[str]:

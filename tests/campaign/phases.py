@@ -12,23 +12,33 @@ from typing import Any
 PHASES: Mapping[str, Sequence[str]] = {
     "start-up": ("medunifier_cli.train.accelerator:check_precision",),
     "tokenizer": ("medunifier_cli.data.texts.tokenizer:TextTokenizer.train",),
-    "building the model": ("medunifier_cli.objectives.pretraining:build_model",
-                           "medunifier_cli.checkpoint.priors:build_pair",
-                           "medunifier_cli.checkpoint.classifier:build_classifier"),
+    "building the model": (
+        "medunifier_cli.objectives.pretraining:build_model",
+        "medunifier_cli.checkpoint.priors:build_pair",
+        "medunifier_cli.checkpoint.classifier:build_classifier",
+    ),
     "encoding": ("medunifier_cli.model.medunifier:MedUnifier.encode_image",),
-    "training": ("medunifier_cli.stages.pretrain:Pretraining.step", "medunifier_cli.stages.fit_prior:PriorFitting.step",
-                 "medunifier_cli.stages.finetune:Finetuning.step"),
+    "training": (
+        "medunifier_cli.stages.pretrain:Pretraining.step",
+        "medunifier_cli.stages.fit_prior:PriorFitting.step",
+        "medunifier_cli.stages.finetune:Finetuning.step",
+    ),
     "saving": ("medunifier_cli.checkpoint.store:save",),
-    "validation": ("medunifier_cli.stages.pretrain:Pretraining.validate",
-                   "medunifier_cli.stages.fit_prior:PriorFitting.validate",
-                   "medunifier_cli.stages.finetune:Finetuning.validate"),
-    "held-out measurement": ("medunifier_cli.stages.heldout:evaluate", "medunifier_cli.stages.heldout:psnr",
-                             "medunifier_cli.stages.finetune_results:measure",
-                             "medunifier_cli.prior.baseline:baseline"),
+    "validation": (
+        "medunifier_cli.stages.pretrain:Pretraining.validate",
+        "medunifier_cli.stages.fit_prior:PriorFitting.validate",
+        "medunifier_cli.stages.finetune:Finetuning.validate",
+    ),
+    "held-out measurement": (
+        "medunifier_cli.stages.heldout:evaluate",
+        "medunifier_cli.stages.heldout:psnr",
+        "medunifier_cli.stages.finetune_results:measure",
+        "medunifier_cli.prior.baseline:baseline",
+    ),
     "writing reports": ("medunifier_cli.evaluate.reports.text_cache:TextCache.step",),
     "sampling": ("medunifier_cli.prior.sampling:sample",),
     "drawing": ("medunifier_cli.prepare.render:render",),
-}  # fmt: skip
+}
 """Phase -> functions whose first call begins it, `module:name`; whichever of them a verb calls."""
 
 
@@ -85,10 +95,15 @@ def _wrap(place: str, began: Callable[[], None]) -> bool:
         return plain(*arguments, **options)
 
     if outer:
-        setattr(owner, last, type(inner)(wrapped) if isinstance(inner, classmethod | staticmethod) else wrapped)
+        setattr(
+            owner, last, type(inner)(wrapped) if isinstance(inner, classmethod | staticmethod) else wrapped
+        )
         return True
     for module in list(sys.modules.values()):
-        if getattr(module, "__name__", "").startswith("medunifier_cli") and getattr(module, last, None) is inner:
+        if (
+            getattr(module, "__name__", "").startswith("medunifier_cli")
+            and getattr(module, last, None) is inner
+        ):
             setattr(module, last, wrapped)
     return True
 

@@ -1,4 +1,4 @@
-"""What was tried and what came of it: a file of JSON lines, from which a campaign that was stopped resumes."""
+"""What was tried and what came of it: JSON lines, from which a campaign that was stopped resumes."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ import os
 import platform
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from tests.campaign.record import ROOT, Book, Outcome
 
@@ -23,7 +22,13 @@ PARTS = {
     "fuzz": "one line of `mu`, a skip or a good result comes out of any file",
 }
 """Promise that each part of a campaign tries."""
-COUNTED = {"kills": "SIGKILLs", "signals": "signals", "disk": "full disks", "groups": "groups", "fuzz": "inputs"}
+COUNTED = {
+    "kills": "SIGKILLs",
+    "signals": "signals",
+    "disk": "full disks",
+    "groups": "groups",
+    "fuzz": "inputs",
+}
 
 
 def show(book: Book, given: argparse.Namespace) -> bool:
@@ -59,7 +64,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def failures(outcomes: Sequence[Outcome]) -> list[str]:
-    """Failing trials, each with the name that repeats it; of fuzzed inputs one line for each kind and place."""
+    """Failing trials, by the name that repeats each; of fuzzed inputs a line for each kind and place."""
     lines = [f"{o.trial}: {'; '.join(o.failures)[:600]}" for o in outcomes if o.failures and o.part != "fuzz"]
     kinds: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
     for outcome in outcomes:
@@ -67,7 +72,8 @@ def failures(outcomes: Sequence[Outcome]) -> list[str]:
             kind = re.sub(r" \(input.*", "", failure)
             kinds[outcome.test, kind].append(f"{outcome.trial}, {failure[len(kind) + 1 :].strip('()')}")
     lines += [
-        f"fuzz, {test}: {kind}: {len(inputs)} times, first {inputs[0]}" for (test, kind), inputs in sorted(kinds.items())
+        f"fuzz, {test}: {kind}: {len(inputs)} times, first {inputs[0]}"
+        for (test, kind), inputs in sorted(kinds.items())
     ]
     return lines
 

@@ -20,12 +20,33 @@ STOP_LIMIT = 120.0
 """Seconds within which a stopped call ends; a stated minute, doubled for a machine that does other work."""
 IN_CASE = {
     "prepare": ("drawing",),
-    "pretrain": ("start-up", "tokenizer", "building the model", "training", "saving", "validation",
-                 "held-out measurement"),
-    "pretrain, 2 ranks": ("start-up", "tokenizer", "building the model", "training", "saving", "validation",
-                          "held-out measurement"),
-    "fit-prior": ("start-up", "encoding", "building the model", "training", "saving", "validation",
-                  "held-out measurement"),
+    "pretrain": (
+        "start-up",
+        "tokenizer",
+        "building the model",
+        "training",
+        "saving",
+        "validation",
+        "held-out measurement",
+    ),
+    "pretrain, 2 ranks": (
+        "start-up",
+        "tokenizer",
+        "building the model",
+        "training",
+        "saving",
+        "validation",
+        "held-out measurement",
+    ),
+    "fit-prior": (
+        "start-up",
+        "encoding",
+        "building the model",
+        "training",
+        "saving",
+        "validation",
+        "held-out measurement",
+    ),
     "finetune": ("start-up", "training", "saving", "validation", "held-out measurement"),
     "finetune, 2 ranks": ("start-up", "training", "validation", "held-out measurement"),
     "finetune, frozen": ("encoding", "training", "validation", "held-out measurement"),
@@ -33,7 +54,7 @@ IN_CASE = {
     "report": ("writing reports",),
     "retrieve": ("encoding",),
     "zeroshot": ("encoding",),
-}  # fmt: skip
+}
 REAL = ("pretrain", "finetune, frozen")
 """Cases that are also started as a user starts them, to be stopped while Python still imports."""
 
@@ -42,8 +63,9 @@ def trials(count: int, seed: int) -> list[str]:
     """Every phase of every case with every signal, in an order that the seed gives; at most `count`."""
     names = [
         f"{case}/{phase}/{name}"
-        for case, phases in IN_CASE.items() for phase, name in itertools.product(phases, NUMBERS)
-    ]  # fmt: skip
+        for case, phases in IN_CASE.items()
+        for phase, name in itertools.product(phases, NUMBERS)
+    ]
     names += [f"{case}/imports/{name}" for case in REAL for name in NUMBERS]
     random.Random(f"signals {seed}").shuffle(names)
     many = (names * (count // len(names) + 1))[:count]
@@ -61,7 +83,10 @@ def trial(world: World, name: str) -> Outcome:
     else:
         group = signal_name == "INT" and case.ranks > 1
         call = forked.start(
-            case.words, folder, tag="stop", before=send_at(phase, NUMBERS[signal_name], draw.choice((1, 1, 2)), group)
+            case.words,
+            folder,
+            tag="stop",
+            before=send_at(phase, NUMBERS[signal_name], draw.choice((1, 1, 2)), group),
         )
         ended = call.wait(STOP_LIMIT)
         code, output = ended.code, ended.output
@@ -76,7 +101,9 @@ def trial(world: World, name: str) -> Outcome:
         failures = [f"{case_name}, {signal_name} at {phase}: {'; '.join(failures)}"]
         world.keep(folder, name)
     world.remove(folder)
-    return Outcome("signals", f"{phase}: {signal_name}", name, int(sent), failures, time.monotonic() - started)
+    return Outcome(
+        "signals", f"{phase}: {signal_name}", name, int(sent), failures, time.monotonic() - started
+    )
 
 
 def _judge(case: Case, code: int, output: str, name: str, sent: bool) -> list[str]:
@@ -96,9 +123,13 @@ def _real(case: Case, folder: object, number: int, after: float) -> tuple[int, s
     """The same call in an interpreter of its own, stopped in its first seconds."""
     env = {**os.environ, "MU_DATA": "data", "MU_RUNS": "runs", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "medunifier_cli", *case.words], cwd=str(folder), env=env, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "medunifier_cli", *case.words],
+        cwd=str(folder),
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     time.sleep(after)
     process.send_signal(number)
     try:

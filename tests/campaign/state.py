@@ -70,7 +70,9 @@ def _arrays(path: Path) -> bytes:
     def add(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
             value = item[()]
-            parts.append([name, str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()])
+            parts.append(
+                [name, str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
+            )
 
     with h5py.File(path, "r", locking=False) as file:
         file.visititems(add)
@@ -78,5 +80,8 @@ def _arrays(path: Path) -> bytes:
 
 
 READERS: dict[str, Callable[[Path], bytes]] = {
-    "log.jsonl": _log, "provenance.json": _provenance, ".h5": _arrays, ".hdf5": _arrays,
-}  # fmt: skip
+    "log.jsonl": _log,
+    "provenance.json": _provenance,
+    ".h5": _arrays,
+    ".hdf5": _arrays,
+}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.campaign.home import REACHED
 from tests.campaign.parts import SHORT
 from tests.campaign.record import Book, Outcome
 from tests.campaign.report import failures
@@ -24,9 +25,13 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Sequence[Outcome]:
     """In a process of its own, as a campaign forks and pytest has threads."""
     work = tmp_path_factory.mktemp("campaign")
     line = [sys.executable, "-m", "tests.campaign", "all", "--short", "--jobs", "1", "--work", str(work)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MU_", "PYTEST"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MU_", "PYTEST"))
+    }
     with open(work / "output", "wb") as output:
-        subprocess.run(line, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, timeout=LIMIT)
+        subprocess.run(
+            line, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, timeout=LIMIT
+        )
     found = Book(work).outcomes()
     assert {outcome.trial for outcome in found} == set(SHORT), _end_of(work / "output")
     return found
@@ -57,6 +62,11 @@ def test_a_full_disk_is_one_line_and_costs_nothing(outcomes: Sequence[Outcome]) 
 
 def test_only_a_line_of_mu_comes_out_of_damaged_files(outcomes: Sequence[Outcome]) -> None:
     assert failing(outcomes, "fuzz") == []
+
+
+def test_no_verb_reaches_for_the_network(outcomes: Sequence[Outcome]) -> None:
+    said = [failure for outcome in outcomes for failure in outcome.failures]
+    assert [failure for failure in said if REACHED in failure] == []
 
 
 def test_the_campaign_itself_ran(outcomes: Sequence[Outcome]) -> None:

@@ -1,6 +1,6 @@
 /* Counts what a process does to files, and stops it, or says that the disk is full, at a chosen count.
  *
- * Preloaded (LD_PRELOAD), so that it sees writes of Python, HDF5, Pillow and Rust alike.
+ * Preloaded (LD_PRELOAD), so that it sees writes of Python, HDF5, Pillow and Rust alike; and connections.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -8,7 +8,10 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <netinet/in.h>
 #include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -112,6 +115,21 @@ int mkdir(const char *path, mode_t mode) {
   if (full()) { errno = ENOSPC; return -1; }
   if (fatal()) die();
   return real(path, mode);
+}
+
+/* A connection to another machine: said, and refused as it is on a machine without a network. */
+int connect(int fd, const struct sockaddr *to, socklen_t size) {
+  typedef int (*connect_t)(int, const struct sockaddr *, socklen_t);
+  REAL("connect", connect_t);
+  static const char said[] = "campaign: reached for the network\n";
+  int away = to->sa_family == AF_INET && (ntohl(((const struct sockaddr_in *)to)->sin_addr.s_addr) >> 24) != 127;
+  if (to->sa_family == AF_INET6) {
+    const struct in6_addr *address = &((const struct sockaddr_in6 *)to)->sin6_addr;
+    away = !IN6_IS_ADDR_LOOPBACK(address) && !(IN6_IS_ADDR_V4MAPPED(address) && address->s6_addr[12] == 127);
+  }
+  if (!away) return real(fd, to, size);
+  if (write(2, said, sizeof said - 1)) errno = ENETUNREACH;
+  return -1;
 }
 
 /* A file that is opened to be written: a change, as it may be made or emptied by that. */

@@ -45,7 +45,9 @@ def mimic(folder: Path, home: Path) -> None:
 
     text = release.report_text(f"{SENTINEL} lungs are clear.", "Normal.")
     studies = [
-        release.Study(10000032 + number, 50414267 + number, ("PA", "LATERAL"), split, {"No Finding": 1.0}, text)
+        release.Study(
+            10000032 + number, 50414267 + number, ("PA", "LATERAL"), split, {"No Finding": 1.0}, text
+        )
         for number, split in enumerate(("train", "validate", "test", "train"))
     ]
     release.write_jpg_release(folder, studies)
@@ -63,7 +65,9 @@ def covidx(folder: Path, home: Path) -> None:
     from tests.miniatures.pictures import write_picture
 
     for part in ("train", "test"):
-        lines = [f"P{n // 2} img{n}.png {('COVID-19', 'normal', 'pneumonia')[n % 3]} rsna\n" for n in range(9)]
+        lines = [
+            f"P{n // 2} img{n}.png {('COVID-19', 'normal', 'pneumonia')[n % 3]} rsna\n" for n in range(9)
+        ]
         (folder / f"{part}_COVIDx9A.txt").write_text("".join(lines))
         for n in range(9):
             write_picture(folder / part / f"img{n}.png", n)
@@ -93,7 +97,11 @@ def open_i(form: str) -> Callable[[Path, Path], None]:
 
 
 SETS: Mapping[str, tuple[Callable[[Path, Path], None], Callable[[Path], None], Sequence[str]]] = {
-    "rsna": (written_by("tests.unit.plugins.test_rsna", "write_raw", 9), planned("rsna", per_class=0), ("*.csv", "*/*.dcm")),
+    "rsna": (
+        written_by("tests.unit.plugins.test_rsna", "write_raw", 9),
+        planned("rsna", per_class=0),
+        ("*.csv", "*/*.dcm"),
+    ),
     "siim": (written_by("tests.unit.plugins.test_siim", "write_raw", 16), planned("siim"), ("*.csv",)),
     "covidx": (covidx, planned("covidx"), ("*.txt",)),
     "covid-chestxray": (covid, planned("covid-chestxray"), ("*.csv",)),

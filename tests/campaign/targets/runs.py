@@ -32,9 +32,11 @@ def make_files(folder: Path, home: Path) -> None:
     results = folder / "runs/base/results"
     results.mkdir(exist_ok=True)
     for what, metrics in (
-        ("retrieval mimic-cxr 5x200", {"i2t_p@1": 0.5, "t2i_p@1": 0.5}), ("zeroshot chexpert-5x200 5x200", {"accuracy": 0.4}),
-        ("report mimic-cxr test", {"bleu_1": 0.3, "cider": 0.1}), ("finetune-1 rsna test", {"auroc": 0.9}),
-    ):  # fmt: skip
+        ("retrieval mimic-cxr 5x200", {"i2t_p@1": 0.5, "t2i_p@1": 0.5}),
+        ("zeroshot chexpert-5x200 5x200", {"accuracy": 0.4}),
+        ("report mimic-cxr test", {"bleu_1": 0.3, "cider": 0.1}),
+        ("finetune-1 rsna test", {"auroc": 0.9}),
+    ):
         body = result(what, metrics)
         (results / f"{what.replace(' ', '-')}.json").write_text(json.dumps(body))
 
@@ -81,7 +83,12 @@ def read_caches(folder: Path) -> None:
     embed_split(trained, benchmark.source, "phantom", "test", benchmark.shards)
     # a new source, whose token table is read from its cache
     benchmark.source.__class__(
-        benchmark.source.shards, trained.tokenizer, trained.recipe.data, trained.recipe.text, benchmark.plugin, need_text=False
+        benchmark.source.shards,
+        trained.tokenizer,
+        trained.recipe.data,
+        trained.recipe.text,
+        benchmark.plugin,
+        need_text=False,
     )
     _read_codes(folder)
 
@@ -94,11 +101,35 @@ def _read_codes(folder: Path) -> None:
 
 
 TARGETS = [
-    Target("checkpoint of a run", 4, ("runs/base/checkpoints/*/*", "runs/base/recipe.yaml", "runs/base/tokenizer/*"),
-           make_run, read_checkpoint, batch=100),
-    Target("recipe, log, provenance and results of a run", 5,
-           ("runs/base/recipe.yaml", "runs/base/provenance.json", "runs/base/log.jsonl", "runs/base/results/*.json"),
-           make_files_and_recipe, read_files, fresh=True, batch=100),
-    Target("caches", 4, ("runs/*/cache/*.h5", "data/shards/phantom/.cache/test*.h5", "runs/priors/codes.h5"),
-           make_caches, read_caches, fresh=True, batch=100),
-]  # fmt: skip
+    Target(
+        "checkpoint of a run",
+        4,
+        ("runs/base/checkpoints/*/*", "runs/base/recipe.yaml", "runs/base/tokenizer/*"),
+        make_run,
+        read_checkpoint,
+        batch=100,
+    ),
+    Target(
+        "recipe, log, provenance and results of a run",
+        5,
+        (
+            "runs/base/recipe.yaml",
+            "runs/base/provenance.json",
+            "runs/base/log.jsonl",
+            "runs/base/results/*.json",
+        ),
+        make_files_and_recipe,
+        read_files,
+        fresh=True,
+        batch=100,
+    ),
+    Target(
+        "caches",
+        4,
+        ("runs/*/cache/*.h5", "data/shards/phantom/.cache/test*.h5", "runs/priors/codes.h5"),
+        make_caches,
+        read_caches,
+        fresh=True,
+        batch=100,
+    ),
+]

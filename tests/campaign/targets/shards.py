@@ -11,7 +11,9 @@ PREPARED = ("manifest.json", "train.index.npy", "test.index.npy", "train-000000.
 
 
 def make_prepared(folder: Path, home: Path) -> None:
-    shutil.copytree(home / "data/shards/phantom", folder / "shards", ignore=shutil.ignore_patterns("sheet-*", ".cache"))
+    shutil.copytree(
+        home / "data/shards/phantom", folder / "shards", ignore=shutil.ignore_patterns("sheet-*", ".cache")
+    )
 
 
 def read_prepared(folder: Path) -> None:
@@ -54,16 +56,13 @@ def make_foreign(folder: Path, home: Path) -> None:
         rows.append((key, image, meta))
     write_shard(folder / "shards/train-000000.tar", rows)
     (folder / "parts").mkdir()
-    for n, (key, image, meta) in enumerate(rows):
+    for n, (_, image, meta) in enumerate(rows):
         (folder / "parts" / f"{n}.json").write_text(json.dumps(meta))
         (folder / "parts" / f"{n}.png").write_bytes(image)
 
 
 def read_foreign(folder: Path) -> None:
     """The tar as it is, or packed anew from its parts, one of which is damaged."""
-    import json
-
-    from medunifier_cli.data.batch import Batch  # noqa: F401 - what a loader would hand on
     from medunifier_cli.data.labels.labelled import targets_of
     from medunifier_cli.data.shards import Shards
     from medunifier_cli.data.split_source import SplitSource
@@ -109,7 +108,19 @@ SIZES = ("-o", "train=4", "-o", "valid=2", "-o", "test=2")
 
 
 def prepare(folder: Path) -> None:
-    call("prepare", "phantom", "--size", "32", "--shard-size", "3", "--workers", "1", *SIZES, "--out", str(folder / "shards"))
+    call(
+        "prepare",
+        "phantom",
+        "--size",
+        "32",
+        "--shard-size",
+        "3",
+        "--workers",
+        "1",
+        *SIZES,
+        "--out",
+        str(folder / "shards"),
+    )
 
 
 def make_begun(folder: Path, home: Path) -> None:
@@ -117,8 +128,23 @@ def make_begun(folder: Path, home: Path) -> None:
 
 
 TARGETS = [
-    Target("manifest, index and shards", 12, [f"shards/{name}" for name in PREPARED], make_prepared, read_prepared),
-    Target("shards without manifest", 12, ("shards/*.tar", "parts/*"), make_foreign, read_foreign, fresh=True),
-    Target("prepare that goes on", 2, ("shards/.progress/*.json*", "shards/manifest.json", "shards/*.tar"), make_begun,
-           prepare, fresh=True, batch=30),
-]  # fmt: skip
+    Target(
+        "manifest, index and shards",
+        12,
+        [f"shards/{name}" for name in PREPARED],
+        make_prepared,
+        read_prepared,
+    ),
+    Target(
+        "shards without manifest", 12, ("shards/*.tar", "parts/*"), make_foreign, read_foreign, fresh=True
+    ),
+    Target(
+        "prepare that goes on",
+        2,
+        ("shards/.progress/*.json*", "shards/manifest.json", "shards/*.tar"),
+        make_begun,
+        prepare,
+        fresh=True,
+        batch=30,
+    ),
+]

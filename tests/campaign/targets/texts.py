@@ -11,8 +11,10 @@ CLASSES = ("Edema", "Pneumonia")
 
 
 def make_prompts(folder: Path, home: Path) -> None:
-    (folder / "prompts.yaml").write_text("Edema: [mild edema, 'edema, both sides']\nPneumonia: [pneumonia left]\n")
-    (folder / "requests.csv").write_text("prompt,class\nmild edema,Edema\n\"a, b\",\nleft,Pneumonia\n")
+    (folder / "prompts.yaml").write_text(
+        "Edema: [mild edema, 'edema, both sides']\nPneumonia: [pneumonia left]\n"
+    )
+    (folder / "requests.csv").write_text('prompt,class\nmild edema,Edema\n"a, b",\nleft,Pneumonia\n')
     (folder / "requests.txt").write_text("mild edema\n\nclear lungs\n")
     (folder / "keys.txt").write_text("s00001\ns00002\n\ns00003\n")
 
@@ -37,9 +39,11 @@ def make_tokenizer(folder: Path, home: Path) -> None:
     vocab = {word: number for number, word in enumerate(words) if word}
     (folder / "json").mkdir()
     saved = {
-        "version": "1.0", "added_tokens": [], "normalizer": {"type": "BertNormalizer", "lowercase": True},
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": {"type": "BertNormalizer", "lowercase": True},
         "model": {"type": "WordPiece", "unk_token": "[UNK]", "vocab": vocab},
-    }  # fmt: skip
+    }
     (folder / "json/tokenizer.json").write_text(json.dumps(saved))
 
 
@@ -53,19 +57,33 @@ def read_tokenizer(folder: Path) -> None:
 
 def make_lines(folder: Path, home: Path) -> None:
     reports = [
-        {"key": f"s{n}", "dataset": "phantom", "subject": f"p{n // 2}", "reference": f"{SENTINEL} heart is normal {n}",
-         "hypothesis": f"heart is {SENTINEL} large {n}"}
+        {
+            "key": f"s{n}",
+            "dataset": "phantom",
+            "subject": f"p{n // 2}",
+            "reference": f"{SENTINEL} heart is normal {n}",
+            "hypothesis": f"heart is {SENTINEL} large {n}",
+        }
         for n in range(4)
-    ]  # fmt: skip
+    ]
     outputs = [
-        {"key": f"s{n}", "class": CLASSES[n % 2], "probabilities": {"Edema": 0.1 * n, "Pneumonia": 1 - 0.1 * n}}
+        {
+            "key": f"s{n}",
+            "class": CLASSES[n % 2],
+            "probabilities": {"Edema": 0.1 * n, "Pneumonia": 1 - 0.1 * n},
+        }
         for n in range(6)
     ]
     ranks = [
-        {"key": f"s{n}", "class": CLASSES[n % 2], "text": n, "image_to_text": [f"s{m}" for m in range(4)],
-         "text_to_image": [f"s{m}" for m in range(4)]}
+        {
+            "key": f"s{n}",
+            "class": CLASSES[n % 2],
+            "text": n,
+            "image_to_text": [f"s{m}" for m in range(4)],
+            "text_to_image": [f"s{m}" for m in range(4)],
+        }
         for n in range(4)
-    ]  # fmt: skip
+    ]
     for name, rows in (("a", reports), ("b", reports), ("outputs", outputs), ("ranks", ranks)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "a.constant.txt").write_text(f"{SENTINEL} heart is normal\n")
@@ -88,7 +106,12 @@ def _few_draws() -> None:
     from medunifier_cli.scores import bootstrap
     from medunifier_cli.scores.text import report
 
-    for function in (bootstrap.mean_intervals, bootstrap.intervals, bootstrap.resample_counts, report.report_scores):
+    for function in (
+        bootstrap.mean_intervals,
+        bootstrap.intervals,
+        bootstrap.resample_counts,
+        report.report_scores,
+    ):
         names = function.__code__.co_varnames[: function.__code__.co_argcount]
         defaults = list(function.__defaults__ or ())
         for number, name in enumerate(names[len(names) - len(defaults) :]):
@@ -107,7 +130,9 @@ def make_samples(folder: Path, home: Path) -> None:
 
     made = SampleFolder(folder / "made", SETTINGS)
     for n in range(3):
-        made.add(n, f"{n:06d}.png", np.full((32, 32), 40 * n, np.uint8), {"seed": n, "prompt": f"{SENTINEL} edema"})
+        made.add(
+            n, f"{n:06d}.png", np.full((32, 32), 40 * n, np.uint8), {"seed": n, "prompt": f"{SENTINEL} edema"}
+        )
     made.finish()
 
 
@@ -121,5 +146,13 @@ TARGETS = [
     Target("prompts, requests and key lists", 12, ("*",), make_prompts, read_prompts),
     Target("tokenizer", 10, ("*/*",), make_tokenizer, read_tokenizer, batch=100),
     Target("reports and outputs (JSON lines)", 8, ("*",), make_lines, read_lines, fresh=True, batch=100),
-    Target("samples", 6, ("made/*.jsonl", "made/*.json", "made/*.png"), make_samples, read_samples, fresh=True, batch=100),
+    Target(
+        "samples",
+        6,
+        ("made/*.jsonl", "made/*.json", "made/*.png"),
+        make_samples,
+        read_samples,
+        fresh=True,
+        batch=100,
+    ),
 ]

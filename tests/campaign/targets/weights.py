@@ -15,14 +15,19 @@ def make(folder: Path, home: Path) -> None:
 
     torch.manual_seed(0)
     width, layers = 32, 3
-    tensors = {"bert.embeddings.word_embeddings.weight": torch.randn(41, width),
-               "bert.embeddings.position_embeddings.weight": torch.randn(12, width)}  # fmt: skip
+    tensors = {
+        "bert.embeddings.word_embeddings.weight": torch.randn(41, width),
+        "bert.embeddings.position_embeddings.weight": torch.randn(12, width),
+    }
     for layer in range(layers):
         for part, (rows, columns) in {
-            "attention.self.query": (width, width), "attention.self.key": (width, width),
-            "attention.self.value": (width, width), "attention.output.dense": (width, width),
-            "intermediate.dense": (64, width), "output.dense": (width, 64),
-        }.items():  # fmt: skip
+            "attention.self.query": (width, width),
+            "attention.self.key": (width, width),
+            "attention.self.value": (width, width),
+            "attention.output.dense": (width, width),
+            "intermediate.dense": (64, width),
+            "output.dense": (width, 64),
+        }.items():
             tensors[f"bert.encoder.layer.{layer}.{part}.weight"] = torch.randn(rows, columns)
             tensors[f"bert.encoder.layer.{layer}.{part}.bias"] = torch.randn(rows)
     save_file(tensors, folder / "model.safetensors")
