@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import resource
 import sys
 import time
 import traceback
@@ -91,6 +92,7 @@ def deal(
 def one(world: World, book: Book, name: str, place: str, recorded: bool = True) -> None:
     """One trial; a fault of the campaign itself counts as a failure too, or nobody would see it."""
     module = importlib.import_module(f"tests.campaign.{name.split('/')[0]}")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     try:
         outcome = module.trial(world, name)
     except Exception as error:
@@ -100,7 +102,9 @@ def one(world: World, book: Book, name: str, place: str, recorded: bool = True) 
     if recorded:
         book.add(outcome)
     mark = "FAILED " + "; ".join(outcome.failures)[:300] if outcome.failures else "ok"
-    say(f"{place} {outcome.trial} {outcome.seconds:.1f} s {mark}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    say(f"{place} {outcome.trial} {outcome.seconds:.1f} s, {used:.1f} s of a core: {mark}")
 
 
 def say(line: str) -> None:
