@@ -162,7 +162,8 @@ def _batch(
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
     try:
-        target.read(folder)  # what is loaded once is not counted, and the undamaged files must be readable
+        for path in files:  # what is loaded once is not counted, and the undamaged files must be readable
+            target.read(folder, path)
     except BaseException:
         traceback.print_exc()
         os._exit(UNUSABLE)
@@ -176,7 +177,7 @@ def _batch(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(body)
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        wrong = attempt(lambda: target.read(folder), debug=draw.random() < 0.1)
+        wrong = attempt(functools.partial(target.read, folder, path), debug=draw.random() < 0.1)
         signal.setitimer(signal.ITIMER_PROF, 0)
         if wrong:
             kept = _keep(world, target, *wrong.split(" at ", 1), path, f"{name}, input {number}", folder)

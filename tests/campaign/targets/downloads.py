@@ -10,10 +10,10 @@ from typing import Any
 from tests.campaign.targets.target import SENTINEL, Target
 
 
-def planned(name: str, **changes: Any) -> Callable[[Path], None]:
+def planned(name: str, **changes: Any) -> Callable[[Path, Path], None]:
     """Everything that a plugin reads before it decodes images."""
 
-    def read(folder: Path) -> None:
+    def read(folder: Path, path: Path) -> None:
         from medunifier_cli.plugin_index import load_dataset
 
         plugin = load_dataset(name)
@@ -96,7 +96,7 @@ def open_i(form: str) -> Callable[[Path, Path], None]:
     return make
 
 
-SETS: Mapping[str, tuple[Callable[[Path, Path], None], Callable[[Path], None], Sequence[str]]] = {
+SETS: Mapping[str, tuple[Callable[[Path, Path], None], Callable[[Path, Path], None], Sequence[str]]] = {
     "rsna": (
         written_by("tests.unit.plugins.test_rsna", "write_raw", 9),
         planned("rsna", per_class=0),

@@ -17,12 +17,11 @@ def make(folder: Path, home: Path) -> None:
     (folder / "based.yaml").write_text("base: pretrain.yaml\ntrain: {steps: 5}\n")
 
 
-def read(folder: Path) -> None:
-    """All of them, each as what it says it is."""
+def read(folder: Path, path: Path) -> None:
+    """As what it says it is; one that others build on through one of them."""
     from medunifier_cli.recipe.load import dump_recipe, load_any
 
-    for path in sorted(folder.glob("*.yaml")):
-        dump_recipe(load_any(path))
+    dump_recipe(load_any(folder / "based.yaml" if path.stem == "pretrain" else path))
 
 
 def make_overrides(folder: Path, home: Path) -> None:
@@ -32,11 +31,13 @@ def make_overrides(folder: Path, home: Path) -> None:
     )
 
 
-def read_overrides(folder: Path) -> None:
+def read_overrides(folder: Path, path: Path) -> None:
     from medunifier_cli.recipe.load import dump_recipe, load_recipe
 
-    text = (folder / "overrides.txt").read_bytes().decode(errors="surrogateescape")
-    dump_recipe(load_recipe("demo", [line for line in text.split("\n") if line]))
+    text = path.read_bytes().decode(errors="surrogateescape")
+    dump_recipe(
+        load_recipe(ROOT / "tests/run/small_phantom.yaml", [line for line in text.split("\n") if line])
+    )
 
 
 TARGETS = [

@@ -17,7 +17,7 @@ def make_run(folder: Path, home: Path) -> None:
     (folder / "runs/priors/best").mkdir(exist_ok=True)
 
 
-def read_checkpoint(folder: Path) -> None:
+def read_checkpoint(folder: Path, path: Path) -> None:
     from medunifier_cli.checkpoint.pretrained import restore
     from medunifier_cli.run.record import Run
 
@@ -41,15 +41,17 @@ def make_files(folder: Path, home: Path) -> None:
         (results / f"{what.replace(' ', '-')}.json").write_text(json.dumps(body))
 
 
-def read_files(folder: Path) -> None:
+def read_files(folder: Path, path: Path) -> None:
     from medunifier_cli.recipe.load import load_saved
     from medunifier_cli.recipe.schema import PretrainRecipe
     from medunifier_cli.run.record import Run
 
-    run = Run(folder / "runs/base")
-    run.begin(load_saved(folder / "kept.yaml", PretrainRecipe), {}, ["mu"])
-    call("score", "base")
-    call("score", "base", "--page")
+    if path.name in ("recipe.yaml", "provenance.json"):
+        Run(folder / "runs/base").begin(load_saved(folder / "kept.yaml", PretrainRecipe), {}, ["mu"])
+    if path.name != "log.jsonl":
+        call("score", "base")
+    if path.name != "provenance.json":
+        call("score", "base", "--page")
 
 
 def make_files_and_recipe(folder: Path, home: Path) -> None:
@@ -75,7 +77,7 @@ def make_caches(folder: Path, home: Path) -> None:
     read_caches(folder)
 
 
-def read_caches(folder: Path) -> None:
+def read_caches(folder: Path, path: Path | None = None) -> None:
     """Embeddings, token table and codes: good, or said to be damaged and made again."""
     from medunifier_cli.evaluate.retrieval.embed import embed_split
 

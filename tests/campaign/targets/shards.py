@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
+from typing import Any
 
 from tests.campaign.targets.target import SENTINEL, Target, call
 
@@ -16,7 +18,7 @@ def make_prepared(folder: Path, home: Path) -> None:
     )
 
 
-def read_prepared(folder: Path) -> None:
+def read_prepared(folder: Path, path: Path) -> None:
     from medunifier_cli.data.labels.labelled import targets_of
     from medunifier_cli.data.shards import read_manifest, split_names
     from medunifier_cli.data.subset import open_part, parts_of
@@ -61,27 +63,34 @@ def make_foreign(folder: Path, home: Path) -> None:
         (folder / "parts" / f"{n}.png").write_bytes(image)
 
 
-def read_foreign(folder: Path) -> None:
+def read_foreign(folder: Path, path: Path) -> None:
     """The tar as it is, or packed anew from its parts, one of which is damaged."""
     from medunifier_cli.data.labels.labelled import targets_of
     from medunifier_cli.data.shards import Shards
     from medunifier_cli.data.split_source import SplitSource
-    from medunifier_cli.recipe.load import load_recipe
     from tests.hand_made import HandMade
 
-    recipe = load_recipe("full", ["data.image_size=16", "text.max_tokens=12", f"data.shards={folder}/shards"])
-    for place in ("shards", "packed"):
-        if place == "packed":
-            _pack(folder)
-        shards = Shards.open(folder / place, "train")
-        try:
-            source = SplitSource(shards, _tokenizer(), recipe.data, recipe.text, HandMade(), need_text=False)
-            for number in range(min(3, len(source))):
-                source.sample(number)
-                source.text(number)
-            targets_of(shards, HandMade(), "multilabel")
-        finally:
-            shards.close()
+    recipe = _recipe()
+    place = "shards"
+    if path.parent.name == "parts":
+        place = "packed"
+        _pack(folder)
+    shards = Shards.open(folder / place, "train")
+    try:
+        source = SplitSource(shards, _tokenizer(), recipe.data, recipe.text, HandMade(), need_text=False)
+        for number in range(min(3, len(source))):
+            source.sample(number)
+            source.text(number)
+        targets_of(shards, HandMade(), "multilabel")
+    finally:
+        shards.close()
+
+
+@functools.cache
+def _recipe() -> Any:
+    from medunifier_cli.recipe.load import load_recipe
+
+    return load_recipe("full", ["data.image_size=16", "text.max_tokens=12"])
 
 
 def _tokenizer() -> object:
@@ -107,7 +116,7 @@ def _pack(folder: Path) -> None:
 SIZES = ("-o", "train=4", "-o", "valid=2", "-o", "test=2")
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, path: Path | None = None) -> None:
     call(
         "prepare",
         "phantom",

@@ -24,8 +24,8 @@ class Target:
     """Globs of the files that are damaged, one in each input."""
     make: Callable[[Path, Path], None]
     """Writes valid files into a folder, from the home of the campaign."""
-    read: Callable[[Path], object]
-    """Reads them."""
+    read: Callable[[Path, Path], object]
+    """(folder, damaged file): reads that file in the way `mu` does, with those next to it."""
     fresh: bool = False
     """Whether reading changes the folder, so that each input needs a new one."""
     batch: int = 250

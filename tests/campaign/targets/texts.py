@@ -19,16 +19,18 @@ def make_prompts(folder: Path, home: Path) -> None:
     (folder / "keys.txt").write_text("s00001\ns00002\n\ns00003\n")
 
 
-def read_prompts(folder: Path) -> None:
+def read_prompts(folder: Path, path: Path) -> None:
     from medunifier_cli.data.subset import read_keys
     from medunifier_cli.evaluate.retrieval import prompts
     from medunifier_cli.evaluate.synthesis.requests import read_requests
     from tests.hand_made import HandMade
 
-    prompts.read_prompts(folder / "prompts.yaml", CLASSES)
-    for name in ("prompts.yaml", "requests.csv", "requests.txt"):
-        read_requests("", str(folder / name), HandMade())
-    read_keys(folder / "keys.txt")
+    if path.suffix == ".yaml":
+        prompts.read_prompts(path, CLASSES)
+    if path.stem == "keys":
+        read_keys(path)
+    else:
+        read_requests("", str(path), HandMade())
 
 
 def make_tokenizer(folder: Path, home: Path) -> None:
@@ -47,12 +49,11 @@ def make_tokenizer(folder: Path, home: Path) -> None:
     (folder / "json/tokenizer.json").write_text(json.dumps(saved))
 
 
-def read_tokenizer(folder: Path) -> None:
+def read_tokenizer(folder: Path, path: Path) -> None:
     from medunifier_cli.data.texts.tokenizer import TextTokenizer
 
-    for name in ("plain", "json"):
-        tokenizer = TextTokenizer.load(str(folder / name))
-        tokenizer.decode(tokenizer.encode("no pleural effusion", 24))
+    tokenizer = TextTokenizer.load(str(path.parent))
+    tokenizer.decode(tokenizer.encode("no pleural effusion", 24))
 
 
 def make_lines(folder: Path, home: Path) -> None:
@@ -89,16 +90,18 @@ def make_lines(folder: Path, home: Path) -> None:
     (folder / "a.constant.txt").write_text(f"{SENTINEL} heart is normal\n")
 
 
-def read_lines(folder: Path) -> None:
+def read_lines(folder: Path, path: Path) -> None:
     from medunifier_cli.evaluate.reports.comparing import compare_files
     from medunifier_cli.evaluate.reports.reporting import score_file
     from medunifier_cli.evaluate.tables.saved_outputs import score_outputs
 
     _few_draws()
-    score_file(folder / "a.jsonl")
-    compare_files(folder / "a.jsonl", folder / "b.jsonl", draws=5)
-    score_outputs(folder / "outputs.jsonl")
-    score_outputs(folder / "ranks.jsonl")
+    if path.stem in ("outputs", "ranks"):
+        score_outputs(path)
+    elif path.stem == "b":
+        compare_files(folder / "a.jsonl", path, draws=5)
+    else:
+        score_file(folder / "a.jsonl")
 
 
 def _few_draws() -> None:
@@ -136,7 +139,7 @@ def make_samples(folder: Path, home: Path) -> None:
     made.finish()
 
 
-def read_samples(folder: Path) -> None:
+def read_samples(folder: Path, path: Path) -> None:
     from medunifier_cli.evaluate.synthesis.sample_folder import SampleFolder
 
     SampleFolder(folder / "made", SETTINGS).finish()

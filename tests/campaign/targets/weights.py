@@ -42,11 +42,10 @@ def _model() -> Any:
     return tiny_model()
 
 
-def read(folder: Path) -> None:
+def read(folder: Path, path: Path) -> None:
     from medunifier_cli.checkpoint.convert import load_bert
 
-    for path in sorted(folder.iterdir()):
-        load_bert(_model(), str(path))
+    load_bert(_model(), str(path))
 
 
 TARGETS = [Target("weights", 6, ("*",), make, read, batch=100)]
