@@ -102,7 +102,10 @@ class World:
         memory = Path("/dev/shm")
         base = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
         # trials need no disk that outlives them; a failing one is copied to the work folder
-        self.scratch = Path(tempfile.mkdtemp(prefix="mu-campaign-", dir=base))
+        for old in base.glob("mu-campaign-*-*"):  # of a campaign that was killed
+            if not Path("/proc", old.name.split("-")[2]).exists():
+                shutil.rmtree(old, ignore_errors=True)
+        self.scratch = Path(tempfile.mkdtemp(prefix=f"mu-campaign-{os.getpid()}-", dir=base))
         self._calm: dict[str, tuple[forked.Ended, State]] = {}
         if not (self.work / "home.built").exists():
             self._build()

@@ -113,6 +113,8 @@ def _judge(case: Case, code: int, output: str, name: str, sent: bool) -> list[st
         return [] if code == 0 else [f"ended with {code} before the signal: {last_line(output)}"]
     # Ctrl-C may interrupt at once what has nothing to save; 0: the work was done when the signal came
     allowed = {0, 75} if name != "INT" or case.training else {0, 75, 130}
+    if case.name.startswith("prepare"):  # each shard is whole or absent: it has nothing to save
+        allowed |= {-signal.SIGTERM, -signal.SIGUSR1, 130}
     wrong = [] if code in allowed else [f"ended with {code}: {last_line(output)}"]
     if "Traceback" in output:
         wrong.append("a traceback")
