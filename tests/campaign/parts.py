@@ -53,7 +53,7 @@ def run(
         if given.again:
             names = [given.again.partition(", input")[0]]
         elif given.short:
-            names = [name for name in SHORT if name not in book.done]
+            names = [name for name in SHORT if given.only in name and name not in book.done]
         else:
             names = []
             for part in parts:
