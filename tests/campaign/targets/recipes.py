@@ -32,12 +32,10 @@ def make_overrides(folder: Path, home: Path) -> None:
 
 
 def read_overrides(folder: Path, path: Path) -> None:
-    from medunifier_cli.recipe.load import dump_recipe, load_recipe
+    from medunifier_cli.recipe.load import load_recipe
 
     text = path.read_bytes().decode(errors="surrogateescape")
-    dump_recipe(
-        load_recipe(ROOT / "tests/run/small_phantom.yaml", [line for line in text.split("\n") if line])
-    )
+    load_recipe(ROOT / "tests/run/small_phantom.yaml", [line for line in text.split("\n") if line])
 
 
 TARGETS = [
