@@ -33,4 +33,4 @@ def read(folder: Path, path: Path) -> None:
         image_from(FileImage(path), 32)
 
 
-TARGETS = [Target("images and DICOM", 14, ("*",), make, read)]
+TARGETS = [Target("images and DICOM", 40, ("*",), make, read)]

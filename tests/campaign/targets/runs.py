@@ -105,7 +105,7 @@ def _read_codes(folder: Path) -> None:
 TARGETS = [
     Target(
         "checkpoint of a run",
-        4,
+        3,
         ("runs/base/checkpoints/*/*", "runs/base/recipe.yaml", "runs/base/tokenizer/*"),
         make_run,
         read_checkpoint,
@@ -113,7 +113,7 @@ TARGETS = [
     ),
     Target(
         "recipe, log, provenance and results of a run",
-        5,
+        3,
         (
             "runs/base/recipe.yaml",
             "runs/base/provenance.json",
@@ -127,7 +127,7 @@ TARGETS = [
     ),
     Target(
         "caches",
-        4,
+        3,
         ("runs/*/cache/*.h5", "data/shards/phantom/.cache/test*.h5", "runs/priors/codes.h5"),
         make_caches,
         read_caches,

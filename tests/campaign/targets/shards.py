@@ -145,11 +145,11 @@ TARGETS = [
         read_prepared,
     ),
     Target(
-        "shards without manifest", 12, ("shards/*.tar", "parts/*"), make_foreign, read_foreign, fresh=True
+        "shards without manifest", 16, ("shards/*.tar", "parts/*"), make_foreign, read_foreign, fresh=True
     ),
     Target(
         "prepare that goes on",
-        2,
+        1,
         ("shards/.progress/*.json*", "shards/manifest.json", "shards/*.tar"),
         make_begun,
         prepare,

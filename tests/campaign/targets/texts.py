@@ -146,8 +146,8 @@ def read_samples(folder: Path, path: Path) -> None:
 
 
 TARGETS = [
-    Target("prompts, requests and key lists", 12, ("*",), make_prompts, read_prompts),
-    Target("tokenizer", 10, ("*/*",), make_tokenizer, read_tokenizer, batch=100),
+    Target("prompts, requests and key lists", 30, ("*",), make_prompts, read_prompts),
+    Target("tokenizer", 20, ("*/*",), make_tokenizer, read_tokenizer, batch=100),
     Target("reports and outputs (JSON lines)", 8, ("*",), make_lines, read_lines, fresh=True, batch=100),
     Target(
         "samples",
