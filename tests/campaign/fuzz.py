@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import mmap
 import os
 import random
@@ -57,8 +58,8 @@ def trials(count: int, seed: int) -> list[str]:
         wanted = count * target.share / total
         size = min(BATCH, target.batch)
         batches += [
-            (number, f"{name}/{min(size, max(10, round(wanted)))}")
-            for number in range(max(1, round(wanted / size)))
+            (number, f"{name}/{min(size, max(10, math.ceil(wanted)))}")
+            for number in range(math.ceil(wanted / size))
         ]
     batches.sort()  # each target's first batch comes first
     return [f"fuzz/{seed}/{number}/{rest}" for number, rest in batches]
