@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types test-slow bench ablation docs clean-demo
+.PHONY: demo test lint types test-slow campaign bench ablation docs clean-demo
 
 # The whole pipeline on synthetic radiographs; each line is what a user would type.
 demo: export MU_DATA := demo/data
@@ -37,6 +37,11 @@ types: $(VENV)/.installed-test
 # Tests that need minutes or many GiB each: left out of `make test`.
 test-slow: $(VENV)/.installed-test
 	$(BIN)/pytest -m slow
+
+# Kills, signals, full disks, groups of ranks and damaged files: 40 minutes on two cores; a stopped one resumes.
+# SEED=1 tries other moments and inputs; MINUTES=10 starts nothing new after ten. Writes docs/reliability.md.
+campaign: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign all --seed $(or $(SEED),0) --minutes $(or $(MINUTES),0) --write
 
 # Every benchmark; each ends with one JSON line.
 bench: $(VENV)/.installed-test

@@ -62,7 +62,8 @@ def make_codes_differ(root: Path) -> None:
     generator = trained.model.generator.train()
     for quantiser in (generator.quantise_top, generator.quantise_bottom):
         quantiser.started.fill_(False)
-    batch = collate([source.sample(i) for i in range(60)], range(60))
+    count = min(60, len(source))
+    batch = collate([source.sample(i) for i in range(count)], range(count))
     with torch.no_grad():
         memory = trained.model.encode_image(pixels(batch.image_B1HW))
         text = trained.model.encode_text(batch.text)
