@@ -188,9 +188,13 @@ def held() -> Iterator[None]:
 
 
 def ignore() -> None:
-    """Ignore signals from here to the end of the process; Python would put back their deadly defaults."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    """Ignore signals from here to the end of a process that handled them.
+
+    At exit Python puts back the handlers of before, which end a process whose work is done by a signal.
+    """
+    if installed() is not None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def as_stop(error: BaseException) -> BaseException:

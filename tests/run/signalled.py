@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
+import pkgutil
 import signal
 import time
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import medunifier_cli
 from medunifier_cli import stopping
 from medunifier_cli.cli import mu
 from medunifier_cli.stopping import handled
@@ -22,6 +26,7 @@ def stopped_at(
 
     The place is not left by itself: whatever ends the command has to come from the signal.
     """
+    import_all()
     monkeypatch.setattr(stopping, "LIMIT", 600.0)  # after it, the test's own process would be ended
 
     def signalled(*_: Any, **__: Any) -> None:
@@ -37,3 +42,11 @@ def stopped_at(
         assert reached == [place], done.output
         assert request.signal == number.name
     return done.exit_code, done.output
+
+
+@functools.cache
+def import_all() -> None:
+    """Import every module of the package: one that is first imported while a place is patched would keep it."""
+    for module in pkgutil.walk_packages(medunifier_cli.__path__, "medunifier_cli."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
