@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.files import read_lines
+from medunifier_cli.run.log import read_log
 
 
 def log_of(run: Path) -> list[dict[str, Any]]:
     """All lines, less the time each step took."""
     return [
         {name: value for name, value in line.items() if name != "seconds"}
-        for line in read_lines(run / "log.jsonl")
+        for line in read_log(run / "log.jsonl")
     ]
 
 

@@ -35,10 +35,16 @@ class Start(TypedDict, total=False):
     git_changed: bool
 
 
+class DataFacts(TypedDict, total=False):
+    """What is known of the shards of a data set, see `data_facts`."""
+
+    splits: dict[str, str]
+
+
 class Provenance(TypedDict, total=False):
     """The content of `provenance.json`."""
 
-    data: dict[str, Any]
+    data: dict[str, DataFacts | None]
     starts: list[Start]
 
 

@@ -209,9 +209,11 @@ def _first_tokenizer(recipe: PretrainRecipe, run: Run) -> None:
         shards = Shards.open(split_folder(recipe), recipe.data.train)
         sections = recipe.data.sections or plugin.text_sections
         texts = texts_of(shards, sections, recipe.data, recipe.text)
-        TextTokenizer.train(texts, recipe.text.vocabulary).save(run.tokenizer, shards.folder)
+        tokenizer = TextTokenizer.train(texts, recipe.text.vocabulary)
+        tokenizer.save(run.tokenizer, shards.folder)
     else:
-        TextTokenizer.load(recipe.text.tokenizer).save(run.tokenizer)
+        tokenizer = TextTokenizer.load(recipe.text.tokenizer)
+        tokenizer.save(run.tokenizer)
 
 
 def has_tokenizer(run: Run) -> bool:

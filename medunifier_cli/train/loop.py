@@ -28,6 +28,10 @@ from medunifier_cli.train.saving import Saver, resume
 from medunifier_cli.train.stage import Stage, Values
 from medunifier_cli.train.stop import TrainingStop, ValidationEndedError, stop_on_signals
 
+WARM, DOUBTED = 50, 100
+"""Steps between which a stage is asked whether its numbers look wrong: early enough to stop a run that would
+take days, and late enough for codebooks, which nearly all pass through a state of a single code."""
+
 
 def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, optim: OptimConfig) -> int:
     """Train `stage` to its last step, from the newest checkpoint of `run` where there is one.
@@ -53,7 +57,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     skips = Skips(stage.module, accelerator.device, train.skip_limit, accelerator.scaler is not None, counts)
     saver = Saver(stage, run, accelerator, optimizer, train, skips, counts, meant, progress, first, validated)
     numbers: dict[str, float] = {}
-    done = logged = first
+    done, logged, doubted = first, first, False
     # In each step: log, validate, save, stop, in this order.
     # - Log before save: a kill between the two leaves a line of a step that is in no checkpoint, which `Log`
     #   cuts off when the run is resumed. The other way round that step's line would be missing for good.
@@ -79,10 +83,11 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
             last = done == stage.steps
             # The numbers of this step alone: an average since the last line would not survive a kill. The
             # first step is logged so that a wrong loss or a slow start shows at once.
-            if done % train.log_every == 0 or last or done == 1:
+            if done % train.log_every == 0 or last or done in (1, DOUBTED):
                 numbers = {**_numbers(values), "lr": rate, **skips.read().shown()}
                 _log(log, accelerator, done, numbers, time.monotonic() - started)
                 logged = done
+                doubted = doubted or _doubt(stage, numbers, done, progress)
                 saver.look(done)
             progress.advance(done, _note(numbers, stage.shown, logged, done))
             due = last or (train.valid_every and done % train.valid_every == 0)
@@ -98,6 +103,14 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
             saver.save(done, now=True)
             raise _stopped(stop, done, stage.steps)
     return stage.steps - first
+
+
+def _doubt(stage: Stage, numbers: Mapping[str, float], done: int, progress: Progress) -> bool:
+    """Warn if the first steps show that the run will fail; returns whether it did."""
+    doubt = stage.doubt(numbers) if WARM <= done <= DOUBTED else ""
+    if doubt:
+        progress.say(f"warning: step {done}: {doubt}")
+    return bool(doubt)
 
 
 def _prepare(stage: Stage, accelerator: Accelerator, optimizer: Any) -> tuple[nn.Module, Any]:

@@ -38,6 +38,9 @@ class Stage(Protocol):
     def step(self, module: nn.Module, batch: Any, step: int, micro: int) -> tuple[Values, Values]:
         """Forward pass -> losses (with `total`) and monitors; their averages over ranks are global."""
 
+    def doubt(self, numbers: Mapping[str, float]) -> str:
+        """What the numbers of a step say is going wrong, and the keys to change, in one line; or nothing."""
+
     def validate(self, step: int, watch: Watch) -> Mapping[str, float]:
         """Numbers on the validation split, the same on every rank; empty without such a split.
 

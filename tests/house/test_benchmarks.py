@@ -13,6 +13,7 @@ import torch
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 KEYS = {
+    "deterministic": {"ratio", "device"},
     "decoding": {"ratio", "same_texts", "images_per_second", "threads"},
     "loader": {"share_of_decode", "share_1", "share_2", "processor_share_1", "growth_mib", "small_samples"},
     "objectives": {"ratio", "flop_ratio", "ratio_alternate", "median_s", "peak_mib", "largest_difference"},

@@ -17,7 +17,7 @@ WRITING = {
 """Methods and functions that write or rename in a way of their own."""
 PICTURES = ("PNG", "JPEG")
 """Formats of `image.save(file, format)`: with one, what is written to may be a file of `files.py`."""
-OWN_SAVE = ("store", "tokenizer")
+OWN_SAVE = ("store", "tokenizer", "saver")
 """What has a `save` of ours."""
 ALLOWED = {
     ("medunifier_cli/files.py", "replace"): "the writer itself",
@@ -32,6 +32,9 @@ ALLOWED = {
     ("medunifier_cli/checkpoint/store.py", "save_file"): "into a folder that is renamed when it is whole",
     ("medunifier_cli/checkpoint/store.py", "write_bytes"): "into a folder that is renamed when it is whole",
     ("medunifier_cli/checkpoint/store.py", "rename"): "of that folder",
+    ("medunifier_cli/checkpoint/store.py", "touch"): "there, to learn the mode that the umask gives",
+    ("medunifier_cli/model/weights.py", "save"): "a command for one file, run by hand; no verb reads it",
+    ("medunifier_cli/run/record.py", "replace"): "a damaged provenance is put aside",
 }
 """Place and what is called there -> why."""
 

@@ -46,7 +46,7 @@ def stopped_at(
 
 @functools.cache
 def import_all() -> None:
-    """Import every module of the package: one that is first imported while a place is patched would keep it."""
+    """Import every module of the package: one that is first imported under a patch would keep it."""
     for module in pkgutil.walk_packages(medunifier_cli.__path__, "medunifier_cli."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)

@@ -18,10 +18,11 @@ from medunifier_cli.checkpoint.pretrained import fill_pretrained, is_run_of
 from medunifier_cli.cli import mu
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import MuError
-from medunifier_cli.files import read_lines, sha256
+from medunifier_cli.files import sha256
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
+from medunifier_cli.run.log import read_log
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages import finetune
 from tests.run.finetune_runs import QUICK, FinetuneRuns
@@ -43,7 +44,7 @@ def final_state(folder: Path) -> dict[str, Any]:
     """Everything that must not depend on how often a run was stopped."""
     (step,) = store.steps(folder / "checkpoints")
     files = sorted((folder / "checkpoints" / f"step-{step:08d}").glob("*.safetensors"))
-    lines = read_lines(folder / "log.jsonl")
+    lines = read_log(folder / "log.jsonl")
     return {
         "step": step,
         "tensors": {path.name: sha256(path) for path in files},
@@ -79,7 +80,7 @@ def test_killed_again_and_again_ends_bit_equal(
 def test_the_best_validation_chooses_and_its_weights_are_kept(done: tuple[Path, dict[str, Any]]) -> None:
     folder, result = done
     valid = {
-        line["step"]: line["auroc"] for line in read_lines(folder / "log.jsonl") if line["event"] == "valid"
+        line["step"]: line["auroc"] for line in read_log(folder / "log.jsonl") if line["event"] == "valid"
     }
     assert sorted(valid) == [5, 10, 14]
     best = max(valid.values())
@@ -173,7 +174,7 @@ def test_frozen_features_are_those_of_a_model_that_does_not_move(
     unclipped = "optim.clip_norm=0"  # a norm over both would see gradients of weights that stay
     runs.tune(tmp_path / "frozen", "model.freeze=true", unclipped)
     runs.tune(tmp_path / "still", "optim.model_lr=0", unclipped)
-    frozen, still = (read_lines(tmp_path / name / "log.jsonl") for name in ("frozen", "still"))
+    frozen, still = (read_log(tmp_path / name / "log.jsonl") for name in ("frozen", "still"))
     assert len(frozen) == len(still) == 17
     for one, other in zip(frozen, still, strict=True):
         assert one["total"] == pytest.approx(other["total"], rel=1e-4)

@@ -50,15 +50,18 @@ def as_in_a_process_of_its_own() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "no"])
-def test_scores_of_the_training_process_are_those_of_a_fresh_one(precision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("no", marks=pytest.mark.slow)])
+def test_scores_of_the_training_process_are_those_of_a_fresh_one(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs, run = FinetuneRuns(tmp_path), tmp_path / "runs" / "tuned"
+    monkeypatch.setenv("MU_RUNS", str(run.parent))
     AcceleratorState._reset_state(reset_partial_state=True)
     settings = (
         *QUICK, f"data.shards={runs.shards}", f"model.pretrained={runs.pretrained}",
         f"train.precision={precision}",
     )  # fmt: skip
-    line = ["finetune", "finetune-demo", "--run", str(run)]
+    line = ["finetune", "finetune-demo", "--run", run.name]
     line += [word for setting in settings for word in ("-o", setting)]
     trained = CliRunner().invoke(mu, line, catch_exceptions=False)
     assert trained.exit_code == 0, trained.output

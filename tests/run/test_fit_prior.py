@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.files import read_lines
+from medunifier_cli.run.log import read_log
 from tests.run.small_priors import PRIORS, call, fit_small_priors
 
 
@@ -86,7 +86,7 @@ def test_two_ranks_fit_what_one_does(road: Path) -> None:
         for split in ("train", "valid"):
             for level in ("top", "bottom"):
                 assert np.array_equal(one[f"{split}/{level}"][...], two[f"{split}/{level}"][...])
-    logs = [read_lines(road / "runs" / name / "log.jsonl") for name in ("one", "two")]
+    logs = [read_log(road / "runs" / name / "log.jsonl") for name in ("one", "two")]
     for one, two in zip(*logs, strict=True):
         assert one["step"] == two["step"]
         assert one["total"] == pytest.approx(two["total"], rel=1e-4)

@@ -93,4 +93,4 @@ def test_a_list_of_another_program_is_refused(
     (fake / "samples.jsonl").write_text('{"file": "000000.png"}\n')
     done = verb("score", "small", "--fake", fake, "--classifier", "probe")
     assert done.exit_code == 1
-    assert "without `image` and `sample`" in done.stderr.splitlines()[-1]
+    assert "was not written by mu" in done.stderr.splitlines()[-1]

@@ -295,8 +295,8 @@ def test_a_perfect_report_scores_one(root: Path, tmp_path: Path) -> None:
     ("content", "words"),
     [
         ("", "no report to score"),
-        ('{"reference": "secret heart"}\n', "reports.jsonl:1: not a JSON object"),
-        ('{"reference": "a", "hypothesis": "b"}\nsecret heart\n', "reports.jsonl:2: not a JSON object"),
+        ('{"reference": "secret heart"}\n', "reports.jsonl, report 1: "),
+        ('{"reference": "a", "hypothesis": "b"}\nsecret heart\n', "reports.jsonl:2: "),
         ('{"reference": "___", "hypothesis": "secret heart"}\n', "none has a reference with words"),
     ],
 )

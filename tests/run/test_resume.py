@@ -102,7 +102,7 @@ def compare_with_undisturbed(
     assert [path.name for path in (runs / "killed" / "checkpoints").iterdir()] == [f"step-{steps:08d}"]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_killed_run_ends_bit_equal(
     start: Start, mu: Mu, recipe: Path, shards: Path, tmp_path: Path, ranks: int
 ) -> None:
@@ -145,6 +145,7 @@ def ctrl_c(process: subprocess.Popen[str]) -> None:
     os.killpg(process.pid, signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_a_warning_saves_one_checkpoint_and_exits_75(
     start: Start, recipe: Path, shards: Path, tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def test_a_run_that_was_moved_and_renamed_is_measured(elsewhere: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.slow
 def test_another_user_reads_a_run_and_leaves_nothing_in_it(elsewhere: Path) -> None:
     for folder in (elsewhere, *elsewhere.rglob("*")):
         folder.chmod(0o755 if folder.is_dir() else 0o644)

@@ -54,7 +54,7 @@ def test_same_seed_same_images_whatever_the_batch_and_however_often_stopped(road
 EVALUATE = "medunifier_cli.evaluate."
 PHASES: dict[str, tuple[str, tuple[object, ...]]] = {
     "encoding codes": (
-        "medunifier_cli.stages.fit_prior.encode_split",
+        "medunifier_cli.stages.codes.encode_split",
         ("fit-prior", PRIORS, "--run", "signalled", "--from", "model"),
     ),
     "measuring priors": (

@@ -93,7 +93,7 @@ def test_one_class_or_none_and_a_class_without_images(
         keys.setdefault(label, []).append(benchmark.source.shards.key(i))
     listed = tmp_path / "some.txt"
     listed.write_text("\n".join(keys[2]))
-    for words in (("retrieve",), ("zeroshot",)):
+    for words in (("retrieve", "--rerank", 2), ("zeroshot",)):
         done = verb(*words, "--ids", listed)
         assert done.exit_code == 1
         assert "two or more" in done.stderr

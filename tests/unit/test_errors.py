@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from medunifier_cli.distributed.launch import _Rank
+from medunifier_cli.distributed.rank import run_rank
 from medunifier_cli.errors import LINE_LIMIT, DataError, MuError, explain, one_line, traceback_text
 
 
@@ -67,8 +67,9 @@ def test_a_rank_that_fails_shows_no_report(
         raise SystemExit(code)
 
     monkeypatch.setattr("os._exit", leave)
+    monkeypatch.setattr("sys.argv", argv)
     with pytest.raises(SystemExit) as ended:
-        _Rank(work, argv)()
+        run_rank(work, (), 0)
     text = capsys.readouterr().err
     assert ended.value.code == 1
     assert "Smith" not in text

@@ -127,6 +127,9 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert store.newest(tmp_path / "nothing") is None
 
 
+FILE = {"sha256": "x", "bytes": 1}
+
+
 def rewritten(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """A checkpoint whose index was changed, with the hash that belongs to it."""
     index = json.loads((path / store.FACTS).read_text())
@@ -147,8 +150,8 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
         (lambda index: index.update(files=[]), "at files"),
         (lambda index: index["files"].update({"model.safetensors": "x"}), "at files"),
         (lambda index: index.update(files={}), "no tensors of the model"),
-        (lambda index: index["files"].update({"../m.safetensors": {"sha256": "x"}}), "outside of the folder"),
-        (lambda index: index["files"].update({"a\0b": {"sha256": "x"}}), "incomplete"),
+        (lambda index: index["files"].update({"../m.safetensors": FILE}), "outside of its"),
+        (lambda index: index["files"].update({"a\0b": FILE}), "incomplete"),
     ],
 )  # fmt: skip
 def test_an_index_of_another_kind_is_one_line_though_its_hash_is_right(

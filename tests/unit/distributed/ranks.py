@@ -164,7 +164,7 @@ def fork(case: str, rank: int, port: int, out: Path) -> int:
         file = os.open(out / f"{case}.{rank}.{name}", os.O_WRONLY | os.O_CREAT)
         os.dup2(file, descriptor)
     try:
-        run_rank(work, (case,))
+        run_rank(work, (case,), rank)
     except SystemExit as end:  # it must not go on as a second parent
         sys.stdout.flush()
         os._exit(int(end.code or 0))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from medunifier_cli.checkpoint import store
 from medunifier_cli.errors import CheckpointError, DataError, MuError
 from medunifier_cli.recipe.load import dump_recipe, load_recipe
 from medunifier_cli.recipe.schema import PretrainRecipe
@@ -85,7 +86,7 @@ def test_image_size(tmp_path: Path, prepared: int, result: str | None) -> None:
 
 def pretrained(runs: Path, name: str, recipe: PretrainRecipe) -> Path:
     """A folder that looks like a run with a checkpoint."""
-    (runs / name / "checkpoints" / "step-00000001").mkdir(parents=True)
+    store.save(runs / name / "checkpoints", store.Checkpoint(1, {}, {}), keep=1)
     (runs / name / "recipe.yaml").write_text(dump_recipe(recipe))
     return runs / name
 

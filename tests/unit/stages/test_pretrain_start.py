@@ -34,15 +34,17 @@ def test_ranks_compare_recipe_code_and_shards_but_not_where_these_are(
 ) -> None:
     folder = shards(tmp_path, test=2)
     recipe = load_recipe("demo", (f"data.shards={folder}",))
-    assert _check_start(recipe, folder) == {}, "alone there is nobody to differ from"
+    hashes, facts = _check_start(recipe, folder)
+    assert facts == {}, "alone there is nobody to differ from"
+    assert hashes.keys() == {"train", "valid", "test"}
     monkeypatch.setattr(world, "size", lambda: 2)
-    facts = _check_start(recipe, folder)
+    facts = _check_start(recipe, folder)[1]
     assert list(facts) == ["the recipe", "the code", "the shards"]
     assert facts["the recipe"]["optim.peak_lr"] == recipe.optim.peak_lr
     assert "data.shards" not in facts["the recipe"]
     assert {"torch", "source", "medunifier"} <= facts["the code"].keys()
     assert facts["the shards"].keys() == {"train", "valid", "test"}
     (tmp_path / "other").mkdir()
-    other = _check_start(recipe, shards(tmp_path / "other", test=3))
+    other = _check_start(recipe, shards(tmp_path / "other", test=3))[1]
     assert other["the shards"]["test"] != facts["the shards"]["test"]
     assert other["the shards"]["train"] == facts["the shards"]["train"]

@@ -75,7 +75,7 @@ def make_embeddings(setting: Setting) -> Path:
 def make_features(setting: Setting) -> Path:
     rows = np.arange(COUNT)
     images = LabelledImages(setting.opened, rows, np.zeros(COUNT, np.int64), 32)
-    path = features.features_file(setting.trained, images, "hand-made")
+    path = features.features_file(setting.trained, images, "hand-made", setting.trained.run)
     classifier = Classifier(setting.trained.model, nn.Identity(), freeze=True)
     features.compute_features(setting.trained, classifier, images, path, 0)
     assert len(features.read_features(path)) == COUNT
