@@ -31,6 +31,8 @@ YAML_CHARACTERS = 2 << 20
 """Length of a YAML document, which takes seconds to read: some 20,000 prompts."""
 YAML_NUMBER = 400
 """Characters of a number in YAML; reading one of `1:2:3:...` takes time with the square of them."""
+BLOCK = 1 << 20
+"""Bytes read at a time."""
 MAX_BYTES = 1 << 30
 """Size of the largest document that is read; the index of a million samples has some 100 MB."""
 
@@ -233,12 +235,15 @@ def bounded(
     Raises:
         MuError: of the type `error`: it is more.
     """
-    content = file.read(limit + 1)
+    # Block by block: one `read` of so many bytes would first ask for room for all of them.
+    content = bytearray()
+    while block := file.read(min(BLOCK, limit + 1 - len(content))):
+        content += block
     if len(content) > limit:
         raise _fault(
             error, shown, f"is larger than {limit:,} bytes, the most that is read of such a file", advice
         )
-    return content
+    return bytes(content)
 
 
 def decoded(content: bytes, shown: str, error: type[MuError] = DataError, advice: str = "") -> str:

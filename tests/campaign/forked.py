@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -214,22 +215,17 @@ def _child(
     os.chdir(folder)
     os.environ.update({"MU_DATA": "data", "MU_RUNS": "runs", **env})
     sys.argv = ["mu", *words]
-    import torch.multiprocessing
-
-    spawning = torch.multiprocessing.start_processes
-
-    def forking(*arguments: Any, **options: Any) -> Any:
-        return spawning(*arguments, **{**options, "start_method": "fork"})
-
-    torch.multiprocessing.start_processes = forking
+    # Ranks are spawned by `mu`: a minute of imports for every hundred. Forked ones have them already.
+    contexts = multiprocessing.get_context
+    multiprocessing.get_context = lambda method=None: contexts("fork" if method == "spawn" else method)  # type: ignore[assignment]
     if before is not None:
         before()
     if _library is not None:
         _library.campaign_arm(ctypes.c_long(arm[0]), arm[1])
-    from medunifier_cli.cli import mu
+    from medunifier_cli.__main__ import main
 
     try:
-        mu(list(words), prog_name="mu")
+        main()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -118,6 +118,7 @@ for arguments in (
 """
 
 
+@pytest.mark.slow
 def test_no_command_leaves_an_encoding_to_the_locale(tmp_path: Path) -> None:
     """Python's own check, at the places that these commands reach."""
     line = '{"reference": "no\u2028effusion \u2013 clear", "hypothesis": "no effusion"}\n'

@@ -252,6 +252,7 @@ def test_ranks_change_no_loss(mu: Mu, recipe: Path, shards: Path, tmp_path: Path
                 assert one[loss] == pytest.approx(two[loss], rel=2e-3), (one["step"], loss)
 
 
+@pytest.mark.slow
 def test_a_run_that_becomes_nan_keeps_its_good_checkpoints_and_goes_on_at_a_lower_rate(
     mu: Mu, recipe: Path, shards: Path, tmp_path: Path
 ) -> None:

@@ -33,6 +33,8 @@ from medunifier_cli.temporary import is_temporary, sweep
 SETTINGS, LINES, TABLE, SHEET = "settings.json", "samples.jsonl", "samples.csv", "contact.png"
 FIGURE, FIGURE_FACTS = "figure.png", "figure.json"
 SHEET_COLUMNS, SHEET_ROWS = 10, 10
+MOST_PIXELS = 4096 * 4096
+"""Of an image of the folder."""
 
 
 class SampleLine(TypedDict):
@@ -147,6 +149,16 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def read_grey(path: Path) -> NDArray[np.float64]:
-    """An image of the folder, [S, S] in [0, 1]."""
-    with Image.open(path) as image:
-        return np.asarray(image, np.float64) / 255.0
+    """An image of the folder, [S, S] in [0, 1].
+
+    Raises:
+        DataError: it is damaged, or larger than any that is synthesized.
+    """
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError("too large")
+            return np.asarray(image.convert("L"), np.float64) / 255.0
+    # what Pillow raises for damaged headers and data
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: damaged; delete it, and the same command makes it again") from error
