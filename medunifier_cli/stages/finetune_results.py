@@ -81,6 +81,8 @@ def measure(
     ]
     samples, split = origin["samples"], images.shards.split
     train = samples["train"]
+    # first: once the result is there, the same command takes the measurement for done
+    write_samples(tuned.run, TASK, recipe.data.dataset, split, _rows(source.keys, target, scores_nC, classes))
     Result(
         TASK, recipe.data.dataset, split, images.folder, n=len(target), seed=recipe.train.seed,
         metrics=metrics, protocol=_protocol(recipe, one_class, tuned.precision),
@@ -104,7 +106,6 @@ def measure(
             "interval": {"level": 0.95, "draws": 1000, "seed": INTERVAL_SEED, "unit": "patient"},
         },
     ).write(tuned)  # fmt: skip
-    write_samples(tuned.run, TASK, recipe.data.dataset, split, _rows(source.keys, target, scores_nC, classes))
     return metrics
 
 
