@@ -116,10 +116,15 @@ def find_table(folders: Iterable[Path], *names: str) -> Table | None:
 
 
 def column_names(header: Sequence[str]) -> str:
-    """The names of a table's columns for a message; none where a row of texts stands in their place."""
+    """The names of a table's columns for a message.
+
+    Where the header is lost, a row of a patient's texts stands in its place: then only their number is told.
+    """
     if not header:
         return "none"
-    return ", ".join(name if len(name) <= LONGEST_NAME else "..." for name in header)
+    if any(len(name) > LONGEST_NAME or ";" in name or name.endswith((".", "?", "!")) for name in header):
+        return f"{len(header)} that do not read as names"
+    return ", ".join(header)
 
 
 def identifier(text: str, table: Table, line: int, column: str) -> int:
