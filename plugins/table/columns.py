@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from medunifier_cli.data.contract import DataError
 
+from ..raw.tables import column_names
+
 __all__ = ["Columns", "choose", "described"]
 
 USUAL: Mapping[str, tuple[str, ...]] = {
@@ -88,7 +90,7 @@ def choose(
         roles["label"] = ""
     if not roles["image"]:
         raise DataError(
-            f"{shown}: no column of images; name it with -o image=COLUMN (columns: {', '.join(columns)})"
+            f"{shown}: no column of images; name it with -o image=COLUMN (columns: {column_names(columns)})"
         )
     used = {roles[role] for role in ("image", "patient", "study", "split", "view")} | set(texts)
     return Columns(
@@ -136,5 +138,5 @@ def _named(shown: str, role: str, name: str, columns: Sequence[str]) -> str:
     if len(same) == 1:
         return same[0]
     nearest = difflib.get_close_matches(name, columns, n=1)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"columns: {', '.join(columns)}"
+    hint = f"did you mean {nearest[0]}?" if nearest else f"columns: {column_names(columns)}"
     raise DataError(f"{shown}: -o {role}={name}: no such column; {hint}")

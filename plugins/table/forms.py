@@ -8,6 +8,7 @@ from typing import Any
 
 from medunifier_cli.data.contract import DataError, read_json
 
+from ..raw.tables import column_names
 from .rows import Rows, TextRows, open_rows
 
 __all__ = ["ANNOTATION", "PROJECTIONS", "REPORTS", "known_form"]
@@ -55,7 +56,7 @@ def _indiana(folder: Path, encoding: str) -> TextRows:
 def _of(rows: Rows, columns: tuple[str, ...]) -> Any:
     missing = [name for name in columns if name not in rows.columns]
     if missing:
-        raise DataError(f"{rows.shown}: no column {missing[0]}; its columns: {', '.join(rows.columns)}")
+        raise DataError(f"{rows.shown}: no column {missing[0]}; its columns: {column_names(rows.columns)}")
     return rows.read(columns)
 
 
