@@ -235,7 +235,7 @@ def bounded(
     Raises:
         MuError: of the type `error`: it is more.
     """
-    # Block by block: one `read` of so many bytes would first ask for room for all of them.
+    # Block by block: a single `read(limit)` would allocate `limit` bytes before it reads any.
     content = bytearray()
     while block := file.read(min(BLOCK, limit + 1 - len(content))):
         content += block

@@ -266,7 +266,7 @@ def _superseded(folder: Path, written: int, keep: int) -> Iterator[Path]:
     kept, intact = 1, False
     for step, path in earlier:
         if kept < keep and _looks_whole(path, step):
-            # One of those that stay is read and hashed: should the newest be damaged later, the run goes on
+            # One of those that stay is read and hashed: should the newest be damaged later, the run resumes
             # from this one. To hash all would cost reading them all at each save.
             intact = intact or _is_intact(path)
             if intact:

@@ -29,7 +29,8 @@ GRACE = 5.0
 """Seconds that the other ranks have to end by themselves, once one has failed, before they are asked to;
 after as many again they are killed."""
 LEFT_BEHIND = 30.0
-"""Seconds that ranks may go on once another one has stopped, its checkpoint saved, before they are killed."""
+"""Seconds that ranks may keep running once another one has stopped, its checkpoint saved, before they are
+killed."""
 # ranks that stop by themselves are given any time: writing a large checkpoint takes minutes
 
 

@@ -79,7 +79,7 @@ def cached(
 
 
 def write_if_possible(path: Path, made_of: MadeOf, arrays: Arrays, texts_of: Path | None = None) -> None:
-    """Write a cache file; where that fails, say so and go on."""
+    """Write a cache file; a failure is reported and does not end the run."""
     try:
         write_cache(path, made_of, arrays, texts_of)
     except MuError as error:

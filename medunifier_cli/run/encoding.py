@@ -36,9 +36,9 @@ from medunifier_cli.temporary import old_folders
 from medunifier_cli.terminal.say import say
 
 KEEP_SECONDS = 30.0
-"""Rows are written to disk when so much time has passed since the last ones: what a kill may cost."""
+"""Longest time between two writes of rows to disk, and so what a kill may cost."""
 KEEP_BYTES = 1 << 28
-"""Or when so many bytes of them are in memory."""
+"""Most bytes of unwritten rows kept in memory."""
 NAME = re.compile(r"rows-(\d{9})-(\d{9})\.h5")
 
 Batches = Generator[Arrays, None, None]

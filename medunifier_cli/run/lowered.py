@@ -52,7 +52,7 @@ def ended_at(step: int, dead_end: str) -> dict[str, Any]:
 
 
 def dead_ends(starts: Sequence[Any]) -> set[str]:
-    """Hashes of the checkpoints from which a lower rate must not go on: their weights are finite and absurd.
+    """Hashes of the checkpoints from which a lower rate must not resume: their weights are finite and absurd.
 
     With the rates it had a run may try again, as what was not finite may have been the data.
     """

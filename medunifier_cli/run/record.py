@@ -104,7 +104,7 @@ class Run:
             write_text(self.recipe, dump_recipe(recipe))
 
     def _provenance(self) -> dict[str, Any]:
-        """The provenance so far; a damaged one is put aside, as the run does not need it to go on."""
+        """The provenance so far; a damaged one is put aside, as a resumed run does not need it."""
         try:
             return read_provenance(self.provenance)
         except CheckpointError as error:

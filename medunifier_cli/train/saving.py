@@ -72,7 +72,7 @@ def resume(
 
 @dataclass
 class Saver:
-    """Writes the checkpoints of a run, and looks first whether it is one to go on with.
+    """Writes the checkpoints of a run, after checking that training can resume from them.
 
     Args:
         counts: as of the checkpoint that the run resumed from, or the last look.
@@ -179,7 +179,7 @@ class Saver:
             dead_end = kept and self.counts.in_a_row >= done - kept[-1]
             self.run.note_not_finite(done, store.identity(self.run.checkpoints, kept[-1]) if dead_end else "")
         since, then = (
-            (f"step {kept[-1]:,}'s checkpoint is kept", "go on")
+            (f"step {kept[-1]:,}'s checkpoint is kept", "resume")
             if kept
             else ("no checkpoint was written", "start anew")
         )

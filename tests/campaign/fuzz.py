@@ -1,7 +1,7 @@
 """Damaged inputs for every reader: only a line of mu, a counted skip, or a good result may come out.
 
 A batch runs in a process of its own with bounds on memory and time; the process that started it takes down
-what ends it, and goes on with the next input in a new one.
+what ends it, and continues with the next input in a new one.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from medunifier_cli.run.record import JOB
 from tests.campaign import forked
 from tests.campaign.home import BY_NAME, World
 from tests.campaign.kills import last_line
@@ -46,6 +47,12 @@ def job(fresh: bool) -> Callable[..., list[str]]:
             shutil.rmtree(path)
         for name in ("job.sh", "requeued"):
             (folder / name).unlink(missing_ok=True)
+        if fresh:
+            mark = (
+                folder / "runs" / "new" / JOB
+            )  # which job began the run: the one difference from a calm run
+            wrong += [] if mark.is_file() else [f"no {JOB} in the run"]
+            mark.unlink(missing_ok=True)
         unequal = differences(expected, state_of(folder))
         return wrong + ([f"not equal: {'; '.join(unequal[:5])}"] if unequal else [])
 

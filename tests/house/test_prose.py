@@ -13,11 +13,11 @@ import pytest
 from tests.house.file_map import ROOT
 
 PHRASES = {
-    r"\b(?:goes|go|going) on (?:where|from|at the|in the same)\b": "resumes from",
+    r"\b(?:goes|go|going) on\b(?! to\b)": "resumes from, continues",
     r"\bgone on with\b": "resumed",
-    r"\b(?:first|only) so many\b": "the first N, at most N",
+    r"\bso many (?:bytes|of them|seconds|steps)\b|\b(?:first|only) so many\b": "the first N, at most N",
     r"\b(?:is|are) said\b": "is reported, triggers a warning",
-    r"\b(?:it|that|which) rings\b|\brings when\b|\bnot ring\b": "is flagged",
+    r"\b(?:it|that|which) rings\b|\brings when\b|\bnot ring\b|\"rings\"": "is flagged",
     r"\bfor want of\b": "because there is no",
     r"help=\"(?:Of|Over|In|Only) ": "begin with a noun or an imperative",
     r"\bOf nucleus\b": "Nucleus sampling: ...",

@@ -208,7 +208,7 @@ def test_scores_of_images_and_the_test_for_copies(road: Path) -> None:
     assert code == 0, printed
     assert "COPIES SUSPECTED" in printed
     result = json.loads((road / "runs/model/results/copies-phantom-images.json").read_text())
-    assert result["rings"]
+    assert result["copies_suspected"]
     assert "nearer than unseen" in (road / "runs/model/page/copies-images/index.html").read_text()
 
 

@@ -35,7 +35,7 @@ class Classes(TypedDict):
 
 
 class Entry(Classes):
-    """What else a run that goes on reads of it; `choose_samples` adds more."""
+    """The fields that a resumed run reads; `choose_samples` adds more."""
 
     split: str
     shards: str

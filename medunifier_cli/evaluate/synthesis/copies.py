@@ -236,7 +236,7 @@ def _write(
             "reconstructed, or with training and held-out images all reconstructed"
         ),
         more={
-            "rings": suspected,
+            "copies_suspected": suspected,
             "references": {name: dataclasses.asdict(one) for name, one in comparisons.items()},
             "closest": [
                 {"image": fakes.title(i), "training_image": train.title(int(judged.number_n[i])),

@@ -1,4 +1,4 @@
-"""Readers of prepared shards, of foreign ones, and of what `mu prepare` goes on from."""
+"""Readers of prepared shards, of foreign ones, and of what `mu prepare` resumes from."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ TARGETS = [
         "shards without manifest", 16, ("shards/*.tar", "parts/*"), make_foreign, read_foreign, fresh=True
     ),
     Target(
-        "prepare that goes on",
+        "prepare that resumes",
         1,
         ("shards/.progress/*.json*", "shards/manifest.json", "shards/*.tar"),
         make_begun,

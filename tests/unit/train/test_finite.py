@@ -130,7 +130,7 @@ def test_a_row_of_skipped_steps_ends_the_run_with_the_checkpoint_before_it(
     train = replace(EVERY, skip_limit=3, log_every=log_every, keep=keep)
     expected = (
         r"run: loss or gradients not finite in 3 steps in a row, up to step 6; step 3's checkpoint is kept; "
-        r"lower the learning rate in the same command to go on$"
+        r"lower the learning rate in the same command to resume$"
     )
     with pytest.raises(NotFiniteError, match=expected):
         fit(BadStage(dict.fromkeys(range(3, 8), "nan")), run, accelerator, train, OPTIM)
