@@ -48,9 +48,8 @@ def job(fresh: bool) -> Callable[..., list[str]]:
         for name in ("job.sh", "requeued"):
             (folder / name).unlink(missing_ok=True)
         if fresh:
-            mark = (
-                folder / "runs" / "new" / JOB
-            )  # which job began the run: the one difference from a calm run
+            # the mark of the job that began the run is the one difference from a run without a job
+            mark = folder / "runs" / "new" / JOB
             wrong += [] if mark.is_file() else [f"no {JOB} in the run"]
             mark.unlink(missing_ok=True)
         unequal = differences(expected, state_of(folder))

@@ -90,5 +90,5 @@ def test_a_phrase_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for name in PAGES:
         (tmp_path / name).write_text("It brings the first so many images.\n")
     with pytest.raises(AssertionError, match=r"README\.md:1: It brings"):
-        test_plain_english(r"\b(?:first|only) so many\b")
+        test_plain_english(next(pattern for pattern in PHRASES if "only) so many" in pattern))
     test_plain_english(r"\bgone on with\b")
