@@ -19,26 +19,19 @@ from tests.campaign.record import ROOT, Outcome
 
 STOP_LIMIT = 120.0
 """Seconds within which a stopped call ends; a stated minute, doubled for a machine that does other work."""
+IN_PRETRAINING = (
+    "start-up",
+    "tokenizer",
+    "building the model",
+    "training",
+    "saving",
+    "validation",
+    "held-out measurement",
+)
 IN_CASE = {
     "prepare": ("drawing",),
-    "pretrain": (
-        "start-up",
-        "tokenizer",
-        "building the model",
-        "training",
-        "saving",
-        "validation",
-        "held-out measurement",
-    ),
-    "pretrain, 2 ranks": (
-        "start-up",
-        "tokenizer",
-        "building the model",
-        "training",
-        "saving",
-        "validation",
-        "held-out measurement",
-    ),
+    "pretrain": IN_PRETRAINING,
+    "pretrain, 2 ranks": IN_PRETRAINING,
     "fit-prior": (
         "start-up",
         "encoding",
