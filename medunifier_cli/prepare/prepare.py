@@ -275,7 +275,7 @@ def _check_seed(seed: Any) -> None:
 
 
 def _check_settings(job: Job) -> None:
-    """Refuse to mix shards that were made with different settings."""
+    """Refuse to mix shards that were made with different settings; a folder without shards takes any."""
     path = job.out / RECEIPTS / SETTINGS
     # Through JSON, so that tuples and numbers compare as they are read back.
     settings = json.loads(json.dumps({**job.settings(), "made_with": made_with()}))
@@ -288,12 +288,33 @@ def _check_settings(job: Job) -> None:
         write_json(path, settings)
         return
     existing = read_json(path, dict[str, Any], DataError, f"delete {job.out} and run again")
-    changed = [name for name in settings if existing.get(name) != settings[name]]
-    if changed:
-        changes = "; ".join(f"{name}: was {existing.get(name)}, is {settings[name]}" for name in changed)
+    before, now = _flat(existing), _flat(settings)
+    changes = [
+        f"{name}: was {before.get(name, 'not set')!r}, is {value!r}"
+        for name, value in now.items()
+        if name not in before or before[name] != value
+    ]
+    # calls for a part may be at work on theirs
+    if changes and job.part == (1, 1) and not any(job.out.glob("*.tar")):
+        # nothing was made, for a wrong column say; the receipts that there are tell of rejected images alone
+        for receipt in (job.out / RECEIPTS).glob("*-*.json"):
+            with explained(receipt):
+                receipt.unlink()
+        write_json(path, settings)
+    elif changes:
         raise DataError(
-            f"{job.out}: was started with other settings ({changes}); choose another --out or delete it"
+            f"{job.out}: was started with other settings ({'; '.join(changes)}); choose another --out or "
+            "delete it"
         )
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Each setting under its own name, `options.seed`, so that a message names the ones that differ alone."""
+    flat = {}
+    for name, value in settings.items():
+        below = _flat(value) if isinstance(value, dict) else None
+        flat.update({f"{name}.{key}": one for key, one in below.items()} if below else {name: value})
+    return flat
 
 
 @contextlib.contextmanager

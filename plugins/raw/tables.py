@@ -27,7 +27,7 @@ csv.field_size_limit(1 << 24)  # one SIIM mask is a single field of up to severa
 
 
 LONGEST_NAME = 40
-"""Characters of the longest name of a column that a message shows."""
+"""Characters of the longest name of a column or a class that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,14 @@ def column_names(header: Sequence[str]) -> str:
     """
     if not header:
         return "none"
-    if any(len(name) > LONGEST_NAME or ";" in name or name.endswith((".", "?", "!")) for name in header):
+    if not all(map(reads_as_name, header)):
         return f"{len(header)} that do not read as names"
     return ", ".join(header)
+
+
+def reads_as_name(value: str) -> bool:
+    """Whether a value may be the name of a column or a class; a sentence or a long text is a patient's."""
+    return len(value) <= LONGEST_NAME and ";" not in value and not value.endswith((".", "?", "!"))
 
 
 def identifier(text: str, table: Table, line: int, column: str) -> int:

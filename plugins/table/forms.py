@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medunifier_cli.data.contract import DataError, read_json
+from medunifier_cli.data.contract import DataError, quoted, read_json
 
 from ..raw.tables import column_names
 from .rows import Rows, TextRows, open_rows
+from .values import whole_number
 
 __all__ = ["ANNOTATION", "PROJECTIONS", "REPORTS", "known_form"]
 
@@ -42,11 +43,12 @@ def _indiana(folder: Path, encoding: str) -> TextRows:
     reports, projections = tables
     texts: dict[str, tuple[str, ...]] = {}
     for place, (uid, *sections) in _of(reports, ("uid", "findings", "impression")):
+        uid = whole_number(uid)
         if uid in texts:
-            raise DataError(f"{reports.shown}, {place}: a second report of uid {uid[:20]}")
+            raise DataError(f"{reports.shown}, {place}: a second report of uid {quoted(uid)}")
         texts[uid] = tuple(sections)
     rows = [
-        (place, (filename, view, uid, *texts.get(uid, ("", ""))))
+        (place, (filename, view, uid, *texts.get(whole_number(uid), ("", ""))))
         for place, (uid, filename, view) in _of(projections, ("uid", "filename", "projection"))
     ]
     columns = ("filename", "projection", "patient", "findings", "impression")

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medunifier_cli.data.contract import DataError, Drop, EncodedImage, FileImage, ImageSource, Record
+from medunifier_cli.data.contract import DataError, Drop, EncodedImage, FileImage, ImageSource, Record, quoted
 
 from ..raw.sampling import hash_share
+from ..raw.tables import reads_as_name
 from .columns import Columns
 from .images import ImageFolder
 from .rows import Rows
@@ -142,7 +143,7 @@ def _row(
     view = values.get(columns.view, "")
     views = [name.strip().lower() for name in options["views"].split(",") if name.strip()]
     if views and view.lower() not in views:
-        return Drop(f"filtered: view {view or 'unknown'}"[:60], shown)
+        return Drop(f"filtered: view {quoted(view) if view else 'unknown'}", shown)
     if columns.patient and not patient:
         return Drop("filtered: no patient", shown)
     if columns.split:
@@ -177,6 +178,11 @@ def _is_stored(source: Rows, columns: Columns) -> bool:
 def _classes(shown: str, columns: Columns, found: Sequence[tuple[str, Mapping[str, str]]]) -> tuple[str, ...]:
     if columns.label:
         names = sorted({name for _, row in found for name in class_names(row[columns.label])})
+        if not all(map(reads_as_name, names)):
+            raise DataError(
+                f"{shown}: the column {columns.label} holds texts and no class names; name the "
+                "columns of labels with -o labels=..., or -o labels=none"
+            )
         if len(names) > MOST_CLASSES:
             raise DataError(
                 f"{shown}: the column {columns.label} holds {len(names):,} different values, no classes; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from medunifier_cli.data.contract import DataError
+from medunifier_cli.data.contract import DataError, quoted
 
 __all__ = ["LABELS", "SPLITS", "class_names", "label_of", "split_names", "spreadsheet_ids"]
 
@@ -31,14 +31,13 @@ def label_of(value: str, where: str) -> float | None:
     """A label.
 
     Raises:
-        DataError: anything else; the value is shown if it is a short word and so no text of a report.
+        DataError: anything else.
     """
     try:
         return LABELS[value.lower()]
     except KeyError:
-        shown = f" {value!r}" if re.fullmatch(r"[\w.+-]{1,20}", value) else ""
         raise DataError(
-            f"{where}: the value{shown} is no label; known are 1, 0, -1, blank, yes, no, true, false, "
+            f"{where}: {quoted(value)} is no label; known are 1, 0, -1, blank, yes, no, true, false, "
             "positive, negative"
         ) from None
 
@@ -73,7 +72,9 @@ def split_names(values: Iterable[str], mapping: str, shown: str) -> dict[str, st
                 "for example -o splits=0=train,1=train,2=valid,3=test"
             )
         if value and not SPLIT.fullmatch(name):
-            raise DataError(f"{shown}: {value!r} is no name of a split; name one with -o splits=VALUE=train")
+            raise DataError(
+                f"{shown}: {quoted(value)} is no name of a split; name one with -o splits=VALUE=train"
+            )
         names[value] = name
     return names
 

@@ -188,6 +188,21 @@ def test_other_settings_are_not_mixed_in(raw: Path, tmp_path: Path) -> None:
     assert contents(out) == before
 
 
+def test_what_differs_is_named_alone(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done(raw, out)
+    assert "other settings (options.seed: was 0, is 3); choose" in refused(raw, out, "-o", "seed=3")
+
+
+def test_a_folder_in_which_nothing_was_made_takes_other_settings(raw: Path, tmp_path: Path) -> None:
+    images = raw / "images"
+    images.rename(raw / "elsewhere")
+    assert "no image could be used" in refused(raw, tmp_path / "out")
+    (raw / "elsewhere").rename(images)
+    done(raw, tmp_path / "out", "-o", "seed=3")
+    assert "was started with other settings" in refused(raw, tmp_path / "out")
+
+
 def test_foreign_shards_are_not_overwritten(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "train-000000.tar").write_bytes(b"mine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,18 @@ def test_two_tables_of_kaggle(tmp_path: Path) -> None:
     assert found.manifest["text_sections"] == ["findings", "impression"]
     frontal = prepare("table", tmp_path / "raw", tmp_path / "frontal", "views=frontal")
     assert {tables.number_in(body) % 2 for body in frontal.pictures.values()} == {1}
-    assert frontal.rejects == {"filtered: view Lateral": 4}
+    assert frontal.rejects == {"filtered: view 'Lateral'": 4}
+
+
+def test_a_spreadsheet_may_have_saved_one_of_kaggles_tables(tmp_path: Path) -> None:
+    tables.write_indiana(tmp_path / "raw")
+    reports = tmp_path / "raw" / "indiana_reports.csv"
+    reports.write_text(re.sub(r"(?m)^(\d+),", r"\1.0,", reports.read_text()))
+    found = prepare("table", tmp_path / "raw", tmp_path / "out")
+    for key, meta in found.samples.items():
+        uid = (tables.number_in(found.pictures[key]) + 1) // 2
+        assert meta["sections"]["impression"] == f"Normal {uid}."
+    assert len(found.samples) == 8
 
 
 def test_annotation_of_r2gen(tmp_path: Path) -> None:
@@ -155,6 +167,7 @@ def test_columns_and_folds_are_named(tmp_path: Path) -> None:
 
 CSV = tables.as_csv(ROWS)
 SPLITS = ("train", "test")
+TEXT = "SECRET words of a report."
 
 
 @pytest.mark.parametrize(
@@ -165,7 +178,9 @@ SPLITS = ("train", "test")
         (CSV.replace('"Film number 8', "Film number 8"), (), "fields"),
         (CSV.encode().replace(b"number 2", b"num\xfcber 2"), (), "encoding=windows-1252"),
         (CSV.replace(",yes\n", ",maybe\n"), ("labels=effusion",), "'maybe' is no label"),
-        (CSV.replace(",yes\n", ",SECRET words of a report\n"), ("labels=effusion",), "the value is no label"),
+        (CSV.replace(",yes\n", f",{TEXT}\n"), ("labels=effusion",), "a text of 25 characters is no label"),
+        (CSV.replace(",PA,", f",{TEXT},"), ("split=view",), "a text of 25 characters is no name"),
+        (CSV.replace(",PA,", f",{TEXT},"), ("labels=view",), "holds texts and no class names"),
         (CSV, ("image=imagee",), "did you mean image?"),
         (CSV, ("labels=edema",), "no such column"),
         (CSV.replace("images/film_1.png", "https://x.org/1.png"), (), "download the images first"),
