@@ -1,4 +1,4 @@
-"""Names of the files in a prepared folder, and the locks on it.
+"""Names of the files in a prepared folder, the settings it was made with, and the locks on it.
 
 Next to the shards `<split>-<nnnnnn>.tar` and `manifest.json`, which `data.shards` defines as it reads them:
 
@@ -17,13 +17,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from medunifier_cli.errors import DataError
-from medunifier_cli.files import explained, open_lock, readers_of
+from medunifier_cli.files import explained, open_lock, readers_of, write_json
+from medunifier_cli.parsing import read_json
 from medunifier_cli.terminal.say import say
 
 REJECTS = "rejects.jsonl"
@@ -77,6 +80,53 @@ def make_receipts_folder(out: Path, raw: Path | None) -> None:
             out.chmod(stat.S_IMODE(out.stat().st_mode) & readers_of(raw, out))
     if (out / RECEIPTS).is_symlink():
         raise DataError(f"{out / RECEIPTS}: is a link, which `mu prepare` does not follow; delete it")
+
+
+def check_settings(out: Path, part: tuple[int, int], settings: Mapping[str, Any]) -> None:
+    """Refuse to mix shards that were made with different settings; a folder without shards takes any.
+
+    Args:
+        settings: all that the contents of the shards depend on.
+
+    Raises:
+        DataError: the folder has shards made with others, or not made by `mu prepare`.
+    """
+    path = out / RECEIPTS / SETTINGS
+    # through JSON, so that tuples and numbers compare as they are read back
+    settings = json.loads(json.dumps(settings))
+    if not path.exists():
+        foreign = sorted(out.glob("*.tar"))
+        if foreign:
+            raise DataError(f"{out}: holds {foreign[0].name}, not made by `mu prepare`; choose another --out")
+        write_json(path, settings)
+        return
+    before = _flat(read_json(path, dict[str, Any], DataError, f"delete {out} and run again"))
+    changes = [
+        f"{name}: was {before.get(name, 'not set')!r}, is {value!r}"
+        for name, value in _flat(settings).items()
+        if name not in before or before[name] != value
+    ]
+    # calls for a part may be at work on theirs
+    if changes and part == (1, 1) and not any(out.glob("*.tar")):
+        # nothing was made, for a wrong column say; the receipts that there are tell of rejected images alone
+        for receipt in (out / RECEIPTS).glob("*-*.json"):
+            with explained(receipt):
+                receipt.unlink()
+        write_json(path, settings)
+    elif changes:
+        raise DataError(
+            f"{out}: was started with other settings ({'; '.join(changes)}); choose another --out or "
+            "delete it"
+        )
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Each setting under its own name, `options.seed`, so that a message names the ones that differ alone."""
+    flat = {}
+    for name, value in settings.items():
+        below = _flat(value) if isinstance(value, dict) else None
+        flat.update({f"{name}.{key}": one for key, one in below.items()} if below else {name: value})
+    return flat
 
 
 @contextlib.contextmanager

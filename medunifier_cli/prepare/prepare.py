@@ -19,13 +19,12 @@ from medunifier_cli.data.contract import DatasetPlugin, DrawnImage, Drop, Plan, 
 from medunifier_cli.data.disk.manifest import MANIFEST
 from medunifier_cli.data.images.image import bytes_of, head_of, is_dicom, opened
 from medunifier_cli.errors import DataError
-from medunifier_cli.files import create_file, explained, write_json
-from medunifier_cli.parsing import read_json
+from medunifier_cli.files import create_file, explained
 from medunifier_cli.prepare.dataset_scan import Chunk, DatasetScan
 from medunifier_cli.prepare.folder import (
     DROPS,
     RECEIPTS,
-    SETTINGS,
+    check_settings,
     join_lock,
     locked,
     make_receipts_folder,
@@ -95,7 +94,7 @@ def prepare(job: Job) -> dict[str, Any] | None:
     _warn(progress, plan.warnings)
     make_receipts_folder(job.out, job.raw if job.plugin.needs_raw else None)
     with locked(job.out, job.part):
-        _check_settings(job)
+        check_settings(job.out, job.part, {**job.settings(), "made_with": made_with()})
         with _drops_file(job) as drops, progress:
             call = _Call(job, plan, progress, drops)
             call.write_shards()
@@ -272,49 +271,6 @@ def _check_folders(job: Job) -> None:
 def _check_seed(seed: Any) -> None:
     if not 0 <= seed < 2**32:
         raise DataError(f"-o seed={seed}: a seed is a number from 0 to {2**32 - 1}")
-
-
-def _check_settings(job: Job) -> None:
-    """Refuse to mix shards that were made with different settings; a folder without shards takes any."""
-    path = job.out / RECEIPTS / SETTINGS
-    # Through JSON, so that tuples and numbers compare as they are read back.
-    settings = json.loads(json.dumps({**job.settings(), "made_with": made_with()}))
-    if not path.exists():
-        foreign = sorted(job.out.glob("*.tar"))
-        if foreign:
-            raise DataError(
-                f"{job.out}: holds {foreign[0].name}, not made by `mu prepare`; choose another --out"
-            )
-        write_json(path, settings)
-        return
-    existing = read_json(path, dict[str, Any], DataError, f"delete {job.out} and run again")
-    before, now = _flat(existing), _flat(settings)
-    changes = [
-        f"{name}: was {before.get(name, 'not set')!r}, is {value!r}"
-        for name, value in now.items()
-        if name not in before or before[name] != value
-    ]
-    # calls for a part may be at work on theirs
-    if changes and job.part == (1, 1) and not any(job.out.glob("*.tar")):
-        # nothing was made, for a wrong column say; the receipts that there are tell of rejected images alone
-        for receipt in (job.out / RECEIPTS).glob("*-*.json"):
-            with explained(receipt):
-                receipt.unlink()
-        write_json(path, settings)
-    elif changes:
-        raise DataError(
-            f"{job.out}: was started with other settings ({'; '.join(changes)}); choose another --out or "
-            "delete it"
-        )
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Each setting under its own name, `options.seed`, so that a message names the ones that differ alone."""
-    flat = {}
-    for name, value in settings.items():
-        below = _flat(value) if isinstance(value, dict) else None
-        flat.update({f"{name}.{key}": one for key, one in below.items()} if below else {name: value})
-    return flat
 
 
 @contextlib.contextmanager
