@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -61,12 +62,15 @@ def write_sheet(shards: Shards, text_sections: Sequence[str], path: Path) -> Non
         sheet.save(file, "PNG", compress_level=1, compress_type=3)  # run-length coding, see render.PNG
 
 
-def _labels(meta: dict[str, object]) -> str:
-    """The view, then positive labels, then uncertain ones with a question mark."""
-    labels = meta.get("labels")
-    values = labels.items() if isinstance(labels, dict) else ()
-    named = [name for name, value in values if value == 1] + [f"{n}?" for n, value in values if value == -1]
-    return f"[{meta.get('view') or '-'}] " + (", ".join(named) or "no positive label")
+def _labels(meta: Mapping[str, Any]) -> str:
+    """The view, then positive labels, then uncertain ones with a question mark; nothing where there is none."""
+    labels = meta.get("labels") or {}
+    named = [name for name, value in labels.items() if value == 1]
+    named += [f"{name}?" for name, value in labels.items() if value == -1]
+    parts = [f"[{meta['view']}]"] if meta.get("view") else []
+    if labels:
+        parts.append(", ".join(named) or "no positive label")
+    return " ".join(parts)
 
 
 def _lines(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:
