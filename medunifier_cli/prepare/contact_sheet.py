@@ -63,7 +63,7 @@ def write_sheet(shards: Shards, text_sections: Sequence[str], path: Path) -> Non
 
 
 def _labels(meta: Mapping[str, Any]) -> str:
-    """The view, then positive labels, then uncertain ones with a question mark; nothing where there is none."""
+    """The view, positive labels, and uncertain ones with a question mark; nothing where there is none."""
     labels = meta.get("labels") or {}
     named = [name for name, value in labels.items() if value == 1]
     named += [f"{name}?" for name, value in labels.items() if value == -1]
