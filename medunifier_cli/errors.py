@@ -110,6 +110,10 @@ class DataError(MuError):
     """Raw data, shards or a manifest that are missing, damaged or do not fit the request."""
 
 
+class NoSplitError(DataError):
+    """Shards without the split that was asked for."""
+
+
 class NotTextError(DataError):
     """A file that is neither UTF-8 nor marked UTF-16, where text was expected."""
 

@@ -7,6 +7,7 @@ no other.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.disk.manifest import Manifest, read_manifest
 from medunifier_cli.errors import MuError
-from medunifier_cli.roots import shards_folder
+from medunifier_cli.roots import prepared_names, shards_folder
 from medunifier_cli.terminal.say import say
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def prepared_dataset(name: str, shards: str | Path = "") -> DatasetPlugin:
     manifest: Manifest = (read_manifest(folder) if folder.is_dir() else None) or {}
     if manifest.get("dataset", name) != name:  # the recipe names another data set: its own classes alone
         manifest = {"classes": manifest.get("classes", [])}
-    return load_dataset(manifest.get("plugin") or name).as_prepared(manifest)
+    plugin: DatasetPlugin = _load(DATASETS, manifest.get("plugin") or name, prepared_names())
+    return plugin.as_prepared(manifest)
 
 
 def load_head(name: str) -> HeadPlugin:
@@ -101,12 +103,14 @@ def _package(entry: EntryPoint) -> str:
     return entry.dist.name if entry.dist is not None else "an unknown package"
 
 
-def _load(group: str, name: str) -> Any:
+def _load(group: str, name: str, others: Iterable[str] = ()) -> Any:
+    """A plugin; `others` are names that would have done as well, for the message."""
     index = entries(group)
     if name not in index:
-        nearest = difflib.get_close_matches(name, index, n=1)
+        names = sorted({*index, *others})
+        nearest = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean `{nearest[0]}`? " if nearest else ""
-        raise MuError(f"no {_KIND[group]} `{name}`; {hint}available: {', '.join(sorted(index)) or 'none'}")
+        raise MuError(f"no {_KIND[group]} `{name}`; {hint}available: {', '.join(names) or 'none'}")
     return _instance(group, index[name])
 
 

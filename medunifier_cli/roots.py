@@ -64,6 +64,11 @@ def shards_folder(dataset: str) -> Path:
     return data_root() / "shards" / dataset
 
 
+def prepared_names() -> list[str]:
+    """The data sets that are prepared under `$MU_DATA`, by name."""
+    return sorted(path.parent.name for path in shards_folder("").glob("*/manifest.json"))
+
+
 def find_run(name_or_path: str | Path) -> Path:
     """The folder of a run, given by name (a folder in `runs_root()`) or by path; a name takes precedence.
 

@@ -21,7 +21,7 @@ from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.disk.index import fill_index, index_dtype, map_index
 from medunifier_cli.data.disk.manifest import MANIFEST, Manifest, again, read_manifest
 from medunifier_cli.data.shard_scan import Meta, no_split, scan_shard, shards_by_split
-from medunifier_cli.errors import DataError
+from medunifier_cli.errors import DataError, NoSplitError
 from medunifier_cli.files import sha256
 from medunifier_cli.parsing import checked, parse_json
 
@@ -72,7 +72,8 @@ class Shards:
         """Open a split.
 
         Raises:
-            DataError: no such folder or split, or index and shards do not match the manifest.
+            NoSplitError: no such split.
+            DataError: no such folder, or index and shards do not match the manifest.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -80,7 +81,7 @@ class Shards:
         manifest = read_manifest(folder)
         splits = sorted(manifest.get("splits", {})) if manifest else split_names(folder)
         if split not in splits:
-            raise DataError(no_split(folder, split, splits))
+            raise NoSplitError(no_split(folder, split, splits))
         return _open_prepared(folder, split, manifest) if manifest else _open_foreign(folder, split)
 
     def __len__(self) -> int:

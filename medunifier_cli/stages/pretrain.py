@@ -22,7 +22,7 @@ from medunifier_cli.data.texts.token_table import texts_of
 from medunifier_cli.data.texts.tokenizer import CONFIG, FINGERPRINT, MEND, VOCABULARY, TextTokenizer
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.distributed.agreement import Facts, agree, together
-from medunifier_cli.errors import CheckpointError, DataError
+from medunifier_cli.errors import CheckpointError, DataError, NoSplitError
 from medunifier_cli.evaluate.results import table
 from medunifier_cli.files import sha256
 from medunifier_cli.model.medunifier import MedUnifier
@@ -271,8 +271,15 @@ def _check_start(recipe: PretrainRecipe, shards: Path) -> tuple[dict[str, str], 
         DataError: a split is missing or empty.
     """
     hashes = {}
-    for split in filter(None, (recipe.data.train, recipe.data.valid, recipe.data.test)):
-        opened = Shards.open(shards, split)
+    data = recipe.data
+    for key, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
+        if not split:
+            continue
+        try:
+            opened = Shards.open(shards, split)
+        except NoSplitError as error:
+            none = "" if key == "train" else f", or none with -o data.{key}="
+            raise DataError(f"{error}; name another with -o data.{key}=SPLIT{none}") from None
         if not len(opened):
             raise DataError(
                 f"{shards}: split {split} has no samples; prepare it, or name another in the recipe"

@@ -104,6 +104,16 @@ def test_unknown_name_lists_the_known_ones_and_the_nearest(install: Install) -> 
     assert "broken" in plugin_index.entries(plugin_index.DATASETS)
 
 
+def test_a_name_of_ones_own_is_listed_where_shards_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MU_DATA", str(tmp_path))
+    (tmp_path / "shards" / "kids").mkdir(parents=True)
+    (tmp_path / "shards" / "kids" / "manifest.json").write_text("{}")
+    with pytest.raises(MuError, match="no data set `kid`; did you mean `kids`"):
+        plugin_index.prepared_dataset("kid")
+
+
 def test_name_taken_twice_is_said_and_the_built_in_one_is_used(
     install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,6 +29,15 @@ def test_an_empty_split_for_the_last_measurement_is_found_first(tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_missing_split_names_the_key_and_how_to_do_without_it(tmp_path: Path) -> None:
+    folder = shards(tmp_path, test=2)
+    with pytest.raises(DataError, match=r"no split 'exam'; .*data\.test=SPLIT, or none with -o data\.test=$"):
+        _check_start(load_recipe("demo", ("data.test=exam",)), folder)
+    with pytest.raises(DataError, match=r"no split 'exam'; .* -o data\.train=SPLIT$"):
+        _check_start(load_recipe("demo", ("data.train=exam",)), folder)
+    assert _check_start(load_recipe("demo", ("data.test=",)), folder)[0].keys() == {"train", "valid"}
+
+
 def test_ranks_compare_recipe_code_and_shards_but_not_where_these_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
