@@ -75,10 +75,12 @@ def find_run(name_or_path: str | Path) -> Path:
     Raises:
         CheckpointError: no such run; the message suggests the closest name.
     """
-    named = runs_root() / name_or_path
-    for folder in (named, Path(name_or_path)):
-        if folder.is_dir():
-            return folder
+    named, path = runs_root() / name_or_path, Path(name_or_path)
+    if named.is_dir():
+        return named
+    # not any folder: beside one called `demo`, the run `demo` of another `$MU_RUNS` would not be missed
+    if (path / "recipe.yaml").is_file() or (path / "checkpoints").is_dir():
+        return path
     names = sorted(path.name for path in _runs())
     nearest = difflib.get_close_matches(str(name_or_path), names, n=1)
     hint = f"did you mean `{nearest[0]}`?" if nearest else f"available: {', '.join(names) or 'none'}"

@@ -57,6 +57,17 @@ def test_run_by_name_and_by_path(runs: Path) -> None:
     assert roots.find_run(runs / "second") == runs / "second"
 
 
+def test_a_folder_that_is_no_run_is_not_taken_for_one(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="demo"):
+        roots.find_run("demo")
+    (tmp_path / "demo" / "recipe.yaml").write_text("stage: pretrain\n")
+    assert roots.find_run("demo") == Path("demo")
+
+
 def test_unknown_run_offers_the_nearest(runs: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no run `secnd` under .* did you mean `second`"):
         roots.find_run("secnd")
