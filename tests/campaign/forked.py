@@ -179,6 +179,7 @@ def start(
     """
     output = folder.with_name(f"{folder.name}.{tag}.out")
     output.with_suffix(".counts").unlink(missing_ok=True)
+    output.write_bytes(b"")  # a kill may come before the new process opens it
     sys.stdout.flush(), sys.stderr.flush()
     pid = os.fork()
     if not pid:
