@@ -1,7 +1,7 @@
 """Measure the objectives of pre-training on a held-out split: reconstruction and codebooks (TIG), and ITM.
 
 Reconstruction and codebook use take every image once. ITM sees each image with its own text and with another
-one, so that guessing is right half of the time.
+one, random or the nearest by ITC, so that guessing is right half of the time.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from medunifier_cli.evaluate.results import Metric, Result, mean
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.model.vqvae.quantizer import perplexity, place_counts, place_perplexity
 from medunifier_cli.page.pictures import save_pairs
+from medunifier_cli.scores.search import search
 from medunifier_cli.terminal.progress import Progress
 
 BATCH = 64
 """Samples per forward pass; changes no result beyond rounding."""
 SHOWN = 16
 """Images in the picture of reconstructions."""
+CANDIDATES = 64
+"""Nearest texts among which a hard one is looked for: a text that many samples share takes up several."""
 
 
 def evaluate(
@@ -48,7 +51,10 @@ def evaluate(
     if objectives.tig:
         metrics += _reconstruction(trained, train, heldout, split)
     if objectives.itm:
-        metrics.append(_matching(trained, heldout))
+        metrics.append(
+            _matching(trained, heldout, other_texts(heldout, trained.recipe.train.seed), "random pairs")
+        )
+        metrics.append(_hard_matching(trained, heldout))
     if metrics:
         Result(
             "pretraining", dataset, split, shards, n=len(heldout), seed=trained.recipe.train.seed,
@@ -56,8 +62,9 @@ def evaluate(
             protocol=(
                 "PSNR: mean over images, values in [0, 1]; baseline: the mean training image. Perplexity "
                 "and dead codes: over all codes of the split. ITM: each image with its own text and with one "
-                "sampled from the texts that differ from it; baseline: guessing. Intervals: 95 %, 1,000 "
-                f"bootstrap resamples of patients. Forward passes in {trained.precision}"
+                "sampled from the texts that differ from it; in hard pairs, with the one of them that ITC "
+                "takes for the nearest; baseline: guessing. Intervals: 95 %, 1,000 bootstrap resamples of "
+                f"patients. Forward passes in {trained.precision}"
             ),
         ).write(trained)  # fmt: skip
     return metrics
@@ -120,9 +127,10 @@ def _reconstruction(
     ]
 
 
-def _matching(trained: PretrainedRun, heldout: SplitSource) -> Metric:
-    """ITM accuracy over every image with its own text and with another one."""
-    partner_n = other_texts(heldout, trained.recipe.train.seed)
+def _matching(
+    trained: PretrainedRun, heldout: SplitSource, partner_n: NDArray[np.int64], what: str
+) -> Metric:
+    """ITM accuracy over every image with its own text and with that of sample `partner_n`, -1 for none."""
     hits: list[Tensor] = []
     pairs: list[int] = []
     for start in range(0, len(heldout), BATCH):
@@ -139,7 +147,40 @@ def _matching(trained: PretrainedRun, heldout: SplitSource) -> Metric:
         hits.append((logits.argmax(dim=1) == 1).cpu() == matched_M)
         pairs += [*own, *paired]
     groups = patients(heldout, np.array(pairs))
-    return mean("ITM accuracy, random pairs", torch.cat(hits), 0.5, groups=groups)
+    return mean(f"ITM accuracy, {what}", torch.cat(hits), 0.5, groups=groups)
+
+
+def _hard_matching(trained: PretrainedRun, heldout: SplitSource) -> Metric:
+    image, text = [], []
+    with torch.no_grad():
+        for batch, mask_B in eval_batches(heldout, batch_size=BATCH, rank=0, world=1, workers=0):
+            batch = first_pairs(to_device(batch, trained.device), int(mask_B.sum()))
+            memory = trained.model.encode_image(pixels(batch.image_B1HW))
+            image.append(trained.model.image_head(memory.query_BQD).cpu())
+            text.append(trained.model.text_head(trained.model.encode_text(batch.text)).cpu())
+    image_nQE, text_nE = torch.cat(image), torch.cat(text)
+    if not (image_nQE.isfinite().all() and text_nE.isfinite().all()):
+        # a run that diverged still gets its other numbers
+        return Metric("ITM accuracy, hard pairs", None, 0.5, note="ITC features are not finite")
+    partner_n = nearest_texts(image_nQE.numpy(), text_nE.numpy(), heldout.token_digests)
+    return _matching(trained, heldout, partner_n, "hard pairs")
+
+
+def nearest_texts(
+    image_nQE: NDArray[np.float32], text_nE: NDArray[np.float32], token_digests: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """For each image the sample whose text ITC takes for the nearest, among those with other tokens than its
+    own, [n]; -1 if the nearest `CANDIDATES` all have its own tokens.
+
+    Args:
+        image_nQE, text_nE: ITC features, L2-normalised.
+        token_digests: [n] hashes of what the model reads.
+    """
+    top, _ = search(image_nQE, text_nE, min(CANDIDATES, len(text_nE)))
+    differs_nK = token_digests[top.indices_QK] != token_digests[:, None]
+    first_n = differs_nK.argmax(axis=1)
+    nearest_n = top.indices_QK[np.arange(len(first_n)), first_n]
+    return np.where(differs_nK.any(axis=1), nearest_n, -1)
 
 
 def other_texts(source: SplitSource, seed: int) -> NDArray[np.int64]:
