@@ -95,6 +95,9 @@ class VitConfig:
     """Number of attention heads; 0 for that of the named model."""
     pixel_norm: Literal["none", "clip"] = "none"
     """`none`: pixels in [0, 1] (paper); `clip`: standardised with CLIP's mean and deviation."""
+    position_std: NonNegative = 0.0
+    """Standard deviation of random position embeddings; 0 for timm's own, 0.02. Queries that start from
+    random weights hardly see where something is unless positions differ about as much as patches do."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,9 @@ class PretrainRecipe:
                 "model.qformer.width",
                 f"{qformer.width} is not a multiple of model.qformer.heads {qformer.heads}",
             )
+        vit = self.model.vit
+        if vit.position_std and vit.weights != "random":
+            yield "model.vit.position_std", "would replace those of model.vit.weights, which must be `random`"
         if objectives.itm and not objectives.itc:
             yield "objectives.itm", "needs objectives.itc: its similarities choose the hard negatives"
         if not objectives.weights():
