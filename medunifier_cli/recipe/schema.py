@@ -23,7 +23,7 @@ from medunifier_cli.recipe.bounds import (
     Size,
     SizeOrZero,
 )
-from medunifier_cli.recipe.schema_train import OptimConfig, TrainConfig
+from medunifier_cli.recipe.schema_train import OptimConfig, PretrainTrainConfig
 
 Weight = Annotated[float, Bounds(0), "weight of an objective"]
 """Weight of the objective that has the name of the field."""
@@ -220,7 +220,7 @@ class PretrainRecipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: PretrainTrainConfig = field(default_factory=PretrainTrainConfig)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Contradictions between fields: (dotted key, what is wrong, naming every other key it read)."""

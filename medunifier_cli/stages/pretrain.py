@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from medunifier_cli.data.texts.tokenizer import CONFIG, FINGERPRINT, MEND, VOCAB
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.distributed.agreement import Facts, agree, together
 from medunifier_cli.errors import CheckpointError, DataError, NoSplitError
+from medunifier_cli.evaluate.pair_scores import CURVES, PairScores
 from medunifier_cli.evaluate.results import table
 from medunifier_cli.files import sha256
 from medunifier_cli.model.medunifier import MedUnifier
@@ -65,7 +67,8 @@ class Pretraining:
         self.frozen_hash = store.tensors_hash(dict(model.vit.frozen_tensors()))
         self.module = PretrainingLoss(model.to_device(device), tokenizer.dec_id)
         self.samples = "pairs"
-        self.shown: tuple[str, ...] = ("total", *(objective.name for objective in active_objectives(recipe)))
+        losses = (objective.name for objective in active_objectives(recipe))
+        self.shown: tuple[str, ...] = ("total", *losses, *CURVES)
         settings = recipe.train
         self.steps = settings.steps or math.ceil(settings.epochs * len(train) / settings.global_batch)
         self.micro_batch = micro_batch_size(
@@ -113,7 +116,7 @@ class Pretraining:
         return next(filter(None, doubts), "")
 
     def validate(self, step: int, watch: Watch = iter) -> Mapping[str, float]:
-        """Losses and monitors, averaged over whole batches of the validation split.
+        """Losses and monitors, averaged over whole batches of the validation split; and `PairScores`.
 
         The last, incomplete batch is skipped, as the losses of ITC and ITM depend on the size of the batch.
         """
@@ -135,7 +138,17 @@ class Pretraining:
                 sums[name] = sums.get(name, 0.0) + value / count
             if number == 0 and world.is_main() and self.recipe.objectives.tig:
                 self._save_picture(batch, step)
-        return sums
+        if self.scored is None:
+            return sums
+        return sums | self.scored.measure(self.model, self.device, watch)
+
+    @cached_property
+    def scored(self) -> PairScores | None:
+        """The pairs that a validation scores, if it does."""
+        objectives, most = self.recipe.objectives, self.recipe.train.valid_pairs
+        if self.valid_split is None or not objectives.itc or not most:
+            return None
+        return PairScores(self.valid_split, most, bool(objectives.itm))
 
     def _save_picture(self, batch: Batch, step: int) -> None:
         few = first_pairs(batch, SHOWN_PAIRS)

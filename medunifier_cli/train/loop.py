@@ -25,7 +25,7 @@ from medunifier_cli.terminal.progress import Progress
 from medunifier_cli.train.finite import Skips, counts_of
 from medunifier_cli.train.optim import adamw, learning_rate, leave_unchanged, set_rate
 from medunifier_cli.train.saving import Saver, resume
-from medunifier_cli.train.stage import Stage, Values
+from medunifier_cli.train.stage import CHANCE, Stage, Values
 from medunifier_cli.train.stop import TrainingStop, ValidationEndedError, stop_on_signals
 
 WARM, DOUBTED = 50, 100
@@ -212,7 +212,9 @@ def _note(numbers: Mapping[str, float], shown: Sequence[str], logged: int, done:
 
 def _line(event: str, numbers: Mapping[str, float], shown: Sequence[str]) -> str:
     """The event and the numbers that a stage shows, as one line."""
-    return "  ".join([event, *(f"{name} {numbers[name]:.3f}" for name in shown if name in numbers)])
+    known = [name for name in shown if name in numbers]
+    chance = {name: f" (chance {numbers[name + CHANCE]:.3f})" for name in known if name + CHANCE in numbers}
+    return "  ".join([event, *(f"{name} {numbers[name]:.3f}{chance.get(name, '')}" for name in known)])
 
 
 def _validate(

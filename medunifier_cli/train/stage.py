@@ -11,6 +11,9 @@ from medunifier_cli.train.stop import Watch
 
 Values = dict[str, Tensor]
 
+CHANCE = "_chance"
+"""`<name>_chance` among the numbers of a validation is what guessing reaches in `<name>`; shown beside it."""
+
 
 class Stage(Protocol):
     """What the loop needs from pre-training, fine-tuning or a prior."""

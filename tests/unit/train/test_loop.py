@@ -93,7 +93,7 @@ class LineStage:
                 os.kill(os.getpid(), signal.SIGUSR1)
         self.calls.append(f"validate {step}")
         self.validated = torch.tensor(step)
-        return {"total": 0.25, "slope": float(self.line.slope)}
+        return {"total": 0.25, "slope": float(self.line.slope), "slope_chance": 0.5}
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         return {**self.module.state_dict(), "validated": self.validated}
@@ -300,9 +300,9 @@ def test_the_progress_line_shows_what_the_stage_names_and_no_more(
     number, rate = r"-?\d+\.\d{3}", r"[\d.e+]+ points/s"
     expected = [
         rf"step 1/6  train  total {number}  slope 2\.000  {rate}",
-        rf"step 3/6  valid  total 0\.250  slope {number}",
+        rf"step 3/6  valid  total 0\.250  slope {number} \(chance 0\.500\)",
         rf"step 6/6  train  total {number}  slope {number}  {rate}",
-        rf"step 6/6  valid  total 0\.250  slope {number}",
+        rf"step 6/6  valid  total 0\.250  slope {number} \(chance 0\.500\)",
     ]
     shown = capsys.readouterr().err.splitlines()
     assert len(shown) == len(expected)
