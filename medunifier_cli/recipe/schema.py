@@ -238,6 +238,22 @@ class PretrainRecipe:
         if self.optim.warmup_lr > self.optim.peak_lr:
             yield "optim.warmup_lr", f"{self.optim.warmup_lr:g} is above optim.peak_lr {self.optim.peak_lr:g}"
         yield from train.problems()
+        yield from self._problems_of_best()
         if objectives.itm and 1 in (train.global_batch, train.micro_batch):
             key = "train.micro_batch" if train.micro_batch == 1 else "train.global_batch"
             yield key, "1 leaves objectives.itm without negatives"
+
+    def _problems_of_best(self) -> Iterator[tuple[str, str]]:
+        train = self.train
+        if train.patience and not train.best:
+            yield "train.patience", "needs train.best, which says what a better validation is"
+        if train.best and not self.data.valid:
+            yield "train.best", "needs data.valid, which is empty"
+        if train.best.startswith("recall"):
+            if not self.objectives.itc:
+                yield "train.best", f"{train.best} needs objectives.itc, which compares images with texts"
+            if train.valid_pairs < 20:
+                yield (
+                    "train.best",
+                    f"{train.best} needs 20 train.valid_pairs or more, not {train.valid_pairs}",
+                )

@@ -52,6 +52,12 @@ class Stage(Protocol):
         restored weights give.
         """
 
+    def over(self) -> str:
+        """Why training ends before its last step, from the validations so far; empty if it goes on.
+
+        The same on every rank, and in a run that was resumed.
+        """
+
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """Weights and buffers that a checkpoint must hold."""
 

@@ -49,14 +49,15 @@ class LineStage:
     samples, shown, steps = "points", ("total", "slope"), STEPS
 
     def __init__(
-        self, micro_batches: int = 1, dropout: float = 0.5, signal_at: int = -1, signal_in: int = -1
-    ) -> None:
+        self, micro_batches: int = 1, dropout: float = 0.5, signal_at: int = -1, signal_in: int = -1,
+        enough: int = 99,
+    ) -> None:  # fmt: skip
         self.module: nn.Module = Line()
         self.micro_batches, self.dropout, self.signal_at = micro_batches, dropout, signal_at
         self.signal_in = signal_in
         self.calls: list[str] = []
         self.validated = torch.tensor(0)
-        self.source = "generated"
+        self.source, self.enough = "generated", enough
 
     def start(self) -> None:
         self.calls.append("start")
@@ -84,6 +85,9 @@ class LineStage:
     def doubt(self, numbers: Mapping[str, float]) -> str:
         self.calls.append("doubt")
         return "the slope is odd"
+
+    def over(self) -> str:
+        return "enough of it" if int(self.validated) >= self.enough else ""
 
     def validate(self, step: int, watch: Watch = iter) -> Mapping[str, float]:
         assert not self.module.training
@@ -203,6 +207,36 @@ def test_a_signal_ends_a_validation_which_is_made_up_for(
         assert ("valid", step) not in [(line["event"], line["step"]) for line in lines(parts)]
         assert store.steps(parts.checkpoints)[-1] == step
     fit(LineStage(), parts, accelerator, settings, OPTIM)
+    assert lines(whole) == lines(parts)
+    assert files(whole.checkpoints) == files(parts.checkpoints)
+
+
+def test_a_run_that_its_validations_end_is_finished(
+    tmp_path: Path, accelerator: Accelerator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, stage = new_run(tmp_path / "run"), LineStage(enough=3)
+    settings = dataclasses.replace(SETTINGS, checkpoint_every=99)
+    assert fit(stage, run, accelerator, settings, OPTIM) == 3
+    assert store.steps(run.checkpoints) == [3]
+    assert "step 3/6  training ends: enough of it" in capsys.readouterr().err
+    again = LineStage(enough=3)
+    assert fit(again, run, accelerator, settings, OPTIM) == 0
+    assert again.calls == []
+    more = LineStage()  # as with more patience
+    assert fit(more, run, accelerator, settings, OPTIM) == 3
+    assert store.steps(run.checkpoints)[-1] == 6
+
+
+@pytest.mark.parametrize("signal_in", [3, -1])
+def test_a_signal_in_the_last_validation_of_a_run_that_it_ends(
+    tmp_path: Path, accelerator: Accelerator, signal_in: int
+) -> None:
+    whole, parts = new_run(tmp_path / "whole"), new_run(tmp_path / "parts")
+    fit(LineStage(enough=3), whole, accelerator, SETTINGS, OPTIM)
+    with pytest.raises(Stopped, match=r"after step 3 of 6"):
+        fit(LineStage(enough=3, signal_in=signal_in, signal_at=2 if signal_in < 0 else -1),
+            parts, accelerator, SETTINGS, OPTIM)  # fmt: skip
+    assert fit(LineStage(enough=3), parts, accelerator, SETTINGS, OPTIM) == 0
     assert lines(whole) == lines(parts)
     assert files(whole.checkpoints) == files(parts.checkpoints)
 
