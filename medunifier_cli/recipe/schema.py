@@ -30,6 +30,26 @@ Weight = Annotated[float, Bounds(0), "weight of an objective"]
 
 
 @dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of training images, anew in each epoch. Images are never flipped: reports say left and
+    right."""
+
+    crop: Annotated[float, Bounds(0.1, 1)] = 1.0
+    """Smallest share of the image's area that a random crop keeps, enlarged to the whole; 1 for no crop."""
+    rotation: Annotated[float, Bounds(0, 45)] = 0.0
+    """Largest rotation either way, in degrees; what comes in from outside is black."""
+    contrast: Annotated[float, Bounds(0, 0.9)] = 0.0
+    """Largest change of contrast: 0.2 multiplies distances to the mean grey level by 0.8 to 1.2."""
+    brightness: Annotated[float, Bounds(0, 0.9)] = 0.0
+    """Largest change of brightness, as a share of the whole range from black to white."""
+
+    @property
+    def any(self) -> bool:
+        """Whether anything changes."""
+        return self != AugmentConfig()
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The shards, and how image and text of a sample are prepared."""
 
@@ -53,6 +73,7 @@ class DataConfig:
     """Loader processes per rank; 0 decodes in the training process."""
     limit: CountOrZero = 0
     """Use only the first N samples of the train split; 0 for all."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from medunifier_cli.checkpoint.convert import load_bert
 from medunifier_cli.checkpoint.pretrained import restore
 from medunifier_cli.data.batch import to_device
 from medunifier_cli.data.contract import Batch
+from medunifier_cli.data.images.augment import Augmented
 from medunifier_cli.data.loader import SplitSource, micro_batch_size, train_batches
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.token_table import texts_of
@@ -93,8 +94,10 @@ class Pretraining:
     def batches(self, first_step: int) -> Iterator[list[Batch]]:
         """Micro-batches of each step, on the device."""
         settings = self.recipe.train
+        augment = self.recipe.data.augment
+        source = Augmented(self.train_split, augment, settings.seed) if augment.any else self.train_split
         for step in train_batches(
-            self.train_split, seed=settings.seed, first_step=first_step, steps=self.steps,
+            source, seed=settings.seed, first_step=first_step, steps=self.steps,
             global_batch=settings.global_batch, micro_batch=settings.micro_batch,
             rank=world.rank(), world=world.size(), workers=self.recipe.data.workers,
         ):  # fmt: skip
