@@ -43,7 +43,7 @@ class Best:
 
     @property
     def enough(self) -> bool:
-        """Whether training has gone on for long enough without a better validation."""
+        """Whether enough validations have passed without a better one."""
         return bool(self.patience) and self.since >= self.patience
 
     def tensors(self) -> dict[str, Tensor]:

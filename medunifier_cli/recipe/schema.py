@@ -114,8 +114,9 @@ class VitConfig:
     """Number of blocks; 0 for that of the named model."""
     heads: SizeOrZero = 0
     """Number of attention heads; 0 for that of the named model."""
-    pixel_norm: Literal["none", "clip"] = "none"
-    """`none`: pixels in [0, 1] (paper); `clip`: standardised with CLIP's mean and deviation."""
+    pixel_norm: Literal["none", "clip", "imagenet"] = "none"
+    """`none`: pixels in [0, 1] (paper); `clip`, `imagenet`: standardised with the mean and deviation of
+    CLIP's or of ImageNet's images, as the image encoder's weights were trained."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Stage(Protocol):
         """
 
     def over(self) -> str:
-        """Why training ends before its last step, from the validations so far; empty if it goes on.
+        """Why training ends before its last step, from the validations so far; else empty.
 
         The same on every rank, and in a run that was resumed.
         """
