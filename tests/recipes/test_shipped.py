@@ -34,6 +34,7 @@ WEIGHTS = {  # paper: table 6 (IDs 1 to 5) and appendix table 1 (IDs 6 and 7): i
     "itc-itm-itg": (1, 1, 1, 0),
     "itc-itm-tig": (1, 1, 0, 1),
     "full": (1, 1, 1, 1),
+    "one-gpu": (1, 1, 1, 1),
     "tig-0.8": (1, 1, 1, 0.8),
     "tig-1.2": (1, 1, 1, 1.2),
     "demo": (1, 1, 2, 1),  # a short run learns reports last

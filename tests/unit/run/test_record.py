@@ -147,6 +147,7 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None
 CHANGES = {
     "name": "other", "data.workers": "0", "data.shards": "/elsewhere", "train.processes": "3",
     "train.log_every": "7", "train.valid_every": "7", "train.valid_batches": "7",
+    "train.patience": "7",
     "train.checkpoint_every": "7", "train.keep": "7", "train.tensorboard": "false",
     "train.skip_limit": "7",
     "train.timeout": "7", "train.change_contrast": "true",
