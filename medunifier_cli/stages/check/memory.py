@@ -57,7 +57,8 @@ def step_memory(recipe: PretrainRecipe, micro_batch: int, ranks: int = 1) -> Mem
     """Count a step of the recipe on one rank.
 
     Texts are as long as `text.max_tokens` allows, which is the most that can come. Not counted: what CUDA
-    and its libraries take for themselves (1 to 2 GiB), work space inside a kernel, and fragmentation.
+    and its libraries take for themselves (1 to 2 GiB), work space inside a kernel, fragmentation, and what
+    batch norm over several ranks keeps more than over one.
 
     Args:
         micro_batch: pairs of a forward pass on the rank, 2 or more.
