@@ -51,6 +51,11 @@ bench: $(VENV)/.installed-test
 ablation: $(VENV)/.installed
 	$(BIN)/python experiments/ablation.py
 
+# small.yaml on real pairs, three variants, three seeds; RAW is the table, needed at the first start. A stopped one
+# resumes; writes docs/real-pairs.md.
+real-pairs: $(VENV)/.installed
+	$(BIN)/python -m experiments.real_pairs $(if $(RAW),--raw $(RAW))
+
 # The generated docs: the recipe reference in docs/recipes.md and the file map, docs/map.md.
 docs: $(VENV)/.installed
 	$(BIN)/python -m medunifier_cli.recipe.reference

@@ -13,5 +13,5 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 
 def full_precision(device: torch.device) -> torch.autocast:
-    """No mixed precision in this block. Tensors without data, on which `mu check` counts, go by the CPU's flag."""
+    """No mixed precision in this block; tensors without data, as in `mu check`, go by the CPU's flag."""
     return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)

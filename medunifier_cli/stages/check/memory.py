@@ -2,7 +2,7 @@
 
 Forward and backward pass run on PyTorch's meta device, whose tensors have shapes and no contents; what is
 alive is added up at every operation. Kernels keep what a card's do: under autocast, matrix products and
-convolutions read bf16 and losses fp32; attention keeps its output and one number a row, dropout one byte each.
+convolutions read bf16, losses fp32; attention keeps its output and one number a row, dropout one byte each.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def step_memory(recipe: PretrainRecipe, micro_batch: int, ranks: int = 1) -> Mem
     """Count a step of the recipe on one rank.
 
     Texts are as long as `text.max_tokens` allows, which is the most that can come. Not counted: what CUDA
-    and its libraries take for themselves (1 to 2 GiB), work space inside a kernel, and fragmentation.
+    and its libraries take for themselves (1 to 2 GiB), work space inside a kernel, fragmentation, and what
+    batch norm over several ranks keeps more than over one.
 
     Args:
         micro_batch: pairs of a forward pass on the rank, 2 or more.
@@ -116,7 +117,7 @@ class _AnyNegatives(ImageTextMatching):
     def draw(self, batch: Batch, *_: Any) -> tuple[Tensor, Tensor]:
         """For each of B pairs another one, twice."""
         pairs = len(batch.position_B)
-        steps_2B = torch.randint(1, pairs, (2, pairs), generator=torch.Generator().manual_seed(0))
+        steps_2B = torch.randint(1, max(2, pairs), (2, pairs), generator=torch.Generator().manual_seed(0))
         text_B, image_B = (torch.arange(pairs) + steps_2B) % pairs
         return text_B, image_B
 

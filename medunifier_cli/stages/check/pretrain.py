@@ -48,9 +48,11 @@ def check_pretrain(recipe: PretrainRecipe, processes: int = 0, hashes: bool = Fa
     yield from run_check("tokenizer", check_tokenizer, recipe)
     yield from run_check("image encoder weights", check_image_encoder, recipe)
     yield from run_check("text encoder weights", check_text_encoder, recipe)
-    yield from run_check("model", check_model, recipe)
-    yield from run_check("batch", check_contrast_batch, recipe, processes or recipe.train.processes)
-    yield from run_check("memory", check_memory, recipe, processes or recipe.train.processes)
+    model = list(run_check("model", check_model, recipe))
+    batch = list(run_check("batch", check_contrast_batch, recipe, processes or recipe.train.processes))
+    yield from (*model, *batch)
+    if all(check.ok for check in (*model, *batch)):  # else it would be told twice
+        yield from run_check("memory", check_memory, recipe, processes or recipe.train.processes)
     yield from run_check("precision", check_device, recipe.train)
     yield from run_check("runs folder", check_runs_folder)
 
