@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types test-slow campaign bench ablation docs clean-demo
+.PHONY: demo test lint types test-slow campaign bench ablation real-pairs docs clean-demo
 
 # The whole pipeline on synthetic radiographs; each line is what a user would type.
 demo: export MU_DATA := demo/data
