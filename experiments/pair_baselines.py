@@ -6,8 +6,9 @@ n images with their texts in the training split, m in the one that is measured; 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +80,7 @@ def _words(text: str) -> list[str]:
 
 def nearest(query_mE: Floats, train_nE: Floats) -> NDArray[np.int64]:
     """Row of the training split with the largest product, [m]."""
-    return (query_mE @ train_nE.T).argmax(axis=1)
+    return np.asarray((query_mE @ train_nE.T).argmax(axis=1), np.int64)
 
 
 def neighbour_ranks(
@@ -131,7 +132,9 @@ def linear_ranks(
     return {"image_to_text": to_text, "text_to_image": to_image}
 
 
-def _principal(vectors, train, measured, most: int) -> tuple[Floats, Floats]:  # type: ignore[no-untyped-def]
+def _principal(
+    vectors: Callable[[Any], Floats], train: Any, measured: Any, most: int
+) -> tuple[Floats, Floats]:
     """Both splits in the principal components of the training split, centred on it."""
     train_nP, measured_mP = vectors(train), vectors(measured)
     mean_P = train_nP.mean(axis=0)
