@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -150,6 +151,25 @@ def test_a_finished_run_is_left_alone_until_the_recipe_changes(
     monkeypatch.setattr(real_pairs, "options", lambda variant, seed: other)
     train_and_measure("ITC", 0, tmp_path)
     assert "--fresh" in commands[0]
+
+
+def test_codes_without_a_prior_do_not_stop_the_experiment_and_any_other_failure_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing = "fit-prior"
+
+    def fail(command: Sequence[str], home: Path, output: int | None = None) -> None:
+        if command[0] == failing:
+            raise click.ClickException("refused")
+
+    monkeypatch.setattr(real_pairs, "mu", fail)
+    train_and_measure("all four", 0, tmp_path)
+    assert (tmp_path / "all-four-seed0.done").exists()
+    assert "all-four-seed0: no priors: refused" in capsys.readouterr().out
+    failing = "retrieve"
+    with pytest.raises(click.ClickException):
+        train_and_measure("all four", 1, tmp_path)
+    assert not (tmp_path / "all-four-seed1.done").exists()
 
 
 def test_a_run_that_was_stopped_resumes(
