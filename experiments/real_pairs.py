@@ -122,7 +122,7 @@ def train_and_measure(variant: str, seed: int, home: Path) -> None:
             try:
                 mu(command, home, log.fileno())
             except click.ClickException as error:
-                # codes that collapsed have no prior; the run's other numbers, and other runs, are wanted still
+                # codes that collapsed have no prior; the run's other numbers are wanted all the same
                 if command[0] != "fit-prior":
                     raise
                 click.echo(f"{name}: no priors: {error.message}")
