@@ -11,13 +11,14 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Annotated, Any, TypeVar
+from typing import IO, Annotated, Any, TypeVar, cast
 
 import msgspec
 import yaml
 
+from medunifier_cli.budget import Budget, OverBudgetError
 from medunifier_cli.errors import DataError, MuError, NotTextError
-from medunifier_cli.files import decode_text
+from medunifier_cli.files import UTF_16, decode_lines, decode_text
 
 T = TypeVar("T")
 
@@ -33,8 +34,10 @@ YAML_NUMBER = 400
 """Characters of a number in YAML; reading one of `1:2:3:...` takes time with the square of them."""
 BLOCK = 1 << 20
 """Bytes read at a time."""
-MAX_BYTES = 1 << 30
-"""Size of the largest document that is read; the index of a million samples has some 100 MB."""
+MAX_BYTES = 1 << 29
+"""Size of the largest document that is read. An annotation of MIMIC-CXR in R2Gen's form has 140 MB."""
+PLAIN_BYTES = 1 << 24
+"""Size from which JSON is parsed into its declared type straight from the bytes of the file."""
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _VALUE = re.compile(r"'.*'", re.DOTALL)
@@ -61,7 +64,18 @@ def parse_json(
     content: bytes | str, kind: type[T], shown: str, error: type[MuError] = DataError, advice: str = ""
 ) -> T:
     """As `read_json`, for a document that has been read already; `shown` names it in the message."""
+    large = isinstance(content, bytes) and len(content) > PLAIN_BYTES and content[:2] not in UTF_16
+    try:
+        Budget(1 if large else 3).spend(content)
+    except OverBudgetError as failure:
+        raise _fault(error, shown, str(failure), advice) from None
+    if large:
+        return _straight(cast("bytes", content), kind, shown, error, advice)
     text = decoded(content, shown, error, advice) if isinstance(content, bytes) else content
+    return _parsed(text, kind, shown, error, advice)
+
+
+def _parsed(text: str, kind: type[T], shown: str, error: type[MuError], advice: str) -> T:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as failure:
@@ -76,18 +90,45 @@ def parse_json(
     return checked(value, kind, shown, error, advice)
 
 
+def _straight(content: bytes, kind: type[T], shown: str, error: type[MuError], advice: str) -> T:
+    """Parse a large document without a second copy of it, and without what its type does not name."""
+    try:
+        value = msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"), type=kind)
+    except msgspec.ValidationError as failure:
+        raise _misfit(failure, shown, error, advice) from None
+    except (ValueError, RecursionError) as failure:
+        found = re.search(r"\(byte \d+\)$", str(failure))
+        what = "too deep" if isinstance(failure, RecursionError) else found[0] if found else "cut short"
+        raise _fault(error, shown, f"is no JSON ({what.strip('()')})", advice) from None
+    if _is_deeper(value, DEPTH):
+        raise _fault(error, shown, f"is nested more than {DEPTH} levels deep", advice)
+    return value
+
+
 def read_json_lines(path: Path, kind: type[T], error: type[MuError] = DataError, advice: str = "") -> list[T]:
     """All lines of a file of JSON lines, each of the type `kind`; empty lines are skipped.
 
     Raises:
-        MuError: as `read_json`; the message names the first line that is wrong.
+        MuError: as `read_json`; the message names the first line that is wrong, or with which the file is
+            larger than what `mu` reads.
     """
-    text = decoded(read_bytes(path, error, advice), str(path), error, advice)
-    return [
-        parse_json(line, kind, f"{path}:{number}", error, advice)
-        for number, line in enumerate(text.split("\n"), 1)  # not `splitlines`: see `files.text_lines`
-        if line.strip()
-    ]
+    budget, values = Budget(0), []
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(decode_lines(file, str(path)), 1):
+                if not line.strip():
+                    continue
+                budget.spend(line)
+                values.append(_parsed(line, kind, f"{path}:{number}", error, advice))
+    except OverBudgetError as failure:
+        raise _fault(error, f"{path}:{number}", f"up to here, it {failure}", advice) from None
+    except NotTextError as failure:
+        raise error(f"{failure}{f'; {advice}' if advice else ''}") from None
+    except OSError as failure:
+        raise _unreadable(path, failure, error, advice) from failure
+    except ValueError as failure:  # a zero byte in the name
+        raise _fault(error, str(path), "is no name of a file", advice) from failure
+    return values
 
 
 def read_yaml(path: Path, kind: type[T], error: type[MuError] = DataError, advice: str = "") -> T:
@@ -196,14 +237,7 @@ def checked(value: Any, kind: type[T], shown: str, error: type[MuError] = DataEr
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as failure:
-        # "Expected `int`, got `str` - at `$.steps`"; a value, which msgspec quotes for enumerations, may be
-        # of a report
-        what, _, place = str(failure).partition(" - at ")
-        what = _VALUE.sub("...", what).replace("`", "")
-        where = place.strip("`").removeprefix("$").removeprefix(".").replace("` in `$", " of ").strip(" .")
-        raise _fault(
-            error, shown, f"{what[:1].lower()}{what[1:]}{f' at {where}' if where else ''}", advice
-        ) from None
+        raise _misfit(failure, shown, error, advice) from None
     except RecursionError:
         raise _fault(error, shown, "is nested too deep", advice) from None
 
@@ -220,9 +254,7 @@ def read_bytes(
         with path.open("rb") as file:
             return bounded(file, limit, str(path), error, advice)
     except OSError as failure:
-        raise _fault(
-            error, str(path), f"cannot be read ({failure.strerror or type(failure).__name__})", advice
-        ) from failure
+        raise _unreadable(path, failure, error, advice) from failure
     except ValueError as failure:  # a zero byte in the name
         raise _fault(error, str(path), "is no name of a file", advice) from failure
 
@@ -256,6 +288,21 @@ def decoded(content: bytes, shown: str, error: type[MuError] = DataError, advice
 
 def _fault(error: type[MuError], shown: str, what: str, advice: str) -> MuError:
     return error(f"{shown}: {what}{f'; {advice}' if advice else ''}")
+
+
+def _unreadable(path: Path, failure: OSError, error: type[MuError], advice: str) -> MuError:
+    return _fault(
+        error, str(path), f"cannot be read ({failure.strerror or type(failure).__name__})", advice
+    )
+
+
+def _misfit(failure: msgspec.ValidationError, shown: str, error: type[MuError], advice: str) -> MuError:
+    # "Expected `int`, got `str` - at `$.steps`"; a value, which msgspec quotes for enumerations, may be
+    # of a report
+    what, _, place = str(failure).partition(" - at ")
+    what = _VALUE.sub("...", what).replace("`", "")
+    where = place.strip("`").removeprefix("$").removeprefix(".").replace("` in `$", " of ").strip(" .")
+    return _fault(error, shown, f"{what[:1].lower()}{what[1:]}{f' at {where}' if where else ''}", advice)
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
