@@ -7,9 +7,13 @@ bound in bytes either refuses real annotations or lets a small file take many Gi
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 from medunifier_cli.errors import DataError
 
+DEPTH = 64
+"""Levels of nesting that a document may have; ours have less than ten."""
 MEMORY = 15 << 26
 """Estimated bytes that one file may take while it is read and once it is parsed: 960 MiB."""
 CONTAINERS = 2_000_000
@@ -65,3 +69,34 @@ def _width(part: bytes | str) -> int:
     if _FOUR_TEXT.search(part):
         return 4
     return 1 if part.isascii() and "\\u" not in part else 2
+
+
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and mappings lie in one another more than `levels` deep."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(levels):
+        level = [child for parent in level for child in _children(parent) if isinstance(child, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def has_lone_surrogate(value: Any) -> bool:
+    """Whether a text in it cannot be written as UTF-8."""
+    return any(re.search("[\ud800-\udfff]", text) for text in _texts(value))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    rest = [value]
+    while rest:
+        item = rest.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            rest.extend((*item.keys(), *item.values()))
+        elif isinstance(item, list):
+            rest.extend(item)
+
+
+def _children(parent: Any) -> Any:
+    return parent.values() if isinstance(parent, dict) else parent

@@ -6,32 +6,23 @@ caller gets back has the type it asked for, so nothing behind this door fails wi
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Annotated, Any, TypeVar, cast
 
 import msgspec
 import yaml
 
-from medunifier_cli.budget import Budget, OverBudgetError
+from medunifier_cli.budget import DEPTH, Budget, OverBudgetError, has_lone_surrogate, is_deeper
 from medunifier_cli.errors import DataError, MuError, NotTextError
 from medunifier_cli.files import UTF_16, decode_lines, decode_text
+from medunifier_cli.yaml_nodes import yaml_reason, yaml_value
 
 T = TypeVar("T")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """A whole number from 0 that fits 64 bits: sizes, offsets, steps."""
-DEPTH = 64
-"""Levels of nesting that a document may have; ours have less than ten."""
-YAML_NODES = 50_000
-"""Nodes that a YAML document may have once its aliases are written out; the largest recipe has some 300."""
-YAML_CHARACTERS = 2 << 20
-"""Length of a YAML document, which takes seconds to read: some 20,000 prompts."""
-YAML_NUMBER = 400
-"""Characters of a number in YAML; reading one of `1:2:3:...` takes time with the square of them."""
 BLOCK = 1 << 20
 """Bytes read at a time."""
 MAX_BYTES = 1 << 29
@@ -83,9 +74,9 @@ def _parsed(text: str, kind: type[T], shown: str, error: type[MuError], advice: 
         raise _fault(error, shown, what, advice) from None
     except (ValueError, RecursionError):  # a number of thousands of digits; thousands of brackets
         raise _fault(error, shown, "is no JSON of ours (too long a number, or too deep)", advice) from None
-    if text.count("[") + text.count("{") > DEPTH and _is_deeper(value, DEPTH):
+    if text.count("[") + text.count("{") > DEPTH and is_deeper(value, DEPTH):
         raise _fault(error, shown, f"is nested more than {DEPTH} levels deep", advice)
-    if _SURROGATE.search(text) and _has_lone_surrogate(value):
+    if _SURROGATE.search(text) and has_lone_surrogate(value):
         raise _fault(error, shown, r"holds half a character (\ud800 to \udfff alone)", advice)
     return checked(value, kind, shown, error, advice)
 
@@ -100,7 +91,7 @@ def _straight(content: bytes, kind: type[T], shown: str, error: type[MuError], a
         found = re.search(r"\(byte \d+\)$", str(failure))
         what = "too deep" if isinstance(failure, RecursionError) else found[0] if found else "cut short"
         raise _fault(error, shown, f"is no JSON ({what.strip('()')})", advice) from None
-    if _is_deeper(value, DEPTH):
+    if is_deeper(value, DEPTH):
         raise _fault(error, shown, f"is nested more than {DEPTH} levels deep", advice)
     return value
 
@@ -152,84 +143,6 @@ def parse_yaml(
     except yaml.YAMLError as failure:
         raise _fault(error, shown, f"is no YAML of ours ({yaml_reason(failure)})", advice) from None
     return checked(value, kind, shown, error, advice)
-
-
-def yaml_value(text: str) -> Any:
-    """The value of a YAML document; text that is none, or larger than one of ours, is a `yaml.YAMLError`."""
-    with yaml_loader(text) as loader:
-        node = compose_yaml(loader)
-        return construct_yaml(loader, node) if node is not None else None
-
-
-@contextlib.contextmanager
-def yaml_loader(text: str) -> Iterator[yaml.SafeLoader]:
-    """A loader of one YAML document.
-
-    Raises:
-        yaml.YAMLError: characters that YAML does not allow, or too many.
-    """
-    if len(text) > YAML_CHARACTERS:
-        raise yaml.YAMLError(f"longer than {YAML_CHARACTERS:,} characters")
-    loader = yaml.SafeLoader(text)
-    try:
-        yield loader
-    finally:
-        loader.dispose()
-
-
-def compose_yaml(loader: yaml.SafeLoader) -> yaml.Node | None:
-    """The nodes of a loader's single document, whose size with all aliases written out is bounded.
-
-    Raises:
-        yaml.YAMLError: no YAML, or larger or deeper than a document of ours can be.
-    """
-    compose, left, depth = loader.compose_node, YAML_NODES, 0
-
-    def counted(parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        nonlocal left, depth
-        left, depth = left - 1, depth + 1
-        if left < 0:  # at once: a list of a million numbers takes a minute to compose
-            raise yaml.YAMLError("too large")
-        if depth > DEPTH + 1:
-            raise yaml.YAMLError("too deep")
-        node = compose(parent, index)
-        depth -= 1
-        return node
-
-    loader.compose_node = counted  # type: ignore[method-assign]
-    try:
-        node = loader.get_single_node()
-    except RecursionError:
-        raise yaml.YAMLError("too deep") from None
-    if node is not None:
-        _expanded_size(node, {}, 0)
-    return node
-
-
-def construct_yaml(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
-    """The value of a node that `compose_yaml` returned, or of one below it.
-
-    Raises:
-        yaml.YAMLError: it has none, or a text that cannot be written as UTF-8.
-    """
-    try:
-        value = loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
-    except yaml.YAMLError:
-        raise
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as failure:
-        # PyYAML builds numbers and dates without checking them first
-        raise yaml.YAMLError("a value that is none of its type") from failure
-    if _has_lone_surrogate(value):
-        raise yaml.YAMLError(r"half a character, \ud800 to \udfff alone")
-    return value
-
-
-def yaml_reason(failure: yaml.YAMLError) -> str:
-    """What is wrong with a document, without what it says."""
-    if isinstance(failure, yaml.reader.ReaderError):
-        return "a character that YAML does not allow"
-    what = getattr(failure, "problem", None) or (str(failure).splitlines() or ["damaged"])[0]
-    return _VALUE.sub("...", what)
 
 
 def checked(value: Any, kind: type[T], shown: str, error: type[MuError] = DataError, advice: str = "") -> T:
@@ -291,9 +204,7 @@ def _fault(error: type[MuError], shown: str, what: str, advice: str) -> MuError:
 
 
 def _unreadable(path: Path, failure: OSError, error: type[MuError], advice: str) -> MuError:
-    return _fault(
-        error, str(path), f"cannot be read ({failure.strerror or type(failure).__name__})", advice
-    )
+    return _fault(error, str(path), f"cannot be read ({failure.strerror or type(failure).__name__})", advice)
 
 
 def _misfit(failure: msgspec.ValidationError, shown: str, error: type[MuError], advice: str) -> MuError:
@@ -303,56 +214,3 @@ def _misfit(failure: msgspec.ValidationError, shown: str, error: type[MuError], 
     what = _VALUE.sub("...", what).replace("`", "")
     where = place.strip("`").removeprefix("$").removeprefix(".").replace("` in `$", " of ").strip(" .")
     return _fault(error, shown, f"{what[:1].lower()}{what[1:]}{f' at {where}' if where else ''}", advice)
-
-
-def _is_deeper(value: Any, levels: int) -> bool:
-    """Whether lists and mappings lie in one another more than `levels` deep."""
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(levels):
-        level = [child for parent in level for child in _children(parent) if isinstance(child, dict | list)]
-        if not level:
-            return False
-    return True
-
-
-def _has_lone_surrogate(value: Any) -> bool:
-    """Whether a text in it cannot be written as UTF-8."""
-    return any(re.search("[\ud800-\udfff]", text) for text in _texts(value))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    rest = [value]
-    while rest:
-        item = rest.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, dict):
-            rest.extend((*item.keys(), *item.values()))
-        elif isinstance(item, list):
-            rest.extend(item)
-
-
-def _children(parent: Any) -> Any:
-    return parent.values() if isinstance(parent, dict) else parent
-
-
-def _expanded_size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
-    """Number of nodes below and with this one; a node that several aliases name counts each time."""
-    if depth > DEPTH:
-        raise yaml.YAMLError("too deep")
-    if id(node) in known:
-        return known[id(node)]
-    known[id(node)] = YAML_NODES + 1  # met again below itself: it would be endless
-    size = 1
-    if isinstance(node, yaml.ScalarNode):
-        size += len(node.value) // 256  # a long text that a thousand aliases name is large as well
-        if len(node.value) > YAML_NUMBER and not node.tag.endswith((":str", ":binary")):
-            raise yaml.YAMLError("too long a number")
-    elif isinstance(node, yaml.MappingNode):
-        size += sum(_expanded_size(part, known, depth + 1) for pair in node.value for part in pair)
-    elif isinstance(node, yaml.SequenceNode):
-        size += sum(_expanded_size(part, known, depth + 1) for part in node.value)
-    if size > YAML_NODES:
-        raise yaml.YAMLError("too large")
-    known[id(node)] = size
-    return size
