@@ -14,8 +14,8 @@ from medunifier_cli.errors import DataError
 
 DEPTH = 64
 """Levels of nesting that a document may have; ours have less than ten."""
-MEMORY = 15 << 26
-"""Estimated bytes that one file may take while it is read and once it is parsed: 960 MiB."""
+MEMORY = 13 << 26
+"""Estimated bytes that one file may take while it is read and once it is parsed: 832 MiB."""
 CONTAINERS = 2_000_000
 """Lists and objects that one file may hold. An annotation of MIMIC-CXR in R2Gen's form has 560,000."""
 CONTAINER = 200
@@ -38,7 +38,7 @@ class Budget:
     """
 
     def __init__(self, copies: int = 1) -> None:
-        self._memory, self._containers, self._copies = MEMORY, CONTAINERS, copies
+        self.left, self._containers, self._copies = MEMORY, CONTAINERS, copies
 
     def spend(self, part: bytes | str) -> None:
         """Count a part before it is parsed.
@@ -55,8 +55,8 @@ class Budget:
         if self._containers < 0:
             raise OverBudgetError(f"holds more than {CONTAINERS:,} lists and objects")
         characters = len(part) * (self._copies + _width(part))
-        self._memory -= characters + CONTAINER * brackets + VALUE * commas
-        if self._memory < 0:
+        self.left -= characters + CONTAINER * brackets + VALUE * commas
+        if self.left < 0:
             raise OverBudgetError(f"would take more than {MEMORY >> 20} MiB of memory")
 
 

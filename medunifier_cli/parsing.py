@@ -25,7 +25,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """A whole number from 0 that fits 64 bits: sizes, offsets, steps."""
 BLOCK = 1 << 20
 """Bytes read at a time."""
-MAX_BYTES = 1 << 29
+MAX_BYTES = 1 << 28
 """Size of the largest document that is read. An annotation of MIMIC-CXR in R2Gen's form has 140 MB."""
 PLAIN_BYTES = 1 << 24
 """Size from which JSON is parsed into its declared type straight from the bytes of the file."""

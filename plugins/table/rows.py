@@ -24,8 +24,8 @@ __all__ = ["Rows", "TextRows", "open_rows"]
 csv.field_size_limit(1 << 24)
 DELIMITERS = (",", "\t", ";", "|")
 """What separates columns; the one that the first line has most of."""
-MEMORY = 3 << 28
-"""Estimated bytes that the rows of a table may take: 768 MiB, or 700,000 rows of ten short columns."""
+MEMORY = 1 << 29
+"""Estimated bytes that the rows of a table may take: 512 MiB, or 480,000 rows of ten short columns."""
 ROW, CELL = 500, 57
 """Bytes of a row with its place, here and where it is checked, and of a short text in it."""
 JSON_BYTES = 1 << 27

@@ -212,8 +212,9 @@ def _decode_picture(file: IO[bytes], size: int, believe: bool) -> GreyImage:
         refuse_huge(image)
         orientation = image.getexif().get(ORIENTATION, 1)
         mode, kind = image.mode, image.format
+        if kind in ("JPEG", "MPO", "JPEG2000"):
+            refuse_scans(file, kind == "JPEG2000")
         if kind in ("JPEG", "MPO"):
-            refuse_scans(file)
             # The decoder scales by 1/2, 1/4 or 1/8 while it decodes, never below `size`, and decodes only the
             # luma: half the time, and less than 0.5 grey levels from full decoding.
             image.draft("L", (size, size))

@@ -43,6 +43,8 @@ COST = {"1": 2, "L": 2} | dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), 3)
 """What a pixel costs; 4 in all other modes, palettes among them, which become colours on the way."""
 JPEG2000_COST = 8
 """The same for JPEG 2000, whose decoder keeps 32 bits for each colour and is the slowest."""
+JPEG2000_BYTES = 1 << 24
+"""Bytes of a JPEG 2000, which set the time it takes; a chest of 9 million pixels of 12 bits takes some 10 MB."""
 SCANS = 100
 """Scans that a JPEG may have, as libtiff has it for JPEG inside a TIFF. A progressive one has ten; each takes
 its pass over the whole picture, and 60 bytes."""
@@ -64,16 +66,27 @@ def refuse_huge(image: Image.Image) -> None:
         raise BadImage("undecodable", f"{width} x {height} pixels of mode {image.mode}")
 
 
-def refuse_scans(jpeg: IO[bytes]) -> None:
-    """Look at the number of scans of a JPEG before any of it is decoded; the file is left at its start.
+def refuse_slow(packed: bytes, is_jpeg2000: bool) -> None:
+    """Look at the JPEG inside a DICOM before it is decoded, as at one that is a file.
 
     Raises:
-        BadImage: it has more than `SCANS`.
+        BadImage: it has more bytes or scans than any radiograph.
+    """
+    if is_jpeg2000 and len(packed) > JPEG2000_BYTES:
+        raise BadImage("undecodable", f"a JPEG 2000 of more than {JPEG2000_BYTES:,} bytes")
+    if not is_jpeg2000 and packed.count(b"\xff\xda") > SCANS:
+        raise BadImage("undecodable", f"more than {SCANS} scans")
+
+
+def refuse_scans(jpeg: IO[bytes], is_jpeg2000: bool = False) -> None:
+    """Look at the scans or bytes of a JPEG before any of it is decoded; the file is left at its start.
+
+    Raises:
+        BadImage: see `refuse_slow`.
     """
     jpeg.seek(0)
     # Within a scan 0xff is followed by a zero or a restart mark; a preview in the metadata adds a few.
-    if jpeg.read().count(b"\xff\xda") > SCANS:
-        raise BadImage("undecodable", f"more than {SCANS} scans")
+    refuse_slow(jpeg.read(), is_jpeg2000)
     jpeg.seek(0)
 
 
