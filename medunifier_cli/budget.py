@@ -37,6 +37,9 @@ class Budget:
         copies: how often the parser holds the characters beside the values that it makes of them.
     """
 
+    left: int
+    """Estimated bytes that further parts may take."""
+
     def __init__(self, copies: int = 1) -> None:
         self.left, self._containers, self._copies = MEMORY, CONTAINERS, copies
 

@@ -45,7 +45,7 @@ def test_lines_are_counted_together(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     [
         ('{"a": [1, 2.5]}', None),
         ('\ufeff{"a": [1, 2.5], "b": "\\ud83d\\ude00"}', None),
-        ('{"a": ["secret"]}', "expected .*, got str at a"),
+        ('{"a": ["secret"]}', "expected float, got str at"),
         ('{"a": [1}', "no JSON"),
         ('{"a": [1', "no JSON"),
         ("[" * 100_000, "expected object"),

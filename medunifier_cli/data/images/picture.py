@@ -44,7 +44,7 @@ COST = {"1": 2, "L": 2} | dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), 3)
 JPEG2000_COST = 8
 """The same for JPEG 2000, whose decoder keeps 32 bits for each colour and is the slowest."""
 JPEG2000_BYTES = 1 << 24
-"""Bytes of a JPEG 2000, which set the time it takes; a chest of 9 million pixels of 12 bits takes some 10 MB."""
+"""Bytes of a JPEG 2000, which set the time it takes: noise of 16 bits, 41 MB, took 7 s."""
 SCANS = 100
 """Scans that a JPEG may have, as libtiff has it for JPEG inside a TIFF. A progressive one has ten; each takes
 its pass over the whole picture, and 60 bytes."""
