@@ -14,10 +14,17 @@ from typing import IO, Annotated, Any, TypeVar, cast
 import msgspec
 import yaml
 
-from medunifier_cli.budget import DEPTH, Budget, OverBudgetError, has_lone_surrogate, is_deeper
+from medunifier_cli.budget import (
+    DEPTH,
+    Budget,
+    OverBudgetError,
+    has_lone_surrogate,
+    is_deeper,
+    yaml_reason,
+    yaml_value,
+)
 from medunifier_cli.errors import DataError, MuError, NotTextError
 from medunifier_cli.files import UTF_16, decode_lines, decode_text
-from medunifier_cli.yaml_nodes import yaml_reason, yaml_value
 
 T = TypeVar("T")
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 import yaml
 
+from medunifier_cli.budget import YAML_CHARACTERS
 from medunifier_cli.errors import RecipeError, one_line_of
 from medunifier_cli.parsing import decoded, read_bytes
 from medunifier_cli.recipe.build import as_text, build
@@ -29,7 +30,6 @@ from medunifier_cli.recipe.settings import (
     shortened,
 )
 from medunifier_cli.recipe.stages import SCHEMAS
-from medunifier_cli.yaml_nodes import YAML_CHARACTERS
 
 SHIPPED = "medunifier_recipes"
 """Package of the recipes that come with the project: the folder `recipes/`."""
