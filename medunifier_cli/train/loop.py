@@ -45,7 +45,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     """
     # before `prepare` wraps the module: checkpoints have the bare names, whatever the number of ranks
     optimizer = adamw(stage.module, optim, stage.scale)
-    first, facts, meant = resume(stage, run, accelerator, optimizer)
+    first, facts, meant = resume(stage, run, accelerator, optimizer, train.keep)
     validated = facts.get("validated", True)
     if validated and (first >= stage.steps or stage.over()):
         return 0
