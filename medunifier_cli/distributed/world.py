@@ -169,6 +169,11 @@ def mean(x: Tensor) -> Tensor:
     return all_sum(x.detach()) / size()
 
 
+def of_main(x: Tensor) -> Tensor:
+    """The main rank's values, on all ranks, without gradient. All hold the same shape."""
+    return all_sum(x.detach() if is_main() else torch.zeros_like(x))  # adding zeros changes no bit
+
+
 def exchange(value: Any, limit: float | None = None) -> list[Any]:
     """Each rank's value, in order of rank, on all of them; see `Meeting.exchange`."""
     if size() == 1:

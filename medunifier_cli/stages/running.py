@@ -156,4 +156,4 @@ def train_stage(
     for tracker in accelerator.trackers:
         tracker.finish()
     if not steps and world.is_main():
-        say(f"{run.folder} is complete: {stage.steps:,} steps")
+        say(f"{run.folder} is complete: {stage.over() or f'{stage.steps:,} steps'}")

@@ -108,6 +108,10 @@ class FakeAccelerator:
 
 class FakeStage:
     steps = 1200
+    ended = ""
+
+    def over(self) -> str:
+        return self.ended
 
 
 @pytest.mark.parametrize(("steps", "complete"), [(7, False), (0, True)])
