@@ -67,11 +67,17 @@ def run(way: str, processes: int, options: argparse.Namespace) -> tuple[float, s
         environment["OMP_WAIT_POLICY"] = "passive"
     command = [
         sys.executable, str(Path(__file__).resolve()), "--train", "--seconds", str(options.seconds),
-        "--threads", str(options.threads), "--batch", str(options.batch), *(["--tiny"] if options.tiny else []),
+        "--threads", str(options.threads), "--batch", str(options.batch),
+        *(["--tiny"] if options.tiny else []),
     ]  # fmt: skip
     started: list[subprocess.Popen[str]] = [
         subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
         )
         for _ in range(processes)
     ]

@@ -77,7 +77,9 @@ class Verbs(click.Group):
             request.training = cmd_name in TRAINING
             if not request.training:  # training counts its ranks first, see `train.accelerator`
                 share = limit_new_threads()
-                if share is not None and cmd_name != "prepare":  # which starts processes, each with one thread
+                if (
+                    share is not None and cmd_name != "prepare"
+                ):  # which starts processes, each with one thread
                     click.echo(f"mu: {share}; OMP_NUM_THREADS sets another number", err=True)
         stem = _source(cmd_name).stem
         command: click.Command = getattr(importlib.import_module(f"medunifier_cli.commands.{stem}"), stem)

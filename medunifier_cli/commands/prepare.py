@@ -62,7 +62,9 @@ class Part(click.ParamType["tuple[int, int]"]):
 @click.option(
     "--shard-size", type=Whole(1, 1_000_000), default=2000, show_default=True, help="Records per shard."
 )
-@click.option("--workers", type=PROCESSES, help="Number of decoding processes.  [default: one per core it may use]")
+@click.option(
+    "--workers", type=PROCESSES, help="Number of decoding processes.  [default: one per core it may use]"
+)
 @click.option("--part", type=Part(), default="1/1", help="Make only part I of N, for job arrays.")
 @click.option("--max-rejects", type=LIMIT, help="Stop when more than this many images are unusable.")
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Set an option of the data set.")

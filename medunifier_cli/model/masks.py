@@ -90,7 +90,7 @@ class Layout:
 
 
 LONGEST_ROW = 4
-"""Times the mean number of pairs of an image; beyond, the pairs of popular images are put into several rows."""
+"""Times the mean number of pairs of an image; beyond, the pairs of popular images take several rows."""
 
 
 @dataclass(frozen=True)

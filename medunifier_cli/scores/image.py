@@ -39,8 +39,8 @@ def frechet_distance(real_nD: ArrayLike, fake_nD: ArrayLike) -> float:
 class Reference:
     """The real side of the distance, worked out once for many fakes.
 
-    tr((S_r S_f)^1/2) is the sum of the square roots of the eigenvalues of R S_f R with R = S_r^1/2: the matrix
-    is symmetric, so no complex root appears. It has the eigenvalues that are not 0 in common with the Gram
+    tr((S_r S_f)^1/2) is the sum of the square roots of the eigenvalues of R S_f R with R = S_r^1/2, which is
+    symmetric, so that no complex root appears. It has the eigenvalues that are not 0 in common with the Gram
     matrix of the fakes times R, and the smaller of the two is used.
     """
 

@@ -13,8 +13,8 @@ import pytest
 from tests.house.file_map import ROOT
 
 HEAVY = (
-    "torch", "torchvision", "timm", "transformers", "accelerate", "tokenizers", "pandas", "pyarrow", "sklearn",
-    "scipy", "matplotlib",
+    "torch", "torchvision", "timm", "transformers", "accelerate", "tokenizers", "pandas", "pyarrow",
+    "sklearn", "scipy", "matplotlib",
 )  # fmt: skip
 SCRIPT = f"""
 import sys
@@ -101,5 +101,7 @@ def test_opening_shards_and_their_loader_imports_no_model() -> None:
         "import sys, medunifier_cli.data.loader, medunifier_cli.data.workers\n"
         f"print([name for name in {HEAVY[1:]!r} if name in sys.modules and name != 'tokenizers'])"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

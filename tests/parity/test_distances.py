@@ -1,4 +1,4 @@
-"""Fréchet distances from counts and nearest features in tiles, against `tests/reference/slow_distances.py`."""
+"""Fréchet distances from counts, nearest features in tiles; against `tests/reference/slow_distances.py`."""
 
 from __future__ import annotations
 

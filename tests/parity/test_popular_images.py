@@ -76,7 +76,9 @@ def test_rows_of_queries_are_bounded_whoever_is_popular(images: int, popular: st
 
 def test_an_ordinary_batch_is_laid_out_as_ever() -> None:
     generator = torch.Generator().manual_seed(0)
-    image_M = torch.cat([torch.arange(32), torch.randint(0, 32, (32,), generator=generator), torch.arange(32)])
+    image_M = torch.cat(
+        [torch.arange(32), torch.randint(0, 32, (32,), generator=generator), torch.arange(32)]
+    )
     plan = PairPlan.of(image_M, 32, CPU)
     assert len(plan.extra_E) == 0
     assert plan.per_image == int(torch.bincount(image_M).max())

@@ -1,4 +1,4 @@
-"""Fréchet distance and nearest neighbours by their definitions: every resample copied, every distance held."""
+"""Fréchet distance and nearest neighbours by their definitions: resamples copied, every distance held."""
 
 from __future__ import annotations
 

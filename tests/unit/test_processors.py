@@ -17,7 +17,13 @@ from medunifier_cli.processors import Share
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Sixteen cores, no limit; returns the root of the cgroups."""
-    for name in (*processors.RANKS_HERE, "SLURM_CPUS_PER_TASK", "WORLD_SIZE", "FORK_LAUNCHED", "OMP_NUM_THREADS"):
+    for name in (
+        *processors.RANKS_HERE,
+        "SLURM_CPUS_PER_TASK",
+        "WORLD_SIZE",
+        "FORK_LAUNCHED",
+        "OMP_NUM_THREADS",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
@@ -134,6 +140,10 @@ def test_the_entry_point_has_threads_wait_passively(given: dict[str, str], expec
         "except SystemExit:\n    print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={**environment, **given}
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**environment, **given},
     )
     assert done.stdout.splitlines()[-1] == f"{expected} False"

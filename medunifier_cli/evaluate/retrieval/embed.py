@@ -87,9 +87,7 @@ def embed_split(
         "sections": list(source.sections),
     }
     path = trained.run.folder / "cache" / f"embeddings-{dataset}-{split}.h5"
-    arrays = encoded_mapped(
-        path, made_of, len(source), lambda first: _embed(trained, source, first), "image"
-    )
+    arrays = encoded_mapped(path, made_of, len(source), lambda first: _embed(trained, source, first), "image")
     keys = source.shards.keys(source.rows)
     return Embeddings(arrays["image"], arrays["text"], arrays["label"], arrays["has_text"], keys)
 

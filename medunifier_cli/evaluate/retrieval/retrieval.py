@@ -17,19 +17,25 @@ from medunifier_cli.evaluate.retrieval.embed import Chosen, embed_split
 from medunifier_cli.evaluate.retrieval.pairs import measure_pairs
 from medunifier_cli.evaluate.retrieval.rerank import rerank as rerank_by_match
 from medunifier_cli.scores.bootstrap import mean_intervals
-from medunifier_cli.scores.ranking import DIRECTIONS, KS, ranking_scores, retrieval
+from medunifier_cli.scores.ranking import (
+    CHANCE_QUERIES,
+    DIRECTIONS,
+    KS,
+    chance_scores,
+    ranking_scores,
+    retrieval,
+)
 from medunifier_cli.scores.search import Top
 
 SHOWN = ("map", "standard_map", "precision", "recall")
-CHANCE_QUERIES = 10_000
-"""Most queries whose random rankings give chance level: each orders all candidates, and all would take N^2."""
 SEED = 0
 """Seed of the random rankings that give chance level, and of the bootstrap."""
 PROTOCOL = (
     "samples with text and exactly one class; similarity: max over queries of the cosine; relevant: the "
     "same class. map@K: the paper's (precision at hits, divided by the hits in the top K); standard_map@K: "
     "divided by min(K, relevant); recall@K: of the own partner, texts equal word for word being the same. "
-    f"Floor: one random ranking per query, of {CHANCE_QUERIES:,} at most. Intervals: 95 %, 1,000 bootstrap resamples of patients"
+    f"Floor: one random ranking per query, of {CHANCE_QUERIES:,} at most. Intervals: 95 %, 1,000 bootstrap "
+    "resamples of patients"
 )
 
 
@@ -114,7 +120,7 @@ def _write(
     trained: PretrainedRun, benchmark: Benchmark, pairs: _Pairs, task: str, protocol: str,
     top: Mapping[str, Top], left_out: Mapping[str, int],
 ) -> list[Metric]:  # fmt: skip
-    chance = _chance(pairs)
+    chance = chance_scores(pairs.labels, pairs.digests, pairs.ks, SEED)
     metrics = []
     for direction, words in DIRECTIONS.items():
         per_query = _scores(pairs, top[direction].indices_QK)
@@ -149,17 +155,3 @@ def _rows(pairs: _Pairs, top: Mapping[str, Top], classes: Sequence[str]) -> Iter
             row[direction] = [pairs.keys[j] for j in top[direction].indices_QK[i, :deepest]]
             row[f"{direction}_scores"] = [round(float(s), 6) for s in top[direction].scores_QK[i, :deepest]]
         yield row
-
-
-def _chance(pairs: _Pairs) -> dict[str, float]:
-    """Every metric of one random ranking for each of at most `CHANCE_QUERIES` queries, spread evenly."""
-    n, deepest = len(pairs.labels), max(pairs.ks)
-    queries = np.linspace(0, n - 1, min(n, CHANCE_QUERIES)).round().astype(np.int64)
-    random = np.random.default_rng(SEED)
-    ranked = np.empty((len(queries), deepest), np.int64)
-    for row in ranked:
-        row[:] = random.permutation(n)[:deepest]  # a copy: a view would keep all n numbers
-    scores = ranking_scores(
-        ranked, pairs.labels[queries], pairs.labels, pairs.ks, pairs.digests[queries], pairs.digests
-    )
-    return {name: float(values.mean()) for name, values in scores.items()}
