@@ -126,6 +126,28 @@ def test_before_torch_is_there_only_what_libraries_do_not_count_themselves(
     assert os.environ["OMP_NUM_THREADS"] == "1"
 
 
+@pytest.mark.parametrize(("verb", "said"), [("retrieve", 1), ("score", 0), ("pretrain", 0)])
+def test_a_verb_with_a_model_says_what_limits_its_threads(verb: str, said: int) -> None:
+    script = (
+        "import os, sys\n"
+        "from medunifier_cli import processors\n"
+        "processors.share = lambda ranks=1: processors.Share(1, 'the quota of its cgroup')\n"
+        "processors._bound = lambda: {0, 1}\n"
+        "from medunifier_cli.__main__ import main\n"
+        f"sys.argv = ['mu', {verb!r}, '--help']\n"
+        "try:\n    main()\n"
+        "except SystemExit:\n    print(os.environ.get('OMP_NUM_THREADS'))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
+    line = "mu: 1 CPU thread, by the quota of its cgroup; OMP_NUM_THREADS sets another number\n"
+    assert done.stderr == line * said
+    # training counts its ranks before it limits its threads
+    assert done.stdout.splitlines()[-1] == ("None" if verb == "pretrain" else "1")
+
+
 @pytest.mark.parametrize(
     ("given", "expected"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active"),
                             ({"GOMP_SPINCOUNT": "7"}, "None")]
