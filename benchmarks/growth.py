@@ -1,6 +1,7 @@
 """Memory and time of what is measured on a whole split, as the split grows: 4,000, 16,000, 64,000 samples.
 
-Each part and size runs in a process of its own. Memory is what it holds itself at its peak, beyond what it
+Each part and size runs in a process of its own. Time is the processor's, which others on the machine change
+little. Memory is what it holds itself at its peak, beyond what it
 held before: pages of a mapped file do not count, as the system drops them when it needs the room.
 
 - retrieval: both directions with the chance level; image embeddings mapped from a file, of `--queries` and
@@ -44,14 +45,14 @@ def held_mib() -> float:
 
 
 class Watched:
-    """The time that a block takes, and the most memory it holds beyond that before it."""
+    """The processor time that a block takes, in all its threads, and the most memory it holds beyond that before it."""
 
     def __enter__(self) -> Watched:
         self.before = self.most = held_mib()
         self.done = threading.Event()
         self.watch = threading.Thread(target=self._look, daemon=True)
         self.watch.start()
-        self.start = time.perf_counter()
+        self.start = time.process_time()
         return self
 
     def _look(self) -> None:
@@ -59,7 +60,7 @@ class Watched:
             self.most = max(self.most, held_mib())
 
     def __exit__(self, *_: object) -> None:
-        self.seconds = time.perf_counter() - self.start
+        self.seconds = time.process_time() - self.start
         self.done.set()
         self.watch.join()
         self.most = max(self.most, held_mib())
@@ -159,7 +160,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             watched = PARTS[options.one](options.sizes[0], Path(folder), options)
         mib = round(watched.most - watched.before, 1)
-        print(json.dumps({"mib": mib, "seconds": round(watched.seconds, 2)}))
+        print(json.dumps({"mib": mib, "cpu_seconds": round(watched.seconds, 2)}))
         return
 
     result: dict[str, Any] = {
@@ -169,9 +170,9 @@ def main() -> None:
     }  # fmt: skip
     for part in options.parts:
         found = [measure(part, n, options) for n in options.sizes]
-        result |= {f"{part}_{name}": [one[name] for one in found] for name in ("mib", "seconds")}
+        result |= {f"{part}_{name}": [one[name] for one in found] for name in ("mib", "cpu_seconds")}
         shown = ", ".join(
-            f"{n:,}: {one['mib']:.0f} MiB, {one['seconds']:.1f} s"
+            f"{n:,}: {one['mib']:.0f} MiB, {one['cpu_seconds']:.1f} CPU s"
             for n, one in zip(options.sizes, found, strict=True)
         )
         print(f"{part}: {shown}", flush=True)

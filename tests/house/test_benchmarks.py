@@ -16,7 +16,7 @@ KEYS = {
     "deterministic": {"ratio", "device"},
     "decoding": {"ratio", "same_texts", "images_per_second", "threads"},
     "growth": {"sizes", *(f"{part}_{name}" for part in ("retrieval", "embedding", "copies", "fid")
-                          for name in ("mib", "seconds"))},
+                          for name in ("mib", "cpu_seconds"))},
     "loader": {"share_of_decode", "share_1", "share_2", "processor_share_1", "growth_mib", "small_samples"},
     "objectives": {"ratio", "flop_ratio", "ratio_alternate", "median_s", "peak_mib", "largest_difference"},
     "prepare": {"ratio_1", "ratio_grey_1", "mean_difference", "kills", "identical_after_kills", "images"},
