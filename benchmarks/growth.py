@@ -45,7 +45,7 @@ def held_mib() -> float:
 
 
 class Watched:
-    """The processor time of a block, in all its threads, and the most memory it holds beyond that before it."""
+    """Processor time of a block, in all its threads, and the most memory it holds beyond that before it."""
 
     def __enter__(self) -> Watched:
         self.before = self.most = held_mib()

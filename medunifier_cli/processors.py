@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from medunifier_cli.files import read_text
+
 WAIT_POLICY = "OMP_WAIT_POLICY"
 """OpenMP's variable, which GNU's library (PyTorch's on Linux) and LLVM's read when they are loaded."""
 OWN_CHOICES = (WAIT_POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -124,7 +126,7 @@ def _bound() -> set[int]:
 def _quotas() -> Iterator[float]:
     """Processors that the cgroup of this process and those above it grant, where they set a limit."""
     try:
-        lines = OWN_CGROUP.read_text(encoding="utf-8").splitlines()
+        lines = read_text(OWN_CGROUP).split("\n")
     except (OSError, UnicodeDecodeError):  # not Linux
         return
     for line in lines:
@@ -147,13 +149,13 @@ def _quotas() -> Iterator[float]:
 
 
 def _quota_of_v2(folder: Path) -> float:
-    quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+    quota, period = read_text(folder / "cpu.max").split()
     return 0.0 if quota == "max" else int(quota) / int(period)
 
 
 def _quota_of_v1(folder: Path) -> float:
-    quota = int((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))  # -1: no limit
-    return quota / int((folder / "cpu.cfs_period_us").read_text(encoding="ascii"))
+    quota = int(read_text(folder / "cpu.cfs_quota_us"))  # -1: no limit
+    return quota / int(read_text(folder / "cpu.cfs_period_us"))
 
 
 def _leading_number(text: str) -> int:
