@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from medunifier_cli.errors import MuError
 from medunifier_cli.files import read_text
 
 WAIT_POLICY = "OMP_WAIT_POLICY"
@@ -127,7 +128,7 @@ def _quotas() -> Iterator[float]:
     """Processors that the cgroup of this process and those above it grant, where they set a limit."""
     try:
         lines = read_text(OWN_CGROUP).split("\n")
-    except (OSError, UnicodeDecodeError):  # not Linux
+    except (OSError, MuError):  # not Linux
         return
     for line in lines:
         number, _, rest = line.partition(":")
@@ -142,7 +143,7 @@ def _quotas() -> Iterator[float]:
         for above in (PurePosixPath(path), *PurePosixPath(path).parents):
             try:
                 quota = read(root / str(above).lstrip("/"))
-            except (OSError, ValueError):
+            except (OSError, ValueError, MuError):
                 continue
             if quota > 0:
                 yield quota
