@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from medunifier_cli.processors import wait_passively
+from medunifier_cli.run.processors import wait_passively
 from medunifier_cli.stopping import StopRequest, as_stop, ignore
 
 

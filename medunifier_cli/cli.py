@@ -19,7 +19,7 @@ import click
 from medunifier_cli import __version__
 from medunifier_cli.errors import explain, one_line, traceback_text
 from medunifier_cli.files import read_text
-from medunifier_cli.processors import limit_new_threads
+from medunifier_cli.run.processors import limit_new_threads
 from medunifier_cli.stopping import as_stop, installed
 
 COMMANDS = Path(__file__).parent / "commands"

@@ -13,8 +13,8 @@ import click
 from medunifier_cli.data.contract import DatasetPlugin, Option
 from medunifier_cli.errors import DataError, one_line_of
 from medunifier_cli.plugin_index import DATASETS, load_all, load_dataset
-from medunifier_cli.processors import share
 from medunifier_cli.roots import raw_folder, shards_folder
+from medunifier_cli.run.processors import share
 from medunifier_cli.terminal.options import LARGEST, LIMIT, PROCESSES, Whole
 from medunifier_cli.terminal.say import show
 

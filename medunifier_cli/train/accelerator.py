@@ -13,8 +13,8 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from medunifier_cli.distributed import world
 from medunifier_cli.distributed.group import JOIN_LIMIT, gathering
 from medunifier_cli.errors import MuError
-from medunifier_cli.processors import limit_threads, ranks_here
 from medunifier_cli.recipe.schema_train import LoopConfig
+from medunifier_cli.run.processors import limit_threads, ranks_here
 from medunifier_cli.terminal.say import say
 from medunifier_cli.train.determinism import use_deterministic_kernels
 

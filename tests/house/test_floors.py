@@ -10,7 +10,7 @@ import pytest
 from tests.house.file_map import ROOT
 
 FLOORS = (
-    "errors", "temporary", "stopping", "files", "budget", "parsing", "terminal", "roots", "processors",
+    "errors", "temporary", "stopping", "files", "budget", "parsing", "terminal", "roots",
     "distributed", "recipe", "scores", "run", "data", "prepare", "page", "model", "objectives", "prior",
     "plugin_index", "checkpoint", "train", "evaluate", "stages", "commands", "cli", "__main__",
 )  # fmt: skip

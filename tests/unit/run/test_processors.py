@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from medunifier_cli import processors
-from medunifier_cli.processors import Share
+from medunifier_cli.run import processors
+from medunifier_cli.run.processors import Share
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +130,7 @@ def test_before_torch_is_there_only_what_libraries_do_not_count_themselves(
 def test_a_verb_with_a_model_says_what_limits_its_threads(verb: str, said: int) -> None:
     script = (
         "import os, sys\n"
-        "from medunifier_cli import processors\n"
+        "from medunifier_cli.run import processors\n"
         "processors.share = lambda ranks=1: processors.Share(1, 'the quota of its cgroup')\n"
         "processors._bound = lambda: {0, 1}\n"
         "from medunifier_cli.__main__ import main\n"
