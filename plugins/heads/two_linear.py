@@ -1,4 +1,4 @@
-"""Head `two-linear`: two linear layers on the flattened queries and nothing between them, the authors' head."""
+"""Head `two-linear`: two linear layers on the flattened queries, nothing between; the authors' head."""
 
 from __future__ import annotations
 
