@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.lineage import pretrained_of
@@ -161,7 +164,7 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
     # All weights that training changes are in the checkpoint; only a frozen image encoder's are read again.
     model = build_model(recipe, tokenizer.size, load=recipe.model.vit.frozen)
     frozen = dict(model.vit.frozen_tensors())
-    if frozen and store.tensors_hash(frozen) != store.stage_facts(checkpoint, run.folder).get("frozen_hash"):
+    if frozen and tensors_hash(frozen) != store.stage_facts(checkpoint, run.folder).get("frozen_hash"):
         raise CheckpointError(
             f"{run.folder}: the image encoder's weights ({recipe.model.vit.weights}) on this machine are not "
             "those it was trained with; put the original file back"
@@ -182,3 +185,13 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
     return PretrainedRun(
         run, recipe, tokenizer, model.to_device(device).eval(), device, checkpoint.step, identity
     )
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors; used to verify frozen weights."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -70,9 +70,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     temporary = folder / f".writing-step-{checkpoint.step:08d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Left over from a writer that was killed.
-        for stale in (*folder.glob(".writing-*"), *folder.glob(".deleting-*")):
-            _delete(stale)
+        _delete_left_over(folder)
         temporary.mkdir()
         _write(temporary, checkpoint)
         _remove(final)  # if there is one it is damaged: the run would have resumed from an intact one
@@ -83,9 +81,19 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         before = steps(folder)
         left = f"the checkpoint of step {before[-1]} is untouched" if before else "there is no earlier one"
         raise CheckpointError(f"{final}: cannot be written ({_reason(error)}); {left}") from error
-    for path in _superseded(folder, checkpoint.step, keep):
-        _remove(path)
+    tidy(folder, checkpoint.step, keep)
     return final
+
+
+def tidy(folder: Path, step: int, keep: int) -> None:
+    """Delete what the whole checkpoint of `step` makes superfluous, and what a killed writer left.
+
+    Of the checkpoints up to this step the newest `keep` stay. A start does it too: the last save of a run has
+    no later one to make up for a kill before its deletions.
+    """
+    _delete_left_over(folder)
+    for path in _superseded(folder, step, keep):
+        _remove(path)
 
 
 def steps(folder: Path) -> list[int]:
@@ -172,18 +180,6 @@ def newest(
 def identity(folder: Path, step: int) -> str:
     """Short hash that identifies a checkpoint in result files: of its index, which holds all other hashes."""
     return (folder / f"step-{step:08d}" / DONE).read_bytes().strip().decode()[:16]
-
-
-def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors; used to verify frozen weights."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
@@ -283,6 +279,12 @@ def _is_ours(path: Path, step: int) -> bool:
         return _index(path)["step"] == step
     except CheckpointError:
         return path.is_dir() and ((path / FACTS).exists() or (path / DONE).exists())
+
+
+def _delete_left_over(folder: Path) -> None:
+    """Delete what a writer that was killed left half written or half deleted."""
+    for stale in (*folder.glob(".writing-*"), *folder.glob(".deleting-*")):
+        _delete(stale)
 
 
 def _remove(path: Path) -> None:

@@ -207,8 +207,8 @@ def why_lost(error: BaseException) -> str:
     if lifeline is None:
         return ""
     # gloo's own errors are of no class of their own; they are told by their text
-    of_group = isinstance(error, RuntimeError) and (
-        isinstance(error, dist.DistError) or any(word in str(error) for word in GROUP_WORDS)
+    of_group = isinstance(error.__cause__ or error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in GROUP_WORDS)
     )
     return lifeline.verdict or (lifeline.await_verdict() if of_group else "")
 

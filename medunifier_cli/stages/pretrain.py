@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.contrast import PAIRS, free_keys, pairs_per_pass
 from medunifier_cli.checkpoint.convert import load_bert
-from medunifier_cli.checkpoint.pretrained import restore
+from medunifier_cli.checkpoint.pretrained import restore, tensors_hash
 from medunifier_cli.data.batch import first_pairs, to_device
 from medunifier_cli.data.contract import Batch
 from medunifier_cli.data.loader import SplitSource, eval_batches, micro_batch_size, train_batches
@@ -62,7 +62,7 @@ class Pretraining:
         # this seed, so nothing may draw between this line and the model
         torch.manual_seed(recipe.train.seed)
         model = build_model(recipe, tokenizer.size)
-        self.frozen_hash = store.tensors_hash(dict(model.vit.frozen_tensors()))
+        self.frozen_hash = tensors_hash(dict(model.vit.frozen_tensors()))
         self.module = PretrainingLoss(model.to_device(device), tokenizer.dec_id)
         self.samples = "pairs"
         self.shown: tuple[str, ...] = ("total", *(objective.name for objective in active_objectives(recipe)))

@@ -46,7 +46,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     # resumed before `prepare` wraps the module for several ranks: names in checkpoints are those of the bare
     # module, so a run may be resumed with another number of ranks
     optimizer = adamw(stage.module, optim, stage.scale)
-    first, facts, meant = resume(stage, run, accelerator, optimizer)
+    first, facts, meant = resume(stage, run, accelerator, optimizer, train.keep)
     validated = facts.get("validated", True)
     if first >= stage.steps and validated:
         return 0

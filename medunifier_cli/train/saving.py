@@ -22,9 +22,12 @@ from medunifier_cli.train.stage import Stage
 
 
 def resume(
-    stage: Stage, run: Run, accelerator: Accelerator, optimizer: torch.optim.Optimizer
+    stage: Stage, run: Run, accelerator: Accelerator, optimizer: torch.optim.Optimizer, keep: int
 ) -> tuple[int, Mapping[str, Any], frozenset[str]]:
     """Load the newest whole checkpoint without a NaN, or start the stage.
+
+    Args:
+        keep: checkpoints that stay, as of the recipe; a kill may have left more.
 
     Returns:
         Number of steps done; the facts of the checkpoint, empty without one; and the tensors that are not
@@ -67,7 +70,15 @@ def resume(
             torch.set_rng_state(state)
     except (KeyError, IndexError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{run.folder}: its checkpoint does not fit this recipe's model") from error
+    if world.is_main():
+        store.tidy(run.checkpoints, checkpoint.step, _kept(keep, checkpoint.facts.get("validated", True)))
     return checkpoint.step, checkpoint.facts, meant
+
+
+def _kept(keep: int, validated: bool) -> int:
+    """How many checkpoints stay beside one that may still have to be validated: the same step is saved again
+    then, and a kill may come in between."""
+    return keep if validated else keep + 1
 
 
 @dataclass
@@ -153,8 +164,7 @@ class Saver:
             }  # fmt: skip
             if self.accelerator.scaler is not None:
                 facts["scaler"] = self.accelerator.scaler.state_dict()
-            # the same step is saved again once it is validated, and a kill may come in between
-            keep = self.train.keep if validated else self.train.keep + 1
+            keep = _kept(self.train.keep, validated)
             if not validated:
                 facts["validated"] = False
             if counts.shown():

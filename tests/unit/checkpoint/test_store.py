@@ -75,6 +75,8 @@ def test_killed_at_any_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert newest is not None
         assert torch.equal(newest.tensors["model"]["w"], torch.full((4, 3), float(newest.step)))
         outcomes.add(newest.step)
+        store.tidy(folder, newest.step, keep=1)  # as a start does, though no save may come
+        assert [path.name for path in folder.iterdir()] == [f"step-{newest.step:08d}"]
         store.save(folder, checkpoint(3), keep=1)  # and the next write is not in the way of what was left
         again = store.newest(folder)
         assert again is not None
