@@ -42,7 +42,8 @@ class FinetuneModelConfig:
     freeze: bool = False
     """Train only the head, on features that are computed once (a probe)."""
     head: str = "mlp"
-    """Head plugin: `linear`, `mlp` (the authors' two layers), `attention-pool` or your own."""
+    """Head plugin: `linear`, `mlp` (ours: two layers, a ReLU between), `two-linear` (the authors': no ReLU),
+    `attention-pool` or your own."""
     loss: Literal["", "cross_entropy", "binary_cross_entropy"] = ""
     """`cross_entropy`: samples of exactly one class; `binary_cross_entropy`: samples with any number of
     labels, unknown ones ignored; empty for the loss of the head."""
