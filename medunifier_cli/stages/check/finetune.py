@@ -43,6 +43,8 @@ def check_finetune(recipe: FinetuneRecipe, processes: int = 0, hashes: bool = Fa
         if pretrained is not None:
             size = pretrained.data.image_size
             yield from run_check("image size", check_image_size, data.dataset, size, folder)
+        for name in data.extra:
+            yield from run_check(f"shards of {name}", check_split, shards_of(name, ""), "train", hashes)
         yield from run_check("samples", check_samples, recipe)
     else:
         yield Check("shards", f"{folder}: no such folder; run `mu prepare {data.dataset}`", False)
@@ -65,7 +67,7 @@ def check_head(name: str) -> str:
 def check_samples(recipe: FinetuneRecipe) -> str:
     """Check that each split has labelled samples of at least two classes, without reading an image."""
     task = resolve_task(recipe)
-    parts = plan_samples(recipe.data, task.shards, task.plugin, task.kind, image_size=1)
+    parts = plan_samples(recipe.data, task.shards, task.plugin, task.kind, 1, task.extra)
     sizes = ", ".join(f"{len(part.images):,} {part.role}" for part in parts)
     train = next(part for part in parts if part.role == "train")
     return f"{sizes}; {len(task.plugin.classes)} classes, {task.metric}; train: {train.selection.rule}"

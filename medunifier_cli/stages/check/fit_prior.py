@@ -17,9 +17,8 @@ from medunifier_cli.stages.check.shared import (
     check_split,
     check_starting_run,
     run_check,
-    shards_of,
 )
-from medunifier_cli.stages.codes import check_codes
+from medunifier_cli.stages.codes import check_codes, splits_of
 
 
 def check_fit_prior(recipe: PriorRecipe, processes: int = 0, hashes: bool = False) -> Iterator[Check]:
@@ -32,10 +31,9 @@ def check_fit_prior(recipe: PriorRecipe, processes: int = 0, hashes: bool = Fals
     checks, pretrained = check_starting_run(recipe.prior.pretrained, "fit-prior", require=check_codes)
     yield from checks
     if pretrained is not None:
-        data = pretrained.data
-        folder = shards_of(data.dataset, data.shards)
         yield from run_check("image encoder weights", check_image_encoder, pretrained)
-        for split in filter(None, (recipe.data.train or data.train, recipe.data.valid or data.valid)):
+        folder, *splits = splits_of(recipe, pretrained)
+        for split in filter(None, splits):
             yield from run_check(f"shards of {split}", check_split, folder, split, hashes)
     if recipe.inception:
         yield from run_check("Inception weights", check_inception, recipe.inception)
