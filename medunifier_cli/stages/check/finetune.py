@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from medunifier_cli.data.labels.samples import plan_samples
-from medunifier_cli.plugin_index import load_dataset, load_head
+from medunifier_cli.plugin_index import load_head, prepared_dataset
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.stages.check.shared import (
     Check,
@@ -31,7 +32,7 @@ def check_finetune(recipe: FinetuneRecipe, processes: int = 0, hashes: bool = Fa
     """
     data = recipe.data
     folder = shards_of(data.dataset, data.shards)
-    yield from run_check("data set", check_dataset, data.dataset)
+    yield from run_check("data set", check_dataset, data.dataset, folder)
     yield from run_check("head", check_head, recipe.model.head)
     checks, pretrained = check_starting_run(recipe.model.pretrained, "finetune")
     yield from checks
@@ -54,9 +55,9 @@ def check_finetune(recipe: FinetuneRecipe, processes: int = 0, hashes: bool = Fa
     yield from run_check("runs folder", check_runs_folder)
 
 
-def check_dataset(name: str) -> str:
-    """Check that there is a plugin for the data set."""
-    return load_dataset(name).title
+def check_dataset(name: str, folder: Path) -> str:
+    """Check that there is a plugin for the data set, under its own name or one that `mu prepare` gave it."""
+    return prepared_dataset(name, folder).title
 
 
 def check_head(name: str) -> str:
