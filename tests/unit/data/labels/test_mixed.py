@@ -40,7 +40,8 @@ def test_an_epoch_is_every_sample_of_every_source_once(parts: list[LabelledImage
             single[int(one.target[0])] = (one.keys[0], one.input[0])
     steps = list(
         train_batches(
-            mixed, seed=3, first_step=0, steps=6, global_batch=4, micro_batch=2, rank=0, world=1, workers=workers
+            mixed, seed=3, first_step=0, steps=6, global_batch=4, micro_batch=2, rank=0, world=1,
+            workers=workers,
         )
     )  # fmt: skip
     seen = []
