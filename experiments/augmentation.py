@@ -237,7 +237,9 @@ def reconstruction(home: Path) -> str:
     help="Table of films with a label: image, patient, pneumonia.",
 )  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1, 5), default=3, show_default=True)
-@click.option("--steps", type=click.IntRange(min=1), default=300, show_default=True, help="Of the generator.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=300, show_default=True, help="Steps of the generator."
+)
 def main(home: Path, pairs: Path, films: Path, seeds: int, steps: int) -> None:
     """Train what is missing, then print the table and put it into docs/augmentation.md."""
     home = home.resolve()

@@ -1,4 +1,4 @@
-"""Augmentation of another data set: priors on its codes, synthetic films as training rows, training on both."""
+"""Augmentation of another data set: priors on its codes, its samples as training rows, training on both."""
 
 from __future__ import annotations
 
