@@ -263,6 +263,18 @@ def test_a_classifier_trains_on_both_and_is_measured_on_real_films(
     assert both["checkpoint"]["hash"] != real["checkpoint"]["hash"]
 
 
+def test_an_epoch_is_all_films_together(home: Path, synthetic: Path) -> None:
+    settings = (
+        "data.extra=[films]",
+        "data.fraction=0.5",
+        "train.steps=0",
+        "train.epochs=2",
+        "model.freeze=true",
+    )
+    said = succeed(home, *finetune(home, *settings, run="epochs"))
+    assert "; 6 steps of 8 on" in said  # twice 12 + 9 films, each time rounded up
+
+
 def tensors(folder: Path) -> Mapping[str, torch.Tensor]:
     from safetensors.torch import load_file
 
@@ -314,4 +326,5 @@ def test_extra_films_that_do_not_belong_are_refused(home: Path, synthetic: Path,
     assert "split 'valid', which is held out; leave it out of data.extra" in line
     said = succeed(home, "check", "finetune-demo", *finetune(home, "data.extra=[films]")[6:])
     assert "ok       shards of films" in said
+    assert "ok       image size of films: 32" in said
     assert "9 extra:films" in said

@@ -45,7 +45,11 @@ def check_finetune(recipe: FinetuneRecipe, processes: int = 0, hashes: bool = Fa
             size = pretrained.data.image_size
             yield from run_check("image size", check_image_size, data.dataset, size, folder)
         for name in data.extra:
-            yield from run_check(f"shards of {name}", check_split, shards_of(name, ""), "train", hashes)
+            other = shards_of(name, "")
+            yield from run_check(f"shards of {name}", check_split, other, "train", hashes)
+            if pretrained is not None:
+                size = pretrained.data.image_size
+                yield from run_check(f"image size of {name}", check_image_size, name, size, other)
         yield from run_check("samples", check_samples, recipe)
     else:
         yield Check("shards", f"{folder}: no such folder; run `mu prepare {data.dataset}`", False)
