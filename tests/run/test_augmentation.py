@@ -22,7 +22,7 @@ from medunifier_cli.data.batch import PackedText
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.run.record import Run
 from tests.miniatures.clinic import PROMPTS, SPLITS, class_of, write_clinic
-from tests.run.small_priors import PRIORS, call, fit_small_priors
+from tests.run.small_priors import PRETRAIN, PRIORS, call, fit_small_priors
 
 
 def succeed(root: Path, *arguments: object) -> str:
@@ -221,6 +221,12 @@ def test_synthetic_films_are_kept_out_of_every_other_split(
     line = refused(home, *finetune(home, "data.dataset=films", "data.valid=train", "data.test="))
     assert "'train' holds 9 synthetic images (synthetic:clinic-priors@" in line
     assert line.endswith("name another split as data.valid")
+    line = refused(home, "fit-prior", PRIORS, "--from", "model", "--data", "films", "-o", "data.valid=train")
+    assert line.endswith("name another split as data.valid")
+    other = ("-o", "data.dataset=films", "-o", "data.valid=", "-o", "data.test=train")
+    assert refused(home, "pretrain", PRETRAIN, "--run", "no", *other).endswith(
+        "name another split as data.test"
+    )
 
 
 QUICK = (
@@ -261,6 +267,18 @@ def test_a_classifier_trains_on_both_and_is_measured_on_real_films(
     assert both["n"] == real["n"] == SPLITS["test"]
     assert "extra" not in real
     assert both["checkpoint"]["hash"] != real["checkpoint"]["hash"]
+
+
+def test_films_of_one_class_are_added_where_each_film_has_one(home: Path, priors: str) -> None:
+    out = home / "all-ill"
+    succeed(home, "synthesize", "--run", "clinic-priors", "--class", "ill", "--n", 5, "--out", out)
+    succeed(home, "prepare", "table", "--raw", out / "samples.csv", "--name", "all-ill", "--size", 32)
+    ask = ("data.extra=[all-ill]", "model.freeze=true")
+    succeed(home, *finetune(home, *ask, run="more-ill"))
+    assert outcome(home, "more-ill")["extra_samples"]["all-ill"]["positives"] == {"ill": 5, "well": 0}
+    # a film that is ill may be anything else where it may have several labels
+    line = refused(home, *finetune(home, *ask, "model.loss=binary_cross_entropy", run="several"))
+    assert "all-ill: split 'train' has no label well" in line
 
 
 def test_an_epoch_is_all_films_together(home: Path, synthetic: Path) -> None:
