@@ -144,26 +144,23 @@ def _sample(
     name: str, asked: tuple[str, str, str], draws: Draws, out: Path, n: int, figure: str, batch: int
 ) -> SampleFolder:
     """Sample images from the priors of a run, with the prompts of the data set that these were fitted on."""
-    from medunifier_cli.checkpoint.priors import restore_priors
+    from medunifier_cli.checkpoint.priors import on_their_data, restore_priors
     from medunifier_cli.evaluate.benchmark import open_benchmark
     from medunifier_cli.evaluate.synthesis.requests import read_requests
     from medunifier_cli.evaluate.synthesis.synthesis import synthesize, write_figure
     from medunifier_cli.plugin_index import prepared_dataset
-    from medunifier_cli.stages.codes import splits_of
 
     fitted = restore_priors(_priors_run(name))
-    shards, *_ = splits_of(fitted.recipe, fitted.pretrained.recipe)
-    dataset = fitted.recipe.data.dataset or fitted.pretrained.recipe.data.dataset
+    trained = on_their_data(fitted)
+    data = trained.recipe.data
     prompt, prompts, of_class = asked
-    requests = read_requests(prompt, prompts, prepared_dataset(dataset, shards), of_class)
+    requests = read_requests(prompt, prompts, prepared_dataset(data.dataset, data.shards), of_class)
     # Opened before the images are sampled: a split that does not exist must not cost an hour.
-    shown = None
-    if figure:
-        shown = open_benchmark(fitted.pretrained, dataset, figure, class_texts=True, shards=str(shards))
+    shown = open_benchmark(trained, split=figure, class_texts=True) if figure else None
     texts_of = Path(prompts) if prompts and Path(prompts).is_file() else None
     folder = synthesize(fitted, out, n or len(requests) or DEFAULT_N, requests, draws, batch, texts_of)
     if shown is not None:
-        show(str(write_figure(fitted.pretrained, shown, folder, draws.seed)))
+        show(str(write_figure(trained, shown, folder, draws.seed)))
     return folder
 
 

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
+from medunifier_cli.checkpoint.priors import splits_of
 from medunifier_cli.data.batch import Batch, PackedText, to_device
 from medunifier_cli.data.loader import SplitSource, eval_batches
-from medunifier_cli.data.subset import parts_of, refuse_synthetic
+from medunifier_cli.data.subset import refuse_synthetic
 from medunifier_cli.data.texts.report import compose
 from medunifier_cli.distributed import world
 from medunifier_cli.errors import CheckpointError
@@ -32,7 +33,6 @@ from medunifier_cli.model.vit import pixels
 from medunifier_cli.parsing import parse_json
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
-from medunifier_cli.roots import shards_folder
 from medunifier_cli.run.cache import UNREADABLE, check_sizes, open_hdf5, write_hdf5
 from medunifier_cli.run.encoding import Batches, Rows
 from medunifier_cli.run.provenance import data_facts
@@ -70,23 +70,10 @@ def check_codes(pretrained: PretrainRecipe, folder: Path) -> None:
         raise CheckpointError(f"{folder}: trained without TIG, so it has no codes to fit priors on")
 
 
-def splits_of(recipe: PriorRecipe, pretrained: PretrainRecipe) -> tuple[Path, str, str]:
-    """The folder of shards that a recipe's priors are fitted on, its train split and its held-out one.
-
-    Returns:
-        An empty name where nothing is held out.
-    """
-    data, own = recipe.data, pretrained.data
-    if data.dataset in ("", own.dataset):
-        folder = Path(data.shards or own.shards or shards_folder(own.dataset))
-        return folder, data.train or own.train, data.valid or own.valid
-    folder = Path(data.shards or shards_folder(data.dataset))
-    there = parts_of(folder)[0] if folder.is_dir() else []
-    return folder, data.train or "train", data.valid or ("valid" if "valid" in there else "")
-
-
 def open_splits(recipe: PriorRecipe, trained: PretrainedRun) -> tuple[Benchmark, Benchmark | None]:
-    """Both splits of `splits_of`, opened with a text for each sample; None where nothing is held out.
+    """The train split that a recipe's priors are fitted on, and the held-out one; see `priors.splits_of`.
+
+    Each sample has a text. None where nothing is held out.
 
     Raises:
         DataError: no such shards or split, synthetic images in what is held out, or neither texts nor

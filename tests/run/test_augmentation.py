@@ -229,6 +229,22 @@ def test_synthetic_films_are_kept_out_of_every_other_split(
     )
 
 
+def test_samples_are_judged_by_the_films_that_the_priors_saw(home: Path, synthetic: Path) -> None:
+    """And not by those that the model under them was trained on: a copy would otherwise never be found."""
+    ask = ("score", "clinic-priors", "--fake", synthetic, "--real", "train", "--copies")
+    said = succeed(home, *ask, "--extractor", "encoder")
+    results = home / "runs/clinic-priors/results"
+    judged = json.loads(next(results.glob("synthesis-*.json")).read_text())
+    copies = json.loads(next(results.glob("copies-*.json")).read_text())
+    assert judged["real"]["name"] == "clinic/train"
+    assert judged["real"]["n"] == SPLITS["train"]
+    assert (judged["dataset"], copies["dataset"]) == ("clinic", "clinic")
+    assert "encoder FD" in said
+    pages = [path.read_text() for path in (home / "runs/clinic-priors/page").rglob("*.html")]
+    assert any("film_" in page for page in pages)
+    assert not any("phantom-0-train" in page for page in pages)
+
+
 QUICK = (
     "data.dataset=clinic", "data.workers=0", "train.steps=12", "train.global_batch=8", "train.valid_every=4",
     "train.checkpoint_every=4", "train.log_every=1", "train.threads=1", "train.tensorboard=false",

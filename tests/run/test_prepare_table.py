@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -279,3 +280,15 @@ def test_all_rows_into_one_split(tmp_path: Path) -> None:
     assert "all rows are in train" in found.said
     assert prepare("table", path, tmp_path / "val", "all=val").splits() == {"valid": 8}
     assert "-o all=a/b: 'a/b' is no name of a split" in refusal("table", path, tmp_path / "no", "all=a/b")
+
+
+def test_an_option_that_came_later_does_not_make_finished_shards_others(tmp_path: Path) -> None:
+    path, out = write(tmp_path / "raw", CSV), tmp_path / "out"
+    first = prepare("table", path, out)
+    (settings,) = out.rglob("settings.json")
+    assert '"all"' in settings.read_text()
+    earlier = json.loads(settings.read_text())
+    del earlier["options"]["all"]
+    settings.write_text(json.dumps(earlier))
+    assert prepare("table", path, out).manifest == first.manifest
+    assert "options.all: was '', is 'valid'" in refusal("table", path, out, "all=valid")

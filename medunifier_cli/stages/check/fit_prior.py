@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from medunifier_cli.checkpoint.priors import splits_of
 from medunifier_cli.evaluate.synthesis.inception import load_inception
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.stages.check.shared import (
@@ -18,7 +19,7 @@ from medunifier_cli.stages.check.shared import (
     check_starting_run,
     run_check,
 )
-from medunifier_cli.stages.codes import check_codes, splits_of
+from medunifier_cli.stages.codes import check_codes
 
 
 def check_fit_prior(recipe: PriorRecipe, processes: int = 0, hashes: bool = False) -> Iterator[Check]:
