@@ -23,8 +23,14 @@ from medunifier_cli.model.weights import (
 )
 from medunifier_cli.recipe.schema import VitConfig
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Radford et al. 2021, their published preprocessing
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+PIXEL_NORMS = {
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    # Radford et al. 2021, their published preprocessing
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    # of ImageNet's training images, as torchvision and timm have it
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Mean and standard deviation of each channel."""
 
 
 def pixels(image_B1HW: Tensor) -> Tensor:
@@ -82,7 +88,7 @@ class ImageEncoder(nn.Module):
             )
         if recipe.frozen:
             self.requires_grad_(False)
-        mean, std = (CLIP_MEAN, CLIP_STD) if recipe.pixel_norm == "clip" else ((0.0,) * 3, (1.0,) * 3)
+        mean, std = PIXEL_NORMS[recipe.pixel_norm]
         self.mean: Tensor
         self.std: Tensor
         # not persistent: constants of the recipe, which a checkpoint could only contradict

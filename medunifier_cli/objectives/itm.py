@@ -89,11 +89,13 @@ class ImageTextMatching(Objective):
         model, batch = encoded.model, encoded.batch
         device, pairs = batch.text.ids_N.device, len(batch.position_B)
         first = world.rank() * pairs
-        text_for_image_B, image_for_text_B = draw_negatives(
+        text_for_image_B, image_for_text_B = self.draw(
             batch, encoded.similarity, model.temperature, model.recipe
         )
         text_G = gather_texts(batch.text, model.recipe.text.max_tokens)
-        image_for_text_G = world.gather(image_for_text_B.to(device)).cpu()
+        image_for_text_G = image_for_text_B
+        if world.size() > 1:
+            image_for_text_G = world.gather(image_for_text_B.to(device)).cpu()
 
         own = torch.arange(pairs)
         # texts of any rank that drew one of the images of this rank, as global numbers
@@ -111,6 +113,12 @@ class ImageTextMatching(Objective):
         return LossAndMonitors(
             world.share_of_mean(loss, rows), {"itm_accuracy": world.share_of_mean(counts["itm_hits"], rows)}
         )
+
+    def draw(
+        self, batch: Batch, similarity: Similarity, temperature: Tensor, recipe: PretrainRecipe
+    ) -> tuple[Tensor, Tensor]:
+        """See `draw_negatives`; apart, for a step on tensors without data."""
+        return draw_negatives(batch, similarity, temperature, recipe)
 
 
 @torch.no_grad()
