@@ -16,6 +16,7 @@ from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.batch import first_pairs, to_device
 from medunifier_cli.data.loader import SplitSource, collate, eval_batches
 from medunifier_cli.evaluate.benchmark import patients
+from medunifier_cli.evaluate.fidelity import mean_image, psnr
 from medunifier_cli.evaluate.pair_scores import other_texts
 from medunifier_cli.evaluate.results import Metric, Result, mean
 from medunifier_cli.model.vit import pixels
@@ -60,25 +61,6 @@ def evaluate(
             ),
         ).write(trained)  # fmt: skip
     return metrics
-
-
-def psnr(image_BCHW: Tensor, other_BCHW: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, [B]; the peak is 1.
-
-    Args:
-        image_BCHW: values in [0, 1].
-        other_BCHW: clamped to [0, 1] first, as a picture of it would be.
-    """
-    error_B = (image_BCHW - other_BCHW.clamp(0, 1)).square().flatten(1).mean(dim=1)
-    return -10 * torch.log10(error_B.clamp(min=1e-12))  # equal images get 120 dB and not infinity
-
-
-def mean_image(source: SplitSource) -> Tensor:
-    """Mean of all images of a split, [1, 1, H, W] in [0, 1]."""
-    total = np.zeros((source.data.image_size,) * 2)
-    for batch, mask_B in eval_batches(source, batch_size=BATCH, rank=0, world=1, workers=0):
-        total += batch.image_B1HW[mask_B].double().sum(dim=(0, 1)).numpy()
-    return torch.from_numpy(total / len(source) / 255.0).float()[None, None]
 
 
 def _reconstruction(

@@ -52,6 +52,7 @@ def test_what_was_measured_as_published_fills_its_cell(measured: Any, tables: li
 @pytest.mark.parametrize(
     ("measured", "facts", "note"),
     [
+        (TUNED, {"extra": ["films"]}, "further data sets trained on films, must be none"),
         (RETRIEVAL, {"split": "test"}, "not in tables 2 and 6: split test, must be 5x200"),
         (RETRIEVAL, {"n": 250}, "not in tables 2 and 6: number of samples 250, must be 1,000"),
         (RETRIEVAL, {"task": "retrieval-rerank10"}, "protocol retrieval-rerank10, must be retrieval"),
