@@ -31,6 +31,7 @@ from medunifier_cli.distributed.agreement import Facts, agree, together
 from medunifier_cli.evaluate.results import Metric, read_results, table
 from medunifier_cli.files import sha256, write_text
 from medunifier_cli.model.classifier import Classifier
+from medunifier_cli.model.precision import measuring
 from medunifier_cli.objectives.classify import balanced, classification_loss
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run
@@ -128,7 +129,7 @@ class Finetuning:
         parts = []
         # ranks take turns at stretches of EVAL_BATCH, so that rows gathered rank after rank are in order; the
         # last batch is filled up with repeats, which the final cut removes
-        with torch.no_grad():
+        with measuring():
             for batch, _ in watch(
                 eval_batches(
                     source, batch_size=EVAL_BATCH, rank=world.rank(), world=world.size(),
@@ -245,14 +246,12 @@ def _samples(recipe: FinetuneRecipe, run: Run, task: Task, parts: list[Part]) ->
 def _features(
     trained: PretrainedRun, recipe: FinetuneRecipe, images: Mapping[str, LabelledImages], run: Run
 ) -> dict[str, LabelledFeatures]:
-    """The queries of all samples, computed by the main rank unless they are cached."""
+    """The queries of all samples, computed by all ranks together unless they are cached."""
     features = {}
     for role, source in images.items():
         path = features_file(trained, source, recipe.data.dataset, run)
-        if world.is_main():
-            encoder = Classifier(trained.model, nn.Identity(), freeze=True)
-            compute_features(trained, encoder, source, path, recipe.data.workers)
-        world.barrier()
+        encoder = Classifier(trained.model, nn.Identity(), freeze=True)
+        compute_features(trained, encoder, source, path, recipe.data.workers)
         features[role] = LabelledFeatures(source, read_features(path))
     return features
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from medunifier_cli.checkpoint.convert import load_bert
 from medunifier_cli.checkpoint.pretrained import restore
 from medunifier_cli.data.batch import first_pairs, to_device
 from medunifier_cli.data.contract import Batch
-from medunifier_cli.data.loader import SplitSource, eval_batches, micro_batch_size, train_batches
+from medunifier_cli.data.loader import (
+    SplitSource,
+    eval_batches,
+    eval_workers,
+    micro_batch_size,
+    train_batches,
+)
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.token_table import texts_of
 from medunifier_cli.data.texts.tokenizer import CONFIG, FINGERPRINT, MEND, VOCABULARY, TextTokenizer
@@ -122,19 +129,21 @@ class Pretraining:
         sums: dict[str, float] = {}
         whole = max(1, len(self.valid_split) // (self.micro_batch * world.size()))
         count = min(whole, self.recipe.train.valid_batches or whole)
-        batches = eval_batches(
+        loaded = eval_batches(
             self.valid_split, batch_size=self.micro_batch, rank=world.rank(), world=world.size(),
-            workers=0, batches=count,
+            workers=eval_workers(self.recipe.data.workers, count), batches=count,
         )  # fmt: skip
-        for number, (batch, _) in enumerate(watch(batches)):
-            batch = to_device(batch, self.device)
-            losses, monitors = self.module(batch)
-            values = {**losses, **monitors}
-            means = world.mean(torch.stack([value.float() for value in values.values()])).tolist()
-            for name, value in zip(values, means, strict=True):
-                sums[name] = sums.get(name, 0.0) + value / count
-            if number == 0 and world.is_main() and self.recipe.objectives.tig:
-                self._save_picture(batch, step)
+        # closed here, and not when it is collected, where a signal ends it: it may have processes
+        with closing(loaded) as batches:
+            for number, (batch, _) in enumerate(watch(batches)):
+                batch = to_device(batch, self.device)
+                losses, monitors = self.module(batch)
+                values = {**losses, **monitors}
+                means = world.mean(torch.stack([value.float() for value in values.values()])).tolist()
+                for name, value in zip(values, means, strict=True):
+                    sums[name] = sums.get(name, 0.0) + value / count
+                if number == 0 and world.is_main() and self.recipe.objectives.tig:
+                    self._save_picture(batch, step)
         return sums
 
     def _save_picture(self, batch: Batch, step: int) -> None:
@@ -260,8 +269,8 @@ def run_pretraining(recipe: PretrainRecipe, folder: Path) -> None:
         contrast = f", contrast within {pairs:,} pairs" if pairs else ""
         subject = f"{len(train):,} pairs of {recipe.data.dataset}/{recipe.data.train}{skipped}{contrast}"
         train_stage(stage, run, accelerator, recipe.train, recipe.optim, subject)
-        if world.is_main() and recipe.data.test:
-            _measure(recipe, run, train, splits[recipe.data.test], tokenizer)
+        if recipe.data.test:
+            _measure(recipe, run, train, splits[recipe.data.test], accelerator.device)
 
 
 def _check_start(recipe: PretrainRecipe, shards: Path) -> tuple[dict[str, str], Facts]:
@@ -289,11 +298,15 @@ def _check_start(recipe: PretrainRecipe, shards: Path) -> tuple[dict[str, str], 
 
 
 def _measure(
-    recipe: PretrainRecipe, run: Run, train: SplitSource, heldout: SplitSource, tokenizer: TextTokenizer
+    recipe: PretrainRecipe, run: Run, train: SplitSource, heldout: SplitSource, device: torch.device
 ) -> None:
-    """Measure the last checkpoint on the held-out split: a result file, a picture, and a table on stdout."""
-    trained = restore(run)  # what was saved, not what is in memory: this also proves that it loads
+    """Measure the last checkpoint on the held-out split: a result file, a picture, and a table on stdout.
+
+    All ranks share the work: one alone would take minutes in which the others do nothing.
+    """
+    # what was saved, not what is in memory: this also proves that it loads
+    trained = together(lambda: restore(run, device))
     metrics = evaluate(trained, train, heldout, recipe.data.test, split_folder(recipe))
-    if metrics:
+    if metrics and world.is_main():
         show(f"{run.folder}, {recipe.data.dataset}/{recipe.data.test}, n = {len(heldout):,}")
         show(table(metrics))

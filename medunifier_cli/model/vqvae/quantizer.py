@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medunifier_cli.distributed import world
-from medunifier_cli.model.precision import at_least_fp32
+from medunifier_cli.model.precision import at_least_fp32, exact_products
 from medunifier_cli.recipe.schema import GeneratorConfig
 
 COLLAPSED = 1.5
@@ -88,14 +88,14 @@ class Quantiser(nn.Module):
                 codes. None: no revival.
         """
         # near codes differ by less than bf16 resolves, and running means would stop moving in it
-        with torch.autocast(z_e_BCHW.device.type, enabled=False):
+        with torch.autocast(z_e_BCHW.device.type, enabled=False), exact_products():
             z_e = at_least_fp32(z_e_BCHW)
             vectors = z_e.permute(0, 2, 3, 1).flatten(0, 2)
             # before the nearest codes are looked up, so that this batch can choose the codes it revived
             if self.training and self.recipe.revive_dead_codes and draws is not None:
                 self._revive(vectors.detach(), draws)
             code_n = self.nearest(vectors.detach())
-            count_K = torch.bincount(code_n, minlength=len(self.code_KC)).to(z_e.dtype)
+            count_K = count_of(code_n, len(self.code_KC), z_e.dtype)
             code_BHW = code_n.view(z_e.shape[0], *z_e.shape[2:])
             z_q = self.look_up(code_BHW)
             commitment = F.mse_loss(z_e, z_q.detach())
@@ -156,6 +156,13 @@ class Quantiser(nn.Module):
         if self.recipe.codebook == "ema":
             # the sum must match, or the next update would divide the old sum by the new use
             self.sum_KC[dead_K] = vector_KC[dead_K] * self.usage_K[dead_K, None]
+
+
+def count_of(code_n: Tensor, codes: int, dtype: torch.dtype) -> Tensor:
+    """How often each code occurs among int64 [n], as numbers of `dtype`, [K]."""
+    # not `bincount`: it asks the device for the largest code and waits for the answer
+    counts = torch.zeros(codes, dtype=dtype, device=code_n.device)
+    return counts.index_add_(0, code_n, torch.ones_like(code_n, dtype=dtype))
 
 
 def place_counts(code_BHW: Tensor, codes: int) -> Tensor:
