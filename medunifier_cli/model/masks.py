@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medunifier_cli.data.batch import send
+
 
 def causal_rows(queries: int, longest: int, device: torch.device) -> Tensor:
     """Text rows of the multi-modal causal mask, [L, Q+L]: all queries, then this and earlier tokens.
@@ -69,9 +71,8 @@ class Layout:
         # all queries before all text, not pair by pair: the two parts have feed-forward networks of their
         # own, and this way each is a slice
         slot_R = torch.cat([query_slots.flatten(), row_N * width + queries + position_N])
-        real_BS = torch.arange(width) < queries + lengths_B[:, None]
-        parts = (slot_R, position_N, start_B, real_BS)
-        return cls(*(part.to(device, non_blocking=True) for part in parts))
+        slot_R, position_N, start_B, used_B = send((slot_R, position_N, start_B, queries + lengths_B), device)
+        return cls(slot_R, position_N, start_B, torch.arange(width, device=device) < used_B[:, None])
 
     @property
     def open_keys(self) -> Tensor:
@@ -113,7 +114,8 @@ class PairPlan:
         turn_M = torch.empty_like(image_M)
         turn_M[order] = torch.arange(len(image_M)) - first[image_M[order]]
         per_image = int(count.max())
-        return cls((image_M * per_image + turn_M).to(device), per_image, images)
+        (slot_M,) = send((image_M * per_image + turn_M,), device)
+        return cls(slot_M, per_image, images)
 
 
 # Indexing has a gradient already, but a general one: it allows for repeated indices and so adds rows with

@@ -102,8 +102,10 @@ class ImageEncoder(nn.Module):
             features: Tensor = self.vit.forward_features(x)
             return features
         # no graph through a billion frozen parameters, whoever calls; fp32 out, since the trained norm that
-        # follows sums over 1,408 channels
-        with torch.no_grad():
+        # follows sums over 1,408 channels. On a GPU the weights are bf16 and autocast would only send the 78
+        # norms to fp32 and back: without it training has the features that evaluation has.
+        mixed = x.device.type != "cuda" and torch.is_autocast_enabled(x.device.type)
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=mixed):
             return self.vit.forward_features(x.to(self.dtype)).float()  # type: ignore[no-any-return]
 
     def frozen_tensors(self) -> Iterator[tuple[str, Tensor]]:

@@ -60,8 +60,9 @@ def evaluate(
         "pretraining", dataset, split, shards, n=len(heldout), seed=trained.recipe.train.seed, metrics=[],
         protocol=(
             "PSNR: mean over images, values in [0, 1]; baseline: the mean training image"
-            f"{_of_how_many(train)}. Perplexity and dead codes: over all codes of the split. ITM: each image with its own text and "
-            "with one sampled from the texts that differ from it; baseline: guessing. Intervals: 95 %, 1,000 "
+            f"{_of_how_many(train)}. Perplexity and dead codes: over all codes of the split. ITM: each "
+            "image with its own text and with one sampled from the texts that differ from it; baseline: "
+            "guessing. Intervals: 95 %, 1,000 "
             f"bootstrap resamples of patients. Forward passes in {trained.precision}"
         ),
     )  # fmt: skip
@@ -91,7 +92,7 @@ def psnr(image_BCHW: Tensor, other_BCHW: Tensor) -> Tensor:
 
 
 def mean_image(source: SplitSource, device: torch.device | None = None) -> Tensor:
-    """Mean of the images of a split, [1, 1, H, W] in [0, 1]; of a larger one, of `MEAN_OF` evenly spaced images.
+    """Mean of the images of a split, [1, 1, H, W] in [0, 1]; of a large one, of `MEAN_OF` evenly spaced.
 
     All ranks call it and share the work.
 

@@ -26,7 +26,7 @@ from medunifier_cli.train.finite import Skips, counts_of
 from medunifier_cli.train.optim import adamw, learning_rate, leave_unchanged, set_rate
 from medunifier_cli.train.saving import Saver, resume
 from medunifier_cli.train.stage import Stage, Values
-from medunifier_cli.train.stop import TrainingStop, ValidationEndedError, stop_on_signals
+from medunifier_cli.train.stop import AnyStop, TrainingStop, ValidationEndedError, stop_on_signals
 
 WARM, DOUBTED = 50, 100
 """Steps between which a stage is asked whether its numbers look wrong: early enough to stop a run that would
@@ -56,6 +56,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     counts = counts_of(facts, str(run.folder))
     skips = Skips(stage.module, accelerator.device, train.skip_limit, accelerator.scaler is not None, counts)
     saver = Saver(stage, run, accelerator, optimizer, train, skips, counts, meant, progress, first, validated)
+    stops = AnyStop(accelerator.device, first)
     numbers: dict[str, float] = {}
     done, logged, doubted = first, first, False
     # In each step: log, validate, save, stop, in this order.
@@ -94,7 +95,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
             validated = not due or _validate(stage, accelerator, log, progress, done, stop)
             # All ranks are asked: a signal reaches one of them first, and if that one left the loop, the
             # others would wait for it in the next collective operation.
-            stopping = world.any_rank(bool(stop), accelerator.device)
+            stopping = stops(bool(stop), done)
             if last or stopping or saver.due or done % train.checkpoint_every == 0:
                 saver.save(done, now=last or stopping, validated=validated)
             if stopping:
