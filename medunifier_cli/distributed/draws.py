@@ -38,8 +38,8 @@ def philox(seed: int, stream: int = 0, counter: Sequence[int] = (0, 0, 0, 0)) ->
 def uniform(seed: int, purpose: int, positions: Sequence[int]) -> Tensor:
     """One float64 in [0, 1) for each position of the sample order; [B] on the CPU."""
     # A number depends on nothing but its position: not on the batch, the micro-batch or the rank that asks
-    # for it. It is the first output of `philox(seed, purpose, (position, 0, 0, 0))`, here for all positions at
-    # once: a generator each would take 2 ms for 64, in the middle of a step.
+    # for it. It is the first output of `philox(seed, purpose, (position, 0, 0, 0))`, for all of them at once:
+    # a generator each would take 2 ms for 64, in the middle of a step.
     words = _philox_block(seed, purpose, np.asarray(positions, dtype=np.uint64))
     return torch.from_numpy((words >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
