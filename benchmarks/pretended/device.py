@@ -1,8 +1,8 @@
 """A pretended GPU: real code runs on it without any data, and each launch, copy and wait is counted.
 
-Float tensors are on PyTorch's `meta` device and hold nothing; integers hold what they are, so that a step's own
-planning works. Python sees `cuda:0`. What a kernel of CUDA would do but `meta` does not (autocast, dropout,
-attention) is imitated in `functions.py`.
+Float tensors are on PyTorch's `meta` device and hold nothing; integers hold what they are, so that a step's
+own planning works. Python sees `cuda:0`. What a kernel of CUDA would do but `meta` does not (autocast,
+dropout, attention) is imitated in `functions.py`.
 """
 
 from __future__ import annotations
@@ -79,6 +79,9 @@ class Pretended(torch.Tensor):
     @property
     def device(self) -> torch.device:  # type: ignore[override]
         return CUDA
+
+    def new_tensor(self, data: Any, **_: Any) -> torch.Tensor:  # type: ignore[override]
+        return torch.tensor(data, dtype=self.dtype, device=CUDA)
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Pretended({tuple(self.shape)}, {self.dtype})"
@@ -174,6 +177,8 @@ class Trace(TorchDispatchMode):
             self.note_transfer(func.name(), 1, blocking=True)
         if any(isinstance(index, torch.Tensor) and not isinstance(index, Pretended) for index in indices):
             self.note_transfer("index on the CPU", 1, blocking=True)
+        if func is aten.bincount.default:  # which `meta` does not have
+            return self.wrap(torch.zeros(kwargs.get("minlength") or args[2], dtype=torch.int64))
         return self._run(func, args, kwargs)
 
     def _on_cpu(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -285,8 +290,8 @@ def pretended() -> Iterator[Trace]:
         return make
 
     with (
-        mock.patch.object(torch.cuda, "_lazy_init", lambda: None),
-        mock.patch.object(torch.cuda, "Event", lambda: _Event(trace)),
+        mock.patch.object(torch.cuda, "_lazy_init", return_value=None),
+        mock.patch.object(torch.cuda, "Event", return_value=_Event(trace)),
         mock.patch.object(torch, "as_tensor", made_by(as_tensor)),
         mock.patch.object(torch, "tensor", made_by(tensor)),
         torch.backends.cudnn.flags(enabled=False),

@@ -97,11 +97,12 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
     text = batch.text
+    # pinned: from other memory the CPU waits for the copy, whatever `non_blocking` says
+    images = batch.image_B1HW.pin_memory() if device.type == "cuda" else batch.image_B1HW
     ids_N, digest_B, label_B = send((text.ids_N, batch.digest_B, batch.label_B), device)
     return Batch(
         batch.keys,
-        # pinned: from other memory the CPU waits for the copy, whatever `non_blocking` says
-        batch.image_B1HW.pin_memory().to(device, non_blocking=True),
+        images.to(device, non_blocking=True),
         PackedText(ids_N, text.lengths_B, text.ids_N),
         digest_B, label_B, batch.position_B,
     )  # fmt: skip
@@ -114,7 +115,7 @@ def send(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     import torch
 
     sizes = [tensor.numel() for tensor in tensors]
-    buffer = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=True)
+    buffer = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=device.type == "cuda")
     torch.cat([tensor.flatten() for tensor in tensors], out=buffer)
     parts = torch.split(buffer.to(device, non_blocking=True), sizes)
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
