@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
+from pretended.record import Launch, Transfer
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.flop_counter import flop_registry
@@ -38,28 +39,6 @@ FREE = {
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 WAITING = {aten.nonzero.default, aten.masked_select.default, aten._unique2.default, aten.bincount.default}
 """Operations whose result has a shape that only the device knows."""
-
-
-class Launch(NamedTuple):
-    """One kernel."""
-
-    part: str
-    way: str
-    """`forward` or `backward`."""
-    name: str
-    flop: float
-    bytes: int
-    dtype: str
-
-
-class Transfer(NamedTuple):
-    """One copy between the CPU and the device, or one wait for it."""
-
-    kind: str
-    bytes: int
-    where: str
-    """File and line of ours that asked for it."""
-    blocking: bool
 
 
 class Pretended(torch.Tensor):

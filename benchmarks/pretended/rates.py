@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pretended.device import Launch
+from pretended.record import Launch
 
 BANDWIDTH, GATHERS, NORMS_BACKWARD = 2.6e12, 1.6e12, 1.8e12
 """Bytes a second: of element-wise kernels, of those that gather or fill with zeros, of norms backward."""

@@ -56,9 +56,8 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     counts = counts_of(facts, str(run.folder))
     skips = Skips(stage.module, accelerator.device, train.skip_limit, accelerator.scaler is not None, counts)
     saver = Saver(stage, run, accelerator, optimizer, train, skips, counts, meant, progress, first, validated)
-    stops = AnyStop(accelerator.device, first)
     numbers: dict[str, float] = {}
-    done, logged, doubted = first, first, False
+    done, logged, doubted, stops = first, first, False, AnyStop(accelerator.device, first)
     # In each step: log, validate, save, stop, in this order.
     # - Log before save: a kill between the two leaves a line of a step that is in no checkpoint, which `Log`
     #   cuts off when the run is resumed. The other way round that step's line would be missing for good.

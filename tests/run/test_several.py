@@ -126,7 +126,7 @@ def test_ranks_of_a_launcher_measure_together_after_the_last_step(home: Path) ->
 def test_a_run_is_measured_once_and_two_ranks_measure_what_one_does(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["pretrain", str(small_run.RECIPE), "-o", "train.steps=2", "--run", "whole"]
+    words = ["pretrain", str(small_run.RECIPE), "-o", "train.steps=2", "-o", "name=whole"]
     assert small_run.call(home, *words)[0] == 0
     result = home / "runs" / "whole" / "results" / "pretraining-phantom-test.json"
     measured = result.read_bytes()

@@ -137,7 +137,7 @@ def test_steps_are_in_the_recipes_precision_and_validation_is_not(
             "cuda",
             True,
             "fp32, matrix products and convolutions in TF32, the frozen image encoder in bf16",
-        ),  # fmt: skip
+        ),
     ],
 )
 def test_results_state_the_precision(device: str, frozen: bool, expected: str) -> None:
