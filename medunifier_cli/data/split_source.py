@@ -21,6 +21,7 @@ from medunifier_cli.data.images.picture import (
     as_grey,
     orientation_of,
     refuse_huge,
+    refuse_scans,
     upright,
     whatever_its_texts,
 )
@@ -218,5 +219,7 @@ def _grey(file: IO[bytes]) -> Image.Image:
     # No other formats: every further one that Pillow would try is a decoder that a crafted file could attack.
     image = Image.open(file, formats=("PNG", "JPEG"))
     refuse_huge(image)
+    if image.format != "PNG":
+        refuse_scans(file)
     image.load()
     return upright(as_grey(image), orientation_of(image))

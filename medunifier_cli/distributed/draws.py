@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-NEGATIVE_TEXT, NEGATIVE_IMAGE, REVIVAL, DROPOUT, TEXT_DROP, TEXT_VIEW = range(6)
+NEGATIVE_TEXT, NEGATIVE_IMAGE, REVIVAL, DROPOUT, TEXT_DROP, TEXT_VIEW, SCORED_PAIRS, AUGMENT = range(8)
 """Purposes of random numbers. Part of the key, so that no two purposes share a stream."""
 # the numbers are in every finished run's results: new purposes go to the end
 

@@ -181,6 +181,11 @@ def mean(x: Tensor) -> Tensor:
     return all_sum(x.detach()) / size()
 
 
+def of_main(x: Tensor) -> Tensor:
+    """The main rank's values, on all ranks, without gradient. All hold the same shape."""
+    return all_sum(x.detach() if is_main() else torch.zeros_like(x))  # adding zeros changes no bit
+
+
 def exchange(value: Any, limit: float | None = None) -> list[Any]:
     """Each rank's value, in order of rank, on all of them; see `Meeting.exchange`."""
     if size() == 1:
@@ -219,8 +224,8 @@ def why_lost(error: BaseException) -> str:
     if lifeline is None:
         return ""
     # gloo's own errors are of no class of their own; they are told by their text
-    of_group = isinstance(error, RuntimeError) and (
-        isinstance(error, dist.DistError) or any(word in str(error) for word in GROUP_WORDS)
+    of_group = isinstance(error.__cause__ or error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in GROUP_WORDS)
     )
     return lifeline.verdict or (lifeline.await_verdict() if of_group else "")
 

@@ -6,12 +6,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.render import interval as interval_cell
 from medunifier_cli.evaluate.render import number, render
@@ -21,6 +20,9 @@ from medunifier_cli.run.provenance import data_facts, versions
 from medunifier_cli.run.record import Run
 from medunifier_cli.scores.bootstrap import Interval, mean_intervals
 from medunifier_cli.terminal.say import say
+
+if TYPE_CHECKING:  # `mu score` prints results without torch
+    from medunifier_cli.checkpoint.pretrained import PretrainedRun
 
 BASELINE_KEY = "floor"
 """What result files call a metric's baseline; the key is older than the name."""

@@ -54,9 +54,8 @@ class Synchronised(torch.autograd.Function):
         sums_2C = world.all_sum(torch.cat([sum_dy, sum_dy_xmu]))
         sum_dy, sum_dy_xmu = sums_2C.chunk(2)
         grad_x = torch.batch_norm_backward_elemt(grad, x, mean, scale, weight, sum_dy, sum_dy_xmu, rows_W)
-        if not affine:
-            grad_weight = grad_bias = None
-        return grad_x, grad_weight, grad_bias, None, None, None, None
+        of_affine = (grad_weight, grad_bias) if affine else (None, None)
+        return grad_x, *of_affine, None, None, None, None
 
 
 # a subclass of PyTorch's batch norm: same parameters, buffers, state-dict names and evaluation

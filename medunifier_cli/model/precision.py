@@ -43,3 +43,8 @@ def _products_in_tf32(on: bool) -> Iterator[None]:
         yield
     finally:
         settings.allow_tf32 = before
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """No mixed precision in this block; tensors without data, as in `mu check`, go by the CPU's flag."""
+    return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)

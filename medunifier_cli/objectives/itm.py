@@ -101,7 +101,7 @@ class ImageTextMatching(Objective):
         device, pairs = batch.text.ids_N.device, len(batch.position_B)
         first = world.rank() * pairs
         weights_2BG, *texts_of_all = encoded.begun[self.name].fetched.get()
-        picks_2B = draw_negatives(weights_2BG, batch.position_B.tolist(), model.recipe.train.seed)
+        picks_2B = self.draw(weights_2BG, batch.position_B.tolist(), model.recipe.train.seed)
         picks_2G = picks_2B
         if world.size() > 1:  # who drew an image of this rank, and how many rows all ranks have
             picks_2G = world.gather(send((picks_2B.T.contiguous(),), device)[0]).cpu().T
@@ -127,6 +127,10 @@ class ImageTextMatching(Objective):
         return LossAndMonitors(
             world.share(loss, rows_of_all), {"itm_accuracy": world.share(counts["itm_hits"], rows_of_all)}
         )
+
+    def draw(self, weights_2BG: Tensor, positions: Sequence[int], seed: int) -> Tensor:
+        """See `draw_negatives`; apart, for a step on tensors without data."""
+        return draw_negatives(weights_2BG, positions, seed)
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,8 @@ class FinetuneTrainConfig(LoopConfig):
     valid_every: CountOrZero = 0
     """Steps between two validations, the best of which decides the weights that are kept; 0 for every
     epoch."""
+    patience: CountOrZero = 0
+    """Validations in a row without a better one after which training ends; 0 for the last step."""
     checkpoint_every: Count = 500
     """Steps between two checkpoints."""
     keep: Count = 1

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
+from medunifier_cli.checkpoint.best import Best
 from medunifier_cli.checkpoint.classifier import build_classifier
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.data.labels.labelled import Labelled, LabelledFeatures, LabelledImages, counts
@@ -49,8 +50,6 @@ Source = LabelledImages | LabelledFeatures
 
 EVAL_BATCH = 64
 """Images per rank and pass in evaluation; changes no result."""
-BEST = "best."
-"""Prefix, in a checkpoint, of the names of the best epoch's weights."""
 
 
 class Finetuning:
@@ -77,8 +76,7 @@ class Finetuning:
             self.weight_2C = balanced(frequency, task.kind == "one").to(device)
         self.samples = "images"
         self.shown: tuple[str, ...] = ("total", "accuracy", "auroc")
-        self.best_value, self.best_step = -1.0, 0
-        self.best: dict[str, Tensor] = {}
+        self.best = Best(recipe.train.patience)
 
     def start(self) -> None:
         """Nothing to load: `__init__` got the pre-trained model, and a new head starts at random."""
@@ -107,17 +105,22 @@ class Finetuning:
         target = self.sources["valid"].target
         scores_nC = probabilities(logits, self.task.kind == "one")
         scores = scores_of(target, scores_nC, self.task.plugin.classes).scores
-        value = scores[self.task.metric]
-        # strictly: of equal epochs the first, which has fitted the training samples least
-        if value > self.best_value:
-            self.best_value, self.best_step = value, step
-            weights = self.module.weights()
-            self.best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+        self.best.offer(scores[self.task.metric], step, self.module.weights())
         # without the class weights of training, so that the losses of recipes can be compared
         losses, _ = classification_loss(
             torch.from_numpy(logits).to(self.device), torch.from_numpy(np.asarray(target)).to(self.device)
         )
-        return {"total": float(losses["total"]), **scores, "best": self.best_value}
+        return {"total": float(losses["total"]), **scores, "best": self.best.value}
+
+    def over(self) -> str:
+        """Why training ends before the last epoch, if the validations have stopped to get better."""
+        best = self.best
+        if not best.enough:
+            return ""
+        return (
+            f"no better {self.task.metric} in {best.since} validations than {best.value:.3f} at step "
+            f"{best.step:,}"
+        )
 
     def predict(self, source: Source, watch: Watch = iter) -> NDArray[np.float32]:
         """Logits of every sample in order, [n, C], on every rank; evaluation mode, no mixed precision.
@@ -142,12 +145,7 @@ class Finetuning:
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """Weights that fine-tuning changes, as they are and as they were in the best epoch, and its score."""
-        best = {BEST + name: tensor for name, tensor in self.best.items()}
-        return {
-            **self.module.weights(),
-            **best,
-            "best": torch.tensor([self.best_value, self.best_step], dtype=torch.float64),
-        }
+        return {**self.module.weights(), **self.best.tensors()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Load the tensors that `checkpoint_tensors` returned.
@@ -156,11 +154,7 @@ class Finetuning:
             RuntimeError: names or shapes differ.
             KeyError: there is no best epoch.
         """
-        value, step = tensors["best"].tolist()
-        self.best_value, self.best_step = value, int(step)
-        self.best = {
-            name.removeprefix(BEST): tensor for name, tensor in tensors.items() if name.startswith(BEST)
-        }
+        self.best.load(tensors)
         self.load({name: tensor for name, tensor in tensors.items() if name in self.module.weights()})
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
@@ -261,17 +255,17 @@ def _finish(
 ) -> None:
     """Save the best epoch's weights under `best/`, and measure them on the held-out split, once."""
     best = run.folder / "best"
-    stage.load(stage.best)
-    if world.is_main() and store.steps(best) != [stage.best_step]:
-        facts = {**stage.facts(), "metric": stage.task.metric, "value": stage.best_value}
-        store.save(best, store.Checkpoint(stage.best_step, {"model": stage.best}, facts), keep=1)
+    stage.load(stage.best.weights)
+    if world.is_main() and store.steps(best) != [stage.best.step]:
+        facts = {**stage.facts(), "metric": stage.task.metric, "value": stage.best.value}
+        store.save(best, store.Checkpoint(stage.best.step, {"model": stage.best.weights}, facts), keep=1)
     world.barrier()
-    identity = store.identity(best, stage.best_step)
-    epoch = stage.best_step * recipe.train.global_batch / len(stage.sources["train"])
+    identity = store.identity(best, stage.best.step)
+    epoch = stage.best.step * recipe.train.global_batch / len(stage.sources["train"])
     if world.is_main():
         say(
-            f"{best}: step {stage.best_step:,} of {stage.steps:,} (epoch {epoch:.3g}), "
-            f"validation {stage.task.metric} {stage.best_value:.3f}"
+            f"{best}: step {stage.best.step:,} of {stage.steps:,} (epoch {epoch:.3g}), "
+            f"validation {stage.task.metric} {stage.best.value:.3f}"
         )
     if "test" not in stage.sources:
         return
@@ -280,12 +274,12 @@ def _finish(
     if metrics is None:
         logits = stage.predict(stage.sources["test"])
         if world.is_main():
-            tuned = dataclasses.replace(trained, run=run, step=stage.best_step, identity=identity)
+            tuned = dataclasses.replace(trained, run=run, step=stage.best.step, identity=identity)
             pretrained = {"run": trained.run.folder.name, "step": trained.step, "hash": trained.identity}
             best_epoch = {
                 "epoch": round(epoch, 2),
                 "metric": stage.task.metric,
-                "validation": stage.best_value,
+                "validation": stage.best.value,
             }
             metrics = measure(
                 tuned, recipe, stage.sources["test"], logits, stage.task.plugin.classes,

@@ -121,6 +121,10 @@ class PriorFitting:
         """Nothing: no number of this stage shows within a hundred steps that training fails."""
         return ""
 
+    def over(self) -> str:
+        """Never: priors train to their last step."""
+        return ""
+
     def validate(self, step: int, watch: Watch = iter) -> Mapping[str, float]:
         """Held-out nats per code and accuracy of both levels; empty without a validation split."""
         if self.valid_codes is None:

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.batch import Batch, PackedText, first_pairs, to_device
 from medunifier_cli.data.loader import SplitSource, eval_batches, eval_workers
-from medunifier_cli.distributed import draws, world
+from medunifier_cli.distributed import world
 from medunifier_cli.evaluate.benchmark import patients
+from medunifier_cli.evaluate.pair_scores import other_texts
 from medunifier_cli.evaluate.results import Metric, Result, mean
 from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.vit import pixels
@@ -198,19 +198,3 @@ def _matching(trained: PretrainedRun, heldout: SplitSource) -> Metric:
         pairs += [*own, *paired]
     groups = patients(heldout, np.array(pairs))
     return mean("ITM accuracy, random pairs", hits, 0.5, groups=groups)
-
-
-def other_texts(source: SplitSource, seed: int) -> NDArray[np.int64]:
-    """For each sample another one whose text differs, [n], by (seed, sample); -1 if all texts are equal.
-
-    Texts differ if the model reads different tokens: of two that are equal up to the last token it reads,
-    neither is a wrong text for the other's image. Uniform, except that a draw which hits an equal text is
-    moved to one of the others without a second draw.
-    """
-    n = len(source)
-    other_n = (draws.uniform(seed, draws.NEGATIVE_TEXT, range(n)).numpy() * n).astype(np.int64)
-    differs = source.token_digests != source.token_digests[other_n]
-    for i in np.flatnonzero(~differs):
-        rest = np.flatnonzero(source.token_digests != source.token_digests[i])
-        other_n[i] = rest[other_n[i] % len(rest)] if len(rest) else -1
-    return other_n

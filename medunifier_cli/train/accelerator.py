@@ -15,6 +15,8 @@ from medunifier_cli.distributed import world
 from medunifier_cli.distributed.group import JOIN_LIMIT, gathering
 from medunifier_cli.errors import MuError
 from medunifier_cli.recipe.schema_train import LoopConfig
+from medunifier_cli.run.processors import limit_threads, ranks_here
+from medunifier_cli.terminal.say import say
 from medunifier_cli.train.determinism import use_deterministic_kernels
 
 MARGIN = 60.0
@@ -68,6 +70,8 @@ def accelerator_of(settings: LoopConfig, folder: Path, leaves_weights_unused: bo
     # Accelerate, which sets a number of its own for several CPU processes where OMP_NUM_THREADS is unset.
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    elif (share := limit_threads(ranks_here())) and cpu and world.is_main():
+        say(f"{share}; train.threads sets another number")
     return accelerator
 
 

@@ -16,6 +16,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 KEYS = {
     "deterministic": {"ratio", "device"},
     "decoding": {"ratio", "same_texts", "images_per_second", "threads"},
+    "growth": {"sizes", *(f"{part}_{name}" for part in ("retrieval", "embedding", "copies", "fid")
+                          for name in ("mib", "cpu_seconds"))},
     "loader": {"share_of_decode", "share_1", "share_2", "processor_share_1", "growth_mib", "small_samples"},
     "objectives": {"ratio", "flop_ratio", "ratio_alternate", "median_s", "peak_mib", "largest_difference"},
     "prepare": {"ratio_1", "ratio_grey_1", "mean_difference", "kills", "identical_after_kills", "images"},
@@ -30,6 +32,7 @@ KEYS = {
             "predicted_samples_per_s",
         )
     },
+    "threads": {"ratio_alone", "ratio_beside", "same_numbers", "pairs_per_second_passive_beside"},
     "tig": {"share_of_objectives", "share_alone", "flop_share", "decoder_million_parameters", "median_s"},
 }  # fmt: skip
 CEILINGS = {
@@ -38,8 +41,8 @@ CEILINGS = {
     "transfers_4_live": 14, "launches_1_live": 1400, "launches_4_live": 1480, "collectives_4_live": 21,
 }  # fmt: skip
 """Of `step --tiny`: where no GPU is at hand, nothing else would notice a step that waits for one."""
-SLOW = ("loader", "prepare")
-"""They start a dozen processes; in another process as well, since worker processes import the file again."""
+SLOW = ("growth", "loader", "prepare", "threads")
+"""They start several processes; in another process as well, since worker processes import the file again."""
 
 
 def test_every_benchmark_is_run_here() -> None:

@@ -34,6 +34,7 @@ WEIGHTS = {  # paper: table 6 (IDs 1 to 5) and appendix table 1 (IDs 6 and 7): i
     "itc-itm-itg": (1, 1, 1, 0),
     "itc-itm-tig": (1, 1, 0, 1),
     "full": (1, 1, 1, 1),
+    "one-gpu": (1, 1, 1, 1),
     "tig-0.8": (1, 1, 1, 0.8),
     "tig-1.2": (1, 1, 1, 1.2),
     "demo": (1, 1, 2, 1),  # a short run learns reports last
@@ -85,7 +86,7 @@ def test_what_is_off_is_not_built(name: str) -> None:
             assert (head in parts) == (weight > 0), head
 
 
-@pytest.mark.parametrize("name", sorted(set(WEIGHTS) - {"demo", "full"}))
+@pytest.mark.parametrize("name", sorted(set(WEIGHTS) - {"demo", "full", "one-gpu"}))
 def test_ablation_states_nothing_but_its_objectives(name: str) -> None:
     stated = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     assert set(stated) == {"base", "objectives"}
@@ -131,6 +132,15 @@ def test_full_has_the_shapes_of_the_paper() -> None:
     assert model.vit.patch_size == 14
     assert len(model.vit.vit.blocks) == 39  # 40 less the last one, as the authors' code
     assert not any(parameter.requires_grad for parameter in model.vit.parameters())
+
+
+def test_one_gpu_has_the_papers_maps_around_a_smaller_encoder() -> None:
+    one, full = load_recipe("one-gpu"), load_recipe("full")
+    model = built("one-gpu")
+    assert (model.vit.width, model.vit.tokens, model.vit.patch_size) == (768, 257, 14)
+    assert one.train.micro_batch == one.train.global_batch, "ITC and ITM contrast the pairs of one pass"
+    assert (one.train.processes, one.data.image_size) == (1, 224)
+    assert (one.model.qformer, one.model.generator) == (full.model.qformer, full.model.generator)
 
 
 def test_demo_is_small_and_of_the_same_method() -> None:

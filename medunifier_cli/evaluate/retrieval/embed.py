@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from medunifier_cli.evaluate.retrieval.prompts import LONGEST_PROMPT
 from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.run.cache import Arrays
-from medunifier_cli.run.encoding import encoded
+from medunifier_cli.run.encoding import encoded_mapped
 from medunifier_cli.run.provenance import data_facts
 from medunifier_cli.terminal.progress import Progress
 
@@ -35,12 +36,33 @@ class Embeddings:
     """ITC features of a split."""
 
     image_nQE: NDArray[np.float32]
+    """Mapped from the cache and not loaded: 32 KiB of each sample at the paper's sizes."""
     text_nE: NDArray[np.float32]
     label_n: NDArray[np.int64]
     """Class index, -1 for samples with no class or several."""
     has_text_n: NDArray[np.bool_]
     """False if the text is empty; its feature is then that of [CLS] [SEP]."""
     keys: list[str]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some rows of an array, copied only as they are asked for; `scores.search` reads them block by block."""
+
+    rows: NDArray[Any]
+    numbers: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the chosen rows together."""
+        return (len(self.numbers), *self.rows.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: slice | NDArray[np.int64]) -> NDArray[Any]:
+        chosen: NDArray[Any] = self.rows[self.numbers[index]]
+        return chosen
 
 
 def embed_split(
@@ -65,8 +87,8 @@ def embed_split(
         "sections": list(source.sections),
     }
     path = trained.run.folder / "cache" / f"embeddings-{dataset}-{split}.h5"
-    arrays = encoded(path, made_of, len(source), lambda first: _embed(trained, source, first))
-    keys = [key.decode() for key in arrays["keys"]]
+    arrays = encoded_mapped(path, made_of, len(source), lambda first: _embed(trained, source, first), "image")
+    keys = source.shards.keys(source.rows)
     return Embeddings(arrays["image"], arrays["text"], arrays["label"], arrays["has_text"], keys)
 
 
@@ -129,13 +151,11 @@ def _embed(trained: PretrainedRun, source: SplitSource, first: int) -> Generator
             with measuring():
                 text_BE = model.text_head(model.encode_text(batch.text)).cpu().numpy()[real]
             check_finite(trained, image_BQE, text_BE)  # before it is cached
-            keys = [key.encode() for key, one in zip(batch.keys, mask_B.tolist(), strict=True) if one]
             yield {
                 "image": image_BQE,
                 "text": text_BE,
                 "label": batch.label_B.cpu().numpy()[real],
                 "has_text": batch.text.lengths_B.numpy()[real] > SPECIAL,
-                "keys": np.array(keys),
             }
-            done += len(keys)
+            done += int(real.sum())
             progress.advance(done)

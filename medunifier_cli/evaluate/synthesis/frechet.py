@@ -56,6 +56,8 @@ class Scorer:
 
     def judge(self) -> PretrainedRun:
         """As `Result.write` takes it: a result carries the hash of the run whose folder it is in."""
+        if self.run is self.pretrained.run:
+            return self.pretrained
         step = store.steps(self.run.checkpoints)[-1]
         identity = store.identity(self.run.checkpoints, step)
         return dataclasses.replace(self.pretrained, run=self.run, step=step, identity=identity)

@@ -35,6 +35,8 @@ FIGURE, FIGURE_FACTS = "figure.png", "figure.json"
 SHEET_COLUMNS, SHEET_ROWS = 10, 10
 MOST_PIXELS = 4096 * 4096
 """Of an image of the folder."""
+MOST_BYTES = 2 * MOST_PIXELS
+"""Of its file: more than what does not compress at all."""
 
 
 class SampleLine(TypedDict):
@@ -155,10 +157,12 @@ def read_grey(path: Path) -> NDArray[np.float64]:
         DataError: it is damaged, or larger than any that is synthesized.
     """
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError("too large")
+        # from memory: a damaged length makes Pillow ask a file for that many bytes at once
+        with Image.open(io.BytesIO(path.read_bytes()), formats=("PNG",)) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError("too large")
             return np.asarray(image.convert("L"), np.float64) / 255.0
-    # what Pillow raises for damaged headers and data
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise all kinds of errors on damaged files
         raise DataError(f"{path}: damaged; delete it, and the same command makes it again") from error

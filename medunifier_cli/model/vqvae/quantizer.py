@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medunifier_cli.distributed import world
-from medunifier_cli.model.precision import at_least_fp32, exact_products
+from medunifier_cli.model.precision import at_least_fp32, exact_products, full_precision
 from medunifier_cli.recipe.schema import GeneratorConfig
 
 COLLAPSED = 1.5
@@ -89,7 +89,7 @@ class Quantiser(nn.Module):
                 codes. None: no revival.
         """
         # near codes differ by less than bf16 resolves, and running means would stop moving in it
-        with torch.autocast(z_e_BCHW.device.type, enabled=False), exact_products():
+        with full_precision(z_e_BCHW.device), exact_products():
             z_e = at_least_fp32(z_e_BCHW)
             vectors = z_e.permute(0, 2, 3, 1).flatten(0, 2)
             # before the nearest codes are looked up, so that this batch can choose the codes it revived

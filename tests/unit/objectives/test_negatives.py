@@ -11,10 +11,10 @@ import torch
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.split_source import SplitSource
 from medunifier_cli.data.texts.tokenizer import TextTokenizer
+from medunifier_cli.evaluate.pair_scores import other_texts
 from medunifier_cli.objectives.itm import draw_negatives, draw_weights
 from medunifier_cli.objectives.similarity import Similarity
 from medunifier_cli.recipe.schema import DataConfig, TextConfig
-from medunifier_cli.stages.heldout import other_texts
 from tests.hand_made import WORDS, HandMade, sample, write_shard
 from tests.tiny import tiny_recipe
 

@@ -14,9 +14,10 @@ import torch
 from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.tokenizer import TextTokenizer
+from medunifier_cli.evaluate.pair_scores import other_texts
 from medunifier_cli.recipe.schema import DataConfig, TextConfig
 from medunifier_cli.stages import heldout
-from medunifier_cli.stages.heldout import mean_image, other_texts, psnr
+from medunifier_cli.stages.heldout import mean_image, psnr
 from tests import hand_made
 
 

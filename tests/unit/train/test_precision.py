@@ -105,6 +105,9 @@ def test_steps_are_in_the_recipes_precision_and_validation_is_not(
         def doubt(self, numbers: Any) -> str:
             return ""
 
+        def over(self) -> str:
+            return ""
+
         def validate(self, step: int, watch: Watch = iter) -> dict[str, float]:
             self.module.where = "validate"
             value = float(self.module(torch.ones(2, 3)).sum())
