@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics are those of the global batch.
+"""Batch normalisation whose statistics are those of the global batch; the norm that a recipe names.
 
 PyTorch's SyncBatchNorm refuses CPU tensors, so there the statistics are all-reduced here. On a GPU its
 kernels do the work, but not its module, which waits for the GPU in each layer to see which ranks have rows.
@@ -6,6 +6,7 @@ kernels do the work, but not its module, which waits for the GPU in each layer t
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -107,3 +108,11 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             running.lerp_(now, self.momentum)
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
+
+
+def map_norm(kind: str, channels: int) -> nn.Module:
+    """The norm of feature maps [B, channels, H, W] that `model.generator.norm` names: `batch` or `group`."""
+    if kind == "batch":
+        return GlobalBatchNorm(channels)
+    # 32 groups (Wu and He 2018), or as many as divide both
+    return nn.GroupNorm(math.gcd(channels, 32), channels)

@@ -7,15 +7,16 @@ width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
-from medunifier_cli.data.labels.labelled import LabelledImages
+from medunifier_cli.data.labels.labelled import LabelledFeatures, LabelledImages
 from medunifier_cli.data.loader import eval_batches, eval_workers
 from medunifier_cli.distributed import world
 from medunifier_cli.errors import DataError
@@ -39,6 +40,24 @@ def features_file(trained: PretrainedRun, images: LabelledImages, dataset: str, 
     name = f"queries-{dataset}-{images.shards.split}-{_digest(trained, images)}.h5"
     shared = trained.run.cache / name
     return shared if trained.run.writable or shared.exists() else own.cache / name
+
+
+def features_of(
+    trained: PretrainedRun, images: Mapping[str, LabelledImages], names: Mapping[str, str], own: Run,
+    workers: int,
+) -> dict[str, LabelledFeatures]:  # fmt: skip
+    """The queries of all samples by role, computed by all ranks together unless they are cached.
+
+    Args:
+        names: role -> name of its data set.
+    """
+    features = {}
+    for role, source in images.items():
+        path = features_file(trained, source, names[role], own)
+        encoder = Classifier(trained.model, nn.Identity(), freeze=True)
+        compute_features(trained, encoder, source, path, workers)
+        features[role] = LabelledFeatures(source, read_features(path))
+    return features
 
 
 def compute_features(

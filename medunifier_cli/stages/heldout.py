@@ -6,9 +6,7 @@ one, so that guessing is right half of the time.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +14,18 @@ import torch
 from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
-from medunifier_cli.data.batch import Batch, PackedText, first_pairs, to_device
-from medunifier_cli.data.loader import SplitSource, eval_batches, eval_workers
+from medunifier_cli.data.batch import PackedText, first_pairs, to_device
+from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.distributed import world
 from medunifier_cli.evaluate.benchmark import patients
+from medunifier_cli.evaluate.fidelity import (
+    BATCH,
+    batches_of_rank,
+    mean_image,
+    of_all_ranks,
+    of_how_many,
+    psnr,
+)
 from medunifier_cli.evaluate.pair_scores import other_texts
 from medunifier_cli.evaluate.results import Metric, Result, mean
 from medunifier_cli.model.precision import measuring
@@ -28,13 +34,8 @@ from medunifier_cli.model.vqvae.quantizer import perplexity, place_counts, place
 from medunifier_cli.page.pictures import save_pairs
 from medunifier_cli.terminal.progress import Progress
 
-BATCH = 64
-"""Samples per forward pass and rank; changes no result beyond rounding."""
 SHOWN = 16
 """Images in the picture of reconstructions."""
-MEAN_OF = 10_000
-"""Training images of which the mean image is made, at most: it is off by about a hundredth of the deviation
-between images, and to decode 243,300 of them takes one core five minutes."""
 
 
 def evaluate(
@@ -60,7 +61,7 @@ def evaluate(
         "pretraining", dataset, split, shards, n=len(heldout), seed=trained.recipe.train.seed, metrics=[],
         protocol=(
             "PSNR: mean over images, values in [0, 1]; baseline: the mean training image"
-            f"{_of_how_many(train)}. Perplexity and dead codes: over all codes of the split. ITM: each "
+            f"{of_how_many(train)}. Perplexity and dead codes: over all codes of the split. ITM: each "
             "image with its own text and with one sampled from the texts that differ from it; baseline: "
             "guessing. Intervals: 95 %, 1,000 "
             f"bootstrap resamples of patients. Forward passes in {trained.precision}"
@@ -80,61 +81,15 @@ def evaluate(
     return metrics
 
 
-def psnr(image_BCHW: Tensor, other_BCHW: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, [B]; the peak is 1.
-
-    Args:
-        image_BCHW: values in [0, 1].
-        other_BCHW: clamped to [0, 1] first, as a picture of it would be.
-    """
-    error_B = (image_BCHW - other_BCHW.clamp(0, 1)).square().flatten(1).mean(dim=1)
-    return -10 * torch.log10(error_B.clamp(min=1e-12))  # equal images get 120 dB and not infinity
-
-
-def mean_image(source: SplitSource, device: torch.device | None = None) -> Tensor:
-    """Mean of the images of a split, [1, 1, H, W] in [0, 1]; of a large one, of `MEAN_OF` evenly spaced.
-
-    All ranks call it and share the work.
-
-    Args:
-        device: where ranks exchange tensors; by default the CPU.
-    """
-    if len(source) > MEAN_OF:
-        source = copy.copy(source)
-        source.rows = source.rows[np.arange(MEAN_OF) * len(source) // MEAN_OF]
-    total = torch.zeros((source.data.image_size,) * 2, dtype=torch.float64)
-    for batch, mask_B in _batches(source):
-        total += batch.image_B1HW[mask_B].double().sum(dim=(0, 1))
-    return (_of_all_ranks(total, device) / len(source) / 255.0).float()[None, None]
-
-
-def _of_how_many(source: SplitSource) -> str:
-    return f" (of {MEAN_OF:,} of them)" if len(source) > MEAN_OF else ""
-
-
-def _batches(source: SplitSource) -> Iterator[tuple[Batch, Tensor]]:
-    """This rank's batches of a split, each with its mask of rows that are no repetition."""
-    count = -(-len(source) // (BATCH * world.size()))
-    return eval_batches(
-        source, batch_size=BATCH, rank=world.rank(), world=world.size(),
-        workers=eval_workers(source.data.workers, count),
-    )  # fmt: skip
-
-
-def _of_all_ranks(mine: Tensor, device: torch.device | None) -> Tensor:
-    """The sum over ranks, on the CPU: the whole, where each has filled in its part and left 0 elsewhere."""
-    return world.all_sum(mine.to(device or mine.device)).cpu()
-
-
 def _reconstruction(
     trained: PretrainedRun, train: SplitSource, heldout: SplitSource, split: str
 ) -> list[Metric]:
     device = trained.device
-    average = mean_image(train, device).to(device)
+    average = mean_image(train, device=device).to(device)
     quality_n, baseline_n = torch.zeros(2, len(heldout))
     counts: list[Tensor] = []
     with measuring(), Progress(len(heldout), "image", hidden=not world.is_main()) as progress:
-        for number, (batch, mask_B) in enumerate(_batches(heldout)):
+        for number, (batch, mask_B) in enumerate(batches_of_rank(heldout)):
             # at least one: the last batch of a late rank may hold repetitions alone
             real = int(mask_B.sum())
             batch = first_pairs(to_device(batch, device), max(1, real))
@@ -151,11 +106,11 @@ def _reconstruction(
             if number == 0 and world.is_main():
                 path = trained.run.samples / f"reconstructions-{split}.png"
                 save_pairs(image[:SHOWN], reconstruction.image_BCHW[:SHOWN], path)
-    top_PK, bottom_PK = (_of_all_ranks(of_level, device) for of_level in counts)
+    top_PK, bottom_PK = (of_all_ranks(of_level, device) for of_level in counts)
     top_K, bottom_K = top_PK.sum(dim=0), bottom_PK.sum(dim=0)
     size = float(len(top_K))
     groups = patients(heldout, np.arange(len(heldout)))
-    quality_n, baseline_n = _of_all_ranks(quality_n, device), _of_all_ranks(baseline_n, device)
+    quality_n, baseline_n = of_all_ranks(quality_n, device), of_all_ranks(baseline_n, device)
     return [
         mean("reconstruction PSNR", quality_n, float(baseline_n.mean()), "dB", groups=groups),
         Metric("perplexity, top codebook", float(perplexity(top_K)), 1.0, f"of {size:.0f}"),
@@ -172,7 +127,7 @@ def _matching(trained: PretrainedRun, heldout: SplitSource) -> Metric:
     n = len(heldout)
     partner_n = other_texts(heldout, trained.recipe.train.seed)
     hits_2n = torch.zeros(2, n)  # with the own text, with the other
-    for batch, mask_B in _batches(heldout):
+    for batch, mask_B in batches_of_rank(heldout):
         real = max(1, int(mask_B.sum()))
         own = batch.position_B[:real].tolist()
         paired = [row for row, i in enumerate(own) if partner_n[i] >= 0]
@@ -187,7 +142,7 @@ def _matching(trained: PretrainedRun, heldout: SplitSource) -> Metric:
             said_M = (logits.argmax(dim=1) == 1).cpu()
             hits_2n[0, own] = said_M[:real].float()
             hits_2n[1, [own[row] for row in paired]] = (~said_M[real:]).float()
-    hits_2n = _of_all_ranks(hits_2n, trained.device)
+    hits_2n = of_all_ranks(hits_2n, trained.device)
     hits: list[float] = []
     pairs: list[int] = []
     # in an order that no number of ranks changes: resamples are drawn by place

@@ -20,6 +20,7 @@ from medunifier_cli.data.contract import Batch
 from medunifier_cli.data.images.augment import Augmented
 from medunifier_cli.data.loader import SplitSource, micro_batch_size, train_batches
 from medunifier_cli.data.shards import Shards
+from medunifier_cli.data.subset import refuse_synthetic
 from medunifier_cli.data.texts.token_table import texts_of
 from medunifier_cli.data.texts.tokenizer import CONFIG, FINGERPRINT, MEND, VOCABULARY, TextTokenizer
 from medunifier_cli.distributed import draws, world
@@ -277,6 +278,8 @@ def _check_start(recipe: PretrainRecipe, shards: Path) -> tuple[dict[str, str], 
     for key, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
         if not split:
             continue
+        if key != "train":
+            refuse_synthetic(shards, split, f"data.{key}")
         try:
             opened = Shards.open(shards, split)
         except NoSplitError as error:

@@ -37,6 +37,10 @@ VARIANTS = {
         "model.generator.codebook_size=5",  # of 16, two may move onto one vector, and a tie is anybody's
     ),
     "random negatives, group norm": ("objectives.itm_negatives=random", "model.generator.norm=group"),
+    "the authors' adapters, batch-normed features": (
+        "model.generator.nonlinear=linear-relu-linear", "model.generator.upsample=nearest",
+        "model.generator.residual=bottleneck", "model.generator.feature_norm=batch",
+    ),
     "no contrast": ("objectives.itc=0.0", "objectives.itm=0.0"),
 }  # fmt: skip
 

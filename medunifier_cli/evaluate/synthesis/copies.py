@@ -99,7 +99,8 @@ def find_copies(scorer: Scorer, fake: str, real: str = "", heldout: str = "") ->
     split = heldout or pretrained.recipe.data.test or pretrained.recipe.data.valid
     if not split:
         raise MuError(f"{pretrained.run.folder}: its recipe names no held-out split; name one with --heldout")
-    unseen = SplitImages(open_benchmark(pretrained, split=split), pretrained.recipe.data.train)
+    heldout_split = open_benchmark(pretrained, split=split, class_texts=True)
+    unseen = SplitImages(heldout_split, pretrained.recipe.data.train)
     judged, held_out_neighbours = _compare(pretrained, train, fakes, unseen)
     comparisons = {
         name: nearness(judged[name].distance_n, reference.distance_n)
@@ -168,7 +169,7 @@ def _training_images(scorer: Scorer, real: str) -> ImageSet:
     pretrained = scorer.pretrained
     if real:
         return open_images(pretrained, real)
-    benchmark = open_benchmark(pretrained, split=pretrained.recipe.data.train)
+    benchmark = open_benchmark(pretrained, split=pretrained.recipe.data.train, class_texts=True)
     if scorer.limit:
         # Images that the priors never saw cannot have been copied, and would only blur the comparison.
         benchmark.source.rows = benchmark.source.rows[: scorer.limit]

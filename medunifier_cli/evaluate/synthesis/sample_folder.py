@@ -2,7 +2,8 @@
 
     000000.png ...     8-bit grey
     samples.jsonl      one line per image: image, sample, seed, prompt, class, hash of its codes, settings
-    samples.csv        `prompt`, `img_savename`: what CheXGenBench reads
+    samples.csv        `prompt`, `img_savename`: what CheXGenBench reads; `image`, `class`, `origin`: what
+                       `mu prepare table` reads, to train on
     contact.png        the first images
     figure.png         with `--figure`: real, reconstructed and synthetic images (`figure.json`: which)
     settings.json      what all images have in common; a later call must agree with it to resume
@@ -32,6 +33,8 @@ from medunifier_cli.temporary import is_temporary, sweep
 
 SETTINGS, LINES, TABLE, SHEET = "settings.json", "samples.jsonl", "samples.csv", "contact.png"
 FIGURE, FIGURE_FACTS = "figure.png", "figure.json"
+COLUMNS = ("prompt", "img_savename", "image", "class", "origin")
+"""Of the table."""
 SHEET_COLUMNS, SHEET_ROWS = 10, 10
 MOST_PIXELS = 4096 * 4096
 """Of an image of the folder."""
@@ -60,6 +63,7 @@ class SampleFolder:
     Args:
         settings: what all images have in common; fits JSON.
         texts_of: the file of the prompts, which may be reports; see `files.atomic_write`.
+        origin: what made the images, see `origin_of`.
 
     Attributes:
         done: the lines of all images that are there, by sample number.
@@ -68,8 +72,10 @@ class SampleFolder:
         DataError: it cannot be written, holds other files, or images of other settings.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], texts_of: Path | None = None) -> None:
-        self.folder, self.texts_of = folder, texts_of
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], texts_of: Path | None = None, origin: str = ""
+    ) -> None:
+        self.folder, self.texts_of, self.origin = folder, texts_of, origin
         self.done: dict[int, dict[str, Any]] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -110,9 +116,12 @@ class SampleFolder:
         self._rewrite()
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["prompt", "img_savename"])
+        writer.writerow(COLUMNS)
         lines = [self.done[sample] for sample in sorted(self.done)]
-        writer.writerows([line.get("prompt", ""), line["image"]] for line in lines)
+        writer.writerows(
+            [line.get("prompt", ""), line["image"], line["image"], line.get("class", ""), self.origin]
+            for line in lines
+        )
         write_text(self.folder / TABLE, table.getvalue(), texts_of=self.texts_of)
         shown = [read_grey(self.folder / line["image"]) for line in lines[: SHEET_COLUMNS * SHEET_ROWS]]
         rows = [shown[start : start + SHEET_COLUMNS] for start in range(0, len(shown), SHEET_COLUMNS)]
@@ -123,6 +132,18 @@ class SampleFolder:
         lines = (self.done[sample] for sample in sorted(self.done))
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
         write_text(self.folder / LINES, text, texts_of=self.texts_of)
+
+
+def origin_of(run: str, identity: str) -> str:
+    """What `samples.csv` says of where its images come from: `synthetic:<run>@<hash>`.
+
+    `mu prepare` puts images of such an origin into no split but `train`.
+
+    Args:
+        run: name of the run whose model made them.
+        identity: hash of its checkpoint.
+    """
+    return f"synthetic:{run}@{identity}"
 
 
 def read_samples(folder: Path) -> list[dict[str, Any]]:

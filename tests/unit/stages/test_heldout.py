@@ -14,10 +14,10 @@ import torch
 from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.tokenizer import TextTokenizer
+from medunifier_cli.evaluate import fidelity
+from medunifier_cli.evaluate.fidelity import mean_image, psnr
 from medunifier_cli.evaluate.pair_scores import other_texts
 from medunifier_cli.recipe.schema import DataConfig, TextConfig
-from medunifier_cli.stages import heldout
-from medunifier_cli.stages.heldout import mean_image, psnr
 from tests import hand_made
 
 
@@ -97,7 +97,7 @@ def test_equal_texts_have_no_other() -> None:
 def test_mean_image_of_a_large_split_is_that_of_evenly_spaced_samples(
     source: SplitSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heldout, "MEAN_OF", 7)
+    monkeypatch.setattr(fidelity, "MEAN_OF", 7)
     rows = source.rows.copy()
     expected = sum(source.sample(i).image_HW.astype(np.float64) for i in range(0, 70, 10)) / 7 / 255
     np.testing.assert_allclose(mean_image(source)[0, 0].numpy(), expected, atol=1e-6)
