@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medunifier_cli.distributed import world
-from medunifier_cli.model.precision import at_least_fp32, full_precision
+from medunifier_cli.model.precision import at_least_fp32, exact_products, full_precision
 from medunifier_cli.recipe.schema import GeneratorConfig
 
 COLLAPSED = 1.5
@@ -64,6 +64,7 @@ class Quantiser(nn.Module):
             self.register_buffer("sum_KC", start.clone())
         # in `loss` mode too, where no mean needs it: it is what tells which codes are dead
         self.register_buffer("usage_K", torch.ones(size))
+        self._has_started = False  # what this process knows of `started`
         # in the state dict, so that a resumed run does not take its first batch for the very first
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
@@ -88,14 +89,14 @@ class Quantiser(nn.Module):
                 codes. None: no revival.
         """
         # near codes differ by less than bf16 resolves, and running means would stop moving in it
-        with full_precision(z_e_BCHW.device):
+        with full_precision(z_e_BCHW.device), exact_products():
             z_e = at_least_fp32(z_e_BCHW)
             vectors = z_e.permute(0, 2, 3, 1).flatten(0, 2)
             # before the nearest codes are looked up, so that this batch can choose the codes it revived
             if self.training and self.recipe.revive_dead_codes and draws is not None:
                 self._revive(vectors.detach(), draws)
             code_n = self.nearest(vectors.detach())
-            count_K = torch.bincount(code_n, minlength=len(self.code_KC)).to(z_e.dtype)
+            count_K = count_of(code_n, len(self.code_KC), z_e.dtype)
             code_BHW = code_n.view(z_e.shape[0], *z_e.shape[2:])
             z_q = self.look_up(code_BHW)
             commitment = F.mse_loss(z_e, z_q.detach())
@@ -134,7 +135,9 @@ class Quantiser(nn.Module):
         # Rows of the global batch, and for every code, dead or not: each rank draws the same numbers from the
         # same generator, whatever it holds, so any number of ranks revives a code with the same vector.
         row_K = torch.randint(global_rows, (codes,), generator=draws)
-        if not bool(self.started):
+        # read until it is true, as it stays so: a GPU would have to be waited for
+        self._has_started = self._has_started or bool(self.started)
+        if not self._has_started:
             dead_K = torch.ones(codes, dtype=torch.bool, device=vectors_nC.device)
             self.started.fill_(True)
             # the use that an evenly used codebook would have, so that running use starts at its own scale
@@ -142,20 +145,28 @@ class Quantiser(nn.Module):
         else:
             # relative to the mean use, so that the threshold does not depend on batch or codebook size
             dead_K = self.usage_K < self.recipe.revive_below * self.usage_K.mean()
-        if not bool(dead_K.any()):
-            return
+        if vectors_nC.device.type != "cuda" and not bool(dead_K.any()):
+            return  # a GPU would have to be waited for: there the vectors are fetched and not used
         # A rank fills in the rows that it holds and leaves 0 for the others: the sum over ranks is the vector
         # itself, without gathering all vectors of all ranks.
         local_K = row_K.to(vectors_nC.device) - world.rank() * len(vectors_nC)
         is_local_K = (local_K >= 0) & (local_K < len(vectors_nC))
         vector_KC = torch.where(is_local_K[:, None], vectors_nC[local_K.clamp(0, len(vectors_nC) - 1)], 0.0)
         vector_KC = world.all_sum(vector_KC)
-        self.code_KC.data[dead_K] = vector_KC[dead_K].to(self.code_KC.dtype)
+        dead_K1, codes_KC = dead_K[:, None], self.code_KC.data
+        codes_KC.copy_(torch.where(dead_K1, vector_KC.to(codes_KC.dtype), codes_KC))
         # the mean use gives a new code time to prove itself before it can be called dead again
-        self.usage_K[dead_K] = self.usage_K.mean()
+        self.usage_K.copy_(torch.where(dead_K, self.usage_K.mean(), self.usage_K))
         if self.recipe.codebook == "ema":
             # the sum must match, or the next update would divide the old sum by the new use
-            self.sum_KC[dead_K] = vector_KC[dead_K] * self.usage_K[dead_K, None]
+            self.sum_KC.copy_(torch.where(dead_K1, vector_KC * self.usage_K[:, None], self.sum_KC))
+
+
+def count_of(code_n: Tensor, codes: int, dtype: torch.dtype) -> Tensor:
+    """How often each code occurs among int64 [n], as numbers of `dtype`, [K]."""
+    # not `bincount`: it asks the device for the largest code and waits for the answer
+    counts = torch.zeros(codes, dtype=dtype, device=code_n.device)
+    return counts.index_add_(0, code_n, torch.ones_like(code_n, dtype=dtype))
 
 
 def place_counts(code_BHW: Tensor, codes: int) -> Tensor:
