@@ -1,7 +1,7 @@
 """Which settings keep the codebooks of the paper's generator alive: pilots, then long runs of `full.yaml`'s.
 
-Runs the commands that a user would type, at the demo's size on phantom and, with `--pairs`, on a table of real
-pairs, and writes docs/codes.md. Finished runs are not repeated, so a stopped experiment resumes.
+Runs the commands that a user would type, with a small model on phantom and, with `--pairs`, on a table of
+real pairs, and writes docs/codes.md. Finished runs are not repeated, so a stopped experiment resumes.
 
 python experiments/codes.py --pairs rocov2-chest/pairs.csv
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from medunifier_cli.recipe.schema import GeneratorConfig, PretrainRecipe
 def recipe_of(run: Training) -> PretrainRecipe:
     """The recipe that the run's command makes."""
     _, name, *rest = run.command
-    overrides = [value for option, value in zip(rest, rest[1:], strict=False) if option == "-o"]
+    overrides = [value for option, value in pairwise(rest) if option == "-o"]
     return load_recipe(name, overrides)
 
 
