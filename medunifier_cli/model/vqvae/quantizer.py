@@ -134,8 +134,8 @@ class Quantiser(nn.Module):
         # Rows of the global batch, and for every code, dead or not: each rank draws the same numbers from the
         # same generator, whatever it holds, so any number of ranks revives a code with the same vector.
         row_K = torch.randint(global_rows, (codes,), generator=draws)
-        # No `if` on these tensors: the CPU would wait for the GPU in each pass of each level, to learn if there
-        # is a dead code. Where none is, nothing changes, for the price of an all-reduce of the codebook.
+        # No `if` on these tensors: the CPU would wait for the GPU in each pass of each level, to learn
+        # if there is a dead code. Where none is, nothing changes, for the price of an all-reduce.
         # At the start, use is what an evenly used codebook would have: at its own scale from then on.
         even_use = torch.full_like(self.usage_K, global_rows / codes)
         usage_K = torch.where(self.started, self.usage_K, even_use)
