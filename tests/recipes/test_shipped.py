@@ -131,8 +131,8 @@ GIVEN = {
     "vit": {"name", "weights", "frozen", "patch_size", "width", "depth", "heads", "pixel_norm"},
     "qformer": {"weights", "layers", "width", "heads", "queries", "cross_attention_every"},
     # where the paper has nothing of the kind, the value is that of having none
-    "generator": {"codebook_size", "code_width", "codebook", "beta", "norm", "feature_norm",
-                  "position_scale", "rate_scale"},
+    "generator": {"codebook_size", "code_width", "codebook", "beta", "norm", "position_scale",
+                  "rate_scale"},
     "objectives": {"itc", "itm", "itg", "tig", "embed_width", "embed_norm", "temperature",
                    "itc_smoothing", "itm_negatives"},
     "optim": {"peak_lr", "warmup_lr", "warmup", "beta1", "beta2", "weight_decay"},
