@@ -31,13 +31,11 @@ WARM = 100
 """Steps after which a codebook has to live."""
 SIZES: dict[str, object] = {"code_width": 64, "base_width": 64, "residual_width": 32}
 """Keys of the generator that the experiment sets itself: what a CPU can pay. All others are `full.yaml`'s."""
-REVIVAL: dict[str, object] = {"revive_dead_codes": True, "ema_decay": 0.9}
 VARIANTS: dict[str, dict[str, object]] = {
     "paper": {},
     "codebook from the first batch": {"revive_dead_codes": True, "revive_below": 0.0},
     "feature norm": {"feature_norm": "batch"},
-    "revival": REVIVAL,
-    "feature norm, revival": {"feature_norm": "batch", **REVIVAL},
+    "revival": {"revive_dead_codes": True, "ema_decay": 0.9},
 }  # fmt: skip
 """What each pilot changes of the paper's generator, which is the recipe's default."""
 SETTINGS: dict[str, object] = {
@@ -209,7 +207,7 @@ def page(pilots: Sequence[Training], long: Sequence[Training], home: Path) -> st
 @click.option("--pairs", type=click.Path(exists=True, path_type=Path), help="Table of real pairs; see above.")
 @click.option("--steps", type=click.IntRange(min=WARM + 1), default=2000, show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--pilot-steps", type=click.IntRange(min=WARM + 1), default=300, show_default=True)
+@click.option("--pilot-steps", type=click.IntRange(min=WARM + 1), default=1000, show_default=True)
 @click.option("--only", default="", help="Train only the runs whose names begin with this.")
 @click.option("--together", type=click.IntRange(min=1), default=2, show_default=True, help="Runs at a time.")
 def main(

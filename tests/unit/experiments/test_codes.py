@@ -24,7 +24,7 @@ def recipe_of(run: Training) -> PretrainRecipe:
 
 def test_long_runs_have_the_generator_of_full_but_for_its_sizes() -> None:
     full = asdict(load_recipe("full").model.generator)
-    _, long = plan([PHANTOM, PAIRS], 2000, 3, 300)
+    _, long = plan([PHANTOM, PAIRS], 2000, 3, 1000)
     assert [(run.data.name, run.seed) for run in long] == [
         (name, seed) for seed in range(3) for name in ("phantom", "pairs")
     ]
@@ -39,7 +39,7 @@ def test_long_runs_have_the_generator_of_full_but_for_its_sizes() -> None:
 
 def test_each_pilot_changes_of_the_paper_what_its_table_says() -> None:
     paper = asdict(GeneratorConfig())
-    pilots, _ = plan([PHANTOM], 2000, 3, 300)
+    pilots, _ = plan([PHANTOM], 2000, 3, 1000)
     assert [run.variant for run in pilots] == list(VARIANTS)
     for run in pilots:
         recipe = recipe_of(run)
@@ -52,7 +52,7 @@ def test_each_pilot_changes_of_the_paper_what_its_table_says() -> None:
 
 
 def test_runs_have_names_of_their_own() -> None:
-    pilots, long = plan([PHANTOM, PAIRS], 2000, 3, 300)
+    pilots, long = plan([PHANTOM, PAIRS], 2000, 3, 1000)
     names = [run.name for run in (*pilots, *long)]
     assert len(set(names)) == len(names)
 
@@ -80,7 +80,7 @@ def finished(run: Training, home: Path) -> None:
 
 
 def test_a_row_says_what_the_run_measured(tmp_path: Path) -> None:
-    _, long = plan([PHANTOM], 2000, 1, 300)
+    _, long = plan([PHANTOM], 2000, 1, 1000)
     assert row(long[0], tmp_path) is None
     finished(long[0], tmp_path)
     # 512 codes less the dead ones; the lowest after step 100, of training steps alone
@@ -97,7 +97,7 @@ def test_a_finished_run_is_not_repeated_and_an_unfinished_one_resumes(
 ) -> None:
     called: list[list[str]] = []
     monkeypatch.setattr(codes, "mu", lambda command, *_: called.append(command))
-    _, long = plan([PHANTOM, PAIRS], 2000, 1, 300)
+    _, long = plan([PHANTOM, PAIRS], 2000, 1, 1000)
     finished(long[0], tmp_path)
     for run in long:
         codes.train(run, tmp_path)
