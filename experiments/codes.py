@@ -174,7 +174,7 @@ def row(run: Training, home: Path) -> list[str] | None:
     quality = metrics["reconstruction PSNR"]
     size = int(run.generator["codebook_size"])  # type: ignore[call-overload]
     return [
-        run.data.name, run.variant, str(run.seed), f"{quality['value']:.1f} ({quality['baseline']:.1f})",
+        run.data.name, run.variant, str(run.seed), f"{quality['value']:.1f} ({quality['floor']:.1f})",
         both("dead codes", ".0f", lambda dead: size - dead), both("perplexity", ".0f"),
         both("perplexity at one position", ".1f"), lowest,
     ]  # fmt: skip

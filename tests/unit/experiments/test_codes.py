@@ -60,12 +60,12 @@ def test_runs_have_names_of_their_own() -> None:
 def finished(run: Training, home: Path) -> None:
     """A run folder as `mu pretrain` leaves it, with these numbers."""
     levels = {"top": (400.0, 210.0, 30.25), "bottom": (12.0, 350.0, 6.0)}
-    metrics = [{"name": "reconstruction PSNR", "value": 24.06, "baseline": 21.0}]
+    metrics = [{"name": "reconstruction PSNR", "value": 24.06, "floor": 21.0}]
     for level, (dead, perplexity, place) in levels.items():
         metrics += [
-            {"name": f"dead codes, {level} codebook", "value": dead, "baseline": 511.0},
-            {"name": f"perplexity, {level} codebook", "value": perplexity, "baseline": 1.0},
-            {"name": f"perplexity at one position, {level} codebook", "value": place, "baseline": 1.0},
+            {"name": f"dead codes, {level} codebook", "value": dead, "floor": 511.0},
+            {"name": f"perplexity, {level} codebook", "value": perplexity, "floor": 1.0},
+            {"name": f"perplexity at one position, {level} codebook", "value": place, "floor": 1.0},
         ]
     path = run.result(home)
     path.parent.mkdir(parents=True)
