@@ -207,7 +207,7 @@ def page(pilots: Sequence[Training], long: Sequence[Training], home: Path) -> st
 @click.option("--pairs", type=click.Path(exists=True, path_type=Path), help="Table of real pairs; see above.")
 @click.option("--steps", type=click.IntRange(min=WARM + 1), default=2000, show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--pilot-steps", type=click.IntRange(min=WARM + 1), default=1000, show_default=True)
+@click.option("--pilot-steps", type=click.IntRange(min=WARM + 1), default=2000, show_default=True)
 @click.option("--only", default="", help="Train only the runs whose names begin with this.")
 @click.option("--together", type=click.IntRange(min=1), default=2, show_default=True, help="Runs at a time.")
 def main(
