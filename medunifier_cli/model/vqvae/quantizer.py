@@ -135,31 +135,27 @@ class Quantiser(nn.Module):
         # Rows of the global batch, and for every code, dead or not: each rank draws the same numbers from the
         # same generator, whatever it holds, so any number of ranks revives a code with the same vector.
         row_K = torch.randint(global_rows, (codes,), generator=draws)
-        # read until it is true, as it stays so: a GPU would have to be waited for
-        self._has_started = self._has_started or bool(self.started)
-        if not self._has_started:
-            dead_K = torch.ones(codes, dtype=torch.bool, device=vectors_nC.device)
-            self.started.fill_(True)
-            # the use that an evenly used codebook would have, so that running use starts at its own scale
-            self.usage_K.fill_(global_rows / codes)
-        else:
-            # relative to the mean use, so that the threshold does not depend on batch or codebook size
-            dead_K = self.usage_K < self.recipe.revive_below * self.usage_K.mean()
-        if vectors_nC.device.type != "cuda" and not bool(dead_K.any()):
-            return  # a GPU would have to be waited for: there the vectors are fetched and not used
+        # No `if` on these tensors: the CPU would wait for the GPU in each pass of each level, to learn
+        # if there is a dead code. Where none is, nothing changes, for the price of an all-reduce.
+        # At the start, use is what an evenly used codebook would have: at its own scale from then on.
+        even_use = torch.full_like(self.usage_K, global_rows / codes)
+        usage_K = torch.where(self.started, self.usage_K, even_use)
+        # relative to the mean use, so that the threshold does not depend on batch or codebook size
+        is_dead_K = ~self.started | (usage_K < self.recipe.revive_below * usage_K.mean())
+        self.started.fill_(True)
         # A rank fills in the rows that it holds and leaves 0 for the others: the sum over ranks is the vector
         # itself, without gathering all vectors of all ranks.
         local_K = row_K.to(vectors_nC.device) - world.rank() * len(vectors_nC)
         is_local_K = (local_K >= 0) & (local_K < len(vectors_nC))
         vector_KC = torch.where(is_local_K[:, None], vectors_nC[local_K.clamp(0, len(vectors_nC) - 1)], 0.0)
         vector_KC = world.all_sum(vector_KC)
-        dead_K1, codes_KC = dead_K[:, None], self.code_KC.data
-        codes_KC.copy_(torch.where(dead_K1, vector_KC.to(codes_KC.dtype), codes_KC))
+        self.code_KC.data.copy_(torch.where(is_dead_K[:, None], vector_KC, self.code_KC.data))
         # the mean use gives a new code time to prove itself before it can be called dead again
-        self.usage_K.copy_(torch.where(dead_K, self.usage_K.mean(), self.usage_K))
+        self.usage_K.copy_(torch.where(is_dead_K, usage_K.mean(), usage_K))
         if self.recipe.codebook == "ema":
             # the sum must match, or the next update would divide the old sum by the new use
-            self.sum_KC.copy_(torch.where(dead_K1, vector_KC * self.usage_K[:, None], self.sum_KC))
+            sum_KC = vector_KC * self.usage_K[:, None]
+            self.sum_KC.copy_(torch.where(is_dead_K[:, None], sum_KC, self.sum_KC))
 
 
 def count_of(code_n: Tensor, codes: int, dtype: torch.dtype) -> Tensor:
