@@ -76,6 +76,8 @@ class ImageEncoder(nn.Module):
             raise MuError(
                 f"model.vit.name: {recipe.name} is no plain vision transformer; choose one of timm's"
             )
+        if recipe.position_std:
+            _draw_positions(self.vit, recipe)
         if recipe.drop_last_block:
             self.vit.blocks = self.vit.blocks[:-1]
         # the ViT's last norm was fitted to the output of its last block, which may just have been dropped;
@@ -175,6 +177,15 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
             f"model.vit.weights: the weights of {name} are not on this machine; on one with network run "
             f"`mu check` for what to fetch, or name a local folder"
         ) from error
+
+
+def _draw_positions(vit: Any, recipe: VitConfig) -> None:
+    # timm draws them at 0.02, while patches differ by about 0.4 (random convolution, standardised pixels):
+    # attention with random weights then cannot tell places apart, and every query starts from a mean patch
+    embedding = getattr(vit, "pos_embed", None)
+    if embedding is None:
+        raise MuError(f"model.vit.position_std: {recipe.name} has no position embeddings; leave it at 0")
+    nn.init.normal_(embedding, std=recipe.position_std)
 
 
 def _is_hub_error(error: Exception) -> bool:

@@ -1,7 +1,7 @@
 """Measure the objectives of pre-training on a held-out split: reconstruction and codebooks (TIG), and ITM.
 
 Reconstruction and codebook use take every image once. ITM sees each image with its own text and with another
-one, so that guessing is right half of the time.
+one, random or the nearest by ITC, so that guessing is right half of the time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
@@ -32,10 +33,13 @@ from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.model.vqvae.quantizer import perplexity, place_counts, place_perplexity
 from medunifier_cli.page.pictures import save_pairs
+from medunifier_cli.scores.search import search
 from medunifier_cli.terminal.progress import Progress
 
 SHOWN = 16
 """Images in the picture of reconstructions."""
+CANDIDATES = 64
+"""Nearest texts among which a hard one is looked for: a text that many samples share takes up several."""
 
 
 def evaluate(
@@ -62,8 +66,8 @@ def evaluate(
         protocol=(
             "PSNR: mean over images, values in [0, 1]; baseline: the mean training image"
             f"{of_how_many(train)}. Perplexity and dead codes: over all codes of the split. ITM: each "
-            "image with its own text and with one sampled from the texts that differ from it; baseline: "
-            "guessing. Intervals: 95 %, 1,000 "
+            "image with its own text and with one sampled from the texts that differ from it; in hard pairs, "
+            "with the one of them that ITC takes for the nearest; baseline: guessing. Intervals: 95 %, 1,000 "
             f"bootstrap resamples of patients. Forward passes in {trained.precision}"
         ),
     )  # fmt: skip
@@ -75,7 +79,9 @@ def evaluate(
     if objectives.tig:
         metrics += _reconstruction(trained, train, heldout, split)
     if objectives.itm:
-        metrics.append(_matching(trained, heldout))
+        random_n = other_texts(heldout, trained.recipe.train.seed)
+        metrics.append(_matching(trained, heldout, random_n, "random pairs"))
+        metrics.append(_hard_matching(trained, heldout))
     if world.is_main():
         dataclasses.replace(result, metrics=metrics).write(trained)
     return metrics
@@ -122,10 +128,11 @@ def _reconstruction(
     ]
 
 
-def _matching(trained: PretrainedRun, heldout: SplitSource) -> Metric:
-    """ITM accuracy over every image with its own text and with another one."""
+def _matching(
+    trained: PretrainedRun, heldout: SplitSource, partner_n: NDArray[np.int64], what: str
+) -> Metric:
+    """ITM accuracy over every image with its own text and with that of sample `partner_n`, -1 for none."""
     n = len(heldout)
-    partner_n = other_texts(heldout, trained.recipe.train.seed)
     hits_2n = torch.zeros(2, n)  # with the own text, with the other
     for batch, mask_B in batches_of_rank(heldout):
         real = max(1, int(mask_B.sum()))
@@ -152,4 +159,43 @@ def _matching(trained: PretrainedRun, heldout: SplitSource) -> Metric:
         hits += [*hits_2n[0, own].tolist(), *hits_2n[1, paired].tolist()]
         pairs += [*own, *paired]
     groups = patients(heldout, np.array(pairs))
-    return mean("ITM accuracy, random pairs", hits, 0.5, groups=groups)
+    return mean(f"ITM accuracy, {what}", hits, 0.5, groups=groups)
+
+
+def _hard_matching(trained: PretrainedRun, heldout: SplitSource) -> Metric:
+    """ITM accuracy with the wrong text that ITC takes for the nearest, in place of a random one."""
+    n, model = len(heldout), trained.model
+    image_nQE, text_nE = torch.empty(0), torch.empty(0)
+    for batch, mask_B in batches_of_rank(heldout):
+        real = int(mask_B.sum())
+        batch = first_pairs(to_device(batch, trained.device), max(1, real))
+        with measuring():
+            image_BQE = model.image_head(model.encode_image(pixels(batch.image_B1HW)).query_BQD).float().cpu()
+            text_BE = model.text_head(model.encode_text(batch.text)).float().cpu()
+        if not len(image_nQE):
+            image_nQE, text_nE = torch.zeros(n, *image_BQE.shape[1:]), torch.zeros(n, text_BE.shape[1])
+        here = batch.position_B[:real].cpu()
+        image_nQE[here], text_nE[here] = image_BQE[:real], text_BE[:real]
+    image_nQE, text_nE = of_all_ranks(image_nQE, trained.device), of_all_ranks(text_nE, trained.device)
+    if not (image_nQE.isfinite().all() and text_nE.isfinite().all()):
+        # a run that diverged still gets its other numbers
+        return Metric("ITM accuracy, hard pairs", None, 0.5, note="ITC features are not finite")
+    partner_n = nearest_texts(image_nQE.numpy(), text_nE.numpy(), heldout.token_digests)
+    return _matching(trained, heldout, partner_n, "hard pairs")
+
+
+def nearest_texts(
+    image_nQE: NDArray[np.float32], text_nE: NDArray[np.float32], token_digests: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """For each image the sample whose text ITC takes for the nearest, among those with other tokens than its
+    own, [n]; -1 if the nearest `CANDIDATES` all have its own tokens.
+
+    Args:
+        image_nQE, text_nE: ITC features, L2-normalised.
+        token_digests: [n] hashes of what the model reads.
+    """
+    top, _ = search(image_nQE, text_nE, min(CANDIDATES, len(text_nE)))
+    differs_nK = token_digests[top.indices_QK] != token_digests[:, None]
+    first_n = differs_nK.argmax(axis=1)
+    nearest_n = top.indices_QK[np.arange(len(first_n)), first_n]
+    return np.where(differs_nK.any(axis=1), nearest_n, -1)

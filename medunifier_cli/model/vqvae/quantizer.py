@@ -64,7 +64,6 @@ class Quantiser(nn.Module):
             self.register_buffer("sum_KC", start.clone())
         # in `loss` mode too, where no mean needs it: it is what tells which codes are dead
         self.register_buffer("usage_K", torch.ones(size))
-        self._has_started = False  # what this process knows of `started`
         # in the state dict, so that a resumed run does not take its first batch for the very first
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
