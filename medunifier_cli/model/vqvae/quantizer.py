@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medunifier_cli.data.batch import send
 from medunifier_cli.distributed import world
 from medunifier_cli.model.precision import at_least_fp32, exact_products, full_precision
 from medunifier_cli.recipe.schema import GeneratorConfig
@@ -144,7 +145,7 @@ class Quantiser(nn.Module):
         self.started.fill_(True)
         # A rank fills in the rows that it holds and leaves 0 for the others: the sum over ranks is the vector
         # itself, without gathering all vectors of all ranks.
-        local_K = row_K.to(vectors_nC.device) - world.rank() * len(vectors_nC)
+        (local_K,) = send([row_K - world.rank() * len(vectors_nC)], vectors_nC.device)
         is_local_K = (local_K >= 0) & (local_K < len(vectors_nC))
         vector_KC = torch.where(is_local_K[:, None], vectors_nC[local_K.clamp(0, len(vectors_nC) - 1)], 0.0)
         vector_KC = world.all_sum(vector_KC)
