@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.best import best_of, without_best
@@ -48,10 +51,11 @@ class PretrainedRun:
         """Precision of every forward pass that measures, as results state it; training may have another."""
         if self.device.type != "cuda":
             return "fp32"
-        tf32 = ", convolutions in TF32" if torch.backends.cudnn.allow_tf32 else ""  # PyTorch's default
+        # as `model.precision.measuring` has it; convolutions by PyTorch's default
+        convolutions = " and convolutions" if torch.backends.cudnn.allow_tf32 else ""
         # as `MedUnifier.to_device` has it
         half = ", the frozen image encoder in bf16" if self.recipe.model.vit.frozen else ""
-        return f"fp32{tf32}{half}"
+        return f"fp32, matrix products{convolutions} in TF32{half}"
 
 
 def is_run_of(run: Run, *recipes: type[PretrainRecipe | FinetuneRecipe | PriorRecipe]) -> bool:
@@ -165,7 +169,7 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
     # All weights that training changes are in the checkpoint; only a frozen image encoder's are read again.
     model = build_model(recipe, tokenizer.size, load=recipe.model.vit.frozen)
     frozen = dict(model.vit.frozen_tensors())
-    if frozen and store.tensors_hash(frozen) != store.stage_facts(checkpoint, run.folder).get("frozen_hash"):
+    if frozen and tensors_hash(frozen) != store.stage_facts(checkpoint, run.folder).get("frozen_hash"):
         raise CheckpointError(
             f"{run.folder}: the image encoder's weights ({recipe.model.vit.weights}) on this machine are not "
             "those it was trained with; put the original file back"
@@ -193,3 +197,13 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
             f"{recipe.train.best} ({abs(best.value):.4g})"
         )
     return PretrainedRun(run, recipe, tokenizer, model.to_device(device).eval(), device, step, identity)
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors; used to verify frozen weights."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -7,12 +7,14 @@ follows in `medunifier.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from medunifier_cli.errors import MissingWeightsError, MuError
+from medunifier_cli.model.precision import full_precision
 from medunifier_cli.model.weights import (
     existing_path,
     harmless_globals,
@@ -110,8 +112,9 @@ class ImageEncoder(nn.Module):
             features: Tensor = self.vit.forward_features(x)
             return features
         # no graph through a billion frozen parameters, whoever calls; fp32 out, since the trained norm that
-        # follows sums over 1,408 channels
-        with torch.no_grad():
+        # follows sums over 1,408 channels. On a GPU the weights are bf16 and autocast would only send the 78
+        # norms to fp32 and back: without it training has the features that evaluation has.
+        with torch.no_grad(), full_precision(x.device) if x.device.type == "cuda" else nullcontext():
             return self.vit.forward_features(x.to(self.dtype)).float()  # type: ignore[no-any-return]
 
     def frozen_tensors(self) -> Iterator[tuple[str, Tensor]]:

@@ -159,10 +159,10 @@ class GeneratorConfig:
     """How codes are learned: `loss`, by equation (23); `ema`, as running means of the vectors assigned to
     them."""
     ema_decay: Share = 0.99
-    """Decay of the running means per step."""
+    """Decay per step of the running means, and of the use of a code that revival goes by."""
     revive_dead_codes: bool = False
-    """Replace unused codes with encoder outputs of the batch, and initialise the codebook with such
-    outputs."""
+    """Replace unused codes with encoder outputs of the batch, and initialise the codebook with such outputs;
+    the paper does neither, and without them its codebooks collapse."""
     revive_below: NonNegative = 0.05
     """A code counts as unused when the running mean of its assignments per step falls below this."""
     beta: NonNegative = 0.5
@@ -170,7 +170,18 @@ class GeneratorConfig:
     base_width: Size = 1536
     """Channels of the decoder's first map, halved by each block; the authors' code has 4608."""
     norm: Literal["batch", "group"] = "batch"
-    """Normalisation after each ReLU of the decoder; `batch` is synchronised over all ranks."""
+    """Normalisation after each ReLU of the decoder and in `bottleneck` residual blocks; `batch` is
+    synchronised over all ranks."""
+    nonlinear: Literal["linear-relu", "linear-relu-linear"] = "linear-relu"
+    """The adapters' nonlinear layer, which the paper does not detail; the authors' code has
+    `linear-relu-linear`, twice as wide inside the top adapter."""
+    upsample: Literal["learned", "nearest"] = "learned"
+    """How the top adapter enlarges the map of queries to a square: `learned`, by a transposed convolution;
+    `nearest`, by repeating rows, as in the authors' code."""
+    residual: Literal["pre-activation", "bottleneck"] = "pre-activation"
+    """Layers of the adapters' residual blocks: `pre-activation`, as in VQ-VAE-2 (ReLU, 3x3, ReLU, 1x1);
+    `bottleneck`, as in He et al. 2016, which the paper cites, and in the authors' code (1x1, 3x3, 1x1, each
+    normalised, a ReLU after the sum)."""
     feature_norm: Literal["none", "batch"] = "none"
     """`batch`: non-affine batch normalisation before the adapters' ReLU, which short runs from random weights
     need."""

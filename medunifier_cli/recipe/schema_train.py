@@ -66,8 +66,8 @@ class LoopConfig:
     processes: Processes = 0
     """Processes to start; 0 for one per GPU, or one without a GPU."""
     threads: Processes = 0
-    """CPU threads per process; 0 for PyTorch's default. A fixed number makes CPU runs repeatable bit for
-    bit."""
+    """CPU threads per process; 0 for PyTorch's default, at most as many as the process may use. A fixed
+    number makes CPU runs repeatable bit for bit."""
     deterministic: bool = False
     """Deterministic kernels on a GPU, as `--deterministic` asks for: runs are repeatable bit for bit, and
     slower. No difference on a CPU."""

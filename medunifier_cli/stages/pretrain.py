@@ -14,12 +14,13 @@ from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.best import Best, without_best
 from medunifier_cli.checkpoint.contrast import PAIRS, free_keys, pairs_per_pass
 from medunifier_cli.checkpoint.convert import load_bert
-from medunifier_cli.checkpoint.pretrained import restore
+from medunifier_cli.checkpoint.pretrained import restore, tensors_hash
 from medunifier_cli.data.batch import to_device
 from medunifier_cli.data.contract import Batch
 from medunifier_cli.data.images.augment import Augmented
 from medunifier_cli.data.loader import SplitSource, micro_batch_size, train_batches
 from medunifier_cli.data.shards import Shards
+from medunifier_cli.data.subset import refuse_synthetic
 from medunifier_cli.data.texts.token_table import texts_of
 from medunifier_cli.data.texts.tokenizer import CONFIG, FINGERPRINT, MEND, VOCABULARY, TextTokenizer
 from medunifier_cli.distributed import draws, world
@@ -61,7 +62,7 @@ class Pretraining:
         # this seed, so nothing may draw between this line and the model
         torch.manual_seed(recipe.train.seed)
         model = build_model(recipe, tokenizer.size)
-        self.frozen_hash = store.tensors_hash(dict(model.vit.frozen_tensors()))
+        self.frozen_hash = tensors_hash(dict(model.vit.frozen_tensors()))
         self.module = PretrainingLoss(model.to_device(device), tokenizer.dec_id)
         self.samples = "pairs"
         losses = (objective.name for objective in active_objectives(recipe))
@@ -262,8 +263,8 @@ def run_pretraining(recipe: PretrainRecipe, folder: Path) -> None:
         contrast = f", contrast within {pairs:,} pairs" if pairs else ""
         subject = f"{len(train):,} pairs of {recipe.data.dataset}/{recipe.data.train}{skipped}{contrast}"
         train_stage(stage, run, accelerator, recipe.train, recipe.optim, subject)
-        if world.is_main() and recipe.data.test:
-            _measure(recipe, run, train, splits[recipe.data.test], tokenizer)
+        if recipe.data.test:
+            _measure(recipe, run, train, splits[recipe.data.test], accelerator.device)
 
 
 def _check_start(recipe: PretrainRecipe, shards: Path) -> tuple[dict[str, str], Facts]:
@@ -277,6 +278,8 @@ def _check_start(recipe: PretrainRecipe, shards: Path) -> tuple[dict[str, str], 
     for key, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
         if not split:
             continue
+        if key != "train":
+            refuse_synthetic(shards, split, f"data.{key}")
         try:
             opened = Shards.open(shards, split)
         except NoSplitError as error:
@@ -291,11 +294,15 @@ def _check_start(recipe: PretrainRecipe, shards: Path) -> tuple[dict[str, str], 
 
 
 def _measure(
-    recipe: PretrainRecipe, run: Run, train: SplitSource, heldout: SplitSource, tokenizer: TextTokenizer
+    recipe: PretrainRecipe, run: Run, train: SplitSource, heldout: SplitSource, device: torch.device
 ) -> None:
-    """Measure the last checkpoint on the held-out split: a result file, a picture, and a table on stdout."""
-    trained = restore(run)  # what was saved, not what is in memory: this also proves that it loads
+    """Measure the last checkpoint on the held-out split: a result file, a picture, and a table on stdout.
+
+    All ranks share the work: one alone would take minutes in which the others do nothing.
+    """
+    # what was saved, not what is in memory: this also proves that it loads
+    trained = together(lambda: restore(run, device))
     metrics = evaluate(trained, train, heldout, recipe.data.test, split_folder(recipe))
-    if metrics:
+    if metrics and world.is_main():
         show(f"{run.folder}, {recipe.data.dataset}/{recipe.data.test}, n = {len(heldout):,}")
         show(table(metrics))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,15 @@ from tests.campaign.targets.target import SENTINEL, Target
 def planned(name: str, **changes: Any) -> Callable[[Path, Path], None]:
     """Everything that a plugin reads before it decodes images."""
 
-    def read(folder: Path, path: Path) -> None:
+    @functools.cache
+    def loaded() -> Any:
+        # once: to look through all installed packages takes ten times as long as to read a table
         from medunifier_cli.plugin_index import load_dataset
 
-        plugin = load_dataset(name)
+        return load_dataset(name)
+
+    def read(folder: Path, path: Path) -> None:
+        plugin = loaded()
         values = {key: option.default for key, option in plugin.options.items()}
         list(plugin.plan(folder, {**values, **changes}).records)
 

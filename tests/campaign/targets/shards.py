@@ -12,6 +12,13 @@ from tests.campaign.targets.target import SENTINEL, Target, call
 PREPARED = ("manifest.json", "train.index.npy", "test.index.npy", "train-000000.tar")
 
 
+@functools.cache
+def _phantom() -> Any:
+    from medunifier_cli.plugin_index import load_dataset
+
+    return load_dataset("phantom")
+
+
 def make_prepared(folder: Path, home: Path) -> None:
     shutil.copytree(
         home / "data/shards/phantom", folder / "shards", ignore=shutil.ignore_patterns("sheet-*", ".cache")
@@ -22,10 +29,9 @@ def read_prepared(folder: Path, path: Path) -> None:
     from medunifier_cli.data.labels.labelled import targets_of
     from medunifier_cli.data.shards import read_manifest, split_names
     from medunifier_cli.data.subset import open_part, parts_of
-    from medunifier_cli.plugin_index import load_dataset
     from medunifier_cli.run.provenance import data_facts
 
-    shards, plugin = folder / "shards", load_dataset("phantom")
+    shards, plugin = folder / "shards", _phantom()
     read_manifest(shards), split_names(shards), parts_of(shards), data_facts(shards)
     for name in ("train", "test"):
         part = open_part(shards, name)

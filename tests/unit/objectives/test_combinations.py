@@ -35,6 +35,10 @@ NAMES = ("itc", "itm", "itg", "tig")
 ALL = [chosen for count in range(1, 5) for chosen in combinations(NAMES, count)]
 REFUSED = [chosen for chosen in ALL if "itm" in chosen and "itc" not in chosen]
 ALLOWED = [chosen for chosen in ALL if chosen not in REFUSED]
+AUTHORS_ADAPTERS = (
+    "model.generator.nonlinear=linear-relu-linear", "model.generator.upsample=nearest",
+    "model.generator.residual=bottleneck",
+)  # fmt: skip
 TOKENIZER = TextTokenizer.train([*WORDS, "case 1.", "0 2 3 4 5 6 7 8 9"], 200)
 METRICS = {
     "itm": {"ITM accuracy, random pairs", "ITM accuracy, hard pairs"},
@@ -50,7 +54,8 @@ def recipe_of(chosen: tuple[str, ...], *overrides: str) -> PretrainRecipe:
     loop = (
         "data.workers=0", "train.global_batch=4", "train.micro_batch=2", "train.log_every=1",
         "train.checkpoint_every=2", "train.keep=2", "optim.warmup=0.0", "model.qformer.dropout=0.1",
-        "model.generator.revive_dead_codes=true", "train.steps=4",
+        "model.generator.revive_dead_codes=true", "model.generator.ema_decay=0.5",
+        "model.generator.revive_below=0.6", "train.steps=4",
     )  # fmt: skip
     weights = (f"objectives.{name}={float(name in chosen)}" for name in NAMES)
     recipe: PretrainRecipe = load_recipe("full", [*SMALL, *loop, *weights, *overrides])
@@ -105,12 +110,16 @@ def test_itm_without_itc_is_refused_in_one_line(chosen: tuple[str, ...]) -> None
     assert len(str(refused.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("chosen", ALLOWED, ids=name_of)
+@pytest.mark.parametrize(
+    ("chosen", "overrides"),
+    [*((chosen, ()) for chosen in ALLOWED), (("tig",), AUTHORS_ADAPTERS)],
+    ids=[*map(name_of, ALLOWED), "tig with the authors' adapters"],
+)
 def test_it_trains_resumes_and_is_evaluated(
-    chosen: tuple[str, ...], tmp_path: Path, stage_of: Stage, source: SplitSource, accelerator: Accelerator,
-    monkeypatch: pytest.MonkeyPatch,
+    chosen: tuple[str, ...], overrides: tuple[str, ...], tmp_path: Path, stage_of: Stage,
+    source: SplitSource, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    recipe, whole, parts = recipe_of(chosen), Run(tmp_path / "whole"), Run(tmp_path / "parts")
+    recipe, whole, parts = recipe_of(chosen, *overrides), Run(tmp_path / "whole"), Run(tmp_path / "parts")
     assert fit(stage_of(recipe, whole), whole, accelerator, recipe.train, recipe.optim) == 4
 
     stage = stage_of(recipe, parts)
