@@ -130,7 +130,8 @@ SHAPES_NUMBERS = ("text", "model", "objectives", "optim")
 """Sections all of whose keys change what a run comes to."""
 GIVEN = {
     "text": {"tokenizer", "vocabulary", "max_tokens"},
-    "vit": {"name", "weights", "frozen", "patch_size", "width", "depth", "heads", "pixel_norm"},
+    "vit": {"name", "weights", "frozen", "patch_size", "width", "depth", "heads", "pixel_norm",
+            "position_std"},
     "qformer": {"weights", "layers", "width", "heads", "queries", "cross_attention_every"},
     # where the paper has nothing of the kind, the value is that of having none
     "generator": {"codebook_size", "code_width", "codebook", "beta", "norm", "position_scale",
