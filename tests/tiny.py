@@ -22,6 +22,9 @@ SMALL = (
     "model.qformer.dropout=0.0", "model.generator.codebook_size=16", "model.generator.code_width=12",
     "model.generator.base_width=16", "model.generator.residual_width=8", "objectives.embed_width=16",
     "train.global_batch=8", "train.micro_batch=8",
+    # the paper's own codebook and features, which the slow references follow
+    "model.generator.revive_dead_codes=false", "model.generator.ema_decay=0.99",
+    "model.generator.feature_norm=none",
 )  # fmt: skip
 """32 px in 8-px patches: 17 image tokens of width 48, a 4x4 bottom and a 2x2 top map."""
 

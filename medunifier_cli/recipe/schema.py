@@ -156,10 +156,10 @@ class GeneratorConfig:
     """How codes are learned: `loss`, by equation (23); `ema`, as running means of the vectors assigned to
     them."""
     ema_decay: Share = 0.99
-    """Decay of the running means per step."""
+    """Decay per step of the running means, and of the use of a code that revival goes by."""
     revive_dead_codes: bool = False
-    """Replace unused codes with encoder outputs of the batch, and initialise the codebook with such
-    outputs."""
+    """Replace unused codes with encoder outputs of the batch, and initialise the codebook with such outputs;
+    the paper does neither, and without them its codebooks collapse."""
     revive_below: NonNegative = 0.05
     """A code counts as unused when the running mean of its assignments per step falls below this."""
     beta: NonNegative = 0.5

@@ -126,6 +126,58 @@ def test_dead_codes_move_onto_vectors_of_the_batch(codebook: str) -> None:
     assert bool((quantiser.usage_K[near_second] > 0.05 * quantiser.usage_K.mean()).all())
 
 
+class SlowRevival:
+    """The codebook in training, a vector and a code at a time: numbers, usage and revival as documented."""
+
+    def __init__(self, codes: list[list[float]], decay: float, below: float) -> None:
+        self.codes, self.decay, self.below = codes, decay, below
+        self.use: list[float] = []
+
+    def step(self, vectors: list[list[float]], rows: list[int]) -> list[int]:
+        """One batch; `rows` names, for each code, the vector that it would move to."""
+        if not self.use:
+            dead = [True for _ in self.codes]
+            self.use = [len(vectors) / len(self.codes) for _ in self.codes]
+        else:
+            dead = [use < self.below * sum(self.use) / len(self.use) for use in self.use]
+        mean = sum(self.use) / len(self.use)
+        for k, is_dead in enumerate(dead):
+            if is_dead:
+                self.codes[k], self.use[k] = list(vectors[rows[k]]), mean
+        chosen = []
+        for vector in vectors:
+            far = [sum((a - b) ** 2 for a, b in zip(vector, code, strict=True)) for code in self.codes]
+            chosen.append(far.index(min(far)))
+        for k in range(len(self.codes)):
+            self.use[k] = self.decay * self.use[k] + (1 - self.decay) * chosen.count(k)
+        return chosen
+
+
+def test_revival_of_a_loss_codebook_equals_a_loop_over_codes_and_vectors() -> None:
+    """Six batches that drift, so that codes die; between them the codes learn, as by an optimiser."""
+    recipe = GeneratorConfig(
+        codebook_size=7, code_width=3, revive_dead_codes=True, ema_decay=0.5, revive_below=0.3
+    )
+    quantiser = Quantiser(recipe).double().train()
+    slow = SlowRevival(quantiser.code_KC.tolist(), 0.5, 0.3)
+    draws, same = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    data, revived = torch.Generator().manual_seed(1), 0
+    for step in range(6):
+        z_e = torch.randn(2, 3, 3, 3, dtype=torch.float64, generator=data) + step
+        before = quantiser.code_KC.detach().clone()
+        quantised = quantiser(z_e, draws)
+        vectors = z_e.permute(0, 2, 3, 1).reshape(-1, 3).tolist()
+        chosen = slow.step(vectors, torch.randint(len(vectors), (7,), generator=same).tolist())
+        assert quantised.code_BHW.flatten().tolist() == chosen
+        torch.testing.assert_close(quantiser.code_KC.detach(), torch.tensor(slow.codes, dtype=torch.float64))
+        torch.testing.assert_close(quantiser.usage_K, torch.tensor(slow.use, dtype=torch.float64))
+        revived += int((quantiser.code_KC.detach() != before).any(dim=1).sum()) if step else 0
+        with torch.no_grad():
+            quantiser.code_KC.mul_(0.9)
+        slow.codes = [[0.9 * value for value in code] for code in slow.codes]
+    assert 3 <= revived < 5 * 7, "later batches revive some codes, and not all"
+
+
 def distance(codes_KC: Tensor, vectors_BCHW: Tensor) -> Tensor:
     """Of each code to the nearest vector."""
     vectors = vectors_BCHW.permute(0, 2, 3, 1).flatten(0, 2)

@@ -125,6 +125,55 @@ def test_full_is_the_paper(said: str) -> None:
     assert str(PAPER[said](load_recipe("full"))) == said
 
 
+SHAPES_NUMBERS = ("text", "model", "objectives", "optim")
+"""Sections all of whose keys change what a run comes to."""
+GIVEN = {
+    "text": {"tokenizer", "vocabulary", "max_tokens"},
+    "vit": {"name", "weights", "frozen", "patch_size", "width", "depth", "heads", "pixel_norm"},
+    "qformer": {"weights", "layers", "width", "heads", "queries", "cross_attention_every"},
+    # where the paper has nothing of the kind, the value is that of having none
+    "generator": {"codebook_size", "code_width", "codebook", "beta", "norm", "position_scale",
+                  "rate_scale"},
+    "objectives": {"itc", "itm", "itg", "tig", "embed_width", "embed_norm", "temperature",
+                   "itc_smoothing", "itm_negatives"},
+    "optim": {"peak_lr", "warmup_lr", "warmup", "beta1", "beta2", "weight_decay"},
+}  # fmt: skip
+"""Keys whose value the paper gives, by section."""
+OF_THE_MODEL = {"patch_size", "width", "depth", "heads"}
+"""Keys of `vit` that are left at 0, for the values of the named model."""
+
+
+def test_full_leaves_nothing_that_shapes_its_numbers_to_defaults() -> None:
+    stated = yaml.safe_load((FOLDER / "full.yaml").read_text())
+    resolved = yaml.safe_load(dump_recipe(load_recipe("full")))
+    for section in SHAPES_NUMBERS:
+        parts = resolved[section]
+        for name, value in parts.items():
+            assert name in stated[section], f"{section}.{name}: write it into full.yaml, and mark it"
+            if isinstance(value, dict):
+                left = set(value) - set(stated[section][name]) - (OF_THE_MODEL if name == "vit" else set())
+                assert not left, f"{section}.{name}: write them into full.yaml, and mark them"
+
+
+def test_full_marks_each_value_that_the_paper_does_not_give() -> None:
+    section, marked = "", set()
+    for line in (FOLDER / "full.yaml").read_text().splitlines():
+        key, _, rest = line.strip().partition(":")
+        value, _, comment = rest.partition("#")
+        if not key.startswith("#") and key and not value.strip():
+            section = key
+        elif "not in the paper" in comment or "differs from the paper" in comment:
+            marked.add((section, key))
+    resolved = yaml.safe_load(dump_recipe(load_recipe("full")))
+    sections = {name: resolved["model"].get(name, resolved.get(name)) for name in GIVEN}
+    for name, values in sections.items():
+        for key in values:
+            given = key in GIVEN[name]
+            # weight decay: the paper gives the value, and not what is left out of it
+            if key != "weight_decay":
+                assert ((name, key) in marked) != given, f"{name}.{key}"
+
+
 def test_full_has_the_shapes_of_the_paper() -> None:
     model = built("full")
     assert model.vit.width == 1408

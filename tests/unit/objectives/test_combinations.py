@@ -54,7 +54,8 @@ def recipe_of(chosen: tuple[str, ...], *overrides: str) -> PretrainRecipe:
     loop = (
         "data.workers=0", "train.global_batch=4", "train.micro_batch=2", "train.log_every=1",
         "train.checkpoint_every=2", "train.keep=2", "optim.warmup=0.0", "model.qformer.dropout=0.1",
-        "model.generator.revive_dead_codes=true", "train.steps=4",
+        "model.generator.revive_dead_codes=true", "model.generator.ema_decay=0.5",
+        "model.generator.revive_below=0.6", "train.steps=4",
     )  # fmt: skip
     weights = (f"objectives.{name}={float(name in chosen)}" for name in NAMES)
     recipe: PretrainRecipe = load_recipe("full", [*SMALL, *loop, *weights, *overrides])
