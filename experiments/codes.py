@@ -36,6 +36,9 @@ VARIANTS: dict[str, dict[str, object]] = {
     "codebook from the first batch": {"revive_dead_codes": True, "revive_below": 0.0},
     "feature norm": {"feature_norm": "batch"},
     "revival": {"revive_dead_codes": True, "ema_decay": 0.9},
+    "feature norm, revival, position scale 0.5": {
+        "feature_norm": "batch", "revive_dead_codes": True, "ema_decay": 0.9, "position_scale": 0.5,
+    },
 }  # fmt: skip
 """What each pilot changes of the paper's generator, which is the recipe's default."""
 SETTINGS: dict[str, object] = {
