@@ -51,10 +51,11 @@ class PretrainedRun:
         """Precision of every forward pass that measures, as results state it; training may have another."""
         if self.device.type != "cuda":
             return "fp32"
-        tf32 = ", convolutions in TF32" if torch.backends.cudnn.allow_tf32 else ""  # PyTorch's default
+        # as `model.precision.measuring` has it; convolutions by PyTorch's default
+        convolutions = " and convolutions" if torch.backends.cudnn.allow_tf32 else ""
         # as `MedUnifier.to_device` has it
         half = ", the frozen image encoder in bf16" if self.recipe.model.vit.frozen else ""
-        return f"fp32{tf32}{half}"
+        return f"fp32, matrix products{convolutions} in TF32{half}"
 
 
 def is_run_of(run: Run, *recipes: type[PretrainRecipe | FinetuneRecipe | PriorRecipe]) -> bool:

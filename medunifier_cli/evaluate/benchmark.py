@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.contract import Batch, DatasetPlugin
-from medunifier_cli.data.loader import SplitSource, eval_batches
+from medunifier_cli.data.loader import SplitSource, eval_batches, eval_workers
 from medunifier_cli.data.subset import open_keys, open_part, parts_of, read_keys
 from medunifier_cli.errors import MuError
 from medunifier_cli.plugin_index import prepared_dataset
@@ -82,7 +82,7 @@ def open_benchmark(
 def evaluation_batches(
     source: SplitSource, batch_size: int, batches: int = 0, first: int = 0
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Every sample of a split once and in order, read by this process alone.
+    """Every sample of a split once and in order, read for this process alone by the recipe's workers.
 
     Args:
         batches: stop after this many; 0 reads the whole split.
@@ -91,9 +91,11 @@ def evaluation_batches(
     Returns:
         Batch and mask_B, see `eval_batches`.
     """
+    count = batches or -(-(len(source) - first) // batch_size)
     return eval_batches(
-        source, batch_size=batch_size, rank=0, world=1, workers=0, batches=batches, first=first
-    )
+        source, batch_size=batch_size, rank=0, world=1, workers=eval_workers(source.data.workers, count),
+        batches=batches, first=first,
+    )  # fmt: skip
 
 
 def patients(source: SplitSource, numbers: NDArray[np.int64]) -> NDArray[np.uint64] | None:

@@ -10,6 +10,7 @@ n pairs; B of a forward pass; Q queries, E joint space.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medunifier_cli.data.batch import Batch, PackedText, to_device
-from medunifier_cli.data.loader import SplitSource, eval_batches
+from medunifier_cli.data.loader import SplitSource, eval_batches, eval_workers
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.errors import DataError
 from medunifier_cli.model.medunifier import MedUnifier
+from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.qformer import ImageMemory
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.scores.partners import chance_ranks, partner_ranks, rank_scores
@@ -109,10 +111,12 @@ class PairScores:
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         # ranks take turns at whole blocks, which so hold the same pairs for any number of ranks; the last
         # ones are filled up with repeats, which the final cut removes
-        batches = eval_batches(
-            self.pairs, batch_size=BLOCK, rank=world.rank(), world=world.size(), workers=0
+        count = -(-len(self.pairs) // (BLOCK * world.size()))
+        workers = eval_workers(self.pairs.source.data.workers, count)
+        loaded = eval_batches(
+            self.pairs, batch_size=BLOCK, rank=world.rank(), world=world.size(), workers=workers
         )  # fmt: skip
-        with torch.no_grad():
+        with measuring(), closing(loaded) as batches:
             for batch, _ in watch(batches):
                 batch = to_device(batch, device)
                 memory = model.encode_image(pixels(batch.image_B1HW))

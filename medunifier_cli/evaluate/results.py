@@ -104,9 +104,26 @@ class Result:
     more: Mapping[str, Any] = field(default_factory=dict)
     """Further facts of this task that fit JSON."""
 
-    def write(self, trained: PretrainedRun) -> Path:
-        """Write `results/<task>-<dataset>-<split>.json` of the run that was measured; returns its path."""
-        content = {
+    def path(self, trained: PretrainedRun) -> Path:
+        """`results/<task>-<dataset>-<split>.json` of the run that was measured."""
+        return trained.run.results / f"{self.task}-{self.dataset}-{self.split}.json"
+
+    def metrics_before(self, trained: PretrainedRun) -> list[dict[str, Any]] | None:
+        """The metrics of the file that is there, if all it says but the metrics is what this result says.
+
+        None, too, for a file that is damaged: it is about to be written anew.
+        """
+        try:
+            before = read_result(self.path(trained))
+        except (DataError, OSError):
+            return None
+        metrics: list[dict[str, Any]] = before.pop("metrics")
+        expected = self._content(trained)
+        del expected["metrics"]
+        return metrics if before == expected else None
+
+    def _content(self, trained: PretrainedRun) -> dict[str, Any]:
+        return {
             "task": self.task,
             "dataset": self.dataset,
             "split": self.split,
@@ -119,7 +136,10 @@ class Result:
             "versions": versions(),
             **self.more,
         }
-        path = trained.run.results / f"{self.task}-{self.dataset}-{self.split}.json"
+
+    def write(self, trained: PretrainedRun) -> Path:
+        """Write the result file; returns its path."""
+        content, path = self._content(trained), self.path(trained)
         if trained.run.writable:
             make_folder(trained.run.results)
             write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
 from medunifier_cli.data.batch import Batch, first_pairs, to_device
-from medunifier_cli.data.loader import SplitSource, eval_batches
+from medunifier_cli.data.loader import SplitSource, eval_batches, eval_workers
 from medunifier_cli.distributed import world
 from medunifier_cli.evaluate.pair_scores import PairScores
 from medunifier_cli.model.vit import pixels
@@ -61,19 +62,21 @@ class Validation:
         sums: dict[str, float] = {}
         whole = max(1, len(self.source) // (self.micro_batch * world.size()))
         count = min(whole, self.recipe.train.valid_batches or whole)
-        batches = eval_batches(
+        loaded = eval_batches(
             self.source, batch_size=self.micro_batch, rank=world.rank(), world=world.size(),
-            workers=0, batches=count,
+            workers=eval_workers(self.recipe.data.workers, count), batches=count,
         )  # fmt: skip
-        for number, (batch, _) in enumerate(watch(batches)):
-            batch = to_device(batch, self.device)
-            losses, monitors = module(batch)
-            values = {**losses, **monitors}
-            means = world.mean(torch.stack([value.float() for value in values.values()])).tolist()
-            for name, value in zip(values, means, strict=True):
-                sums[name] = sums.get(name, 0.0) + value / count
-            if number == 0 and world.is_main() and self.recipe.objectives.tig:
-                self._save_picture(module, batch, step)
+        # closed here, and not when it is collected, where a signal ends it: it may have processes
+        with closing(loaded) as batches:
+            for number, (batch, _) in enumerate(watch(batches)):
+                batch = to_device(batch, self.device)
+                losses, monitors = module(batch)
+                values = {**losses, **monitors}
+                means = world.mean(torch.stack([value.float() for value in values.values()])).tolist()
+                for name, value in zip(values, means, strict=True):
+                    sums[name] = sums.get(name, 0.0) + value / count
+                if number == 0 and world.is_main() and self.recipe.objectives.tig:
+                    self._save_picture(module, batch, step)
         return sums
 
     def _save_picture(self, module: PretrainingLoss, batch: Batch, step: int) -> None:

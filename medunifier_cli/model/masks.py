@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medunifier_cli.data.batch import send
+
 
 def causal_rows(queries: int, longest: int, device: torch.device) -> Tensor:
     """Text rows of the multi-modal causal mask, [L, Q+L]: all queries, then this and earlier tokens.
@@ -69,9 +71,8 @@ class Layout:
         # all queries before all text, not pair by pair: the two parts have feed-forward networks of their
         # own, and this way each is a slice
         slot_R = torch.cat([query_slots.flatten(), row_N * width + queries + position_N])
-        real_BS = torch.arange(width) < queries + lengths_B[:, None]
-        parts = (slot_R, position_N, start_B, real_BS)
-        return cls(*(part.to(device, non_blocking=True) for part in parts))
+        slot_R, position_N, start_B, used_B = send((slot_R, position_N, start_B, queries + lengths_B), device)
+        return cls(slot_R, position_N, start_B, torch.arange(width, device=device) < used_B[:, None])
 
     @property
     def open_keys(self) -> Tensor:
@@ -137,7 +138,8 @@ class PairPlan:
         first_extra = images + further.cumsum(0) - further
         row_M = torch.where(turn_M < per_image, image_M, first_extra[image_M] + turn_M // per_image - 1)
         slot_M = row_M * per_image + turn_M % per_image
-        return cls(slot_M.to(device), per_image, images, extra_E.to(device))
+        slot_M, extra_E = send((slot_M, extra_E), device)
+        return cls(slot_M, per_image, images, extra_E)
 
 
 # Indexing has a gradient already, but a general one: it allows for repeated indices and so adds rows with

@@ -117,6 +117,9 @@ class VitConfig:
     pixel_norm: Literal["none", "clip", "imagenet"] = "none"
     """`none`: pixels in [0, 1] (paper); `clip`, `imagenet`: standardised with the mean and deviation of
     CLIP's or of ImageNet's images, as the image encoder's weights were trained."""
+    position_std: NonNegative = 0.0
+    """Standard deviation of random position embeddings; 0 for timm's own, 0.02. Queries that start from
+    random weights hardly see where something is unless positions differ about as much as patches do."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +266,9 @@ class PretrainRecipe:
                 "model.qformer.width",
                 f"{qformer.width} is not a multiple of model.qformer.heads {qformer.heads}",
             )
+        vit = self.model.vit
+        if vit.position_std and vit.weights != "random":
+            yield "model.vit.position_std", "would replace those of model.vit.weights, which must be `random`"
         if objectives.itm and not objectives.itc:
             yield "objectives.itm", "needs objectives.itc: its similarities choose the hard negatives"
         if not objectives.weights():

@@ -22,13 +22,14 @@ from torch import Tensor
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.checkpoint.priors import splits_of
 from medunifier_cli.data.batch import Batch, PackedText, to_device
-from medunifier_cli.data.loader import SplitSource, eval_batches
+from medunifier_cli.data.loader import SplitSource, eval_batches, eval_workers
 from medunifier_cli.data.subset import refuse_synthetic
 from medunifier_cli.data.texts.report import compose
 from medunifier_cli.distributed import world
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
 from medunifier_cli.evaluate.retrieval.prompts import fingerprint
+from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.parsing import parse_json
 from medunifier_cli.recipe.schema import PretrainRecipe
@@ -178,10 +179,11 @@ def _encode(trained: PretrainedRun, source: SplitSource, sections: bool, first: 
     """The columns of `Codes` by name, from a sample on, whole on every rank."""
     with Progress(len(source), "sample", first=first, hidden=not world.is_main()) as progress:
         done = first
+        workers = eval_workers(source.data.workers, -(-(len(source) - first) // (BATCH * world.size())))
         for batch, mask_B in eval_batches(
-            source, batch_size=BATCH, rank=world.rank(), world=world.size(), workers=0, first=first
+            source, batch_size=BATCH, rank=world.rank(), world=world.size(), workers=workers, first=first
         ):
-            with torch.no_grad():
+            with measuring():
                 columns = _columns_of(trained, source, sections, to_device(batch, trained.device))
             real = _ranks(mask_B.to(trained.device)).bool().cpu()
             top, bottom, text, label, number = (

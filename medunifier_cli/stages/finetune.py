@@ -33,6 +33,7 @@ from medunifier_cli.distributed import world
 from medunifier_cli.distributed.agreement import Facts, agree, together
 from medunifier_cli.evaluate.results import Metric, read_results, table
 from medunifier_cli.files import sha256, write_text
+from medunifier_cli.model.precision import measuring
 from medunifier_cli.objectives.classify import balanced, classification_loss
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run
@@ -133,7 +134,7 @@ class Finetuning:
         parts = []
         # ranks take turns at stretches of EVAL_BATCH, so that rows gathered rank after rank are in order; the
         # last batch is filled up with repeats, which the final cut removes
-        with torch.no_grad():
+        with measuring():
             for batch, _ in watch(
                 eval_batches(
                     source, batch_size=EVAL_BATCH, rank=world.rank(), world=world.size(),

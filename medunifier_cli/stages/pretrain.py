@@ -263,8 +263,8 @@ def run_pretraining(recipe: PretrainRecipe, folder: Path) -> None:
         contrast = f", contrast within {pairs:,} pairs" if pairs else ""
         subject = f"{len(train):,} pairs of {recipe.data.dataset}/{recipe.data.train}{skipped}{contrast}"
         train_stage(stage, run, accelerator, recipe.train, recipe.optim, subject)
-        if world.is_main() and recipe.data.test:
-            _measure(recipe, run, train, splits[recipe.data.test], tokenizer)
+        if recipe.data.test:
+            _measure(recipe, run, train, splits[recipe.data.test], accelerator.device)
 
 
 def _check_start(recipe: PretrainRecipe, shards: Path) -> tuple[dict[str, str], Facts]:
@@ -294,11 +294,15 @@ def _check_start(recipe: PretrainRecipe, shards: Path) -> tuple[dict[str, str], 
 
 
 def _measure(
-    recipe: PretrainRecipe, run: Run, train: SplitSource, heldout: SplitSource, tokenizer: TextTokenizer
+    recipe: PretrainRecipe, run: Run, train: SplitSource, heldout: SplitSource, device: torch.device
 ) -> None:
-    """Measure the last checkpoint on the held-out split: a result file, a picture, and a table on stdout."""
-    trained = restore(run)  # what was saved, not what is in memory: this also proves that it loads
+    """Measure the last checkpoint on the held-out split: a result file, a picture, and a table on stdout.
+
+    All ranks share the work: one alone would take minutes in which the others do nothing.
+    """
+    # what was saved, not what is in memory: this also proves that it loads
+    trained = together(lambda: restore(run, device))
     metrics = evaluate(trained, train, heldout, recipe.data.test, split_folder(recipe))
-    if metrics:
+    if metrics and world.is_main():
         show(f"{run.folder}, {recipe.data.dataset}/{recipe.data.test}, n = {len(heldout):,}")
         show(table(metrics))

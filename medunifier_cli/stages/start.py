@@ -53,7 +53,7 @@ _OPTIONS = (
     click.option("--sbatch", is_flag=True, help="Print a SLURM script for this command and exit."),
     click.option(
         "--nodes",
-        type=click.IntRange(1),
+        type=click.IntRange(1, 1024),
         help="With --sbatch: nodes, each with as many GPUs as --num-processes or the recipe says.",
     ),
 )

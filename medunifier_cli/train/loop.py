@@ -26,7 +26,7 @@ from medunifier_cli.train.finite import Skips, counts_of
 from medunifier_cli.train.optim import adamw, learning_rate, leave_unchanged, set_rate
 from medunifier_cli.train.saving import Saver, resume
 from medunifier_cli.train.stage import CHANCE, Stage, Values
-from medunifier_cli.train.stop import TrainingStop, ValidationEndedError, stop_on_signals
+from medunifier_cli.train.stop import AnyStop, TrainingStop, ValidationEndedError, stop_on_signals
 
 WARM, DOUBTED = 50, 100
 """Steps between which a stage is asked whether its numbers look wrong: early enough to stop a run that would
@@ -55,7 +55,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     counts = counts_of(facts, str(run.folder))
     skips = Skips(stage.module, accelerator.device, train.skip_limit, accelerator.scaler is not None, counts)
     saver = Saver(stage, run, accelerator, optimizer, train, skips, counts, meant, progress, first, validated)
-    numbers: dict[str, float] = {}
+    numbers, stops = dict[str, float](), AnyStop(accelerator.device, first)
     done, logged, doubted, last = first, first, False, first >= stage.steps
     # In each step: log, validate, save, stop, in this order.
     # - Log before save: a kill between the two leaves a line of a step that is in no checkpoint, which `Log`
@@ -92,7 +92,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
             last = last or (due and validated and _is_over(stage, done, progress))
             # All ranks are asked: a signal reaches one of them first, and if that one left the loop, the
             # others would wait for it in the next collective operation.
-            stopping = world.any_rank(bool(stop), accelerator.device)
+            stopping = stops(bool(stop), done)
             if last or stopping or saver.due or done % train.checkpoint_every == 0:
                 saver.save(done, now=last or stopping, validated=validated)
             if stopping:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.benchmark import evaluation_batches
 from medunifier_cli.evaluate.retrieval.prompts import LONGEST_PROMPT
+from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.run.cache import Arrays
 from medunifier_cli.run.encoding import encoded_mapped
@@ -118,7 +118,7 @@ def embed_texts(trained: PretrainedRun, texts: list[str]) -> NDArray[np.float32]
     features = []
     for start in range(0, len(rows), BATCH):
         some = rows[start : start + BATCH]
-        with torch.no_grad():
+        with measuring():
             text_cls = trained.model.encode_text(PackedText.of(some, trained.device))
             features.append(trained.model.text_head(text_cls).cpu().numpy())
     return np.concatenate(features)
@@ -126,7 +126,7 @@ def embed_texts(trained: PretrainedRun, texts: list[str]) -> NDArray[np.float32]
 
 def embed_images(trained: PretrainedRun, image_BCHW: Tensor) -> NDArray[np.float32]:
     """ITC features of images with pixels in [0, 1], [B, Q, E]."""
-    with torch.no_grad():
+    with measuring():
         memory = trained.model.encode_image(image_BCHW)
         image: NDArray[np.float32] = trained.model.image_head(memory.query_BQD).cpu().numpy()
     return image
@@ -148,7 +148,7 @@ def _embed(trained: PretrainedRun, source: SplitSource, first: int) -> Generator
         for batch, mask_B in evaluation_batches(source, BATCH, first=first):
             batch, real = to_device(batch, trained.device), mask_B.numpy()
             image_BQE = embed_images(trained, pixels(batch.image_B1HW))[real]
-            with torch.no_grad():
+            with measuring():
                 text_BE = model.text_head(model.encode_text(batch.text)).cpu().numpy()[real]
             check_finite(trained, image_BQE, text_BE)  # before it is cached
             yield {

@@ -21,9 +21,9 @@ from torch import Tensor
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.checkpoint.priors import FittedPriors
 from medunifier_cli.data.batch import Batch, first_pairs, to_device
-from medunifier_cli.data.loader import collate, eval_batches
+from medunifier_cli.data.loader import collate
 from medunifier_cli.errors import CheckpointError, DataError
-from medunifier_cli.evaluate.benchmark import Benchmark, patients
+from medunifier_cli.evaluate.benchmark import Benchmark, evaluation_batches, patients
 from medunifier_cli.evaluate.fidelity import mean_image, psnr
 from medunifier_cli.evaluate.results import Metric, mean
 from medunifier_cli.evaluate.synthesis.requests import ImageRequest, requests_hash, text_features
@@ -36,6 +36,7 @@ from medunifier_cli.evaluate.synthesis.sample_folder import (
     read_grey,
 )
 from medunifier_cli.files import write_text
+from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.sampling import Draws
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.pictures import save_rows
@@ -128,24 +129,22 @@ def reconstructed_batches(
         In the order of the split: a batch without padding, and its reconstructions [B, S, S].
     """
     n = min(n or len(benchmark.source), len(benchmark.source))
-    for batch, mask_B in eval_batches(
-        benchmark.source, batch_size=RECONSTRUCT_BATCH, rank=0, world=1, workers=0,
-        batches=-(-n // RECONSTRUCT_BATCH),
-    ):  # fmt: skip
+    batches = evaluation_batches(benchmark.source, RECONSTRUCT_BATCH, batches=-(-n // RECONSTRUCT_BATCH))
+    for batch, mask_B in batches:
         batch = first_pairs(batch, min(int(mask_B.sum()), n - int(batch.position_B[0])))
         yield batch, reconstruct_batch(pretrained, batch)
 
 
 def reconstruct_batch(pretrained: PretrainedRun, batch: Batch) -> NDArray[np.uint8]:
     """The images of a batch through the code book, uint8 [B, S, S]."""
-    with torch.no_grad():
+    with measuring():
         image_BCHW = pretrained.model.reconstruct(to_device(batch, pretrained.device)).image_BCHW
     return to_grey(image_BCHW)
 
 
 def decode(pretrained: PretrainedRun, top_TT: Tensor, bottom_GG: Tensor) -> NDArray[np.uint8]:
     """Codes of one image -> grey levels [S, S]. One at a time: the batch size could change rounding."""
-    with torch.no_grad():
+    with measuring():
         image = pretrained.model.generator.from_codes(
             top_TT[None].to(pretrained.device), bottom_GG[None].to(pretrained.device)
         )

@@ -67,5 +67,9 @@ class Decoder(nn.Module):
     def forward(self, top_BCTT: Tensor, bottom_BCGG: Tensor) -> Tensor:
         """[B, C, T, T] and [B, C, G, G] -> [B, 3, S, S], about [0, 1] and not clamped."""
         raised = self.raise_top(top_BCTT)
-        image: Tensor = self.layers(torch.cat([raised, bottom_BCGG], dim=1))
+        joined = torch.cat([raised, bottom_BCGG], dim=1)
+        if joined.device.type == "cuda":
+            # the layout of a GPU's fast convolutions, which all layers keep; weights stay as they are saved
+            joined = joined.contiguous(memory_format=torch.channels_last)
+        image: Tensor = self.layers(joined)
         return image

@@ -8,7 +8,7 @@ convolutions read bf16, losses fp32; attention keeps its output and one number a
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +101,7 @@ def _batch(recipe: PretrainRecipe, micro_batch: int) -> Batch:
         PackedText(
             torch.zeros(micro_batch * longest, dtype=torch.int64, device=META),
             torch.full((micro_batch,), longest),
+            torch.zeros(micro_batch * longest, dtype=torch.int64),
         ),
         number_B, number_B, torch.arange(micro_batch),
     )  # fmt: skip
@@ -114,12 +115,11 @@ def _bytes_of(module: nn.Module) -> int:
 class _AnyNegatives(ImageTextMatching):
     """ITM with negatives drawn at random: those of the similarity would need its values."""
 
-    def draw(self, batch: Batch, *_: Any) -> tuple[Tensor, Tensor]:
+    def draw(self, weights_2BG: Tensor, positions: Sequence[int], seed: int) -> Tensor:
         """For each of B pairs another one, twice."""
-        pairs = len(batch.position_B)
+        pairs = len(positions)
         steps_2B = torch.randint(1, max(2, pairs), (2, pairs), generator=torch.Generator().manual_seed(0))
-        text_B, image_B = (torch.arange(pairs) + steps_2B) % pairs
-        return text_B, image_B
+        return (torch.arange(pairs) + steps_2B) % pairs
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]

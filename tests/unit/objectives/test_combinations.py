@@ -41,7 +41,7 @@ AUTHORS_ADAPTERS = (
 )  # fmt: skip
 TOKENIZER = TextTokenizer.train([*WORDS, "case 1.", "0 2 3 4 5 6 7 8 9"], 200)
 METRICS = {
-    "itm": {"ITM accuracy, random pairs"},
+    "itm": {"ITM accuracy, random pairs", "ITM accuracy, hard pairs"},
     "tig": {"reconstruction PSNR", "perplexity, top codebook", "perplexity, bottom codebook",
             "perplexity at one position, top codebook", "perplexity at one position, bottom codebook",
             "dead codes, top codebook", "dead codes, bottom codebook"},
