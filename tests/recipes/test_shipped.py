@@ -130,7 +130,8 @@ SHAPES_NUMBERS = ("text", "model", "objectives", "optim")
 """Sections all of whose keys change what a run comes to."""
 GIVEN = {
     "text": {"tokenizer", "vocabulary", "max_tokens"},
-    "vit": {"name", "weights", "frozen", "patch_size", "width", "depth", "heads", "pixel_norm"},
+    "vit": {"name", "weights", "frozen", "patch_size", "width", "depth", "heads", "position_std",
+            "pixel_norm"},
     "qformer": {"weights", "layers", "width", "heads", "queries", "cross_attention_every"},
     # where the paper has nothing of the kind, the value is that of having none
     "generator": {"codebook_size", "code_width", "codebook", "beta", "norm", "position_scale",
@@ -140,7 +141,7 @@ GIVEN = {
     "optim": {"peak_lr", "warmup_lr", "warmup", "beta1", "beta2", "weight_decay"},
 }  # fmt: skip
 """Keys whose value the paper gives, by section."""
-OF_THE_MODEL = {"patch_size", "width", "depth", "heads"}
+OF_THE_MODEL = {"patch_size", "width", "depth", "heads", "position_std"}
 """Keys of `vit` that are left at 0, for the values of the named model."""
 
 
