@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types test-slow campaign bench ablation docs clean-demo
+.PHONY: demo test lint types test-slow campaign bench ablation real-pairs docs clean-demo
 
 # The whole pipeline on synthetic radiographs; each line is what a user would type.
 demo: export MU_DATA := demo/data
@@ -50,6 +50,11 @@ bench: $(VENV)/.installed-test
 # Seven recipes, three seeds: 40 minutes on two cores. A stopped ablation resumes; writes docs/ablation.md.
 ablation: $(VENV)/.installed
 	$(BIN)/python experiments/ablation.py
+
+# small.yaml on real pairs, three variants, three seeds; RAW is the table, needed at the first start. A stopped one
+# resumes; writes docs/real-pairs.md.
+real-pairs: $(VENV)/.installed
+	$(BIN)/python -m experiments.real_pairs $(if $(RAW),--raw $(RAW))
 
 # The generated docs: the recipe reference in docs/recipes.md and the file map, docs/map.md.
 docs: $(VENV)/.installed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from medunifier_cli.run.processors import wait_passively
 from medunifier_cli.stopping import StopRequest, as_stop, ignore
 
 
@@ -12,6 +13,7 @@ def main() -> None:
     # before the imports of the command line and of what it calls, which take seconds
     request = StopRequest()
     request.install()
+    wait_passively()
     try:
         from medunifier_cli.cli import mu
 

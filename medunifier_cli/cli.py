@@ -19,6 +19,7 @@ import click
 from medunifier_cli import __version__
 from medunifier_cli.errors import explain, one_line, traceback_text
 from medunifier_cli.files import read_text
+from medunifier_cli.run.processors import limit_new_threads
 from medunifier_cli.stopping import as_stop, installed
 
 COMMANDS = Path(__file__).parent / "commands"
@@ -31,6 +32,9 @@ VERBS = (
 
 TRAINING = ("pretrain", "fit-prior", "finetune")
 """Ctrl-C ends these as a scheduler's signals end every verb: with 75, as the same command resumes."""
+
+MODEL_VERBS = ("retrieve", "zeroshot", "report", "synthesize")
+"""These compute with a model in one process, and say how many threads they have where a limit is set."""
 
 DEBUG_KEY = "medunifier_cli.debug"
 
@@ -74,6 +78,10 @@ class Verbs(click.Group):
         request = installed()
         if request is not None:
             request.training = cmd_name in TRAINING
+            if not request.training:  # training counts its ranks first, see `train.accelerator`
+                share = limit_new_threads()
+                if share is not None and cmd_name in MODEL_VERBS:
+                    click.echo(f"mu: {share}; OMP_NUM_THREADS sets another number", err=True)
         stem = _source(cmd_name).stem
         command: click.Command = getattr(importlib.import_module(f"medunifier_cli.commands.{stem}"), stem)
         command.name = cmd_name

@@ -235,14 +235,18 @@ def decode_text(content: bytes, shown: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def decode_lines(raw: IO[bytes], shown: str) -> Iterator[str]:
+def decode_lines(raw: IO[bytes], shown: str, encoding: str = "") -> Iterator[str]:
     """As `decode_text`, line by line while reading; line ends are left as they are, as `csv` wants them.
+
+    Args:
+        encoding: of a file that is known to have another one than `decode_text` reads.
 
     Raises:
         NotTextError: see `decode_text`.
+        LookupError: there is no such encoding.
     """
     buffered = io.BufferedReader(cast("io.RawIOBase", raw))
-    text = io.TextIOWrapper(buffered, encoding=_encoding(buffered.peek(2)[:2]), newline="")
+    text = io.TextIOWrapper(buffered, encoding=encoding or _encoding(buffered.peek(2)[:2]), newline="")
     number = 0
     try:
         # not `for line in text`, which keeps the whole of a line however long it is

@@ -6,35 +6,36 @@ caller gets back has the type it asked for, so nothing behind this door fails wi
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Annotated, Any, TypeVar
+from typing import IO, Annotated, Any, TypeVar, cast
 
 import msgspec
 import yaml
 
+from medunifier_cli.budget import (
+    DEPTH,
+    Budget,
+    OverBudgetError,
+    has_lone_surrogate,
+    is_deeper,
+    yaml_reason,
+    yaml_value,
+)
 from medunifier_cli.errors import DataError, MuError, NotTextError
-from medunifier_cli.files import decode_text
+from medunifier_cli.files import UTF_16, decode_lines, decode_text
 
 T = TypeVar("T")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """A whole number from 0 that fits 64 bits: sizes, offsets, steps."""
-DEPTH = 64
-"""Levels of nesting that a document may have; ours have less than ten."""
-YAML_NODES = 50_000
-"""Nodes that a YAML document may have once its aliases are written out; the largest recipe has some 300."""
-YAML_CHARACTERS = 2 << 20
-"""Length of a YAML document, which takes seconds to read: some 20,000 prompts."""
-YAML_NUMBER = 400
-"""Characters of a number in YAML; reading one of `1:2:3:...` takes time with the square of them."""
 BLOCK = 1 << 20
 """Bytes read at a time."""
-MAX_BYTES = 1 << 30
-"""Size of the largest document that is read; the index of a million samples has some 100 MB."""
+MAX_BYTES = 1 << 28
+"""Size of the largest document that is read. An annotation of MIMIC-CXR in R2Gen's form has 140 MB."""
+PLAIN_BYTES = 1 << 24
+"""Size from which JSON is parsed into its declared type straight from the bytes of the file."""
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _VALUE = re.compile(r"'.*'", re.DOTALL)
@@ -61,7 +62,18 @@ def parse_json(
     content: bytes | str, kind: type[T], shown: str, error: type[MuError] = DataError, advice: str = ""
 ) -> T:
     """As `read_json`, for a document that has been read already; `shown` names it in the message."""
+    large = isinstance(content, bytes) and len(content) > PLAIN_BYTES and content[:2] not in UTF_16
+    try:
+        Budget(1 if large else 3).spend(content)
+    except OverBudgetError as failure:
+        raise _fault(error, shown, str(failure), advice) from None
+    if large:
+        return _straight(cast("bytes", content), kind, shown, error, advice)
     text = decoded(content, shown, error, advice) if isinstance(content, bytes) else content
+    return _parsed(text, kind, shown, error, advice)
+
+
+def _parsed(text: str, kind: type[T], shown: str, error: type[MuError], advice: str) -> T:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as failure:
@@ -69,25 +81,52 @@ def parse_json(
         raise _fault(error, shown, what, advice) from None
     except (ValueError, RecursionError):  # a number of thousands of digits; thousands of brackets
         raise _fault(error, shown, "is no JSON of ours (too long a number, or too deep)", advice) from None
-    if text.count("[") + text.count("{") > DEPTH and _is_deeper(value, DEPTH):
+    if text.count("[") + text.count("{") > DEPTH and is_deeper(value, DEPTH):
         raise _fault(error, shown, f"is nested more than {DEPTH} levels deep", advice)
-    if _SURROGATE.search(text) and _has_lone_surrogate(value):
+    if _SURROGATE.search(text) and has_lone_surrogate(value):
         raise _fault(error, shown, r"holds half a character (\ud800 to \udfff alone)", advice)
     return checked(value, kind, shown, error, advice)
+
+
+def _straight(content: bytes, kind: type[T], shown: str, error: type[MuError], advice: str) -> T:
+    """Parse a large document without a second copy of it, and without what its type does not name."""
+    try:
+        value = msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"), type=kind)
+    except msgspec.ValidationError as failure:
+        raise _misfit(failure, shown, error, advice) from None
+    except (ValueError, RecursionError) as failure:
+        found = re.search(r"\(byte \d+\)$", str(failure))
+        what = "too deep" if isinstance(failure, RecursionError) else found[0] if found else "cut short"
+        raise _fault(error, shown, f"is no JSON ({what.strip('()')})", advice) from None
+    if is_deeper(value, DEPTH):
+        raise _fault(error, shown, f"is nested more than {DEPTH} levels deep", advice)
+    return value
 
 
 def read_json_lines(path: Path, kind: type[T], error: type[MuError] = DataError, advice: str = "") -> list[T]:
     """All lines of a file of JSON lines, each of the type `kind`; empty lines are skipped.
 
     Raises:
-        MuError: as `read_json`; the message names the first line that is wrong.
+        MuError: as `read_json`; the message names the first line that is wrong, or with which the file is
+            larger than what `mu` reads.
     """
-    text = decoded(read_bytes(path, error, advice), str(path), error, advice)
-    return [
-        parse_json(line, kind, f"{path}:{number}", error, advice)
-        for number, line in enumerate(text.split("\n"), 1)  # not `splitlines`: see `files.text_lines`
-        if line.strip()
-    ]
+    budget, values = Budget(0), []
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(decode_lines(file, str(path)), 1):
+                if not line.strip():
+                    continue
+                budget.spend(line)
+                values.append(_parsed(line, kind, f"{path}:{number}", error, advice))
+    except OverBudgetError as failure:
+        raise _fault(error, f"{path}:{number}", f"up to here, it {failure}", advice) from None
+    except NotTextError as failure:
+        raise error(f"{failure}{f'; {advice}' if advice else ''}") from None
+    except OSError as failure:
+        raise _unreadable(path, failure, error, advice) from failure
+    except ValueError as failure:  # a zero byte in the name
+        raise _fault(error, str(path), "is no name of a file", advice) from failure
+    return values
 
 
 def read_yaml(path: Path, kind: type[T], error: type[MuError] = DataError, advice: str = "") -> T:
@@ -113,97 +152,12 @@ def parse_yaml(
     return checked(value, kind, shown, error, advice)
 
 
-def yaml_value(text: str) -> Any:
-    """The value of a YAML document; text that is none, or larger than one of ours, is a `yaml.YAMLError`."""
-    with yaml_loader(text) as loader:
-        node = compose_yaml(loader)
-        return construct_yaml(loader, node) if node is not None else None
-
-
-@contextlib.contextmanager
-def yaml_loader(text: str) -> Iterator[yaml.SafeLoader]:
-    """A loader of one YAML document.
-
-    Raises:
-        yaml.YAMLError: characters that YAML does not allow, or too many.
-    """
-    if len(text) > YAML_CHARACTERS:
-        raise yaml.YAMLError(f"longer than {YAML_CHARACTERS:,} characters")
-    loader = yaml.SafeLoader(text)
-    try:
-        yield loader
-    finally:
-        loader.dispose()
-
-
-def compose_yaml(loader: yaml.SafeLoader) -> yaml.Node | None:
-    """The nodes of a loader's single document, whose size with all aliases written out is bounded.
-
-    Raises:
-        yaml.YAMLError: no YAML, or larger or deeper than a document of ours can be.
-    """
-    compose, left, depth = loader.compose_node, YAML_NODES, 0
-
-    def counted(parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        nonlocal left, depth
-        left, depth = left - 1, depth + 1
-        if left < 0:  # at once: a list of a million numbers takes a minute to compose
-            raise yaml.YAMLError("too large")
-        if depth > DEPTH + 1:
-            raise yaml.YAMLError("too deep")
-        node = compose(parent, index)
-        depth -= 1
-        return node
-
-    loader.compose_node = counted  # type: ignore[method-assign]
-    try:
-        node = loader.get_single_node()
-    except RecursionError:
-        raise yaml.YAMLError("too deep") from None
-    if node is not None:
-        _expanded_size(node, {}, 0)
-    return node
-
-
-def construct_yaml(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
-    """The value of a node that `compose_yaml` returned, or of one below it.
-
-    Raises:
-        yaml.YAMLError: it has none, or a text that cannot be written as UTF-8.
-    """
-    try:
-        value = loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
-    except yaml.YAMLError:
-        raise
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as failure:
-        # PyYAML builds numbers and dates without checking them first
-        raise yaml.YAMLError("a value that is none of its type") from failure
-    if _has_lone_surrogate(value):
-        raise yaml.YAMLError(r"half a character, \ud800 to \udfff alone")
-    return value
-
-
-def yaml_reason(failure: yaml.YAMLError) -> str:
-    """What is wrong with a document, without what it says."""
-    if isinstance(failure, yaml.reader.ReaderError):
-        return "a character that YAML does not allow"
-    what = getattr(failure, "problem", None) or (str(failure).splitlines() or ["damaged"])[0]
-    return _VALUE.sub("...", what)
-
-
 def checked(value: Any, kind: type[T], shown: str, error: type[MuError] = DataError, advice: str = "") -> T:
     """A parsed value as `kind`; no conversion but that of whole numbers where fractions are expected."""
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as failure:
-        # "Expected `int`, got `str` - at `$.steps`"; a value, which msgspec quotes for enumerations, may be
-        # of a report
-        what, _, place = str(failure).partition(" - at ")
-        what = _VALUE.sub("...", what).replace("`", "")
-        where = place.strip("`").removeprefix("$").removeprefix(".").replace("` in `$", " of ").strip(" .")
-        raise _fault(
-            error, shown, f"{what[:1].lower()}{what[1:]}{f' at {where}' if where else ''}", advice
-        ) from None
+        raise _misfit(failure, shown, error, advice) from None
     except RecursionError:
         raise _fault(error, shown, "is nested too deep", advice) from None
 
@@ -220,9 +174,7 @@ def read_bytes(
         with path.open("rb") as file:
             return bounded(file, limit, str(path), error, advice)
     except OSError as failure:
-        raise _fault(
-            error, str(path), f"cannot be read ({failure.strerror or type(failure).__name__})", advice
-        ) from failure
+        raise _unreadable(path, failure, error, advice) from failure
     except ValueError as failure:  # a zero byte in the name
         raise _fault(error, str(path), "is no name of a file", advice) from failure
 
@@ -258,54 +210,14 @@ def _fault(error: type[MuError], shown: str, what: str, advice: str) -> MuError:
     return error(f"{shown}: {what}{f'; {advice}' if advice else ''}")
 
 
-def _is_deeper(value: Any, levels: int) -> bool:
-    """Whether lists and mappings lie in one another more than `levels` deep."""
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(levels):
-        level = [child for parent in level for child in _children(parent) if isinstance(child, dict | list)]
-        if not level:
-            return False
-    return True
+def _unreadable(path: Path, failure: OSError, error: type[MuError], advice: str) -> MuError:
+    return _fault(error, str(path), f"cannot be read ({failure.strerror or type(failure).__name__})", advice)
 
 
-def _has_lone_surrogate(value: Any) -> bool:
-    """Whether a text in it cannot be written as UTF-8."""
-    return any(re.search("[\ud800-\udfff]", text) for text in _texts(value))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    rest = [value]
-    while rest:
-        item = rest.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, dict):
-            rest.extend((*item.keys(), *item.values()))
-        elif isinstance(item, list):
-            rest.extend(item)
-
-
-def _children(parent: Any) -> Any:
-    return parent.values() if isinstance(parent, dict) else parent
-
-
-def _expanded_size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
-    """Number of nodes below and with this one; a node that several aliases name counts each time."""
-    if depth > DEPTH:
-        raise yaml.YAMLError("too deep")
-    if id(node) in known:
-        return known[id(node)]
-    known[id(node)] = YAML_NODES + 1  # met again below itself: it would be endless
-    size = 1
-    if isinstance(node, yaml.ScalarNode):
-        size += len(node.value) // 256  # a long text that a thousand aliases name is large as well
-        if len(node.value) > YAML_NUMBER and not node.tag.endswith((":str", ":binary")):
-            raise yaml.YAMLError("too long a number")
-    elif isinstance(node, yaml.MappingNode):
-        size += sum(_expanded_size(part, known, depth + 1) for pair in node.value for part in pair)
-    elif isinstance(node, yaml.SequenceNode):
-        size += sum(_expanded_size(part, known, depth + 1) for part in node.value)
-    if size > YAML_NODES:
-        raise yaml.YAMLError("too large")
-    known[id(node)] = size
-    return size
+def _misfit(failure: msgspec.ValidationError, shown: str, error: type[MuError], advice: str) -> MuError:
+    # "Expected `int`, got `str` - at `$.steps`"; a value, which msgspec quotes for enumerations, may be
+    # of a report
+    what, _, place = str(failure).partition(" - at ")
+    what = _VALUE.sub("...", what).replace("`", "")
+    where = place.strip("`").removeprefix("$").removeprefix(".").replace("` in `$", " of ").strip(" .")
+    return _fault(error, shown, f"{what[:1].lower()}{what[1:]}{f' at {where}' if where else ''}", advice)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from medunifier_cli.checkpoint import store
+from medunifier_cli.checkpoint.best import best_of, without_best
 from medunifier_cli.checkpoint.lineage import pretrained_of
 from medunifier_cli.data.texts.tokenizer import MEND, TextTokenizer
+from medunifier_cli.distributed import world
 from medunifier_cli.errors import CheckpointError, RecipeError
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.objectives.pretraining import build_model
@@ -21,6 +26,7 @@ from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run, newest_run, runs_root
 from medunifier_cli.run.record import Run
+from medunifier_cli.terminal.say import say
 
 Started = TypeVar("Started", FinetuneRecipe, PriorRecipe)
 """Recipe of a stage that starts from a pre-training run."""
@@ -45,10 +51,11 @@ class PretrainedRun:
         """Precision of every forward pass that measures, as results state it; training may have another."""
         if self.device.type != "cuda":
             return "fp32"
-        tf32 = ", convolutions in TF32" if torch.backends.cudnn.allow_tf32 else ""  # PyTorch's default
+        # as `model.precision.measuring` has it; convolutions by PyTorch's default
+        convolutions = " and convolutions" if torch.backends.cudnn.allow_tf32 else ""
         # as `MedUnifier.to_device` has it
         half = ", the frozen image encoder in bf16" if self.recipe.model.vit.frozen else ""
-        return f"fp32{tf32}{half}"
+        return f"fp32, matrix products{convolutions} in TF32{half}"
 
 
 def is_run_of(run: Run, *recipes: type[PretrainRecipe | FinetuneRecipe | PriorRecipe]) -> bool:
@@ -133,7 +140,8 @@ def starting_run(name: str, verb: str) -> str:
 
 
 def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
-    """The model of a pre-training run's newest intact checkpoint.
+    """The model of a pre-training run's newest intact checkpoint; of its best validation if the recipe asks
+    for that with `train.best`, and then says on stderr which step it is.
 
     Raises:
         CheckpointError: no checkpoint, or frozen weights that are not those the run was trained with.
@@ -161,13 +169,15 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
     # All weights that training changes are in the checkpoint; only a frozen image encoder's are read again.
     model = build_model(recipe, tokenizer.size, load=recipe.model.vit.frozen)
     frozen = dict(model.vit.frozen_tensors())
-    if frozen and store.tensors_hash(frozen) != store.stage_facts(checkpoint, run.folder).get("frozen_hash"):
+    if frozen and tensors_hash(frozen) != store.stage_facts(checkpoint, run.folder).get("frozen_hash"):
         raise CheckpointError(
             f"{run.folder}: the image encoder's weights ({recipe.model.vit.weights}) on this machine are not "
             "those it was trained with; put the original file back"
         )
+    best = best_of(checkpoint.tensors["model"])
+    weights = best.weights if best else without_best(checkpoint.tensors["model"])
     try:
-        missing, unexpected = model.load_state_dict(dict(checkpoint.tensors["model"]), strict=False)
+        missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # other sizes, for example of the vocabulary
         raise CheckpointError(
             f"{run.folder}: its checkpoint has other sizes than its recipe and tokenizer; put back the files "
@@ -178,7 +188,22 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
         raise CheckpointError(
             f"{run.folder}: its checkpoint does not fit its recipe; use the version of mu that trained it"
         )
+    # of the checkpoint that holds the weights, whichever step they are of
     identity = store.identity(run.checkpoints, checkpoint.step)
-    return PretrainedRun(
-        run, recipe, tokenizer, model.to_device(device).eval(), device, checkpoint.step, identity
-    )
+    step = best.step if best else checkpoint.step
+    if best and world.is_main():
+        say(
+            f"{run.folder}: weights of step {step:,} of {checkpoint.step:,}, the best by "
+            f"{recipe.train.best} ({abs(best.value):.4g})"
+        )
+    return PretrainedRun(run, recipe, tokenizer, model.to_device(device).eval(), device, step, identity)
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors; used to verify frozen weights."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
+from medunifier_cli.data.subset import parts_of
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.prior.pair import PriorPair
 from medunifier_cli.prior.shape import PriorShape
 from medunifier_cli.recipe.load import load_saved, stage_of
+from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
-from medunifier_cli.roots import find_run
+from medunifier_cli.roots import find_run, shards_folder
 from medunifier_cli.run.record import Run
 
 
@@ -31,6 +34,39 @@ class FittedPriors:
     step: int
     identity: str
     """Hash of the priors' checkpoint."""
+
+
+def splits_of(recipe: PriorRecipe, pretrained: PretrainRecipe) -> tuple[Path, str, str]:
+    """The folder of shards that a recipe's priors are fitted on, its train split and its held-out one.
+
+    Returns:
+        An empty name where nothing is held out.
+    """
+    data, own = recipe.data, pretrained.data
+    if data.dataset in ("", own.dataset):
+        folder = Path(data.shards or own.shards or shards_folder(own.dataset))
+        return folder, data.train or own.train, data.valid or own.valid
+    folder = Path(data.shards or shards_folder(data.dataset))
+    there = parts_of(folder)[0] if folder.is_dir() else []
+    return folder, data.train or "train", data.valid or ("valid" if "valid" in there else "")
+
+
+def on_their_data(fitted: FittedPriors) -> PretrainedRun:
+    """The model under the priors, with the data set that these were fitted on in place of its own.
+
+    What is sampled from priors is asked for and judged by their data set. If it is the model's own, nothing
+    is replaced.
+    """
+    trained, name = fitted.pretrained, fitted.recipe.data.dataset
+    own = trained.recipe.data
+    if name in ("", own.dataset) and not fitted.recipe.data.shards:
+        return trained
+    folder, train, valid = splits_of(fitted.recipe, trained.recipe)
+    data = replace(own, shards=str(folder))
+    if name not in ("", own.dataset):
+        test = "test" if folder.is_dir() and "test" in parts_of(folder)[0] else ""
+        data = replace(data, dataset=name, train=train, valid=valid, test=test, sections=(), limit=0)
+    return replace(trained, recipe=replace(trained.recipe, data=data))
 
 
 def build_pair(recipe: PriorRecipe, pretrained: PretrainedRun) -> PriorPair:

@@ -182,18 +182,6 @@ def identity(folder: Path, step: int) -> str:
     return (folder / f"step-{step:08d}" / DONE).read_bytes().strip().decode()[:16]
 
 
-def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors; used to verify frozen weights."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
     files = {}
     for stem, tensors in checkpoint.tensors.items():

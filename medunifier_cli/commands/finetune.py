@@ -19,8 +19,8 @@ def finetune(recipe: str, pretrained: str, **options: Any) -> None:
     """Fine-tune a pre-trained model for classification; resumes from the last checkpoint.
 
     RECIPE is a YAML file or the name of a shipped one, such as `finetune-rsna`. The run is named after the
-    recipe and the fraction of the training data. The epoch that scores best on the validation split is kept,
-    and measured once on the held-out split.
+    recipe, the fraction of the training data and the data sets of data.extra. The epoch that scores best on
+    the validation split is kept, and measured once on the held-out split.
     """
     start = StartOptions(**options)
     loaded = load_recipe(recipe, start.overrides, FinetuneRecipe)
@@ -30,5 +30,5 @@ def finetune(recipe: str, pretrained: str, **options: Any) -> None:
     def fill_in(recipe: FinetuneRecipe, folder: Path) -> FinetuneRecipe:
         return fill_pretrained(recipe, pretrained, folder)
 
-    name = f"{loaded.name}-{loaded.data.fraction:g}"
+    name = "-".join((loaded.name, f"{loaded.data.fraction:g}", *loaded.data.extra))
     start.start(run_finetuning, loaded, name, loaded.data.workers, fill_in)

@@ -15,11 +15,17 @@ from medunifier_cli.stages.start import StartOptions, training_options
 @click.command()
 @training_options
 @click.option("--from", "pretrained", default="", help="Pre-training run to start from (default: newest).")
-def fit_prior(recipe: str, pretrained: str, **options: Any) -> None:
+@click.option(
+    "--data", default="", metavar="NAME",
+    help="Prepared data set whose codes are modelled (data.dataset; default: that of the pre-training run).",
+)  # fmt: skip
+def fit_prior(recipe: str, pretrained: str, data: str, **options: Any) -> None:
     """Encode a split to codes and fit the top and bottom priors; resumes from the last checkpoint.
 
     RECIPE is a YAML file or the name of a shipped one, such as `prior` or `prior-demo`.
     """
+    if data:  # another way to write the recipe's key, so that the run keeps it
+        options["overrides"] = (*options["overrides"], f"data.dataset={data}")
     start = StartOptions(**options)
     loaded = load_recipe(recipe, start.overrides, PriorRecipe)
     from medunifier_cli.checkpoint.pretrained import fill_pretrained

@@ -14,6 +14,7 @@ from medunifier_cli.data.contract import DatasetPlugin, Option
 from medunifier_cli.errors import DataError, one_line_of
 from medunifier_cli.plugin_index import DATASETS, load_all, load_dataset
 from medunifier_cli.roots import raw_folder, shards_folder
+from medunifier_cli.run.processors import share
 from medunifier_cli.terminal.options import LARGEST, LIMIT, PROCESSES, Whole
 from medunifier_cli.terminal.say import show
 
@@ -61,7 +62,9 @@ class Part(click.ParamType["tuple[int, int]"]):
 @click.option(
     "--shard-size", type=Whole(1, 1_000_000), default=2000, show_default=True, help="Records per shard."
 )
-@click.option("--workers", type=PROCESSES, help="Number of decoding processes.  [default: one per core]")
+@click.option(
+    "--workers", type=PROCESSES, help="Number of decoding processes.  [default: one per core it may use]"
+)
 @click.option("--part", type=Part(), default="1/1", help="Make only part I of N, for job arrays.")
 @click.option("--max-rejects", type=LIMIT, help="Stop when more than this many images are unusable.")
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Set an option of the data set.")
@@ -108,7 +111,7 @@ def prepare(
         size=size,
         form=form,
         shard_size=shard_size,
-        workers=workers or cores(),
+        workers=workers or share().threads,
         part=part,
         max_rejects=max_rejects,
     )
@@ -116,13 +119,6 @@ def prepare(
     if manifest is not None:
         show(summary(manifest), err=True)
         show(f"\n{job.out}: {manifest['samples']:,} images; inspect sheet-*.png", err=True)
-
-
-def cores() -> int:
-    """Number of cores this process may use; in a SLURM job fewer than the node has."""
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def plugin_options(plugin: DatasetPlugin, overrides: tuple[str, ...]) -> dict[str, Any]:

@@ -185,6 +185,7 @@ def _score_images(run: str, options: ScoreOptions) -> None:
 def _write_pages(runs: list[Run]) -> None:
     """`--page`: each run's page."""
     from medunifier_cli.checkpoint.lineage import recipe_of
+    from medunifier_cli.evaluate.pair_scores import CURVES
     from medunifier_cli.evaluate.tables.tables import rows_of
     from medunifier_cli.objectives.pretraining import curves_of
     from medunifier_cli.page.run_page import write_run_page
@@ -200,7 +201,7 @@ def _write_pages(runs: list[Run]) -> None:
         elif isinstance(recipe, PriorRecipe):
             curves = fit_prior.CURVES
         else:
-            curves = curves_of(recipe)
+            curves = curves_of(recipe) | CURVES
         show(str(write_run_page(run, rows_of([run]), curves)))
 
 

@@ -20,8 +20,12 @@ from medunifier_cli.terminal.options import (
 from medunifier_cli.terminal.say import show
 
 if TYPE_CHECKING:
+    from medunifier_cli.evaluate.synthesis.sample_folder import SampleFolder
+    from medunifier_cli.model.sampling import Draws
     from medunifier_cli.run.record import Run
 
+HELD_OUT = "the held-out split"
+"""Stands for the split that `--reconstruct` takes if it is given none."""
 DEFAULT_N = 16
 """Images synthesized when neither a number nor prompts are given."""
 
@@ -59,13 +63,24 @@ DEFAULT_N = 16
     help="File of prompts (.txt, .csv, or .yaml by class), or the name of a prompt set of the data set.",
 )
 @click.option(
+    "--class", "of_class", default="", metavar="NAME",
+    help="Class that the images are requested to show: of --prompt, or else the only one whose prompts are "
+    "taken. It is their label in samples.csv.",
+)  # fmt: skip
+@click.option(
     "--guidance", type=Number(0, 1000), default=1.0, show_default=True,
     help="Scale of classifier-free guidance; above 1 images follow the prompt more closely.",
 )  # fmt: skip
 @click.option(
-    "--reconstruct", "split", default="",
-    help="Reconstruct the real images of this split through their codes instead of sampling new ones.",
+    "--reconstruct", "reconstructed", is_flag=False, flag_value=HELD_OUT, default="", metavar="[SPLIT]",
+    help="Reconstruct the real images of this split (default: the held-out one) through their codes instead "
+    "of sampling new ones.",
 )  # fmt: skip
+@click.option(
+    "--data", default="", metavar="NAME",
+    help="Prepared data set whose images --reconstruct takes (default: that of the pre-training run).",
+)  # fmt: skip
+@click.option("--split", default="", help="Split of --reconstruct, if it names none.")
 @click.option(
     "--figure", default="", metavar="SPLIT",
     help="Split of real images for figure.png: some of them, their reconstructions, and synthetic images, "
@@ -80,40 +95,73 @@ DEFAULT_N = 16
 @click.option("--batch", type=Whole(1, 100_000), help="Batch size; does not affect the images.")
 def synthesize(
     n: int | None, out: Path, seed: int, temperature: float, top_k: int, top_p: float, prompt: str,
-    prompts: str, guidance: float, split: str, figure: str, name: str, batch: int | None,
+    prompts: str, of_class: str, guidance: float, reconstructed: str, data: str, split: str, figure: str,
+    name: str, batch: int | None,
 ) -> None:  # fmt: skip
     """Synthesize radiographs, optionally from prompts; the same command resumes after an interruption."""
-    if sum(map(bool, (prompt, prompts, split))) > 1:
+    if sum(map(bool, (prompt, prompts, reconstructed))) > 1:
         raise click.UsageError("--prompt, --prompts and --reconstruct exclude each other")
-    if split and figure:
+    if reconstructed and of_class:
+        raise click.UsageError("--class requests synthetic images, and --reconstruct makes none")
+    if reconstructed and figure:
         raise click.UsageError("--figure shows synthetic images, and --reconstruct makes none; leave one out")
+    if (data or split) and not reconstructed:
+        raise click.UsageError("--data and --split say what --reconstruct takes; add it")
+    if split and reconstructed not in (HELD_OUT, split):
+        raise click.UsageError(f"--reconstruct {reconstructed} and --split {split} are two splits; name one")
+    if reconstructed:
+        of_split = split if reconstructed == HELD_OUT else reconstructed
+        folder = _reconstruct(name, data, of_split, out, n or 0)
+    else:
+        from medunifier_cli.model.sampling import Draws
+
+        draws = Draws(seed, temperature, top_k, top_p, guidance)
+        folder = _sample(name, (prompt, prompts, of_class), draws, out, n or 0, figure, batch or 0)
+    show(f"{out}: {len(folder.done):,} images, samples.jsonl, samples.csv, contact.png", err=True)
+
+
+def _reconstruct(name: str, data: str, split: str, out: Path, n: int) -> SampleFolder:
+    """Reconstruct images of a data set by a pre-training run; a run of priors stands for the one under it."""
     from medunifier_cli.checkpoint.pretrained import is_run_of, pretrained_run, restore
     from medunifier_cli.checkpoint.priors import restore_priors
     from medunifier_cli.evaluate.benchmark import open_benchmark
-    from medunifier_cli.evaluate.synthesis import synthesis
-    from medunifier_cli.evaluate.synthesis.requests import read_requests
-    from medunifier_cli.model.sampling import Draws
-    from medunifier_cli.plugin_index import prepared_dataset
+    from medunifier_cli.evaluate.results import table
+    from medunifier_cli.evaluate.synthesis.synthesis import reconstruct
     from medunifier_cli.recipe.schema_prior import PriorRecipe
+    from medunifier_cli.stages.codes import say_texts
 
-    if split:
-        run = pretrained_run(name, "--reconstruct")
-        # Reconstructing needs no priors; a run of priors stands for the model under it.
-        pretrained = restore_priors(run).pretrained if is_run_of(run, PriorRecipe) else restore(run)
-        folder = synthesis.reconstruct(pretrained, open_benchmark(pretrained, split=split), out, n or 0)
-    else:
-        fitted = restore_priors(_priors_run(name))
-        data = fitted.pretrained.recipe.data
-        requests = read_requests(prompt, prompts, prepared_dataset(data.dataset, data.shards))
-        draws = Draws(seed, temperature, top_k, top_p, guidance)
-        count = n or len(requests) or DEFAULT_N
-        # Opened before the images are sampled: a split that does not exist must not cost an hour.
-        shown = open_benchmark(fitted.pretrained, split=figure) if figure else None
-        texts_of = Path(prompts) if prompts and Path(prompts).is_file() else None
-        folder = synthesis.synthesize(fitted, out, count, requests, draws, batch or 0, texts_of)
-        if shown is not None:
-            show(str(synthesis.write_figure(fitted.pretrained, shown, folder, seed)))
-    show(f"{out}: {len(folder.done):,} images, samples.jsonl, samples.csv, contact.png", err=True)
+    run = pretrained_run(name, "--reconstruct")
+    pretrained = restore_priors(run).pretrained if is_run_of(run, PriorRecipe) else restore(run)
+    benchmark = open_benchmark(pretrained, data, split, class_texts=True)
+    say_texts(benchmark)
+    folder, quality = reconstruct(pretrained, benchmark, out, n)
+    show(f"{benchmark.plugin.name}/{benchmark.split}, n = {n or len(benchmark.source):,}")
+    show(table([quality]))
+    return folder
+
+
+def _sample(
+    name: str, asked: tuple[str, str, str], draws: Draws, out: Path, n: int, figure: str, batch: int
+) -> SampleFolder:
+    """Sample images from the priors of a run, with the prompts of the data set that these were fitted on."""
+    from medunifier_cli.checkpoint.priors import on_their_data, restore_priors
+    from medunifier_cli.evaluate.benchmark import open_benchmark
+    from medunifier_cli.evaluate.synthesis.requests import read_requests
+    from medunifier_cli.evaluate.synthesis.synthesis import synthesize, write_figure
+    from medunifier_cli.plugin_index import prepared_dataset
+
+    fitted = restore_priors(_priors_run(name))
+    trained = on_their_data(fitted)
+    data = trained.recipe.data
+    prompt, prompts, of_class = asked
+    requests = read_requests(prompt, prompts, prepared_dataset(data.dataset, data.shards), of_class)
+    # Opened before the images are sampled: a split that does not exist must not cost an hour.
+    shown = open_benchmark(trained, split=figure, class_texts=True) if figure else None
+    texts_of = Path(prompts) if prompts and Path(prompts).is_file() else None
+    folder = synthesize(fitted, out, n or len(requests) or DEFAULT_N, requests, draws, batch, texts_of)
+    if shown is not None:
+        show(str(write_figure(trained, shown, folder, draws.seed)))
+    return folder
 
 
 def _priors_run(name: str) -> Run:

@@ -46,6 +46,13 @@ class PackedText:
     """int64 token ids."""
     lengths_B: Tensor
     """int64 tokens per text, each >= 2 ([CLS] and [SEP]); on the CPU, wherever `ids_N` is."""
+    copy_N: Tensor | None = None
+    """`ids_N` on the CPU, where a batch that has gone to a GPU still has them."""
+
+    @property
+    def host_N(self) -> Tensor:
+        """The token ids on the CPU."""
+        return self.ids_N.cpu() if self.copy_N is None else self.copy_N
 
     @classmethod
     def of(cls, texts: Sequence[Sequence[int]], device: torch.device | None = None) -> PackedText:
@@ -89,15 +96,54 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     # wait for a GPU in the middle of every step. The same object on the CPU: nothing changes it in place.
     if device.type == "cpu":
         return batch
+    text = batch.text
+    # pinned: from other memory the CPU waits for the copy, whatever `non_blocking` says
+    images = batch.image_B1HW.pin_memory() if device.type == "cuda" else batch.image_B1HW
+    ids_N, digest_B, label_B = send((text.ids_N, batch.digest_B, batch.label_B), device)
     return Batch(
         batch.keys,
-        # nothing on the CPU reads the copies, so it need not wait for them
-        batch.image_B1HW.to(device, non_blocking=True),
-        PackedText(batch.text.ids_N.to(device, non_blocking=True), batch.text.lengths_B),
-        batch.digest_B.to(device, non_blocking=True),
-        batch.label_B.to(device, non_blocking=True),
-        batch.position_B,
-    )
+        images.to(device, non_blocking=True),
+        PackedText(ids_N, text.lengths_B, text.ids_N),
+        digest_B, label_B, batch.position_B,
+    )  # fmt: skip
+
+
+def send(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """int64 tensors of the CPU on `device`, in one copy for which nothing waits; as they are for the CPU."""
+    if device.type == "cpu":
+        return list(tensors)
+    import torch
+
+    sizes = [tensor.numel() for tensor in tensors]
+    buffer = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=device.type == "cuda")
+    torch.cat([tensor.flatten() for tensor in tensors], out=buffer)
+    parts = torch.split(buffer.to(device, non_blocking=True), sizes)
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+class Fetched:
+    """Tensors on their way to the CPU: started now, waited for when they are read, and then for nothing else
+    that the device was given in between."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        import torch
+
+        self._event: torch.cuda.Event | None = None
+        self._tensors = [tensor.detach() for tensor in tensors]
+        if any(tensor.device.type == "cuda" for tensor in tensors):
+            sources = self._tensors
+            self._tensors = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in sources]
+            for here, there in zip(self._tensors, sources, strict=True):
+                here.copy_(there, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def get(self) -> list[Tensor]:
+        """The tensors on the CPU."""
+        if self._event is not None:
+            self._event.synchronize()
+            self._event = None
+        return self._tensors
 
 
 def first_pairs(batch: Batch, count: int) -> Batch:
@@ -107,7 +153,11 @@ def first_pairs(batch: Batch, count: int) -> Batch:
     return Batch(
         batch.keys[:count],
         batch.image_B1HW[:count],
-        PackedText(batch.text.ids_N[: int(lengths.sum())], lengths),
+        PackedText(
+            batch.text.ids_N[: (tokens := int(lengths.sum()))],
+            lengths,
+            None if batch.text.copy_N is None else batch.text.copy_N[:tokens],
+        ),
         batch.digest_B[:count],
         batch.label_B[:count],
         batch.position_B[:count],

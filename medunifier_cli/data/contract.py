@@ -106,6 +106,8 @@ class Record:
     """`report` for a radiology report, or another name for other text, such as `clinical_notes`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Further metadata that fits JSON (ground truth of a phantom, bounding boxes, licence)."""
+    origin: str = ""
+    """Of an image that a model has sampled: what made it. It is refused in any split but `train`."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ Shapes: B pairs, N tokens of all texts, H = W = `data.image_size`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -29,7 +30,13 @@ from medunifier_cli.data.workers import LOOK, check_sockets, next_answer, start_
 from medunifier_cli.errors import MuError
 from medunifier_cli.stopping import held
 
-__all__ = ["SampleSource", "SplitSource", "collate", "eval_batches", "micro_batch_size", "train_batches"]
+__all__ = [
+    "SampleSource", "SplitSource", "collate", "eval_batches", "eval_workers", "micro_batch_size",
+    "train_batches",
+]  # fmt: skip
+
+BATCHES_PER_WORKER = 4
+"""Batches that make a loader process worth its start."""
 
 B = TypeVar("B")
 B_co = TypeVar("B_co", covariant=True)
@@ -84,6 +91,17 @@ def collate(samples: Sequence[Sample], positions: Sequence[int] | NDArray[np.int
     )
 
 
+def eval_workers(workers: int, batches: int) -> int:
+    """How many of a recipe's loader processes an evaluation starts, which ends after some batches.
+
+    Args:
+        workers: `data.workers`.
+        batches: of this rank.
+    """
+    # a process costs as much to start and to end as some batches cost to decode
+    return min(workers, batches // BATCHES_PER_WORKER)
+
+
 def train_batches(
     source: SampleSource[B],
     *,
@@ -130,7 +148,7 @@ def train_batches(
 def eval_batches(
     source: SampleSource[B], *, batch_size: int, rank: int, world: int, workers: int, batches: int = 0,
     first: int = 0,
-) -> Iterator[tuple[B, Tensor]]:  # fmt: skip
+) -> Generator[tuple[B, Tensor], None, None]:  # fmt: skip
     """Every sample once and in order, with the same number of batches on every rank.
 
     Batch b covers samples [b B W, (b + 1) B W), B = `batch_size` pairs per rank, W = `world`; rank r takes
@@ -150,8 +168,9 @@ def eval_batches(
     # others would leave them waiting in the next collective.
     rows = (np.minimum(np.arange(start, start + batch_size), n - 1) for start in starts)
     requests = (_Request(samples, samples) for samples in rows)
-    for start, batch in zip(starts, _load(source, requests, workers), strict=True):
-        yield batch, torch.arange(start, start + batch_size) < n
+    with closing(_load(source, requests, workers)) as loaded:
+        for start, batch in zip(starts, loaded, strict=True):
+            yield batch, torch.arange(start, start + batch_size) < n
 
 
 @dataclass(frozen=True)
@@ -203,7 +222,7 @@ def _with_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
     return value
 
 
-def _load(source: SampleSource[B], requests: Iterable[_Request], workers: int) -> Iterator[B]:
+def _load(source: SampleSource[B], requests: Iterable[_Request], workers: int) -> Generator[B, None, None]:
     if workers:
         # Set before the fork: the tokenizers library would print a warning in every worker otherwise,
         # although no worker tokenizes.

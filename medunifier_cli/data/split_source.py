@@ -6,6 +6,7 @@ Shapes: B pairs, N tokens of all texts, H = W = `data.image_size`.
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,16 +18,18 @@ from torch import Tensor
 
 from medunifier_cli.data.batch import Batch, PackedText, Sample
 from medunifier_cli.data.contract import DatasetPlugin
+from medunifier_cli.data.disk.index import digest64
 from medunifier_cli.data.images.picture import (
     as_grey,
     orientation_of,
     refuse_huge,
+    refuse_scans,
     upright,
     whatever_its_texts,
 )
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.report import compose
-from medunifier_cli.data.texts.token_table import sections_there, token_table
+from medunifier_cli.data.texts.token_table import prompt_table, sections_there, token_table
 from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import DataError
 from medunifier_cli.recipe.schema import DataConfig, TextConfig
@@ -41,6 +44,8 @@ class SplitSource:
         data, text: sections of the recipe. `data.limit` applies to the split named `data.train`.
         plugin: names the text sections, and the class of a sample.
         need_text: leave samples without text out; False keeps them with the text [CLS] [SEP].
+        class_prompts: for a split in which no sample has text: class -> prompts. Each sample of exactly one
+            class then has one of them as its text, chosen by its key. None for no such texts.
 
     Attributes:
         rows: row of each sample in the shards, int64 [n].
@@ -48,9 +53,10 @@ class SplitSource:
         digests: hash of each sample's whole text, int64 [n].
         token_digests: hash of what the model reads of it, int64 [n], see `report.token_digest`.
         excluded: number of samples left out because their text is empty.
+        prompted: whether the texts are prompts of the classes.
 
     Raises:
-        DataError: no sample is left, or a shard cannot be read.
+        DataError: no sample is left, a shard cannot be read, or a class has no prompt.
     """
 
     def __init__(
@@ -62,12 +68,19 @@ class SplitSource:
         plugin: DatasetPlugin,
         *,
         need_text: bool = True,
+        class_prompts: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.shards = shards
         self.data = data
         self.text_recipe = text
         self.sections = data.sections or plugin.text_sections
         self._table = token_table(shards, self.sections, data, text, tokenizer)
+        label_n = shards.class_indices(plugin)
+        self.prompted = class_prompts is not None and not self._table.start[-1]
+        self._prompts: list[str] = []
+        if self.prompted:
+            self._prompts, self._prompt_n = _prompts_of(shards, plugin, label_n, class_prompts or {})
+            self._table = prompt_table(self._prompts, self._prompt_n, text, tokenizer)
         # The text of a sample without words: the Q-Former needs at least [CLS] to attend to.
         self._blank = np.array([tokenizer.cls_id, tokenizer.sep_id], np.int32)
         # Decided once and for the whole split, before training: if a worker skipped empty texts when it met
@@ -86,7 +99,7 @@ class SplitSource:
             )
         # Of all samples at once, while the plugin is at hand: workers get labels as numbers, and plugins from
         # elsewhere need not pickle.
-        self.labels = shards.class_indices(plugin)[self.rows]
+        self.labels = label_n[self.rows]
         self.digests: NDArray[np.int64] = self._table.digest[self.rows].astype(np.int64)
         self.token_digests: NDArray[np.int64] = self._table.token_digest[self.rows].astype(np.int64)
 
@@ -152,7 +165,9 @@ class SplitSource:
         return self.shards.meta(int(self.rows[i]))
 
     def text(self, i: int) -> str:
-        """Composed text of sample i, untruncated."""
+        """Composed text of sample i, untruncated; where texts are prompts, its prompt."""
+        if self.prompted:
+            return self._prompts[int(self._prompt_n[self.rows[i]])]
         sections = self.meta(i).get("sections") or {}
         text = self.text_recipe
         return compose(
@@ -191,6 +206,26 @@ class SplitSource:
             )
 
 
+def _prompts_of(
+    shards: Shards, plugin: DatasetPlugin, label_n: NDArray[np.int64], by_class: Mapping[str, Sequence[str]]
+) -> tuple[list[str], NDArray[np.int64]]:
+    """All prompts, and the index of each sample's, -1 for a sample without a class; chosen by its key."""
+    missing = [name for name in plugin.classes if not by_class.get(name)]
+    if missing or not plugin.classes:
+        raise DataError(
+            f"{shards.folder}: no texts in split {shards.split!r}, and no prompts for "
+            f"{', '.join(missing) or 'any class'}, which would stand in for them; prepare it with prompts "
+            "(for a table: -o prompts=FILE)"
+        )
+    prompts = list(dict.fromkeys(text for name in plugin.classes for text in by_class[name]))
+    numbers = [[prompts.index(text) for text in by_class[name]] for name in plugin.classes]
+    chosen_n = np.full(len(label_n), -1, np.int64)
+    for row in np.flatnonzero(label_n >= 0).tolist():
+        choices = numbers[label_n[row]]
+        chosen_n[row] = choices[digest64(shards.key(row)) % len(choices)]
+    return prompts, chosen_n
+
+
 def empty_images(count: int, image_size: int) -> Tensor:
     """An uninitialised uint8 tensor [count, 1, H, W]."""
     return torch.empty((count, 1, image_size, image_size), dtype=torch.uint8)
@@ -218,5 +253,7 @@ def _grey(file: IO[bytes]) -> Image.Image:
     # No other formats: every further one that Pillow would try is a decoder that a crafted file could attack.
     image = Image.open(file, formats=("PNG", "JPEG"))
     refuse_huge(image)
+    if image.format != "PNG":
+        refuse_scans(file)
     image.load()
     return upright(as_grey(image), orientation_of(image))

@@ -61,6 +61,33 @@ def open_part(folder: Path, name: str) -> Shards:
     return open_keys(folder, name, [key for key in entry["keys"] if key not in rejected])
 
 
+def synthetic_in(folder: Path, name: str) -> dict[str, int]:
+    """Origin -> number of synthetic images in a split; for a subset, in all splits it may be taken from."""
+    splits = (read_manifest(folder) or {}).get("splits", {})
+    entries = [splits[name]] if name in splits else list(splits.values())
+    counts: Counter[str] = Counter()
+    for entry in entries:
+        counts.update(entry.get("synthetic", {}))
+    return dict(sorted(counts.items()))
+
+
+def refuse_synthetic(folder: Path, name: str, key: str) -> None:
+    """Refuse a part for any use but training if it holds synthetic images.
+
+    Args:
+        key: of the recipe, or option, that names the part.
+
+    Raises:
+        DataError: it does.
+    """
+    counts = synthetic_in(folder, name)
+    if counts:
+        raise DataError(
+            f"{folder}: {name!r} holds {sum(counts.values()):,} synthetic images ({next(iter(counts))}), "
+            f"which are for training alone; name another split as {key}"
+        )
+
+
 def open_keys(folder: Path, name: str, keys: Sequence[str]) -> Shards:
     """The samples with these keys, in this order, from all splits of the folder.
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -55,10 +56,14 @@ class Meeting:
             limit: seconds to wait for the others; None waits as long as their processes live.
 
         Raises:
-            GroupError: not all came within the limit.
+            GroupError: not all came within the limit, or rank 0 can no longer be reached.
         """
         # all ranks come to the same exchanges in the same order, so the number alone tells them apart
         self._number += 1
+        with _reaching_rank_0():
+            return self._exchange(value, limit)
+
+    def _exchange(self, value: Any, limit: float | None) -> list[Any]:
         keys = [f"{self._number}/{rank}" for rank in range(self.ranks)]
         self._store.set(keys[self.rank], json.dumps(value))
         pause, started = LOOK[0], time.monotonic()
@@ -82,11 +87,32 @@ class Meeting:
 
     def tell(self, name: str, text: str) -> None:
         """Leave a text for the other ranks."""
-        self._store.set(name, text)
+        with _reaching_rank_0():
+            self._store.set(name, text)
 
     def told(self, name: str) -> str:
         """The text that another rank leaves under this name."""
-        return bytes(self._store.get(name)).decode()
+        with _reaching_rank_0():
+            return bytes(self._store.get(name)).decode()
+
+
+@contextmanager
+def _reaching_rank_0() -> Iterator[None]:
+    """Surround what asks the store, which is in the process of rank 0.
+
+    Raises:
+        GroupError: that process has ended. Whoever watches the ranks says how, if they are watched already.
+    """
+    from torch.distributed import DistError
+
+    try:
+        yield
+    except DistError as cause:
+        error = GroupError(
+            "rank 0, in whose process the ranks meet, can no longer be reached; the same command resumes"
+        )
+        error.reported = "FORK_LAUNCHED" in os.environ
+        raise error from cause
 
 
 def names(ranks: list[int]) -> str:

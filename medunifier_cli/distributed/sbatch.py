@@ -11,19 +11,27 @@ MEMORY_PER_PROCESS = 48
 """Main memory per GPU, in GB."""
 
 
-def script(arguments: Sequence[str], name: str, processes: int, workers: int) -> str:
+def script(arguments: Sequence[str], name: str, processes: int, workers: int, nodes: int = 1) -> str:
     """The text of the script.
 
+    On one node `mu` starts its processes itself, and one task has the cores of all. On several, `srun` starts
+    a task per GPU, and `mu` joins them: they meet at the first host of the step, at a port of the job.
+
     Args:
-        arguments: the command line of `mu`; `--sbatch` is removed from it, and `--fresh` holds for the first
-            start of the job alone.
+        arguments: the command line of `mu`; `--sbatch` and `--nodes` are removed from it, and `--fresh` holds
+            for the first start of the job alone.
         name: of the run, for the names of the job and its log.
         processes: GPUs of one node.
         workers: loader processes per rank.
+        nodes: of this many GPUs each.
     """
-    command = shlex.join(["mu", *(word for word in arguments if word not in ("--sbatch", "--fresh"))])
+    command = shlex.join(["mu", *_for_the_job(arguments)])
     if "--fresh" in arguments:
         command += ' --fresh-in-job "$SLURM_JOB_ID"'
+    tasks, cores = (1, processes * (workers + 1)) if nodes == 1 else (processes, workers + 1)
+    if nodes > 1:
+        # since SLURM 22.05 a step does not take the cores of its tasks from the job
+        command = f'srun --cpus-per-task="$SLURM_CPUS_PER_TASK" {command}'
     # sbatch reads quotes as a shell does, and a per cent sign in a file's name as the start of a pattern
     job, log = shlex.quote(f"mu-{name}"), shlex.quote(f"mu-{name.replace('%', '%%')}-%j.log")
     # `--signal=B:` warns the shell alone, so bash starts mu in the background and passes the signal on: bash
@@ -35,10 +43,10 @@ def script(arguments: Sequence[str], name: str, processes: int, workers: int) ->
     return f"""\
 #!/bin/bash
 #SBATCH --job-name={job}
-#SBATCH --nodes=1
-#SBATCH --ntasks=1
+#SBATCH --nodes={nodes}
+#SBATCH --ntasks-per-node={tasks}
 #SBATCH --gpus-per-node={processes}
-#SBATCH --cpus-per-task={processes * (workers + 1)}
+#SBATCH --cpus-per-task={cores}
 #SBATCH --mem={processes * MEMORY_PER_PROCESS}G
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:USR1@{WARNING_SECONDS}
@@ -67,3 +75,14 @@ if [ -n "$warned" ]; then case "$code" in 138|143) code=75 ;; esac; fi
 if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"
 """
+
+
+def _for_the_job(arguments: Sequence[str]) -> list[str]:
+    """The words of the command line that the job itself needs."""
+    words, rest = [], iter(arguments)
+    for word in rest:
+        if word == "--nodes":
+            next(rest, None)
+        elif word not in ("--sbatch", "--fresh") and not word.startswith("--nodes="):
+            words.append(word)
+    return words

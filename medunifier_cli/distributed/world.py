@@ -157,16 +157,33 @@ def share_of_mean(local_sum: Tensor, local_count: Tensor | float) -> Tensor:
         local_sum: over this rank's items, with gradient.
         local_count: number or weight of this rank's items; may differ between ranks, and be 0.
     """
+    if not isinstance(local_count, Tensor):
+        return share(local_sum, total(local_count, local_sum.device))
+    return share(local_sum, all_sum(local_count.to(local_sum.device, torch.float32)))
+
+
+def total(local_count: float, device: torch.device) -> Tensor:
+    """The sum of a number over ranks, a float32 scalar on `device`; the CPU does not wait for it."""
+    # `full` and not a tensor of the number, which would be copied to a GPU, and waited for
+    return all_sum(torch.full((), local_count, dtype=torch.float32, device=device))
+
+
+def share(local_sum: Tensor, count_of_all: Tensor) -> Tensor:
+    """As `share_of_mean`, given the count of all ranks, so that several sums can share one."""
     # times size, since the average over ranks divides by it; at least 1, so that a batch without any item
     # gives 0 and not NaN
-    count = torch.as_tensor(local_count, dtype=torch.float32, device=local_sum.device)
-    return local_sum * size() / all_sum(count).clamp(min=1.0)
+    return local_sum * size() / count_of_all.clamp(min=1.0)
 
 
 def mean(x: Tensor) -> Tensor:
     """Average over ranks, without gradient."""
     # a sum and a division: gloo has no average of its own
     return all_sum(x.detach()) / size()
+
+
+def of_main(x: Tensor) -> Tensor:
+    """The main rank's values, on all ranks, without gradient. All hold the same shape."""
+    return all_sum(x.detach() if is_main() else torch.zeros_like(x))  # adding zeros changes no bit
 
 
 def exchange(value: Any, limit: float | None = None) -> list[Any]:
@@ -207,8 +224,8 @@ def why_lost(error: BaseException) -> str:
     if lifeline is None:
         return ""
     # gloo's own errors are of no class of their own; they are told by their text
-    of_group = isinstance(error, RuntimeError) and (
-        isinstance(error, dist.DistError) or any(word in str(error) for word in GROUP_WORDS)
+    of_group = isinstance(error.__cause__ or error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in GROUP_WORDS)
     )
     return lifeline.verdict or (lifeline.await_verdict() if of_group else "")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.contract import Batch, DatasetPlugin
-from medunifier_cli.data.loader import SplitSource, eval_batches
+from medunifier_cli.data.loader import SplitSource, eval_batches, eval_workers
 from medunifier_cli.data.subset import open_keys, open_part, parts_of, read_keys
 from medunifier_cli.errors import MuError
 from medunifier_cli.plugin_index import prepared_dataset
@@ -36,7 +36,7 @@ class Benchmark:
 
 def open_benchmark(
     trained: PretrainedRun, dataset: str = "", split: str = "", need_text: bool = True, *,
-    ids: Path | None = None, prefer_benchmark: bool = False,
+    ids: Path | None = None, prefer_benchmark: bool = False, class_texts: bool = False, shards: str = "",
 ) -> Benchmark:  # fmt: skip
     """Open a split or subset with the run's tokenizer and image size.
 
@@ -47,6 +47,9 @@ def open_benchmark(
         need_text: leave out samples without text.
         ids: a file of sample keys, instead of a split.
         prefer_benchmark: with an empty `split`, try the plugin's `benchmark_split` first.
+        class_texts: where no sample of the split has text, prompts of its class (the data set's default set)
+            stand in for it.
+        shards: folder of the shards; empty for that of the run, or `$MU_DATA/shards/<dataset>`.
 
     Raises:
         MuError: the run has no held-out split and none was named.
@@ -55,25 +58,31 @@ def open_benchmark(
     own = trained.recipe.data
     name = dataset or own.dataset
     same = name == own.dataset
-    folder = Path(own.shards) if same and own.shards else shards_folder(name)
+    given = shards or (own.shards if same else "")
+    folder = Path(given) if given else shards_folder(name)
     plugin = prepared_dataset(name, folder)
     if ids is not None:
         split = f"ids-{re.sub(r'[^A-Za-z0-9_-]+', '-', ids.stem)}"
-        shards = open_keys(folder, split, read_keys(ids))
+        opened = open_keys(folder, split, read_keys(ids))
     else:
         split = split or _default_split(
             trained, plugin, folder, own.test if same else "test", prefer_benchmark
         )
-        shards = open_part(folder, split)
-    data = dataclasses.replace(own, dataset=plugin.name, sections=own.sections if same else ())
-    source = SplitSource(shards, trained.tokenizer, data, trained.recipe.text, plugin, need_text=need_text)
+        opened = open_part(folder, split)
+    data = own if same else dataclasses.replace(own, sections=(), limit=0)
+    data = dataclasses.replace(data, dataset=plugin.name)
+    prompts = next(iter(plugin.prompt_sets().values()), {}) if class_texts else None
+    source = SplitSource(
+        opened, trained.tokenizer, data, trained.recipe.text, plugin, need_text=need_text,
+        class_prompts=prompts,
+    )  # fmt: skip
     return Benchmark(plugin, source, split, folder)
 
 
 def evaluation_batches(
     source: SplitSource, batch_size: int, batches: int = 0, first: int = 0
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Every sample of a split once and in order, read by this process alone.
+    """Every sample of a split once and in order, read for this process alone by the recipe's workers.
 
     Args:
         batches: stop after this many; 0 reads the whole split.
@@ -82,9 +91,11 @@ def evaluation_batches(
     Returns:
         Batch and mask_B, see `eval_batches`.
     """
+    count = batches or -(-(len(source) - first) // batch_size)
     return eval_batches(
-        source, batch_size=batch_size, rank=0, world=1, workers=0, batches=batches, first=first
-    )
+        source, batch_size=batch_size, rank=0, world=1, workers=eval_workers(source.data.workers, count),
+        batches=batches, first=first,
+    )  # fmt: skip
 
 
 def patients(source: SplitSource, numbers: NDArray[np.int64]) -> NDArray[np.uint64] | None:

@@ -6,12 +6,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.render import interval as interval_cell
 from medunifier_cli.evaluate.render import number, render
@@ -21,6 +20,9 @@ from medunifier_cli.run.provenance import data_facts, versions
 from medunifier_cli.run.record import Run
 from medunifier_cli.scores.bootstrap import Interval, mean_intervals
 from medunifier_cli.terminal.say import say
+
+if TYPE_CHECKING:  # `mu score` prints results without torch
+    from medunifier_cli.checkpoint.pretrained import PretrainedRun
 
 BASELINE_KEY = "floor"
 """What result files call a metric's baseline; the key is older than the name."""
@@ -102,9 +104,26 @@ class Result:
     more: Mapping[str, Any] = field(default_factory=dict)
     """Further facts of this task that fit JSON."""
 
-    def write(self, trained: PretrainedRun) -> Path:
-        """Write `results/<task>-<dataset>-<split>.json` of the run that was measured; returns its path."""
-        content = {
+    def path(self, trained: PretrainedRun) -> Path:
+        """`results/<task>-<dataset>-<split>.json` of the run that was measured."""
+        return trained.run.results / f"{self.task}-{self.dataset}-{self.split}.json"
+
+    def metrics_before(self, trained: PretrainedRun) -> list[dict[str, Any]] | None:
+        """The metrics of the file that is there, if all it says but the metrics is what this result says.
+
+        None, too, for a file that is damaged: it is about to be written anew.
+        """
+        try:
+            before = read_result(self.path(trained))
+        except (DataError, OSError):
+            return None
+        metrics: list[dict[str, Any]] = before.pop("metrics")
+        expected = self._content(trained)
+        del expected["metrics"]
+        return metrics if before == expected else None
+
+    def _content(self, trained: PretrainedRun) -> dict[str, Any]:
+        return {
             "task": self.task,
             "dataset": self.dataset,
             "split": self.split,
@@ -117,7 +136,10 @@ class Result:
             "versions": versions(),
             **self.more,
         }
-        path = trained.run.results / f"{self.task}-{self.dataset}-{self.split}.json"
+
+    def write(self, trained: PretrainedRun) -> Path:
+        """Write the result file; returns its path."""
+        content, path = self._content(trained), self.path(trained)
         if trained.run.writable:
             make_folder(trained.run.results)
             write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")

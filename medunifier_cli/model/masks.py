@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medunifier_cli.data.batch import send
+
 
 def causal_rows(queries: int, longest: int, device: torch.device) -> Tensor:
     """Text rows of the multi-modal causal mask, [L, Q+L]: all queries, then this and earlier tokens.
@@ -69,9 +71,8 @@ class Layout:
         # all queries before all text, not pair by pair: the two parts have feed-forward networks of their
         # own, and this way each is a slice
         slot_R = torch.cat([query_slots.flatten(), row_N * width + queries + position_N])
-        real_BS = torch.arange(width) < queries + lengths_B[:, None]
-        parts = (slot_R, position_N, start_B, real_BS)
-        return cls(*(part.to(device, non_blocking=True) for part in parts))
+        slot_R, position_N, start_B, used_B = send((slot_R, position_N, start_B, queries + lengths_B), device)
+        return cls(slot_R, position_N, start_B, torch.arange(width, device=device) < used_B[:, None])
 
     @property
     def open_keys(self) -> Tensor:
@@ -89,19 +90,35 @@ class Layout:
         return collect(padded_BSD.flatten(0, 1), self.slot_R)
 
 
+LONGEST_ROW = 4
+"""Times the mean number of pairs of an image; beyond, the pairs of popular images take several rows."""
+
+
 @dataclass(frozen=True)
 class PairPlan:
-    """Which image each of M pairs attends to, arranged so that no image's keys and values are copied.
+    """Which image each of M pairs attends to, arranged so that hardly any keys and values are copied.
 
     Pairs that share an image become one longer row of queries: [images, per_image * Q] attends to
     [images, V]. Repeating keys and values for each pair instead would take M * V * 2D numbers in every layer.
+
+    Rows are as long as the longest one, so one image that is everybody's negative would make all of them so.
+    Where an image has more than `LONGEST_ROW` times the mean, rows hold twice the mean, and the further pairs
+    of an image get further rows, for which alone its keys and values are copied.
     """
 
     slot_M: Tensor
-    """int64: image * `per_image` + number of the pair among those of its image; unique."""
+    """int64: row * `per_image` + number of the pair among those of its row; unique."""
     per_image: int
-    """Most pairs that share one image; images with fewer have empty slots."""
+    """Pairs of the longest row; shorter ones have empty slots."""
     images: int
+    """The first rows, one for each image."""
+    extra_E: Tensor
+    """int64, the image of each further row; mostly there is none."""
+
+    @property
+    def rows(self) -> int:
+        """R = images + E."""
+        return self.images + len(self.extra_E)
 
     @classmethod
     def of(cls, image_M: Tensor, images: int, device: torch.device) -> PairPlan:
@@ -112,8 +129,17 @@ class PairPlan:
         first = count.cumsum(0) - count
         turn_M = torch.empty_like(image_M)
         turn_M[order] = torch.arange(len(image_M)) - first[image_M[order]]
-        per_image = int(count.max())
-        return cls((image_M * per_image + turn_M).to(device), per_image, images)
+        per_image, mean = int(count.max()), -(-len(image_M) // images)
+        if per_image > LONGEST_ROW * mean:
+            per_image = 2 * mean
+        # rows of an image after its first one
+        further = (count - 1).clamp(min=0) // per_image
+        extra_E = torch.repeat_interleave(torch.arange(images), further)
+        first_extra = images + further.cumsum(0) - further
+        row_M = torch.where(turn_M < per_image, image_M, first_extra[image_M] + turn_M // per_image - 1)
+        slot_M = row_M * per_image + turn_M % per_image
+        slot_M, extra_E = send((slot_M, extra_E), device)
+        return cls(slot_M, per_image, images, extra_E)
 
 
 # Indexing has a gradient already, but a general one: it allows for repeated indices and so adds rows with

@@ -21,6 +21,8 @@ from medunifier_cli.model.vit import ImageEncoder, pixels
 from medunifier_cli.model.vqvae.generator import Generated, ImageGenerator, Sizes
 from medunifier_cli.recipe.schema import PretrainRecipe
 
+ALIGNED = 64
+"""Rows of which a GPU's matrix products like multiples; CXR-BERT has 30,523 words."""
 VISION_NORM_EPS = 1e-5  # PyTorch's default, as in BLIP-2's trainable norm
 
 
@@ -55,8 +57,23 @@ class WordHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(vocabulary))
 
     def forward(self, text_ND: Tensor, word_KD: Tensor) -> Tensor:
-        """[N, D] and the word embeddings -> vocabulary logits [N, K]."""
-        return F.linear(self.norm(F.gelu(self.transform(text_ND))), word_KD, self.bias)
+        """[N, D] and the word embeddings -> vocabulary logits [N, K].
+
+        In training on a GPU K is a multiple of `ALIGNED`, and the logits that belong to no word are -inf.
+        """
+        bias_K: Tensor = self.bias
+        if self.training and word_KD.device.type == "cuda":
+            word_KD, bias_K = aligned(word_KD, bias_K)
+        return F.linear(self.norm(F.gelu(self.transform(text_ND))), word_KD, bias_K)
+
+
+def aligned(word_KD: Tensor, bias_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Word embeddings and biases, with rows of zeros and biases of -inf up to a multiple of `ALIGNED`.
+
+    Their softmax is 0, so that losses, predictions and gradients stay what they are.
+    """
+    more = -len(word_KD) % ALIGNED
+    return F.pad(word_KD, (0, 0, 0, more)), F.pad(bias_K, (0, more), value=-torch.inf)
 
 
 class MedUnifier(nn.Module):
@@ -112,7 +129,11 @@ class MedUnifier(nn.Module):
 
     def encode_image(self, image_BCHW: Tensor) -> ImageMemory:
         """Uni-modal pass over images, pixels in [0, 1] -> f_v and f_q, and what the other passes reuse."""
-        return self.qformer.encode_image(self.vision_norm(self.vit(image_BCHW)))
+        feature_BVD = self.vision_norm(self.vit(image_BCHW))
+        if feature_BVD.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+            # once, and not in front of each layer's keys and values, which would also keep a copy each
+            feature_BVD = feature_BVD.to(torch.get_autocast_dtype("cuda"))
+        return self.qformer.encode_image(feature_BVD)
 
     def encode_text(self, text: PackedText) -> Tensor:
         """Uni-modal pass over texts -> f_t_cls [B, D]."""

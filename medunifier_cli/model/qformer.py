@@ -105,15 +105,23 @@ class CrossAttention(nn.Module):
         # no mask: queries of a pair never see those of another here, they only share its keys and values, and
         # the empty slots of the plan are rows that nobody collects
         if plan is not None:
-            q = spread(q.flatten(1), plan.slot_M, plan.images * plan.per_image)
-            q = q.view(plan.images, plan.per_image * queries, width)
-        p = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(_by_head(q, self.heads), *memory, dropout_p=p).transpose(1, 2)
+            q = spread(q.flatten(1), plan.slot_M, plan.rows * plan.per_image)
+            q = q.view(plan.rows, plan.per_image * queries, width)
+        if plan is None or not len(plan.extra_E):
+            mixed = self._attend(q, memory)
+        else:
+            extra = memory[0][plan.extra_E], memory[1][plan.extra_E]
+            mixed = torch.cat([self._attend(q[: plan.images], memory), self._attend(q[plan.images :], extra)])
         if plan is not None:
             mixed = collect(mixed.reshape(-1, queries * width), plan.slot_M)
         out = F.dropout(self.out(mixed.reshape(rows, queries, width)), self.dropout, self.training)
         normed: Tensor = self.norm(out + query_MQD)
         return normed
+
+    def _attend(self, q_RSD: Tensor, memory: KeyValue) -> Tensor:
+        p = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(_by_head(q_RSD, self.heads), *memory, dropout_p=p)
+        return mixed.transpose(1, 2)
 
 
 class FeedForward(nn.Module):

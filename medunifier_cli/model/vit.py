@@ -7,12 +7,14 @@ follows in `medunifier.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from medunifier_cli.errors import MissingWeightsError, MuError
+from medunifier_cli.model.precision import full_precision
 from medunifier_cli.model.weights import (
     existing_path,
     harmless_globals,
@@ -23,8 +25,14 @@ from medunifier_cli.model.weights import (
 )
 from medunifier_cli.recipe.schema import VitConfig
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Radford et al. 2021, their published preprocessing
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+PIXEL_NORMS = {
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    # Radford et al. 2021, their published preprocessing
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    # of ImageNet's training images, as torchvision and timm have it
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Mean and standard deviation of each channel."""
 
 
 def pixels(image_B1HW: Tensor) -> Tensor:
@@ -68,6 +76,8 @@ class ImageEncoder(nn.Module):
             raise MuError(
                 f"model.vit.name: {recipe.name} is no plain vision transformer; choose one of timm's"
             )
+        if recipe.position_std:
+            _draw_positions(self.vit, recipe)
         if recipe.drop_last_block:
             self.vit.blocks = self.vit.blocks[:-1]
         # the ViT's last norm was fitted to the output of its last block, which may just have been dropped;
@@ -82,7 +92,7 @@ class ImageEncoder(nn.Module):
             )
         if recipe.frozen:
             self.requires_grad_(False)
-        mean, std = (CLIP_MEAN, CLIP_STD) if recipe.pixel_norm == "clip" else ((0.0,) * 3, (1.0,) * 3)
+        mean, std = PIXEL_NORMS[recipe.pixel_norm]
         self.mean: Tensor
         self.std: Tensor
         # not persistent: constants of the recipe, which a checkpoint could only contradict
@@ -102,8 +112,9 @@ class ImageEncoder(nn.Module):
             features: Tensor = self.vit.forward_features(x)
             return features
         # no graph through a billion frozen parameters, whoever calls; fp32 out, since the trained norm that
-        # follows sums over 1,408 channels
-        with torch.no_grad():
+        # follows sums over 1,408 channels. On a GPU the weights are bf16 and autocast would only send the 78
+        # norms to fp32 and back: without it training has the features that evaluation has.
+        with torch.no_grad(), full_precision(x.device) if x.device.type == "cuda" else nullcontext():
             return self.vit.forward_features(x.to(self.dtype)).float()  # type: ignore[no-any-return]
 
     def frozen_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -166,6 +177,15 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
             f"model.vit.weights: the weights of {name} are not on this machine; on one with network run "
             f"`mu check` for what to fetch, or name a local folder"
         ) from error
+
+
+def _draw_positions(vit: Any, recipe: VitConfig) -> None:
+    # timm draws them at 0.02, while patches differ by about 0.4 (random convolution, standardised pixels):
+    # attention with random weights then cannot tell places apart, and every query starts from a mean patch
+    embedding = getattr(vit, "pos_embed", None)
+    if embedding is None:
+        raise MuError(f"model.vit.position_std: {recipe.name} has no position embeddings; leave it at 0")
+    nn.init.normal_(embedding, std=recipe.position_std)
 
 
 def _is_hub_error(error: Exception) -> bool:

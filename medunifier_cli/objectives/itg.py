@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medunifier_cli.data.batch import send
 from medunifier_cli.data.contract import PackedText
 from medunifier_cli.distributed import world
 from medunifier_cli.model.precision import at_least_fp32
@@ -30,10 +31,8 @@ def decoder_inputs_and_targets(text: PackedText, dec_id: int) -> tuple[PackedTex
     last_N = first_N.clone()
     first_N[end_B - text.lengths_B] = True
     last_N[end_B - 1] = True
-    device = text.ids_N.device
-    first_B, input_P, target_P = (
-        mask_N.nonzero()[:, 0].to(device, non_blocking=True) for mask_N in (first_N, ~last_N, ~first_N)
-    )
+    masks = (first_N, ~last_N, ~first_N)
+    first_B, input_P, target_P = send([mask_N.nonzero()[:, 0] for mask_N in masks], text.ids_N.device)
     # [DEC] replaces [CLS], as in BLIP-2: it tells the shared weights which of the two passes this is
     ids_N = text.ids_N.index_fill(0, first_B, dec_id)
     return PackedText(ids_N[input_P], text.lengths_B - 1), text.ids_N[target_P]
@@ -65,9 +64,8 @@ class ImageGroundedTextGeneration(Objective):
         """Mean over the predicted tokens of all ranks."""
         inputs, target_P = decoder_inputs_and_targets(encoded.batch.text, encoded.dec_id)
         loss, counts = itg_loss(encoded.model.decode_text(encoded.memory, inputs), target_P)
-        tokens = float(len(target_P))
         # the divisor is that of all ranks, so that each token of this pass over all ranks weighs the same
+        tokens = world.total(float(len(target_P)), loss.device)
         return LossAndMonitors(
-            world.share_of_mean(loss, tokens),
-            {"itg_accuracy": world.share_of_mean(counts["itg_hits"], tokens)},
+            world.share(loss, tokens), {"itg_accuracy": world.share(counts["itg_hits"], tokens)}
         )

@@ -12,14 +12,15 @@ B local pairs, G global pairs, M rows: B positives, then image negatives, then t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medunifier_cli.data.contract import Batch, PackedText
+from medunifier_cli.data.batch import Batch, Fetched, PackedText, send
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.model.masks import Layout
 from medunifier_cli.model.precision import at_least_fp32
@@ -84,16 +85,27 @@ class ImageTextMatching(Objective):
     reads_text_cls = True
     reaches_every_weight = True
 
+    waits = True
+
+    def begin(self, encoded: EncodedBatch) -> Begun:
+        """Ask for the weights of the draws and the texts of all ranks."""
+        batch = encoded.batch
+        texts_G = gather_texts(batch, encoded.model.recipe.text.max_tokens)
+        model = encoded.model
+        weights = draw_weights(batch, texts_G[:, 0], encoded.similarity, model.temperature, model.recipe)
+        return Begun(Fetched((weights, texts_G) if world.size() > 1 else (weights,)))
+
     def compute(self, encoded: EncodedBatch) -> LossAndMonitors:
         """Mean over the rows of all ranks."""
         model, batch = encoded.model, encoded.batch
         device, pairs = batch.text.ids_N.device, len(batch.position_B)
         first = world.rank() * pairs
-        text_for_image_B, image_for_text_B = draw_negatives(
-            batch, encoded.similarity, model.temperature, model.recipe
-        )
-        text_G = gather_texts(batch.text, model.recipe.text.max_tokens)
-        image_for_text_G = world.gather(image_for_text_B.to(device)).cpu()
+        weights_2BG, *texts_of_all = encoded.begun[self.name].fetched.get()
+        picks_2B = self.draw(weights_2BG, batch.position_B.tolist(), model.recipe.train.seed)
+        picks_2G = picks_2B
+        if world.size() > 1:  # who drew an image of this rank, and how many rows all ranks have
+            picks_2G = world.gather(send((picks_2B.T.contiguous(),), device)[0]).cpu().T
+        text_for_image_B, image_for_text_G = picks_2B[0], picks_2G[1]
 
         own = torch.arange(pairs)
         # texts of any rank that drew one of the images of this rank, as global numbers
@@ -104,60 +116,109 @@ class ImageTextMatching(Objective):
         text_M = torch.cat([own + first, drew_local_image, text_for_image_B[with_negative_text]])
         # Positives come first. A positive is a row once, while the negatives are twice as many: a model that
         # ignores its input reaches an accuracy of 2/3, and a loss of 0.637.
-        matched_M = (torch.arange(len(image_M)) < pairs).long().to(device)
+        matched_M = (torch.arange(len(image_M), device=device) < pairs).long()
 
-        loss, counts = itm_loss(model.match(encoded.memory, image_M, take_texts(text_G, text_M)), matched_M)
-        rows = float(len(image_M))
+        text = take_texts(unpack_texts(texts_of_all[0]) if texts_of_all else on_host(batch.text), text_M)
+        (ids_N,) = send((text.ids_N,), device)
+        text = PackedText(ids_N, text.lengths_B)
+        loss, counts = itm_loss(model.match(encoded.memory, image_M, text), matched_M)
+        rows = float(picks_2G.shape[1] + (picks_2G >= 0).sum())
+        rows_of_all = torch.full((), rows, dtype=torch.float32, device=device)
         return LossAndMonitors(
-            world.share_of_mean(loss, rows), {"itm_accuracy": world.share_of_mean(counts["itm_hits"], rows)}
+            world.share(loss, rows_of_all), {"itm_accuracy": world.share(counts["itm_hits"], rows_of_all)}
         )
+
+    def draw(self, weights_2BG: Tensor, positions: Sequence[int], seed: int) -> Tensor:
+        """See `draw_negatives`; apart, for a step on tensors without data."""
+        return draw_negatives(weights_2BG, positions, seed)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What `ImageTextMatching.begin` has asked the device for."""
+
+    fetched: Fetched
+    """Weights float64 [2, B, G] of the draws; with several ranks the texts of all, see `gather_texts`."""
 
 
 @torch.no_grad()
-def draw_negatives(
-    batch: Batch, similarity: Similarity, temperature: Tensor, recipe: PretrainRecipe
-) -> tuple[Tensor, Tensor]:
-    """For each local image a text, for each local text an image: global numbers [B] on the CPU, or -1.
+def draw_weights(
+    batch: Batch, digest_G: Tensor, similarity: Similarity, temperature: Tensor, recipe: PretrainRecipe
+) -> Tensor:
+    """How likely each of G candidates is drawn as text of each local image, and as image of each local text.
 
-    A draw is a function of (seed, purpose, position in the sample order), so any number of ranks draws alike.
+    Args:
+        digest_G: of the texts of all ranks.
+
+    Returns:
+        float64 [2, B, G], where the similarity is.
     """
     settings = recipe.objectives
-    digest_G = world.gather(batch.digest_B)
-    positions = batch.position_B.tolist()
-    picks = []
+    return torch.stack(
+        [
+            negative_weights(
+                scores_BG / temperature, similarity.own_B, batch.digest_B, digest_G,
+                settings.itm_negatives == "hard", settings.itm_exclude_same_text,
+            ).double()
+            for scores_BG in (similarity.image_to_text_BG, similarity.text_to_image_BG)
+        ]
+    )  # fmt: skip
+
+
+def draw_negatives(weights_2BG: Tensor, positions: Sequence[int], seed: int) -> Tensor:
+    """For each local image a text, for each local text an image: global numbers int64 [2, B], or -1.
+
+    A draw is a function of (seed, purpose, position in the sample order), so any number of ranks draws alike.
+
+    Args:
+        weights_2BG: see `draw_weights`; on the CPU.
+        positions: of the local pairs.
+    """
     # two purposes: with one, the text drawn for an image and the image drawn for its text would go together
-    for scores_BG, purpose in (
-        (similarity.image_to_text_BG, draws.NEGATIVE_TEXT),
-        (similarity.text_to_image_BG, draws.NEGATIVE_IMAGE),
-    ):
-        weight_BG = negative_weights(
-            scores_BG / temperature, similarity.own_B, batch.digest_B, digest_G,
-            settings.itm_negatives == "hard", settings.itm_exclude_same_text,
-        )  # fmt: skip
-        picks.append(draws.choose(weight_BG, draws.uniform(recipe.train.seed, purpose, positions)))
-    return picks[0], picks[1]
+    purposes = (draws.NEGATIVE_TEXT, draws.NEGATIVE_IMAGE)
+    return torch.stack(
+        [
+            draws.choose(weight_BG, draws.uniform(seed, purpose, positions))
+            for weight_BG, purpose in zip(weights_2BG, purposes, strict=True)
+        ]
+    )
 
 
-def gather_texts(text: PackedText, max_tokens: int) -> PackedText:
-    """The texts of all ranks, rank after rank. Each rank must hold the same number of texts."""
+def gather_texts(batch: Batch, max_tokens: int) -> Tensor:
+    """Digest, length and token ids of the texts of all ranks, int64 [G, 2 + max_tokens].
+
+    On the batch's device. Each rank must hold equally many texts. One alone gets digests only, [B, 1].
+    """
     if world.size() == 1:
-        return text
+        return batch.digest_B[:, None]
     # ranks hold different numbers of tokens and all_gather needs one shape: a grid as wide as the longest
     # text allowed, which no rank has to ask the others about
-    layout = Layout.of(text.lengths_B, text.ids_N.device)
-    grid = layout.pad(text.ids_N[:, None])[..., 0]
-    grid = world.gather(F.pad(grid, (0, max_tokens - grid.shape[1])))
-    lengths = world.gather(text.lengths_B.to(grid.device))
-    real = torch.arange(max_tokens, device=grid.device) < lengths[:, None]
-    return PackedText(grid[real], lengths.cpu())
+    lengths_B = batch.text.lengths_B
+    device = batch.text.ids_N.device
+    layout = Layout.of(lengths_B, torch.device("cpu"))
+    grid = layout.pad(batch.text.host_N[:, None])[..., 0]
+    grid = F.pad(grid, (0, max_tokens - grid.shape[1]))
+    packed, digest_B = torch.cat([lengths_B[:, None], grid], dim=1), batch.digest_B
+    return world.gather(torch.cat([digest_B[:, None], send((packed,), device)[0]], dim=1))
+
+
+def unpack_texts(texts_G: Tensor) -> PackedText:
+    """What `gather_texts` gathered, on the CPU, packed again."""
+    lengths, grid = texts_G[:, 1], texts_G[:, 2:]
+    return PackedText(grid[torch.arange(grid.shape[1]) < lengths[:, None]], lengths)
+
+
+def on_host(text: PackedText) -> PackedText:
+    """A text with its ids on the CPU."""
+    return PackedText(text.host_N, text.lengths_B)
 
 
 def take_texts(text: PackedText, index_M: Tensor) -> PackedText:
-    """Texts number `index_M` (int64, on the CPU), packed again."""
+    """Texts number `index_M` of `text`, packed again; all on the CPU."""
     lengths_M = text.lengths_B[index_M]
     start_B = text.lengths_B.cumsum(0) - text.lengths_B
     end_M = lengths_M.cumsum(0)
     # token t of the result is token t + offset of its text in the source
     offset_M = start_B[index_M] - (end_M - lengths_M)
     source = torch.arange(int(end_M[-1])) + torch.repeat_interleave(offset_M, lengths_M)
-    return PackedText(text.ids_N[source.to(text.ids_N.device)], lengths_M)
+    return PackedText(text.ids_N[source], lengths_M)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,8 @@ class EncodedBatch:
     """Token id of [DEC], which starts a generated text."""
     revival: torch.Generator | None
     """Decides which vectors replace dead codes, in the same state on all ranks; None leaves them."""
+    begun: dict[str, Any] = field(default_factory=dict)
+    """What `Objective.begin` of each objective returned, by its name."""
 
     @property
     def text_cls_BD(self) -> Tensor:
@@ -79,6 +81,14 @@ class Objective(ABC):
     """True where its gradient alone reaches every trained weight of both encoders. Unless one active
     objective sets it, DistributedDataParallel has to look for unused parameters in each step."""
     # False is the safe default: the walk over the graph costs time, while a wrong True stops the run
+
+    waits: ClassVar[bool] = False
+    """True where `compute` waits for what `begin` asked a GPU for: there it comes after all others, which the
+    GPU computes meanwhile. On a CPU the order of `pretraining.OBJECTIVES` is kept."""
+
+    def begin(self, encoded: EncodedBatch) -> Any:
+        """Ask the device for what `compute` needs on the CPU; returns what it finds in `encoded.begun`."""
+        return None  # most objectives plan nothing by what the device has computed
 
     def extend(self, model: MedUnifier) -> None:
         """Add heads of its own to the model: they are trained, saved and restored with it.

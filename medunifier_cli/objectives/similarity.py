@@ -12,6 +12,7 @@ from torch import Tensor
 
 from medunifier_cli.distributed import world
 from medunifier_cli.model.medunifier import MedUnifier
+from medunifier_cli.model.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,6 @@ def global_similarity(model: MedUnifier, query_BQD: Tensor, text_cls_BD: Tensor)
     # rank r's rows follow those of the ranks before it, which is why all ranks must hold equally many
     own = torch.arange(len(g_t), device=g_t.device) + world.rank() * len(g_t)
     # bf16 resolves cosines to 0.004 only, which a temperature of 0.07 turns into 6 % of a logit
-    with torch.autocast(g_t.device.type, enabled=False):
+    with full_precision(g_t.device):
         # two blocks, [B, G] each way: this rank computes its rows and its columns of the G x G matrix alone
         return Similarity(image_text_similarity(g_q, all_t), image_text_similarity(all_q, g_t).T, own)

@@ -19,6 +19,8 @@ from medunifier_cli.errors import DataError, quoted
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
 """A dot would end a WebDataset key; 90 characters leave room for the suffix in a USTAR header."""
 SPLIT = re.compile(r"[A-Za-z0-9_-]+")
+TRAIN = "train"
+"""The split of synthetic images."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,11 @@ class DatasetScan:
                 "keys unique"
             )
         self._keys.add(record.key)
+        if record.origin and record.split != TRAIN:
+            raise DataError(
+                f"{record.source}: a synthetic image ({quoted(record.origin)}) in {record.split!r}; models "
+                f"are measured on real images alone, so put it into {TRAIN}"
+            )
         self._check_subject(record)
 
     def _check_subject(self, record: Record) -> None:
@@ -128,7 +135,9 @@ def _chunk(split: str, number: int, ordinal: int, records: list[Record]) -> Chun
     for record in records:
         # The image is hashed by its kind only: its path is in `source`, and reading the file would take as
         # long as decoding it.
-        facts = {name: value for name, value in vars(record).items() if name != "image"}
+        # no origin, as nearly all: shards from before there was one stay what they are
+        left_out = ("image",) if record.origin else ("image", "origin")
+        facts = {name: value for name, value in vars(record).items() if name not in left_out}
         facts["image"] = type(record.image).__name__
         facts["tone"] = getattr(record.image, "dicom_tone", "")
         hasher.update(json.dumps(facts, sort_keys=True, default=json_value).encode())

@@ -82,11 +82,14 @@ def make_receipts_folder(out: Path, raw: Path | None) -> None:
         raise DataError(f"{out / RECEIPTS}: is a link, which `mu prepare` does not follow; delete it")
 
 
-def check_settings(out: Path, part: tuple[int, int], settings: Mapping[str, Any]) -> None:
+def check_settings(
+    out: Path, part: tuple[int, int], settings: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
     """Refuse to mix shards that were made with different settings; a folder without shards takes any.
 
     Args:
         settings: all that the contents of the shards depend on.
+        defaults: of the data set's options; one that a later version added had its default before.
 
     Raises:
         DataError: the folder has shards made with others, or not made by `mu prepare`.
@@ -100,7 +103,8 @@ def check_settings(out: Path, part: tuple[int, int], settings: Mapping[str, Any]
             raise DataError(f"{out}: holds {foreign[0].name}, not made by `mu prepare`; choose another --out")
         write_json(path, settings)
         return
-    before = _flat(read_json(path, dict[str, Any], DataError, f"delete {out} and run again"))
+    known = {f"options.{name}": value for name, value in defaults.items()}
+    before = known | _flat(read_json(path, dict[str, Any], DataError, f"delete {out} and run again"))
     changes = [
         f"{name}: was {before.get(name, 'not set')!r}, is {value!r}"
         for name, value in _flat(settings).items()

@@ -131,6 +131,7 @@ def _split_entry(
         "sections": counts["sections"],
         "text_kinds": counts["text_kinds"],
         "views": counts["views"],
+        **({"synthetic": counts["origins"]} if "origins" in counts else {}),
         "shards": [
             {
                 "name": shard.file,

@@ -26,7 +26,10 @@ def made_with() -> dict[str, str]:
 
 
 def tally(records: Iterable[Record], text_sections: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Counts over the samples of one shard: `views`, `text_kinds`, `sections` that are not empty, `text`."""
+    """Counts over the samples of one shard: `views`, `text_kinds`, `sections` that are not empty, `text`.
+
+    Where there are synthetic images, also their `origins`.
+    """
     counts: dict[str, Counter[str]] = {
         name: Counter() for name in ("views", "text_kinds", "sections", "text")
     }
@@ -36,6 +39,8 @@ def tally(records: Iterable[Record], text_sections: Sequence[str]) -> dict[str, 
         counts["text_kinds"][record.text_kind] += 1
         counts["sections"].update(sections)
         counts["text"]["there" if set(sections) & set(text_sections) else "none"] += 1
+        if record.origin:
+            counts.setdefault("origins", Counter())[record.origin] += 1
     return {name: dict(sorted(count.items())) for name, count in counts.items()}
 
 

@@ -94,7 +94,8 @@ def prepare(job: Job) -> dict[str, Any] | None:
     _warn(progress, plan.warnings)
     make_receipts_folder(job.out, job.raw if job.plugin.needs_raw else None)
     with locked(job.out, job.part):
-        check_settings(job.out, job.part, {**job.settings(), "made_with": made_with()})
+        defaults = {name: option.default for name, option in job.plugin.options.items()}
+        check_settings(job.out, job.part, {**job.settings(), "made_with": made_with()}, defaults)
         with _drops_file(job) as drops, progress:
             call = _Call(job, plan, progress, drops)
             call.write_shards()

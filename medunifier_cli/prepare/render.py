@@ -114,6 +114,7 @@ def meta_of(record: Record, image: GreyImage) -> dict[str, object]:
         "text_kind": record.text_kind,
         "labels": dict(record.labels),
         "facts": dict(record.facts),
+        **({"origin": record.origin} if record.origin else {}),
         "original_height": image.height,
         "original_width": image.width,
         "bit_depth": image.bit_depth,

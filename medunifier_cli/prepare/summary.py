@@ -30,6 +30,11 @@ def summary(manifest: Mapping[str, Any]) -> str:
     kinds = {kind for entry in splits.values() for kind in entry["text_kinds"]}
     if kinds - {"report"}:
         lines += ["", f"text: {', '.join(sorted(kinds))}"]
+    synthetic = [
+        f"{n:,} of {origin}" for e in splits.values() for origin, n in e.get("synthetic", {}).items()
+    ]
+    if synthetic:
+        lines += ["", f"synthetic, for training alone: {', '.join(synthetic)}"]
     if manifest["drops"]:
         dropped = sorted(manifest["drops"].items(), key=lambda item: (-item[1], item[0]))
         lines += ["", *text_table([["left out", "rows"], *([reason, f"{n:,}"] for reason, n in dropped)])]

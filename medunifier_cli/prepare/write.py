@@ -51,13 +51,17 @@ class SavedRescaled(TypedDict):
     detail: str
 
 
-class SavedCounts(TypedDict):
-    """What `manifest.tally` counted."""
-
+class _SavedCounts(TypedDict):
     views: dict[str, Count]
     text_kinds: dict[str, Count]
     sections: dict[str, Count]
     text: dict[str, Count]
+
+
+class SavedCounts(_SavedCounts, total=False):
+    """What `manifest.tally` counted."""
+
+    origins: dict[str, Count]
 
 
 class _SavedReceipt(TypedDict):

@@ -15,8 +15,9 @@ from typing import Any, Protocol, TypeVar, overload
 
 import yaml
 
+from medunifier_cli.budget import YAML_CHARACTERS
 from medunifier_cli.errors import RecipeError, one_line_of
-from medunifier_cli.parsing import YAML_CHARACTERS, decoded, read_bytes
+from medunifier_cli.parsing import decoded, read_bytes
 from medunifier_cli.recipe.build import as_text, build
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.settings import (

@@ -23,10 +23,30 @@ from medunifier_cli.recipe.bounds import (
     Size,
     SizeOrZero,
 )
-from medunifier_cli.recipe.schema_train import OptimConfig, TrainConfig
+from medunifier_cli.recipe.schema_train import OptimConfig, PretrainTrainConfig
 
 Weight = Annotated[float, Bounds(0), "weight of an objective"]
 """Weight of the objective that has the name of the field."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of training images, anew in each epoch. Images are never flipped: reports say left and
+    right."""
+
+    crop: Annotated[float, Bounds(0.1, 1)] = 1.0
+    """Smallest share of the image's area that a random crop keeps, enlarged to the whole; 1 for no crop."""
+    rotation: Annotated[float, Bounds(0, 45)] = 0.0
+    """Largest rotation either way, in degrees; what comes in from outside is black."""
+    contrast: Annotated[float, Bounds(0, 0.9)] = 0.0
+    """Largest change of contrast: 0.2 multiplies distances to the mean grey level by 0.8 to 1.2."""
+    brightness: Annotated[float, Bounds(0, 0.9)] = 0.0
+    """Largest change of brightness, as a share of the whole range from black to white."""
+
+    @property
+    def any(self) -> bool:
+        """Whether anything changes."""
+        return self != AugmentConfig()
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,7 @@ class DataConfig:
     """Loader processes per rank; 0 decodes in the training process."""
     limit: CountOrZero = 0
     """Use only the first N samples of the train split; 0 for all."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
 @dataclass(frozen=True)
@@ -93,8 +114,12 @@ class VitConfig:
     """Number of blocks; 0 for that of the named model."""
     heads: SizeOrZero = 0
     """Number of attention heads; 0 for that of the named model."""
-    pixel_norm: Literal["none", "clip"] = "none"
-    """`none`: pixels in [0, 1] (paper); `clip`: standardised with CLIP's mean and deviation."""
+    pixel_norm: Literal["none", "clip", "imagenet"] = "none"
+    """`none`: pixels in [0, 1] (paper); `clip`, `imagenet`: standardised with the mean and deviation of
+    CLIP's or of ImageNet's images, as the image encoder's weights were trained."""
+    position_std: NonNegative = 0.0
+    """Standard deviation of random position embeddings; 0 for timm's own, 0.02. Queries that start from
+    random weights hardly see where something is unless positions differ about as much as patches do."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +170,18 @@ class GeneratorConfig:
     base_width: Size = 1536
     """Channels of the decoder's first map, halved by each block; the authors' code has 4608."""
     norm: Literal["batch", "group"] = "batch"
-    """Normalisation after each ReLU of the decoder; `batch` is synchronised over all ranks."""
+    """Normalisation after each ReLU of the decoder and in `bottleneck` residual blocks; `batch` is
+    synchronised over all ranks."""
+    nonlinear: Literal["linear-relu", "linear-relu-linear"] = "linear-relu"
+    """The adapters' nonlinear layer, which the paper does not detail; the authors' code has
+    `linear-relu-linear`, twice as wide inside the top adapter."""
+    upsample: Literal["learned", "nearest"] = "learned"
+    """How the top adapter enlarges the map of queries to a square: `learned`, by a transposed convolution;
+    `nearest`, by repeating rows, as in the authors' code."""
+    residual: Literal["pre-activation", "bottleneck"] = "pre-activation"
+    """Layers of the adapters' residual blocks: `pre-activation`, as in VQ-VAE-2 (ReLU, 3x3, ReLU, 1x1);
+    `bottleneck`, as in He et al. 2016, which the paper cites, and in the authors' code (1x1, 3x3, 1x1, each
+    normalised, a ReLU after the sum)."""
     feature_norm: Literal["none", "batch"] = "none"
     """`batch`: non-affine batch normalisation before the adapters' ReLU, which short runs from random weights
     need."""
@@ -220,7 +256,7 @@ class PretrainRecipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: PretrainTrainConfig = field(default_factory=PretrainTrainConfig)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Contradictions between fields: (dotted key, what is wrong, naming every other key it read)."""
@@ -230,6 +266,9 @@ class PretrainRecipe:
                 "model.qformer.width",
                 f"{qformer.width} is not a multiple of model.qformer.heads {qformer.heads}",
             )
+        vit = self.model.vit
+        if vit.position_std and vit.weights != "random":
+            yield "model.vit.position_std", "would replace those of model.vit.weights, which must be `random`"
         if objectives.itm and not objectives.itc:
             yield "objectives.itm", "needs objectives.itc: its similarities choose the hard negatives"
         if not objectives.weights():
@@ -238,6 +277,22 @@ class PretrainRecipe:
         if self.optim.warmup_lr > self.optim.peak_lr:
             yield "optim.warmup_lr", f"{self.optim.warmup_lr:g} is above optim.peak_lr {self.optim.peak_lr:g}"
         yield from train.problems()
+        yield from self._problems_of_best()
         if objectives.itm and 1 in (train.global_batch, train.micro_batch):
             key = "train.micro_batch" if train.micro_batch == 1 else "train.global_batch"
             yield key, "1 leaves objectives.itm without negatives"
+
+    def _problems_of_best(self) -> Iterator[tuple[str, str]]:
+        train = self.train
+        if train.patience and not train.best:
+            yield "train.patience", "needs train.best, which says what a better validation is"
+        if train.best and not self.data.valid:
+            yield "train.best", "needs data.valid, which is empty"
+        if train.best.startswith("recall"):
+            if not self.objectives.itc:
+                yield "train.best", f"{train.best} needs objectives.itc, which compares images with texts"
+            if train.valid_pairs < 20:
+                yield (
+                    "train.best",
+                    f"{train.best} needs 20 train.valid_pairs or more, not {train.valid_pairs}",
+                )

@@ -29,6 +29,9 @@ class FinetuneDataConfig:
     published splits do, it is used; otherwise a stratified sample is drawn and recorded in the run."""
     fraction_seed: CountOrZero = 0
     """Seed of that sample; with one seed, smaller fractions are subsets of larger ones."""
+    extra: tuple[str, ...] = ()
+    """Further prepared data sets whose train split is trained on as well, such as synthetic images; never
+    validated or tested on. An epoch is all samples together, and `fraction` is of the train split alone."""
     workers: Processes = 4
     """Loader processes per rank; 0 decodes in the training process."""
 
@@ -42,7 +45,8 @@ class FinetuneModelConfig:
     freeze: bool = False
     """Train only the head, on features that are computed once (a probe)."""
     head: str = "mlp"
-    """Head plugin: `linear`, `mlp` (the authors' two layers), `attention-pool` or your own."""
+    """Head plugin: `linear`, `mlp` (ours: two layers, a ReLU between), `two-linear` (the authors': no ReLU),
+    `attention-pool` or your own."""
     loss: Literal["", "cross_entropy", "binary_cross_entropy"] = ""
     """`cross_entropy`: samples of exactly one class; `binary_cross_entropy`: samples with any number of
     labels, unknown ones ignored; empty for the loss of the head."""
@@ -80,6 +84,8 @@ class FinetuneTrainConfig(LoopConfig):
     valid_every: CountOrZero = 0
     """Steps between two validations, the best of which decides the weights that are kept; 0 for every
     epoch."""
+    patience: CountOrZero = 0
+    """Validations in a row without a better one after which training ends; 0 for the last step."""
     checkpoint_every: Count = 500
     """Steps between two checkpoints."""
     keep: Count = 1
@@ -109,6 +115,10 @@ class FinetuneRecipe:
         """Contradictions between fields: (dotted key, what is wrong, naming every other key it read)."""
         if not self.data.valid:
             yield "data.valid", "empty, but the best epoch is chosen on it"
+        if self.data.dataset in self.data.extra:
+            yield "data.extra", f"{self.data.dataset} is data.dataset already"
+        if len(set(self.data.extra)) < len(self.data.extra):
+            yield "data.extra", "names a data set twice"
         if self.data.test and self.data.test in (self.data.train, self.data.valid):
             yield "data.test", f"{self.data.test!r} is also data.train or data.valid; nothing is held out"
         yield from self.train.problems()

@@ -12,12 +12,18 @@ from medunifier_cli.recipe.schema_train import OptimConfig, TrainConfig
 
 @dataclass(frozen=True)
 class PriorDataConfig:
-    """The samples to encode. Data set, texts and image size are those of the pre-training run."""
+    """The samples to encode. Image size and tokenizer are those of the pre-training run."""
 
+    dataset: str = ""
+    """Name of the data set whose codes are modelled; empty for that of the pre-training run. Same as
+    `--data`. Where a data set has labels and no texts, the prompts of its classes stand in for them."""
+    shards: str = ""
+    """Folder of its shards; empty for that of the pre-training run, or for `$MU_DATA/shards/<dataset>`."""
     train: str = ""
-    """Split to train on; empty for that of the pre-training run."""
+    """Split to train on; empty for that of the pre-training run, or for `train` of another data set."""
     valid: str = ""
-    """Held-out split on which nats per code are measured; empty for that of the pre-training run."""
+    """Held-out split on which nats per code are measured; empty for that of the pre-training run, or for
+    `valid` of another data set, if it has one."""
     limit: CountOrZero = 0
     """Use only the first N samples of the train split; 0 for all."""
 

@@ -10,6 +10,7 @@ from medunifier_cli.recipe.bounds import (
     Count,
     CountOrZero,
     NonNegative,
+    Pairs,
     Positive,
     Processes,
     Samples,
@@ -65,8 +66,8 @@ class LoopConfig:
     processes: Processes = 0
     """Processes to start; 0 for one per GPU, or one without a GPU."""
     threads: Processes = 0
-    """CPU threads per process; 0 for PyTorch's default. A fixed number makes CPU runs repeatable bit for
-    bit."""
+    """CPU threads per process; 0 for PyTorch's default, at most as many as the process may use. A fixed
+    number makes CPU runs repeatable bit for bit."""
     deterministic: bool = False
     """Deterministic kernels on a GPU, as `--deterministic` asks for: runs are repeatable bit for bit, and
     slower. No difference on a CPU."""
@@ -107,3 +108,20 @@ class TrainConfig(LoopConfig):
     """Batches of a validation; 0 for the whole split."""
     change_contrast: bool = False
     """Resume with a number of processes that changes how many pairs ITC and ITM contrast with each other."""
+
+
+@dataclass(frozen=True)
+class PretrainTrainConfig(TrainConfig):
+    """Length, batch size and intervals of training."""
+
+    valid_pairs: Pairs = 500
+    """Pairs of the valid split on which each validation also ranks the own partner of every image and text
+    (recall@1, 5 and 10, median rank) and asks ITM for the own text against another one; 0 for none. Needs
+    `objectives.itc`."""
+    best: Literal["", "loss", "recall@1", "recall@5", "recall@10"] = ""
+    """Keep the weights of the best validation too, and use them in all that follows: `loss`, the lowest
+    total; `recall@K`, the highest mean of both directions among `train.valid_pairs`; empty for the weights of
+    the last step. A checkpoint then holds the weights twice."""
+    patience: CountOrZero = 0
+    """Validations in a row without a better one by `train.best` after which training ends; 0 for the last
+    step."""

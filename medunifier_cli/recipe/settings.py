@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from medunifier_cli import parsing
+from medunifier_cli import budget
 
 SIMILAR = 0.6
 """Ratio of matching characters, from 0 to 1, from which on a key is suggested (difflib's own default)."""
@@ -102,8 +102,8 @@ def read_text(text: str, shown: str, schema: type, saved: bool = False) -> tuple
     settings = Settings({}, [], set())
     reader = _Reader(shown, schema, settings, saved)
     try:
-        with parsing.yaml_loader(text) as loader:
-            root = parsing.compose_yaml(loader)
+        with budget.yaml_loader(text) as loader:
+            root = budget.compose_yaml(loader)
             if root is not None and not (isinstance(root, yaml.ScalarNode) and root.value == ""):
                 if not isinstance(root, yaml.MappingNode):
                     raise YamlError(f"{shown}:{root.start_mark.line + 1}: a recipe is `key: value` lines")
@@ -127,7 +127,7 @@ def read_overrides(overrides: tuple[str, ...], schema: type) -> Settings:
             _unknown(key, where, schema, settings)
         else:
             try:
-                value = parsing.yaml_value(raw)
+                value = budget.yaml_value(raw)
             except yaml.YAMLError:
                 value = raw  # such as `a: b` or `[x`, which is fine for a key that takes text
             settings.by_key[key] = Setting(value, raw.strip(), where, from_override=True)
@@ -167,7 +167,7 @@ def _yaml_line(error: yaml.YAMLError, shown: str) -> str:
 
 def _reason(error: yaml.YAMLError) -> str:
     # a recipe is no patient data, so what it says may be quoted
-    return getattr(error, "problem", None) or parsing.yaml_reason(error)
+    return getattr(error, "problem", None) or budget.yaml_reason(error)
 
 
 class _Reader:
@@ -213,7 +213,7 @@ class _Reader:
 
     def _leaf(self, loader: yaml.SafeLoader, node: yaml.Node, where: str, key: str) -> Setting | None:
         try:
-            value = parsing.construct_yaml(loader, node)
+            value = budget.construct_yaml(loader, node)
         except yaml.YAMLError as error:
             self._problem(key, f"{where}: {key}: {_reason(error)}")
             return None

@@ -27,6 +27,7 @@ from medunifier_cli.run.cache import (
     MadeOf,
     is_cached,
     made_of_text,
+    open_hdf5,
     read_cache,
     write_cache,
     write_hdf5,
@@ -202,6 +203,38 @@ def encoded_file(path: Path, made_of: MadeOf, total: int, encode: Encode) -> Pat
             write_hdf5(path, made_of, partial(_write_all, rows))
         rows.remove()
     return path
+
+
+def encoded_mapped(path: Path, made_of: MadeOf, total: int, encode: Encode, large: str) -> Arrays:
+    """As `encoded`, but with one column left in the file and mapped, for those that do not fit into memory.
+
+    Where the file cannot be written all columns are in memory, as with `encoded`.
+
+    Args:
+        path, made_of, total, encode: as for `encoded`.
+        large: name of the column.
+    """
+    failed: list[DataError] = []
+
+    def watched(first: int) -> Batches:
+        try:
+            yield from encode(first)
+        except DataError as error:
+            failed.append(error)
+            raise
+
+    try:
+        encoded_file(path, made_of, total, watched)
+        with open_hdf5(path) as file:
+            arrays = {name: data[()] for name, data in file.items() if name != large}
+            data = file[large]
+            arrays[large] = np.memmap(path, data.dtype, "r", data.id.get_offset(), data.shape)
+            return arrays
+    except DataError as error:
+        if error in failed:  # of what is encoded, and not of the disk
+            raise
+        say(f"all in memory, since it cannot be kept: {error}")
+        return encoded(path, made_of, total, encode)
 
 
 def _write_all(rows: Rows, file: h5py.File) -> None:

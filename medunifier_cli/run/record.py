@@ -28,8 +28,8 @@ from medunifier_cli.terminal.say import say
 
 FREE = (
     "name", "data.workers", "data.shards", "train.processes", "train.log_every", "train.valid_every",
-    "train.valid_batches", "train.checkpoint_every", "train.keep", "train.tensorboard", "train.skip_limit",
-    "train.timeout", "train.change_contrast",
+    "train.valid_batches", "train.patience", "train.checkpoint_every", "train.keep",
+    "train.tensorboard", "train.skip_limit", "train.timeout", "train.change_contrast",
 )  # fmt: skip
 """Recipe keys that may change when a run is resumed, because none of them changes a weight."""
 LOCK = ".lock"

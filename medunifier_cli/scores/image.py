@@ -5,7 +5,9 @@ Letters: n features of width D; `real` is the reference, `fake` the set that is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,21 +37,70 @@ def frechet_distance(real_nD: ArrayLike, fake_nD: ArrayLike) -> float:
 
 
 class Reference:
-    """The real side of the distance, worked out once for many fakes."""
+    """The real side of the distance, worked out once for many fakes.
 
-    def __init__(self, real_nD: Floats) -> None:
-        self.mean = real_nD.mean(axis=0)
-        covariance = np.atleast_2d(np.cov(real_nD, rowvar=False))
+    tr((S_r S_f)^1/2) is the sum of the square roots of the eigenvalues of R S_f R with R = S_r^1/2, which is
+    symmetric, so that no complex root appears. It has the eigenvalues that are not 0 in common with the Gram
+    matrix of the fakes times R, and the smaller of the two is used.
+    """
+
+    def __init__(self, real_nD: ArrayLike) -> None:
+        real = np.asarray(real_nD)
+        self.mean = real.mean(axis=0, dtype=np.float64)
+        covariance = _scatter(real, self.mean, np.ones(len(real))) / (len(real) - 1)
         values, vectors = np.linalg.eigh(covariance)
         self.root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
         self.trace = float(np.trace(covariance))
 
-    def distance(self, fake_nD: Floats) -> float:
-        """To one set. tr((S_r S_f)^1/2) comes from singular values, so no complex root appears."""
-        centred = (fake_nD - fake_nD.mean(axis=0)) / np.sqrt(len(fake_nD) - 1)
-        mixed = np.linalg.svd(centred @ self.root, compute_uv=False).sum()
-        shift = float(np.square(self.mean - fake_nD.mean(axis=0)).sum())
-        return shift + self.trace + float(np.square(centred).sum()) - 2 * float(mixed)
+    def distance(self, fake_nD: ArrayLike) -> float:
+        """To one set."""
+        return Judged(self, fake_nD).distance()
+
+
+class Judged:
+    """One set of fakes beside a reference, of which many resamples are measured.
+
+    A resample is measured from the counts of its images: no row is copied, and the largest arrays have
+    [min(n, D), min(n, D)] numbers, and those of `CHUNK` rows.
+    """
+
+    def __init__(self, reference: Reference, fake_nD: ArrayLike) -> None:
+        self.reference, self.fake = reference, np.asarray(fake_nD)
+        self.centre = self.fake.mean(axis=0, dtype=np.float64)
+        self.gram: Floats | None = None
+        if len(self.fake) <= self.fake.shape[1]:
+            # about a centre, so that the products of large means do not cancel
+            mixed = (self.fake - self.centre) @ reference.root
+            self.gram = mixed @ mixed.T
+
+    def distance(self, counts_n: ArrayLike | None = None) -> float:
+        """Of the set, or of a resample that holds image i `counts_n[i]` times."""
+        weight_n = np.ones(len(self.fake)) if counts_n is None else np.asarray(counts_n, np.float64)
+        n, root = float(weight_n.sum()), self.reference.root
+        mean = self.centre if counts_n is None else _mean(self.fake, weight_n)
+        if self.gram is None:
+            covariance = _scatter(self.fake, mean, weight_n) / (n - 1)
+            trace, product = float(np.trace(covariance)), root @ covariance @ root
+        else:
+            trace = sum(
+                float(weight_n[rows] @ np.square(self.fake[rows] - mean).sum(axis=1))
+                for rows in _chunks(len(self.fake))
+            ) / (n - 1)  # fmt: skip
+            product = _centred_gram(self.gram, weight_n) / (n - 1)
+        mixed = np.sqrt(np.linalg.eigvalsh(product).clip(min=0)).sum()
+        shift = float(np.square(self.reference.mean - mean).sum())
+        return shift + self.reference.trace + trace - 2 * float(mixed)
+
+
+def _centred_gram(gram_nn: Floats, weight_n: Floats) -> Floats:
+    """Gram matrix of the rows that a resample holds, about their mean and times the root of their counts."""
+    held = np.flatnonzero(weight_n)
+    gram, weight = gram_nn[np.ix_(held, held)], weight_n[held]
+    towards = gram @ weight / weight.sum()
+    gram = gram - towards[:, None] - towards + float(weight @ towards) / weight.sum()
+    root = np.sqrt(weight)
+    scaled: Floats = gram * root[:, None] * root
+    return scaled
 
 
 def frechet_interval(real_nD: ArrayLike, fake_nD: ArrayLike, draws: int = 100, seed: int = 0) -> Interval:
@@ -58,14 +109,38 @@ def frechet_interval(real_nD: ArrayLike, fake_nD: ArrayLike, draws: int = 100, s
     Not percentiles: a resample repeats images, which moves the distance itself upwards.
     """
     real, fake = _features(real_nD, fake_nD)
-    reference, n = Reference(real), len(fake)
-    value, resampled = reference.distance(fake), []
-    for counts in resample_counts(n, draws=draws, seed=seed):
-        resampled += [reference.distance(np.repeat(fake, row.astype(np.int64), axis=0)) for row in counts]
+    judged = Judged(Reference(real), fake)
+    value, resampled = judged.distance(), []
+    for counts in resample_counts(len(fake), draws=draws, seed=seed):
+        resampled += [judged.distance(row) for row in counts]
     error = float(np.std(resampled, ddof=1)) if len(resampled) > 1 else 0.0
     return Interval(
         max(0.0, value - NORMAL_95 * error), value + NORMAL_95 * error, 0.95, len(resampled), seed
     )
+
+
+def _mean(rows_nD: NDArray[Any], weight_n: Floats) -> Floats:
+    """[D], `CHUNK` rows in double precision at a time."""
+    total = np.zeros(rows_nD.shape[1])
+    for rows in _chunks(len(rows_nD)):
+        total += weight_n[rows] @ rows_nD[rows].astype(np.float64)
+    mean: Floats = total / weight_n.sum()
+    return mean
+
+
+def _scatter(rows_nD: NDArray[Any], mean_D: Floats, weight_n: Floats) -> Floats:
+    """Sum of weight * (row - mean)(row - mean)^T, [D, D], `CHUNK` rows in double precision at a time."""
+    total = np.zeros((rows_nD.shape[1], rows_nD.shape[1]))
+    for rows in _chunks(len(rows_nD)):
+        held = weight_n[rows] > 0  # a resample leaves out a third of the rows
+        part = (rows_nD[rows][held] - mean_D) * np.sqrt(weight_n[rows][held])[:, None]
+        total += part.T @ part
+    return total
+
+
+def _chunks(n: int) -> Iterator[slice]:
+    """Slices of `CHUNK` rows."""
+    return (slice(start, start + CHUNK) for start in range(0, n, CHUNK))
 
 
 @dataclass(frozen=True)
@@ -95,7 +170,7 @@ def precision_recall(real_nD: ArrayLike, fake_nD: ArrayLike, k: int = NEIGHBOURS
     Raises:
         DataError: a set of k features or fewer.
     """
-    real, fake = _features(real_nD, fake_nD)
+    real, fake = (side.astype(np.float64) for side in _features(real_nD, fake_nD))
     if min(len(real), len(fake)) <= k:
         raise DataError(f"precision and recall need more than {k} images on both sides")
     return PrecisionRecall(_within(fake, real, k), _within(real, fake, k))
@@ -121,12 +196,16 @@ def _distances(a: Floats, b: Floats) -> Floats:
     return result
 
 
-def _features(real_nD: ArrayLike, fake_nD: ArrayLike) -> tuple[Floats, Floats]:
-    real, fake = np.asarray(real_nD, dtype=np.float64), np.asarray(fake_nD, dtype=np.float64)
+def _features(real_nD: ArrayLike, fake_nD: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Both sides as they are, in single precision or double, since a copy would double the memory."""
+    real, fake = (
+        side if side.dtype in (np.float32, np.float64) else side.astype(np.float64)
+        for side in (np.asarray(real_nD), np.asarray(fake_nD))
+    )
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
         raise DataError(f"features {list(real.shape)} and {list(fake.shape)} are not two sets of one width")
     if min(len(real), len(fake)) < 2:
         raise DataError("comparing sets of images needs two or more on both sides")
-    if not (np.isfinite(real).all() and np.isfinite(fake).all()):
+    if not all(np.isfinite(side[rows]).all() for side in (real, fake) for rows in _chunks(len(side))):
         raise DataError("a feature is not finite: the extractor's weights are damaged")
     return real, fake

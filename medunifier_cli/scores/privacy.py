@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +19,9 @@ QUANTILE = 0.01
 ALPHA = 0.01
 """Significance level: probability of a false alarm for images that are like the held-out ones."""
 CHUNK = 1024
+"""Queries compared at once."""
+TILE = 8192
+"""Training features compared at once: 64 MiB of distances, and as many of features at width 1,024."""
 
 
 @dataclass(frozen=True)
@@ -69,23 +73,41 @@ def _log_beta(a: float, b: float) -> float:
 def nearest(
     query_nD: ArrayLike, train_tD: ArrayLike, count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The `count` nearest training features of each query.
+    """The `count` nearest training features of each query; which of equally near ones are taken is left open.
+
+    Queries and training features meet in tiles, so that neither side is ever held in double precision.
 
     Returns:
         Indices [n, count], nearest first, and Euclidean distances [n, count].
     """
-    query, train = np.asarray(query_nD, np.float64), np.asarray(train_tD, np.float64)
+    query, train = np.asarray(query_nD), np.asarray(train_tD)
     count = min(count, len(train))
-    length_t = np.square(train).sum(axis=1)
+    index = np.zeros((len(query), 0), np.int64)
+    squared = np.zeros((len(query), 0))
+    for start in range(0, len(train), TILE):
+        tile = train[start : start + TILE].astype(np.float64)
+        tile_index, tile_squared = _nearest_of(query, tile, min(count, len(tile)))
+        both = np.concatenate([squared, tile_squared], axis=1)
+        order = np.argsort(both, axis=1, kind="stable")[:, :count]
+        index = np.take_along_axis(np.concatenate([index, tile_index + start], axis=1), order, axis=1)
+        squared = np.take_along_axis(both, order, axis=1)
+    return index, np.sqrt(squared)
+
+
+def _nearest_of(
+    query_nD: NDArray[Any], tile_tD: NDArray[np.float64], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The `count` nearest of one tile: indices and squared distances, nearest first."""
+    length_t = np.square(tile_tD).sum(axis=1)
     indices, distances = [], []
-    for start in range(0, len(query), CHUNK):
-        part = query[start : start + CHUNK]
-        squared = (np.square(part).sum(axis=1)[:, None] + length_t - 2 * part @ train.T).clip(min=0)
+    for start in range(0, len(query_nD), CHUNK):
+        part = query_nD[start : start + CHUNK].astype(np.float64)
+        squared = (np.square(part).sum(axis=1)[:, None] + length_t - 2 * part @ tile_tD.T).clip(min=0)
         candidates = np.argpartition(squared, count - 1, axis=1)[:, :count]
         value = np.take_along_axis(squared, candidates, axis=1)
         order = np.argsort(value, axis=1, kind="stable")
         indices.append(np.take_along_axis(candidates, order, axis=1))
-        distances.append(np.sqrt(np.take_along_axis(value, order, axis=1)))
+        distances.append(np.take_along_axis(value, order, axis=1))
     return np.concatenate(indices).astype(np.int64), np.concatenate(distances)
 
 

@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from medunifier_cli.errors import DataError
 from medunifier_cli.scores.search import Top, check_k, search
 
+CHANCE_QUERIES = 10_000
+"""Most queries whose random rankings give chance level; each orders all N candidates, so all take N^2."""
 KS = (1, 5, 10)
 """Depths that the paper reports (tables 2 and 6)."""
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
@@ -97,6 +99,25 @@ def ranking_scores(
         out[f"precision@{k}"] = precision_QK[:, k - 1]
         out[f"recall@{k}"] = partner_QK[:, :k].any(axis=1).astype(np.float64)
     return out
+
+
+def chance_scores(
+    labels: NDArray[np.int64], pairs: NDArray[np.int64], ks: Sequence[int], seed: int = 0
+) -> dict[str, float]:
+    """Every metric of one random ranking for each of at most `CHANCE_QUERIES` queries, spread evenly.
+
+    Args:
+        labels: [N] class of each pair.
+        pairs: [N] ids, see `ranking_scores`.
+    """
+    n, deepest = len(labels), max(ks)
+    queries = np.linspace(0, n - 1, min(n, CHANCE_QUERIES)).round().astype(np.int64)
+    random = np.random.default_rng(seed)
+    ranked = np.empty((len(queries), deepest), np.int64)
+    for row in ranked:
+        row[:] = random.permutation(n)[:deepest]  # a copy: a view would keep all n numbers
+    scores = ranking_scores(ranked, labels[queries], labels, ks, pairs[queries], pairs)
+    return {name: float(values.mean()) for name, values in scores.items()}
 
 
 def retrieval(

@@ -30,7 +30,9 @@ Ints = NDArray[np.int64]
 TEXT_TILE = 1024
 """Texts per matrix product: with 256 images the running maximum is 1 MiB and stays in the cache."""
 MOST_THREADS = 8
-"""Each holds a block of scores, 20 MiB at 20,000 texts, and as many wait to be read."""
+"""Each holds a block of scores, and as many wait to be read."""
+BLOCK_SCORES = 1 << 24
+"""Most scores of a block, 64 MiB: beyond 65,536 texts it has fewer images than asked for."""
 NORM_SLACK = 0.02
 """How far a norm may be from 1: embeddings normalised in bfloat16 are off by up to 2^-8."""
 
@@ -227,6 +229,7 @@ def _blocks(g_q: Any, texts: Floats, block: int) -> Iterator[tuple[Ints, Floats]
     distinct_I, copy_of_I = np.unique(_first_equal(g_q, block), return_inverse=True)
     order = np.argsort(copy_of_I, kind="stable")  # equal images next to each other
     ends = np.searchsorted(copy_of_I[order], np.arange(len(distinct_I)), side="right")
+    block = max(1, min(block, BLOCK_SCORES // len(copy_of_T)))
 
     def one(start: int) -> tuple[Ints, Floats]:
         block_I = distinct_I[start : start + block]

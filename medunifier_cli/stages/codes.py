@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
+from medunifier_cli.checkpoint.priors import splits_of
 from medunifier_cli.data.batch import Batch, PackedText, to_device
-from medunifier_cli.data.loader import SplitSource, eval_batches
+from medunifier_cli.data.loader import SplitSource, eval_batches, eval_workers
+from medunifier_cli.data.subset import refuse_synthetic
 from medunifier_cli.data.texts.report import compose
 from medunifier_cli.distributed import world
 from medunifier_cli.errors import CheckpointError
+from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
+from medunifier_cli.evaluate.retrieval.prompts import fingerprint
+from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.parsing import parse_json
 from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.run.cache import UNREADABLE, check_sizes, open_hdf5, write_hdf5
 from medunifier_cli.run.encoding import Batches, Rows
+from medunifier_cli.run.provenance import data_facts
 from medunifier_cli.terminal.progress import Progress
 from medunifier_cli.terminal.say import say
 
@@ -62,6 +69,55 @@ def check_codes(pretrained: PretrainRecipe, folder: Path) -> None:
     """
     if not pretrained.objectives.tig:
         raise CheckpointError(f"{folder}: trained without TIG, so it has no codes to fit priors on")
+
+
+def open_splits(recipe: PriorRecipe, trained: PretrainedRun) -> tuple[Benchmark, Benchmark | None]:
+    """The train split that a recipe's priors are fitted on, and the held-out one; see `priors.splits_of`.
+
+    Each sample has a text. None where nothing is held out.
+
+    Raises:
+        DataError: no such shards or split, synthetic images in what is held out, or neither texts nor
+            prompts.
+    """
+    folder, train, valid = splits_of(recipe, trained.recipe)
+
+    def opened(split: str) -> Benchmark:
+        return open_benchmark(trained, recipe.data.dataset, split, class_texts=True, shards=str(folder))
+
+    part = opened(train)
+    if recipe.data.limit:
+        part.source.rows = part.source.rows[: recipe.data.limit]
+    if valid:
+        refuse_synthetic(folder, valid, "data.valid")
+    return part, opened(valid) if valid else None
+
+
+def say_texts(train: Benchmark) -> None:
+    """Say, on the main rank, where the texts come from if they are none of the data set's own."""
+    source = train.source
+    if source.prompted and world.is_main():
+        left_out = f"; {source.excluded:,} images without exactly one class are left out"
+        say(
+            f"{train.shards}: no texts; each image has a prompt of its class "
+            f"({', '.join(train.plugin.classes)}) in place of one{left_out if source.excluded else ''}"
+        )
+
+
+def made_of(recipe: PriorRecipe, trained: PretrainedRun, splits: Sequence[Benchmark]) -> dict[str, Any]:
+    """All that the codes of these splits depend on, the train split first; fits JSON."""
+    first = splits[0]
+    facts: dict[str, Any] = {
+        "checkpoint": trained.identity,
+        "data": data_facts(first.shards)["manifest"],
+        "choice of samples": {split.split: len(split.source) for split in splits},
+        "text sections": recipe.prior.sections,
+    }
+    if recipe.data.dataset:
+        facts["data set"] = recipe.data.dataset
+    if first.source.prompted:
+        facts["class prompts"] = fingerprint(next(iter(first.plugin.prompt_sets().values())))
+    return facts
 
 
 def encode_splits(
@@ -123,10 +179,11 @@ def _encode(trained: PretrainedRun, source: SplitSource, sections: bool, first: 
     """The columns of `Codes` by name, from a sample on, whole on every rank."""
     with Progress(len(source), "sample", first=first, hidden=not world.is_main()) as progress:
         done = first
+        workers = eval_workers(source.data.workers, -(-(len(source) - first) // (BATCH * world.size())))
         for batch, mask_B in eval_batches(
-            source, batch_size=BATCH, rank=world.rank(), world=world.size(), workers=0, first=first
+            source, batch_size=BATCH, rank=world.rank(), world=world.size(), workers=workers, first=first
         ):
-            with torch.no_grad():
+            with measuring():
                 columns = _columns_of(trained, source, sections, to_device(batch, trained.device))
             real = _ranks(mask_B.to(trained.device)).bool().cpu()
             top, bottom, text, label, number = (

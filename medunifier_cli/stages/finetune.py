@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
+from medunifier_cli.checkpoint.best import Best
 from medunifier_cli.checkpoint.classifier import build_classifier
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.data.labels.labelled import Labelled, LabelledFeatures, LabelledImages, counts
+from medunifier_cli.data.labels.mixed import Mixed
 from medunifier_cli.data.labels.samples import (
+    EXTRA,
     SAMPLES,
     Part,
     choose_samples,
@@ -30,26 +33,25 @@ from medunifier_cli.distributed import world
 from medunifier_cli.distributed.agreement import Facts, agree, together
 from medunifier_cli.evaluate.results import Metric, read_results, table
 from medunifier_cli.files import sha256, write_text
-from medunifier_cli.model.classifier import Classifier
+from medunifier_cli.model.precision import measuring
 from medunifier_cli.objectives.classify import balanced, classification_loss
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run
+from medunifier_cli.run.provenance import data_facts
 from medunifier_cli.run.record import Run
-from medunifier_cli.stages.features import compute_features, features_file, read_features
+from medunifier_cli.stages.features import features_of
 from medunifier_cli.stages.finetune_results import TASK, measure, probabilities, scores_of
 from medunifier_cli.stages.finetune_task import Task, resolve_task
-from medunifier_cli.stages.running import open_run, start_facts, train_stage
+from medunifier_cli.stages.running import Begin, open_run, start_facts, train_stage
 from medunifier_cli.terminal.say import say, show
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.stage import Values
 from medunifier_cli.train.stop import Watch
 
-Source = LabelledImages | LabelledFeatures
+Source = LabelledImages | LabelledFeatures | Mixed
 
 EVAL_BATCH = 64
 """Images per rank and pass in evaluation; changes no result."""
-BEST = "best."
-"""Prefix, in a checkpoint, of the names of the best epoch's weights."""
 
 
 class Finetuning:
@@ -76,8 +78,7 @@ class Finetuning:
             self.weight_2C = balanced(frequency, task.kind == "one").to(device)
         self.samples = "images"
         self.shown: tuple[str, ...] = ("total", "accuracy", "auroc")
-        self.best_value, self.best_step = -1.0, 0
-        self.best: dict[str, Tensor] = {}
+        self.best = Best(recipe.train.patience)
 
     def start(self) -> None:
         """Nothing to load: `__init__` got the pre-trained model, and a new head starts at random."""
@@ -106,17 +107,22 @@ class Finetuning:
         target = self.sources["valid"].target
         scores_nC = probabilities(logits, self.task.kind == "one")
         scores = scores_of(target, scores_nC, self.task.plugin.classes).scores
-        value = scores[self.task.metric]
-        # strictly: of equal epochs the first, which has fitted the training samples least
-        if value > self.best_value:
-            self.best_value, self.best_step = value, step
-            weights = self.module.weights()
-            self.best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+        self.best.offer(scores[self.task.metric], step, self.module.weights())
         # without the class weights of training, so that the losses of recipes can be compared
         losses, _ = classification_loss(
             torch.from_numpy(logits).to(self.device), torch.from_numpy(np.asarray(target)).to(self.device)
         )
-        return {"total": float(losses["total"]), **scores, "best": self.best_value}
+        return {"total": float(losses["total"]), **scores, "best": self.best.value}
+
+    def over(self) -> str:
+        """Why training ends before the last epoch, if the validations have stopped to get better."""
+        best = self.best
+        if not best.enough:
+            return ""
+        return (
+            f"no better {self.task.metric} in {best.since} validations than {best.value:.3f} at step "
+            f"{best.step:,}"
+        )
 
     def predict(self, source: Source, watch: Watch = iter) -> NDArray[np.float32]:
         """Logits of every sample in order, [n, C], on every rank; evaluation mode, no mixed precision.
@@ -128,7 +134,7 @@ class Finetuning:
         parts = []
         # ranks take turns at stretches of EVAL_BATCH, so that rows gathered rank after rank are in order; the
         # last batch is filled up with repeats, which the final cut removes
-        with torch.no_grad():
+        with measuring():
             for batch, _ in watch(
                 eval_batches(
                     source, batch_size=EVAL_BATCH, rank=world.rank(), world=world.size(),
@@ -141,12 +147,7 @@ class Finetuning:
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """Weights that fine-tuning changes, as they are and as they were in the best epoch, and its score."""
-        best = {BEST + name: tensor for name, tensor in self.best.items()}
-        return {
-            **self.module.weights(),
-            **best,
-            "best": torch.tensor([self.best_value, self.best_step], dtype=torch.float64),
-        }
+        return {**self.module.weights(), **self.best.tensors()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Load the tensors that `checkpoint_tensors` returned.
@@ -155,11 +156,7 @@ class Finetuning:
             RuntimeError: names or shapes differ.
             KeyError: there is no best epoch.
         """
-        value, step = tensors["best"].tolist()
-        self.best_value, self.best_step = value, int(step)
-        self.best = {
-            name.removeprefix(BEST): tensor for name, tensor in tensors.items() if name.startswith(BEST)
-        }
+        self.best.load(tensors)
         self.load({name: tensor for name, tensor in tensors.items() if name in self.module.weights()})
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
@@ -204,26 +201,34 @@ def run_finetuning(recipe: FinetuneRecipe, folder: Path) -> None:
         task, pretrained = resolve_task(recipe), Run(find_run(recipe.model.pretrained))
         # a split without labels or classes is an error before there is a run folder
         size = task.image_size(pretrained)
-        parts = plan_samples(recipe.data, task.shards, task.plugin, task.kind, size)
+        parts = plan_samples(recipe.data, task.shards, task.plugin, task.kind, size, task.extra)
         trained = restore(pretrained, accelerator.device)
         shards = {part.role: part.images.shards.fingerprint for part in parts}
         facts = start_facts(recipe, shards, the_pretrained_model=trained.identity)
         return (task, trained, parts), facts
 
     task, trained, parts = agree(check_start)
-    splits = {part.images.shards.split: part.images.shards.fingerprint for part in parts}
-    with open_run(run, recipe, recipe.data.dataset, task.shards, splits):
+    of = {part.role: {part.images.shards.split: part.images.shards.fingerprint} for part in parts}
+    splits = {split: value for part in parts if not part.extra for split, value in of[part.role].items()}
+    extra = {p.extra: data_facts(p.images.folder, of[p.role]) for p in parts if p.extra}
+    begin = (lambda: Begin(facts={"extra": extra})) if extra else None
+    with open_run(run, recipe, recipe.data.dataset, task.shards, splits, begin):
         samples = _samples(recipe, run, task, parts)
         images = {part.role: open_samples(samples[part.role], part) for part in parts}
-        sources: Mapping[str, Source] = images
+        inputs: Mapping[str, LabelledImages | LabelledFeatures] = images
         if recipe.model.freeze:
-            sources = _features(trained, recipe, images, run)
+            names = {part.role: part.extra or recipe.data.dataset for part in parts}
+            inputs = features_of(trained, images, names, run, recipe.data.workers)
+        sources: dict[str, Source] = dict(inputs)
+        more = [source for role, source in inputs.items() if role.startswith(EXTRA)]
+        if more:
+            sources["train"] = Mixed([inputs["train"], *more])
         samples_hash = sha256(run.folder / SAMPLES)
         stage = Finetuning(recipe, task, trained, sources, samples_hash, accelerator.device)
         train = samples["train"]
         subject = (
-            f"{train['n']:,} images of {recipe.data.dataset}/{train['split']} ({train['rule']}) from "
-            f"{trained.run.folder}"
+            f"{train['n']:,} images of {recipe.data.dataset}/{train['split']} ({train['rule']})"
+            f"{_added(samples)} from {trained.run.folder}"
         )
         train_stage(stage, run, accelerator, stage.settings, recipe.optim.for_loop(), subject)
         _finish(recipe, run, stage, trained, samples)
@@ -242,63 +247,56 @@ def _samples(recipe: FinetuneRecipe, run: Run, task: Task, parts: list[Part]) ->
     return read_samples(path)
 
 
-def _features(
-    trained: PretrainedRun, recipe: FinetuneRecipe, images: Mapping[str, LabelledImages], run: Run
-) -> dict[str, LabelledFeatures]:
-    """The queries of all samples, computed by the main rank unless they are cached."""
-    features = {}
-    for role, source in images.items():
-        path = features_file(trained, source, recipe.data.dataset, run)
-        if world.is_main():
-            encoder = Classifier(trained.model, nn.Identity(), freeze=True)
-            compute_features(trained, encoder, source, path, recipe.data.workers)
-        world.barrier()
-        features[role] = LabelledFeatures(source, read_features(path))
-    return features
-
-
 def _finish(
     recipe: FinetuneRecipe, run: Run, stage: Finetuning, trained: PretrainedRun, samples: Mapping[str, Any]
 ) -> None:
     """Save the best epoch's weights under `best/`, and measure them on the held-out split, once."""
     best = run.folder / "best"
-    stage.load(stage.best)
-    if world.is_main() and store.steps(best) != [stage.best_step]:
-        facts = {**stage.facts(), "metric": stage.task.metric, "value": stage.best_value}
-        store.save(best, store.Checkpoint(stage.best_step, {"model": stage.best}, facts), keep=1)
+    stage.load(stage.best.weights)
+    if world.is_main() and store.steps(best) != [stage.best.step]:
+        facts = {**stage.facts(), "metric": stage.task.metric, "value": stage.best.value}
+        store.save(best, store.Checkpoint(stage.best.step, {"model": stage.best.weights}, facts), keep=1)
     world.barrier()
-    identity = store.identity(best, stage.best_step)
-    epoch = stage.best_step * recipe.train.global_batch / len(stage.sources["train"])
+    identity = store.identity(best, stage.best.step)
+    epoch = stage.best.step * recipe.train.global_batch / len(stage.sources["train"])
     if world.is_main():
         say(
-            f"{best}: step {stage.best_step:,} of {stage.steps:,} (epoch {epoch:.3g}), "
-            f"validation {stage.task.metric} {stage.best_value:.3f}"
+            f"{best}: step {stage.best.step:,} of {stage.steps:,} (epoch {epoch:.3g}), "
+            f"validation {stage.task.metric} {stage.best.value:.3f}"
         )
     if "test" not in stage.sources:
         return
     # once: looking again after a change of mind is how a test split turns into a validation split
     metrics = _earlier_result(run, recipe.data.dataset, identity)
     if metrics is None:
-        logits = stage.predict(stage.sources["test"])
+        test = stage.sources["test"]
+        assert not isinstance(test, Mixed)  # nothing is added to what is held out
+        logits = stage.predict(test)
         if world.is_main():
-            tuned = dataclasses.replace(trained, run=run, step=stage.best_step, identity=identity)
+            tuned = dataclasses.replace(trained, run=run, step=stage.best.step, identity=identity)
             pretrained = {"run": trained.run.folder.name, "step": trained.step, "hash": trained.identity}
             best_epoch = {
                 "epoch": round(epoch, 2),
                 "metric": stage.task.metric,
-                "validation": stage.best_value,
+                "validation": stage.best.value,
             }
             metrics = measure(
-                tuned, recipe, stage.sources["test"], logits, stage.task.plugin.classes,
+                tuned, recipe, test, logits, stage.task.plugin.classes,
                 {"samples": samples, "pretrained": pretrained, "best": best_epoch},
             )  # fmt: skip
     if world.is_main() and metrics is not None:
         n = len(stage.sources["test"])
         show(
             f"{run.folder}, {recipe.data.dataset}/{recipe.data.test}, n = {n:,}, "
-            f"trained on {samples['train']['n']:,}"
+            f"trained on {samples['train']['n']:,}{_added(samples)}"
         )
         show(table(metrics))
+
+
+def _added(samples: Mapping[str, Any]) -> str:
+    """` and 40 of NAME` for each data set that added samples."""
+    extra = [role for role in samples if role.startswith(EXTRA)]
+    return "".join(f" and {samples[role]['n']:,} of {role.removeprefix(EXTRA)}" for role in extra)
 
 
 def _earlier_result(run: Run, dataset: str, identity: str) -> list[Metric] | None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.labels.labelled import LabelledFeatures, LabelledImages, counts
+from medunifier_cli.data.labels.samples import EXTRA
 from medunifier_cli.evaluate.results import Metric, Result, write_samples
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.scores.bootstrap import intervals
@@ -81,6 +82,7 @@ def measure(
     ]
     samples, split = origin["samples"], images.shards.split
     train = samples["train"]
+    extra = {role.removeprefix(EXTRA): entry for role, entry in samples.items() if role.startswith(EXTRA)}
     # first: once the result is there, the same command takes the measurement for done
     write_samples(tuned.run, TASK, recipe.data.dataset, split, _rows(source.keys, target, scores_nC, classes))
     Result(
@@ -97,6 +99,8 @@ def measure(
                 role: {"unreadable": len(entry["unreadable"]), "without_label": entry["without_label"]}
                 for role, entry in samples.items()
             },
+            # only where there are some: the results of other runs keep their bytes
+            **({"extra": list(extra), "extra_samples": extra} if extra else {}),
             "pretrained": origin["pretrained"],
             "best": origin["best"],
             "classes": list(classes),

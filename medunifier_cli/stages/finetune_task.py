@@ -8,6 +8,7 @@ from pathlib import Path
 from medunifier_cli.checkpoint.pretrained import check_pretrained
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.labels.labelled import Kind
+from medunifier_cli.data.labels.samples import Extra
 from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.model.head_contract import HeadPlugin
 from medunifier_cli.plugin_index import load_head, prepared_dataset
@@ -31,6 +32,8 @@ class Task:
     """`one` class a sample (softmax, cross entropy) or `many` (a sigmoid each, binary cross entropy)."""
     metric: str
     """`auroc` or `accuracy`: the headline, by which the best epoch is chosen."""
+    extra: tuple[Extra, ...] = ()
+    """Further data sets to train on."""
 
     def image_size(self, pretrained: Run) -> int:
         """Edge of the images that a pre-trained run takes, in pixels.
@@ -65,4 +68,19 @@ def resolve_task(recipe: FinetuneRecipe) -> Task:
             f"head `{head.name}`: accuracy needs one class a sample, but its loss allows any number; "
             "set model.metric to auroc"
         )
-    return Task(plugin, folder, head, kind, metric)
+    extra = tuple(_extra(name, folder) for name in recipe.data.extra)
+    return Task(plugin, folder, head, kind, metric, extra)
+
+
+def _extra(name: str, real: Path) -> Extra:
+    """A data set that adds samples to those in the folder `real`.
+
+    Raises:
+        DataError: it is not prepared, or it is the same.
+    """
+    folder = shards_folder(name)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of shards, which data.extra names; run `mu prepare` first")
+    if folder.resolve() == real.resolve():
+        raise DataError(f"{folder}: data.extra names the shards of data.dataset itself; leave it out")
+    return Extra(name, folder, prepared_dataset(name, folder))

@@ -23,15 +23,23 @@ from medunifier_cli.data.loader import micro_batch_size
 from medunifier_cli.data.order import SampleOrder
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.distributed.agreement import Facts, agree
-from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
+from medunifier_cli.evaluate.benchmark import Benchmark
 from medunifier_cli.evaluate.results import Metric, Result, table
 from medunifier_cli.prior.baseline import Baseline, baseline, refuse_collapsed
 from medunifier_cli.prior.pair import CodeBatch
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run
-from medunifier_cli.run.provenance import data_facts
 from medunifier_cli.run.record import Run
-from medunifier_cli.stages.codes import Codes, check_codes, codes_hash, encode_splits, read_codes
+from medunifier_cli.stages.codes import (
+    Codes,
+    check_codes,
+    codes_hash,
+    encode_splits,
+    made_of,
+    open_splits,
+    read_codes,
+    say_texts,
+)
 from medunifier_cli.stages.running import open_run, start_facts, train_stage
 from medunifier_cli.terminal.say import show
 from medunifier_cli.train.accelerator import accelerator_of
@@ -121,6 +129,10 @@ class PriorFitting:
         """Nothing: no number of this stage shows within a hundred steps that training fails."""
         return ""
 
+    def over(self) -> str:
+        """Never: priors train to their last step."""
+        return ""
+
     def validate(self, step: int, watch: Watch = iter) -> Mapping[str, float]:
         """Held-out nats per code and accuracy of both levels; empty without a validation split."""
         if self.valid_codes is None:
@@ -190,6 +202,7 @@ def run_fitting(recipe: PriorRecipe, folder: Path) -> None:
     trained, train, valid = agree(lambda: _check_start(recipe, accelerator.device))
     splits = {split.split: split.source.shards.fingerprint for split in (train, valid) if split is not None}
     with open_run(run, recipe, train.plugin.name, train.shards, splits):
+        say_texts(train)
         codes = _codes(recipe, run, trained, [split for split in (train, valid) if split is not None])
         train_codes = codes[train.split]
         valid_codes = codes[valid.split] if valid is not None else None
@@ -197,8 +210,10 @@ def run_fitting(recipe: PriorRecipe, folder: Path) -> None:
         baselines = _baselines(train_codes, valid_codes or train_codes, trained)
         stage = PriorFitting(recipe, trained, train_codes, valid_codes, accelerator.device)
         shapes = " and ".join(f"{m.shape[1]}x{m.shape[2]}" for m in maps_of(train_codes))
-        subject = f"{len(train_codes):,} maps of {shapes} codes from {trained.run.folder}, condition " + (
-            recipe.prior.condition
+        of = f" of {recipe.data.dataset}" if recipe.data.dataset else ""
+        subject = (
+            f"{len(train_codes):,} maps of {shapes} codes{of} from {trained.run.folder}, condition "
+            f"{recipe.prior.condition}"
         )
         train_stage(stage, run, accelerator, recipe.train, recipe.optim, subject)
         if valid is not None and valid_codes is not None:
@@ -211,12 +226,7 @@ def _check_start(
     """The pre-trained model and the splits, and what all ranks must agree on."""
     trained = restore(Run(find_run(recipe.prior.pretrained)), device)
     check_codes(trained.recipe, trained.run.folder)
-    own = trained.recipe.data
-    train = open_benchmark(trained, split=recipe.data.train or own.train)
-    if recipe.data.limit:
-        train.source.rows = train.source.rows[: recipe.data.limit]
-    name = recipe.data.valid or own.valid
-    valid = open_benchmark(trained, split=name) if name else None
+    train, valid = open_splits(recipe, trained)
     shards = {part.split: part.source.shards.fingerprint for part in (train, valid) if part is not None}
     return (trained, train, valid), start_facts(recipe, shards, the_pretrained_model=trained.identity)
 
@@ -245,16 +255,11 @@ def _codes(
 ) -> dict[str, Codes]:
     """Codes of each split from the run's `codes.h5`, which the first start writes."""
     path = run.folder / CODES
-    made_of = {
-        "checkpoint": trained.identity,
-        "data": data_facts(splits[0].shards)["manifest"],
-        "choice of samples": {split.split: len(split.source) for split in splits},
-        "text sections": recipe.prior.sections,
-    }
+    facts = made_of(recipe, trained, splits)
     if not path.exists():
         sources = {split.split: split.source for split in splits}
-        encode_splits(trained, sources, recipe.prior.sections, path, made_of)
-    return read_codes(path, tuple(split.split for split in splits), made_of)
+        encode_splits(trained, sources, recipe.prior.sections, path, facts)
+    return read_codes(path, tuple(split.split for split in splits), facts)
 
 
 def _measure(

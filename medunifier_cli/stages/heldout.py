@@ -1,11 +1,12 @@
 """Measure the objectives of pre-training on a held-out split: reconstruction and codebooks (TIG), and ITM.
 
 Reconstruction and codebook use take every image once. ITM sees each image with its own text and with another
-one, so that guessing is right half of the time.
+one, random or the nearest by ITC, so that guessing is right half of the time.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +15,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
-from medunifier_cli.data.batch import first_pairs, to_device
-from medunifier_cli.data.loader import SplitSource, collate, eval_batches
-from medunifier_cli.distributed import draws
+from medunifier_cli.data.batch import PackedText, first_pairs, to_device
+from medunifier_cli.data.loader import SplitSource
+from medunifier_cli.distributed import world
 from medunifier_cli.evaluate.benchmark import patients
+from medunifier_cli.evaluate.fidelity import (
+    BATCH,
+    batches_of_rank,
+    mean_image,
+    of_all_ranks,
+    of_how_many,
+    psnr,
+)
+from medunifier_cli.evaluate.pair_scores import other_texts
 from medunifier_cli.evaluate.results import Metric, Result, mean
+from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.model.vqvae.quantizer import perplexity, place_counts, place_perplexity
 from medunifier_cli.page.pictures import save_pairs
+from medunifier_cli.scores.search import search
 from medunifier_cli.terminal.progress import Progress
 
-BATCH = 64
-"""Samples per forward pass; changes no result beyond rounding."""
 SHOWN = 16
 """Images in the picture of reconstructions."""
+CANDIDATES = 64
+"""Nearest texts among which a hard one is looked for: a text that many samples share takes up several."""
 
 
 def evaluate(
@@ -35,82 +47,78 @@ def evaluate(
 ) -> list[Metric]:
     """Measure the active objectives and write `results/pretraining-<dataset>-<split>.json`.
 
+    All ranks call it and share the work; the main rank writes. A checkpoint that was measured before, on the
+    same data in the same way, is not measured again.
+
     Args:
         train: its mean image is the baseline of reconstruction.
         heldout: the split to measure, named `split`.
         shards: folder of both.
 
     Returns:
-        The metrics; none, and no file, for a run with neither TIG nor ITM.
+        The metrics, on every rank; none, and no file, for a run with neither TIG nor ITM.
     """
     objectives, dataset = trained.recipe.objectives, trained.recipe.data.dataset
+    if not (objectives.tig or objectives.itm):
+        return []
+    result = Result(
+        "pretraining", dataset, split, shards, n=len(heldout), seed=trained.recipe.train.seed, metrics=[],
+        protocol=(
+            "PSNR: mean over images, values in [0, 1]; baseline: the mean training image"
+            f"{of_how_many(train)}. Perplexity and dead codes: over all codes of the split. ITM: each "
+            "image with its own text and with one sampled from the texts that differ from it; in hard pairs, "
+            "with the one of them that ITC takes for the nearest; baseline: guessing. Intervals: 95 %, 1,000 "
+            f"bootstrap resamples of patients. Forward passes in {trained.precision}"
+        ),
+    )  # fmt: skip
+    # the main rank alone looks: the others would measure where a file is not seen yet by all of them
+    earlier = world.exchange(result.metrics_before(trained) if world.is_main() else None)[0]
+    if earlier is not None:
+        return [Metric.from_json(metric) for metric in earlier]
     metrics: list[Metric] = []
     if objectives.tig:
         metrics += _reconstruction(trained, train, heldout, split)
     if objectives.itm:
-        metrics.append(_matching(trained, heldout))
-    if metrics:
-        Result(
-            "pretraining", dataset, split, shards, n=len(heldout), seed=trained.recipe.train.seed,
-            metrics=metrics,
-            protocol=(
-                "PSNR: mean over images, values in [0, 1]; baseline: the mean training image. Perplexity "
-                "and dead codes: over all codes of the split. ITM: each image with its own text and with one "
-                "sampled from the texts that differ from it; baseline: guessing. Intervals: 95 %, 1,000 "
-                f"bootstrap resamples of patients. Forward passes in {trained.precision}"
-            ),
-        ).write(trained)  # fmt: skip
+        random_n = other_texts(heldout, trained.recipe.train.seed)
+        metrics.append(_matching(trained, heldout, random_n, "random pairs"))
+        metrics.append(_hard_matching(trained, heldout))
+    if world.is_main():
+        dataclasses.replace(result, metrics=metrics).write(trained)
     return metrics
-
-
-def psnr(image_BCHW: Tensor, other_BCHW: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, [B]; the peak is 1.
-
-    Args:
-        image_BCHW: values in [0, 1].
-        other_BCHW: clamped to [0, 1] first, as a picture of it would be.
-    """
-    error_B = (image_BCHW - other_BCHW.clamp(0, 1)).square().flatten(1).mean(dim=1)
-    return -10 * torch.log10(error_B.clamp(min=1e-12))  # equal images get 120 dB and not infinity
-
-
-def mean_image(source: SplitSource) -> Tensor:
-    """Mean of all images of a split, [1, 1, H, W] in [0, 1]."""
-    total = np.zeros((source.data.image_size,) * 2)
-    for batch, mask_B in eval_batches(source, batch_size=BATCH, rank=0, world=1, workers=0):
-        total += batch.image_B1HW[mask_B].double().sum(dim=(0, 1)).numpy()
-    return torch.from_numpy(total / len(source) / 255.0).float()[None, None]
 
 
 def _reconstruction(
     trained: PretrainedRun, train: SplitSource, heldout: SplitSource, split: str
 ) -> list[Metric]:
-    average = mean_image(train).to(trained.device)
-    quality: list[Tensor] = []
-    baseline: list[Tensor] = []
-    counts: list[list[Tensor]] = []
-    with torch.no_grad(), Progress(len(heldout), "image") as progress:
-        for number, (batch, mask_B) in enumerate(
-            eval_batches(heldout, batch_size=BATCH, rank=0, world=1, workers=0)
-        ):
-            batch = first_pairs(to_device(batch, trained.device), int(mask_B.sum()))
+    device = trained.device
+    average = mean_image(train, device=device).to(device)
+    quality_n, baseline_n = torch.zeros(2, len(heldout))
+    counts: list[Tensor] = []
+    with measuring(), Progress(len(heldout), "image", hidden=not world.is_main()) as progress:
+        for number, (batch, mask_B) in enumerate(batches_of_rank(heldout)):
+            # at least one: the last batch of a late rank may hold repetitions alone
+            real = int(mask_B.sum())
+            batch = first_pairs(to_device(batch, device), max(1, real))
             image = pixels(batch.image_B1HW)
             reconstruction = trained.model.reconstruct(batch)
-            quality.append(psnr(image, reconstruction.image_BCHW.float()).cpu())
-            baseline.append(psnr(image, average.expand_as(image)).cpu())
-            codes = len(reconstruction.top.count_K)
-            counts.append([place_counts(level.code_BHW, codes).cpu() for level in reconstruction.levels])
-            progress.advance(sum(map(len, quality)))
-            if number == 0:
+            here = batch.position_B[:real]
+            quality_n[here] = psnr(image, reconstruction.image_BCHW.float()).cpu()[:real]
+            baseline_n[here] = psnr(image, average.expand_as(image)).cpu()[:real]
+            of_levels = [
+                place_counts(level.code_BHW[:real], len(level.count_K)) for level in reconstruction.levels
+            ]
+            counts = [a + b for a, b in zip(counts, of_levels, strict=True)] if counts else of_levels
+            progress.advance(min(len(heldout), (number + 1) * BATCH * world.size()))
+            if number == 0 and world.is_main():
                 path = trained.run.samples / f"reconstructions-{split}.png"
                 save_pairs(image[:SHOWN], reconstruction.image_BCHW[:SHOWN], path)
-    top_PK, bottom_PK = (torch.stack(of_level).sum(dim=0) for of_level in zip(*counts, strict=True))
+    top_PK, bottom_PK = (of_all_ranks(of_level, device) for of_level in counts)
     top_K, bottom_K = top_PK.sum(dim=0), bottom_PK.sum(dim=0)
     size = float(len(top_K))
     groups = patients(heldout, np.arange(len(heldout)))
-    mean_image_psnr = float(torch.cat(baseline).mean())
+    quality_n, baseline_n = of_all_ranks(quality_n, device), of_all_ranks(baseline_n, device)
     return [
-        mean("reconstruction PSNR", torch.cat(quality), mean_image_psnr, "dB", groups=groups),
+        mean("reconstruction PSNR", quality_n, float(baseline_n.mean()), "dB", groups=groups),
         Metric("perplexity, top codebook", float(perplexity(top_K)), 1.0, f"of {size:.0f}"),
         Metric("perplexity, bottom codebook", float(perplexity(bottom_K)), 1.0, f"of {size:.0f}"),
         Metric("perplexity at one position, top codebook", float(place_perplexity(top_PK)), 1.0),
@@ -120,39 +128,74 @@ def _reconstruction(
     ]
 
 
-def _matching(trained: PretrainedRun, heldout: SplitSource) -> Metric:
-    """ITM accuracy over every image with its own text and with another one."""
-    partner_n = other_texts(heldout, trained.recipe.train.seed)
-    hits: list[Tensor] = []
-    pairs: list[int] = []
-    for start in range(0, len(heldout), BATCH):
-        own = range(start, min(start + BATCH, len(heldout)))
-        paired = [i for i in own if partner_n[i] >= 0]
-        numbers = [*own, *(int(partner_n[i]) for i in paired)]
-        batch = to_device(collate([heldout.sample(i) for i in numbers], numbers), trained.device)
-        image_M = torch.tensor([*range(len(own)), *(i - start for i in paired)])
-        matched_M = torch.arange(len(numbers)) < len(own)
+def _matching(
+    trained: PretrainedRun, heldout: SplitSource, partner_n: NDArray[np.int64], what: str
+) -> Metric:
+    """ITM accuracy over every image with its own text and with that of sample `partner_n`, -1 for none."""
+    n = len(heldout)
+    hits_2n = torch.zeros(2, n)  # with the own text, with the other
+    for batch, mask_B in batches_of_rank(heldout):
+        real = max(1, int(mask_B.sum()))
+        own = batch.position_B[:real].tolist()
+        paired = [row for row, i in enumerate(own) if partner_n[i] >= 0]
+        texts = [heldout.token_ids(i) for i in (*own, *(int(partner_n[own[row]]) for row in paired))]
         # an image is encoded once, and matched with both of its texts
-        with torch.no_grad():
-            memory = trained.model.encode_image(pixels(batch.image_B1HW[: len(own)]))
-            logits = trained.model.match(memory, image_M, batch.text)
-        hits.append((logits.argmax(dim=1) == 1).cpu() == matched_M)
+        image_M = torch.tensor([*range(real), *paired])
+        with measuring():
+            image_B1HW = batch.image_B1HW[:real].to(trained.device)
+            memory = trained.model.encode_image(pixels(image_B1HW))
+            logits = trained.model.match(memory, image_M, PackedText.of(texts, trained.device))
+        if mask_B.any():
+            said_M = (logits.argmax(dim=1) == 1).cpu()
+            hits_2n[0, own] = said_M[:real].float()
+            hits_2n[1, [own[row] for row in paired]] = (~said_M[real:]).float()
+    hits_2n = of_all_ranks(hits_2n, trained.device)
+    hits: list[float] = []
+    pairs: list[int] = []
+    # in an order that no number of ranks changes: resamples are drawn by place
+    for start in range(0, n, BATCH):
+        own = list(range(start, min(start + BATCH, n)))
+        paired = [i for i in own if partner_n[i] >= 0]
+        hits += [*hits_2n[0, own].tolist(), *hits_2n[1, paired].tolist()]
         pairs += [*own, *paired]
     groups = patients(heldout, np.array(pairs))
-    return mean("ITM accuracy, random pairs", torch.cat(hits), 0.5, groups=groups)
+    return mean(f"ITM accuracy, {what}", hits, 0.5, groups=groups)
 
 
-def other_texts(source: SplitSource, seed: int) -> NDArray[np.int64]:
-    """For each sample another one whose text differs, [n], by (seed, sample); -1 if all texts are equal.
+def _hard_matching(trained: PretrainedRun, heldout: SplitSource) -> Metric:
+    """ITM accuracy with the wrong text that ITC takes for the nearest, in place of a random one."""
+    n, model = len(heldout), trained.model
+    image_nQE, text_nE = torch.empty(0), torch.empty(0)
+    for batch, mask_B in batches_of_rank(heldout):
+        real = int(mask_B.sum())
+        batch = first_pairs(to_device(batch, trained.device), max(1, real))
+        with measuring():
+            image_BQE = model.image_head(model.encode_image(pixels(batch.image_B1HW)).query_BQD).float().cpu()
+            text_BE = model.text_head(model.encode_text(batch.text)).float().cpu()
+        if not len(image_nQE):
+            image_nQE, text_nE = torch.zeros(n, *image_BQE.shape[1:]), torch.zeros(n, text_BE.shape[1])
+        here = batch.position_B[:real].cpu()
+        image_nQE[here], text_nE[here] = image_BQE[:real], text_BE[:real]
+    image_nQE, text_nE = of_all_ranks(image_nQE, trained.device), of_all_ranks(text_nE, trained.device)
+    if not (image_nQE.isfinite().all() and text_nE.isfinite().all()):
+        # a run that diverged still gets its other numbers
+        return Metric("ITM accuracy, hard pairs", None, 0.5, note="ITC features are not finite")
+    partner_n = nearest_texts(image_nQE.numpy(), text_nE.numpy(), heldout.token_digests)
+    return _matching(trained, heldout, partner_n, "hard pairs")
 
-    Texts differ if the model reads different tokens: of two that are equal up to the last token it reads,
-    neither is a wrong text for the other's image. Uniform, except that a draw which hits an equal text is
-    moved to one of the others without a second draw.
+
+def nearest_texts(
+    image_nQE: NDArray[np.float32], text_nE: NDArray[np.float32], token_digests: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """For each image the sample whose text ITC takes for the nearest, among those with other tokens than its
+    own, [n]; -1 if the nearest `CANDIDATES` all have its own tokens.
+
+    Args:
+        image_nQE, text_nE: ITC features, L2-normalised.
+        token_digests: [n] hashes of what the model reads.
     """
-    n = len(source)
-    other_n = (draws.uniform(seed, draws.NEGATIVE_TEXT, range(n)).numpy() * n).astype(np.int64)
-    differs = source.token_digests != source.token_digests[other_n]
-    for i in np.flatnonzero(~differs):
-        rest = np.flatnonzero(source.token_digests != source.token_digests[i])
-        other_n[i] = rest[other_n[i] % len(rest)] if len(rest) else -1
-    return other_n
+    top, _ = search(image_nQE, text_nE, min(CANDIDATES, len(text_nE)))
+    differs_nK = token_digests[top.indices_QK] != token_digests[:, None]
+    first_n = differs_nK.argmax(axis=1)
+    nearest_n = top.indices_QK[np.arange(len(first_n)), first_n]
+    return np.where(differs_nK.any(axis=1), nearest_n, -1)

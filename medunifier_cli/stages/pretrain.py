@@ -11,29 +11,32 @@ import torch
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
+from medunifier_cli.checkpoint.best import Best, without_best
 from medunifier_cli.checkpoint.contrast import PAIRS, free_keys, pairs_per_pass
 from medunifier_cli.checkpoint.convert import load_bert
-from medunifier_cli.checkpoint.pretrained import restore
-from medunifier_cli.data.batch import first_pairs, to_device
+from medunifier_cli.checkpoint.pretrained import restore, tensors_hash
+from medunifier_cli.data.batch import to_device
 from medunifier_cli.data.contract import Batch
-from medunifier_cli.data.loader import SplitSource, eval_batches, micro_batch_size, train_batches
+from medunifier_cli.data.images.augment import Augmented
+from medunifier_cli.data.loader import SplitSource, micro_batch_size, train_batches
 from medunifier_cli.data.shards import Shards
+from medunifier_cli.data.subset import refuse_synthetic
 from medunifier_cli.data.texts.token_table import texts_of
 from medunifier_cli.data.texts.tokenizer import CONFIG, FINGERPRINT, MEND, VOCABULARY, TextTokenizer
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.distributed.agreement import Facts, agree, together
 from medunifier_cli.errors import CheckpointError, DataError, NoSplitError
+from medunifier_cli.evaluate.pair_scores import CURVES
 from medunifier_cli.evaluate.results import table
+from medunifier_cli.evaluate.validation import Validation, score_of
 from medunifier_cli.files import sha256
 from medunifier_cli.model.medunifier import MedUnifier
-from medunifier_cli.model.vit import pixels
 from medunifier_cli.objectives.pretraining import (
     PretrainingLoss,
     active_objectives,
     build_model,
     leaves_weights_unused,
 )
-from medunifier_cli.page.pictures import save_pairs
 from medunifier_cli.plugin_index import prepared_dataset
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.roots import shards_folder
@@ -45,9 +48,6 @@ from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.stage import Values
 from medunifier_cli.train.stop import Watch
 
-SHOWN_PAIRS = 8
-"""Images in the picture of reconstructions that each validation writes."""
-
 
 class Pretraining:
     """Pre-training as a stage of training; `train.stage.Stage` says what each method is for."""
@@ -56,21 +56,24 @@ class Pretraining:
         self, recipe: PretrainRecipe, run: Run, train: SplitSource, valid: SplitSource | None,
         tokenizer: TextTokenizer, device: torch.device,
     ) -> None:  # fmt: skip
-        self.recipe, self.run, self.train_split, self.valid_split = recipe, run, train, valid
+        self.recipe, self.train_split = recipe, train
         self.device, self.tokenizer_hash = device, tokenizer.fingerprint
         # a frozen image encoder with random weights is not in the checkpoints: `restore` draws it again from
         # this seed, so nothing may draw between this line and the model
         torch.manual_seed(recipe.train.seed)
         model = build_model(recipe, tokenizer.size)
-        self.frozen_hash = store.tensors_hash(dict(model.vit.frozen_tensors()))
+        self.frozen_hash = tensors_hash(dict(model.vit.frozen_tensors()))
         self.module = PretrainingLoss(model.to_device(device), tokenizer.dec_id)
         self.samples = "pairs"
-        self.shown: tuple[str, ...] = ("total", *(objective.name for objective in active_objectives(recipe)))
+        losses = (objective.name for objective in active_objectives(recipe))
+        self.shown: tuple[str, ...] = ("total", *losses, *CURVES)
         settings = recipe.train
         self.steps = settings.steps or math.ceil(settings.epochs * len(train) / settings.global_batch)
-        self.micro_batch = micro_batch_size(
+        micro_batch = micro_batch_size(
             settings.global_batch, settings.micro_batch, world.size(), self.samples
         )
+        self.best = Best(settings.patience)
+        self.validation = Validation(recipe, valid, micro_batch, run.samples, device) if valid else None
 
     @property
     def model(self) -> MedUnifier:
@@ -92,8 +95,10 @@ class Pretraining:
     def batches(self, first_step: int) -> Iterator[list[Batch]]:
         """Micro-batches of each step, on the device."""
         settings = self.recipe.train
+        augment = self.recipe.data.augment
+        source = Augmented(self.train_split, augment, settings.seed) if augment.any else self.train_split
         for step in train_batches(
-            self.train_split, seed=settings.seed, first_step=first_step, steps=self.steps,
+            source, seed=settings.seed, first_step=first_step, steps=self.steps,
             global_batch=settings.global_batch, micro_batch=settings.micro_batch,
             rank=world.rank(), world=world.size(), workers=self.recipe.data.workers,
         ):  # fmt: skip
@@ -113,38 +118,31 @@ class Pretraining:
         return next(filter(None, doubts), "")
 
     def validate(self, step: int, watch: Watch = iter) -> Mapping[str, float]:
-        """Losses and monitors, averaged over whole batches of the validation split.
-
-        The last, incomplete batch is skipped, as the losses of ITC and ITM depend on the size of the batch.
-        """
-        if self.valid_split is None:
+        """What `Validation` measures; keeps the weights if the recipe asks for the best and these are it."""
+        if self.validation is None:
             return {}
-        sums: dict[str, float] = {}
-        whole = max(1, len(self.valid_split) // (self.micro_batch * world.size()))
-        count = min(whole, self.recipe.train.valid_batches or whole)
-        batches = eval_batches(
-            self.valid_split, batch_size=self.micro_batch, rank=world.rank(), world=world.size(),
-            workers=0, batches=count,
-        )  # fmt: skip
-        for number, (batch, _) in enumerate(watch(batches)):
-            batch = to_device(batch, self.device)
-            losses, monitors = self.module(batch)
-            values = {**losses, **monitors}
-            means = world.mean(torch.stack([value.float() for value in values.values()])).tolist()
-            for name, value in zip(values, means, strict=True):
-                sums[name] = sums.get(name, 0.0) + value / count
-            if number == 0 and world.is_main() and self.recipe.objectives.tig:
-                self._save_picture(batch, step)
-        return sums
+        numbers = self.validation.measure(self.module, step, watch)
+        if not (chosen := self.recipe.train.best):
+            return numbers
+        self.best.offer(score_of(numbers, chosen, self.device), step, self._weights())
+        return numbers | ({"best": abs(self.best.value)} if self.best.step else {})
 
-    def _save_picture(self, batch: Batch, step: int) -> None:
-        few = first_pairs(batch, SHOWN_PAIRS)
-        reconstruction = self.model.reconstruct(few)
-        path = self.run.samples / f"reconstructions-step-{step:08d}.png"
-        save_pairs(pixels(few.image_B1HW), reconstruction.image_BCHW, path)
+    def over(self) -> str:
+        """Why training ends before the last step, if the validations have stopped to get better."""
+        best = self.best
+        if not best.enough:
+            return ""
+        return (
+            f"no better {self.recipe.train.best} in {best.since} validations than {abs(best.value):.4g} at "
+            f"step {best.step:,}"
+        )
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
-        """All weights and buffers except those of a frozen image encoder, whose hash is in `facts`."""
+        """All weights and buffers except those of a frozen image encoder, whose hash is in `facts`; and, if
+        the recipe asks for them, those of the best validation."""
+        return {**self._weights(), **(self.best.tensors() if self.recipe.train.best else {})}
+
+    def _weights(self) -> dict[str, Tensor]:
         # 2 GB of bf16 for ViT-g, the same in every checkpoint
         state = self.model.state_dict()
         frozen = {f"vit.vit.{name}" for name, _ in self.model.vit.frozen_tensors()}
@@ -155,9 +153,12 @@ class Pretraining:
 
         Raises:
             RuntimeError: names or shapes differ.
+            KeyError: the recipe asks for the best validation, and there is no record of it.
         """
-        result = self.model.load_state_dict(dict(tensors), strict=False)
-        missing = [name for name in result.missing_keys if name in self.checkpoint_tensors()]
+        if self.recipe.train.best:
+            self.best.load(tensors)
+        result = self.model.load_state_dict(without_best(tensors), strict=False)
+        missing = [name for name in result.missing_keys if name in self._weights()]
         if missing or result.unexpected_keys:
             raise RuntimeError(f"missing {missing[:3]}, unexpected {result.unexpected_keys[:3]}")
 
@@ -243,7 +244,9 @@ def run_pretraining(recipe: PretrainRecipe, folder: Path) -> None:
 
     def begin() -> Begin:
         pairs = pairs_per_pass(recipe, world.size())
-        return Begin(free_keys(run, recipe), {"ranks": world.size(), PAIRS: pairs})
+        # scores of other pairs cannot be compared, which only the choice of the best weights minds
+        free = () if recipe.train.best else ("train.valid_pairs",)
+        return Begin(free_keys(run, recipe) + free, {"ranks": world.size(), PAIRS: pairs})
 
     with open_run(run, recipe, recipe.data.dataset, shards, hashes, begin):
         tokenizer = tokenizer_of(recipe, run)
@@ -260,8 +263,8 @@ def run_pretraining(recipe: PretrainRecipe, folder: Path) -> None:
         contrast = f", contrast within {pairs:,} pairs" if pairs else ""
         subject = f"{len(train):,} pairs of {recipe.data.dataset}/{recipe.data.train}{skipped}{contrast}"
         train_stage(stage, run, accelerator, recipe.train, recipe.optim, subject)
-        if world.is_main() and recipe.data.test:
-            _measure(recipe, run, train, splits[recipe.data.test], tokenizer)
+        if recipe.data.test:
+            _measure(recipe, run, train, splits[recipe.data.test], accelerator.device)
 
 
 def _check_start(recipe: PretrainRecipe, shards: Path) -> tuple[dict[str, str], Facts]:
@@ -275,6 +278,8 @@ def _check_start(recipe: PretrainRecipe, shards: Path) -> tuple[dict[str, str], 
     for key, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
         if not split:
             continue
+        if key != "train":
+            refuse_synthetic(shards, split, f"data.{key}")
         try:
             opened = Shards.open(shards, split)
         except NoSplitError as error:
@@ -289,11 +294,15 @@ def _check_start(recipe: PretrainRecipe, shards: Path) -> tuple[dict[str, str], 
 
 
 def _measure(
-    recipe: PretrainRecipe, run: Run, train: SplitSource, heldout: SplitSource, tokenizer: TextTokenizer
+    recipe: PretrainRecipe, run: Run, train: SplitSource, heldout: SplitSource, device: torch.device
 ) -> None:
-    """Measure the last checkpoint on the held-out split: a result file, a picture, and a table on stdout."""
-    trained = restore(run)  # what was saved, not what is in memory: this also proves that it loads
+    """Measure the last checkpoint on the held-out split: a result file, a picture, and a table on stdout.
+
+    All ranks share the work: one alone would take minutes in which the others do nothing.
+    """
+    # what was saved, not what is in memory: this also proves that it loads
+    trained = together(lambda: restore(run, device))
     metrics = evaluate(trained, train, heldout, recipe.data.test, split_folder(recipe))
-    if metrics:
+    if metrics and world.is_main():
         show(f"{run.folder}, {recipe.data.dataset}/{recipe.data.test}, n = {len(heldout):,}")
         show(table(metrics))

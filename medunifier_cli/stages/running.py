@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from medunifier_cli.distributed import world
@@ -132,6 +133,14 @@ def _check_shared(run: Run) -> None:
         path.unlink(missing_ok=True)
 
 
+def _threads(accelerator: Accelerator) -> str:
+    """How many threads compute in each process, where they do: a GPU leaves them idle."""
+    if accelerator.device.type != "cpu":
+        return ""
+    count = torch.get_num_threads()
+    return f", {count} thread{'s' if count > 1 else ''}{' each' if world.size() > 1 else ''}"
+
+
 def train_stage(
     stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, optim: OptimConfig, subject: str
 ) -> None:
@@ -147,7 +156,7 @@ def train_stage(
     if world.is_main():
         say(
             f"{run.folder}: {subject}; {stage.steps:,} steps of {train.global_batch} on {world.size()} "
-            f"{accelerator.device.type} process{'es' if world.size() > 1 else ''}"
+            f"{accelerator.device.type} process{'es' if world.size() > 1 else ''}{_threads(accelerator)}"
         )
     if train.tensorboard:
         accelerator.init_trackers("tensorboard")
@@ -156,4 +165,4 @@ def train_stage(
     for tracker in accelerator.trackers:
         tracker.finish()
     if not steps and world.is_main():
-        say(f"{run.folder} is complete: {stage.steps:,} steps")
+        say(f"{run.folder} is complete: {stage.over() or f'{stage.steps:,} steps'}")

@@ -51,6 +51,11 @@ _OPTIONS = (
         "writes it for --fresh.",
     ),
     click.option("--sbatch", is_flag=True, help="Print a SLURM script for this command and exit."),
+    click.option(
+        "--nodes",
+        type=click.IntRange(1, 1024),
+        help="With --sbatch: nodes, each with as many GPUs as --num-processes or the recipe says.",
+    ),
 )
 
 
@@ -72,8 +77,11 @@ class StartOptions:
     sbatch: bool
     job: str = ""
     deterministic: bool = False
+    nodes: int | None = None
 
     def __post_init__(self) -> None:
+        if self.nodes and not self.sbatch:
+            raise click.UsageError("--nodes is for --sbatch: under `srun` mu joins the processes it finds")
         if self.deterministic:  # another way to write the recipe's key, so that the run keeps it
             object.__setattr__(self, "overrides", (*self.overrides, "train.deterministic=true"))
 
@@ -96,7 +104,14 @@ class StartOptions:
         in_recipe = recipe.train.processes
         if self.sbatch:
             # the login node that prints the script may have no GPU to count
-            click.echo(sbatch.script(sys.argv[1:], name, self.num_processes or in_recipe or 1, workers))
+            processes, nodes = self.num_processes or in_recipe or 1, self.nodes or 1
+            from medunifier_cli.data.loader import micro_batch_size
+
+            # not after hours in the queue
+            micro_batch_size(
+                recipe.train.global_batch, recipe.train.micro_batch, processes * nodes, "samples"
+            )
+            click.echo(sbatch.script(sys.argv[1:], name, processes, workers, nodes))
             return
         from medunifier_cli.run.record import Run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,8 @@ from medunifier_cli.distributed import world
 from medunifier_cli.distributed.group import JOIN_LIMIT, gathering
 from medunifier_cli.errors import MuError
 from medunifier_cli.recipe.schema_train import LoopConfig
+from medunifier_cli.run.processors import limit_threads, ranks_here
+from medunifier_cli.terminal.say import say
 from medunifier_cli.train.determinism import use_deterministic_kernels
 
 MARGIN = 60.0
@@ -36,6 +39,8 @@ def accelerator_of(settings: LoopConfig, folder: Path, leaves_weights_unused: bo
     # explicit, as Accelerate would also choose Apple's GPU, on which nothing here is tested
     cpu = not torch.cuda.is_available()
     check_precision(settings.precision, cpu)
+    if not cpu:
+        _suit_gpu(settings)
     if settings.deterministic:
         use_deterministic_kernels(cpu)
     # Torch 2.13 has another name for it, which Accelerate 1.15 does not know yet; and not the same meaning.
@@ -53,7 +58,9 @@ def accelerator_of(settings: LoopConfig, folder: Path, leaves_weights_unused: bo
                 # Buffers are not broadcast: running statistics and codebooks are computed from the data of
                 # all ranks and so are equal already.
                 DistributedDataParallelKwargs(
-                    broadcast_buffers=False, find_unused_parameters=leaves_weights_unused
+                    broadcast_buffers=False,
+                    find_unused_parameters=leaves_weights_unused,
+                    gradient_as_bucket_view=not cpu,  # gradients live in the buckets that are exchanged
                 ),
                 InitProcessGroupKwargs(timeout=limit),
             ],
@@ -63,7 +70,17 @@ def accelerator_of(settings: LoopConfig, folder: Path, leaves_weights_unused: bo
     # Accelerate, which sets a number of its own for several CPU processes where OMP_NUM_THREADS is unset.
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    elif (share := limit_threads(ranks_here())) and cpu and world.is_main():
+        say(f"{share}; train.threads sets another number")
     return accelerator
+
+
+def _suit_gpu(settings: LoopConfig) -> None:
+    """Settings of PyTorch for steps whose tensors have other sizes each time, but convolutions the same."""
+    if not os.environ.keys() & {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}:
+        # else blocks of last step's sizes lie unused beside those of this step
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+    torch.backends.cudnn.benchmark = not settings.deterministic
 
 
 def check_precision(precision: str, cpu: bool) -> None:

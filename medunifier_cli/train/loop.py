@@ -25,8 +25,8 @@ from medunifier_cli.terminal.progress import Progress
 from medunifier_cli.train.finite import Skips, counts_of
 from medunifier_cli.train.optim import adamw, learning_rate, leave_unchanged, set_rate
 from medunifier_cli.train.saving import Saver, resume
-from medunifier_cli.train.stage import Stage, Values
-from medunifier_cli.train.stop import TrainingStop, ValidationEndedError, stop_on_signals
+from medunifier_cli.train.stage import CHANCE, Stage, Values
+from medunifier_cli.train.stop import AnyStop, TrainingStop, ValidationEndedError, stop_on_signals
 
 WARM, DOUBTED = 50, 100
 """Steps between which a stage is asked whether its numbers look wrong: early enough to stop a run that would
@@ -43,12 +43,11 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
         Stopped: a signal came; the checkpoint is saved.
         NotFiniteError: loss, gradients or weights are no longer finite; the last good checkpoint is kept.
     """
-    # resumed before `prepare` wraps the module for several ranks: names in checkpoints are those of the bare
-    # module, so a run may be resumed with another number of ranks
+    # before `prepare` wraps the module: checkpoints have the bare names, whatever the number of ranks
     optimizer = adamw(stage.module, optim, stage.scale)
     first, facts, meant = resume(stage, run, accelerator, optimizer, train.keep)
     validated = facts.get("validated", True)
-    if first >= stage.steps and validated:
+    if validated and (first >= stage.steps or stage.over()):
         return 0
     module, optimizer = _prepare(stage, accelerator, optimizer)
     log = Log(run.log, first, validated) if world.is_main() else None
@@ -56,8 +55,8 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     counts = counts_of(facts, str(run.folder))
     skips = Skips(stage.module, accelerator.device, train.skip_limit, accelerator.scaler is not None, counts)
     saver = Saver(stage, run, accelerator, optimizer, train, skips, counts, meant, progress, first, validated)
-    numbers: dict[str, float] = {}
-    done, logged, doubted = first, first, False
+    numbers, stops = dict[str, float](), AnyStop(accelerator.device, first)
+    done, logged, doubted, last = first, first, False, first >= stage.steps
     # In each step: log, validate, save, stop, in this order.
     # - Log before save: a kill between the two leaves a line of a step that is in no checkpoint, which `Log`
     #   cuts off when the run is resumed. The other way round that step's line would be missing for good.
@@ -69,10 +68,8 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
         closing(stop.until_stopped(stage.batches(first), alone=world.size() == 1)) as batches,
     ):  # fmt: skip
         if not validated:  # made up for first, so that the run ends as if no signal had come
-            if not _validate(stage, accelerator, log, progress, first, stop):
-                raise _stopped(stop, first, stage.steps)
-            saver.save(first, now=True)
-        for step, micro_batches in enumerate(batches, first):
+            last = _make_up(stage, accelerator, log, progress, saver, first, stop) or last
+        for step, micro_batches in enumerate(() if last else batches, first):
             started = time.monotonic()
             rate = learning_rate(optim, step, stage.steps)
             _begin_step(optimizer, rate, train.seed, step)
@@ -90,19 +87,22 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
                 doubted = doubted or _doubt(stage, numbers, done, progress)
                 saver.look(done)
             progress.advance(done, _note(numbers, stage.shown, logged, done))
-            due = last or (train.valid_every and done % train.valid_every == 0)
+            due = last or bool(train.valid_every and done % train.valid_every == 0)
             validated = not due or _validate(stage, accelerator, log, progress, done, stop)
+            last = last or (due and validated and _is_over(stage, done, progress))
             # All ranks are asked: a signal reaches one of them first, and if that one left the loop, the
             # others would wait for it in the next collective operation.
-            stopping = world.any_rank(bool(stop), accelerator.device)
+            stopping = stops(bool(stop), done)
             if last or stopping or saver.due or done % train.checkpoint_every == 0:
                 saver.save(done, now=last or stopping, validated=validated)
             if stopping:
                 raise _stopped(stop, done, stage.steps)
-        if stop and done < stage.steps:  # stopped while it waited for the next batch
+            if last:
+                break
+        if stop and not last:  # stopped while it waited for the next batch
             saver.save(done, now=True)
             raise _stopped(stop, done, stage.steps)
-    return stage.steps - first
+    return done - first
 
 
 def _doubt(stage: Stage, numbers: Mapping[str, float], done: int, progress: Progress) -> bool:
@@ -111,6 +111,25 @@ def _doubt(stage: Stage, numbers: Mapping[str, float], done: int, progress: Prog
     if doubt:
         progress.say(f"warning: step {done}: {doubt}")
     return bool(doubt)
+
+
+def _make_up(
+    stage: Stage, accelerator: Accelerator, log: Log | None, progress: Progress, saver: Saver, first: int,
+    stop: TrainingStop,
+) -> bool:  # fmt: skip
+    """Validate and save the step at which a signal had ended the validation; whether training ends there."""
+    if not _validate(stage, accelerator, log, progress, first, stop):
+        raise _stopped(stop, first, stage.steps)
+    saver.save(first, now=True)
+    return _is_over(stage, first, progress)
+
+
+def _is_over(stage: Stage, done: int, progress: Progress) -> bool:
+    """Whether the validations end training at this step, before its last one; says why."""
+    why = stage.over() if done < stage.steps else ""
+    if why:
+        progress.say(f"step {done:,}/{stage.steps:,}  training ends: {why}")
+    return bool(why)
 
 
 def _prepare(stage: Stage, accelerator: Accelerator, optimizer: Any) -> tuple[nn.Module, Any]:
@@ -212,7 +231,9 @@ def _note(numbers: Mapping[str, float], shown: Sequence[str], logged: int, done:
 
 def _line(event: str, numbers: Mapping[str, float], shown: Sequence[str]) -> str:
     """The event and the numbers that a stage shows, as one line."""
-    return "  ".join([event, *(f"{name} {numbers[name]:.3f}" for name in shown if name in numbers)])
+    known = [name for name in shown if name in numbers]
+    chance = {name: f" (chance {numbers[name + CHANCE]:.3f})" for name in known if name + CHANCE in numbers}
+    return "  ".join([event, *(f"{name} {numbers[name]:.3f}{chance.get(name, '')}" for name in known)])
 
 
 def _validate(

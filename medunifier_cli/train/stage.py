@@ -11,6 +11,9 @@ from medunifier_cli.train.stop import Watch
 
 Values = dict[str, Tensor]
 
+CHANCE = "_chance"
+"""`<name>_chance` among the numbers of a validation is what guessing reaches in `<name>`; shown beside it."""
+
 
 class Stage(Protocol):
     """What the loop needs from pre-training, fine-tuning or a prior."""
@@ -47,6 +50,12 @@ class Stage(Protocol):
         Its batches go through `watch`, equally many on every rank: a signal ends it at any of them, so it
         changes nothing before the last. Called outside of mixed precision: numbers are those that the
         restored weights give.
+        """
+
+    def over(self) -> str:
+        """Why training ends before its last step, from the validations so far; else empty.
+
+        The same on every rank, and in a run that was resumed.
         """
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
+import torch
+
+from medunifier_cli.distributed import world
 from medunifier_cli.stopping import StopRequest, handled
 from medunifier_cli.terminal.say import say
 
 B = TypeVar("B")
 
+MOST_STEPS, MOST_SECONDS = 10, 5.0
+"""Between two looks at whether a signal has come to any of several GPUs; whichever is sooner."""
 PATIENCE = 60.0
 """Seconds that a rank waits for its batch after a signal, before it ends without saving."""
 
@@ -109,6 +115,41 @@ class TrainingStop:
             "last checkpoint"
         )
         os._exit(self._request.exit_code)  # from a thread: the main one hangs, and other ranks wait for it
+
+
+class AnyStop:
+    """Whether a signal has come to any rank, asked after each step and answered alike on all ranks.
+
+    GPUs are asked every few steps only: the answer ends the CPU's lead over them, in which it prepares the
+    next step. How many steps that may be, ranks agree on with each answer, by how long their steps took.
+
+    Args:
+        device: of the ranks' tensors.
+        first: steps that were done before.
+    """
+
+    def __init__(self, device: torch.device, first: int) -> None:
+        self._device = device
+        self._asked, self._since, self._every = first, time.monotonic(), 1
+
+    def __call__(self, stopped: bool, done: int) -> bool:
+        """Whether the run stops after step `done`.
+
+        Args:
+            stopped: a signal has come to this rank.
+        """
+        if world.size() == 1:
+            return stopped
+        steps = done - self._asked
+        if steps < self._every:
+            return False
+        now = time.monotonic()
+        said = torch.tensor([float(stopped), (now - self._since) / steps])
+        stopping, seconds = (world.all_sum(said.to(self._device)) / world.size()).tolist()
+        self._asked, self._since = done, now
+        if self._device.type == "cuda":
+            self._every = min(MOST_STEPS, max(1, int(MOST_SECONDS / max(seconds, 1e-6))))
+        return bool(stopping > 0)
 
 
 class ValidationEndedError(BaseException):

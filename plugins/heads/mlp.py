@@ -1,4 +1,4 @@
-"""Head `mlp`: two linear layers on the flattened queries, as in the published MedUnifier code."""
+"""Head `mlp`: two linear layers on the flattened queries, with a ReLU between them; ours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from medunifier_cli.model.head_contract import HeadPlugin
 
 class MlpHead(HeadPlugin):
     name = "mlp"
-    title = "two linear layers on the flattened queries, the published head"
+    title = "two linear layers on the flattened queries, with a ReLU between"
 
     def build(self, queries: int, width: int, classes: int) -> nn.Module:
         return nn.Sequential(

@@ -22,10 +22,14 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     "study": ("study", "studyid", "accession", "accessionnumber"),
     "split": ("split", "fold", "partition", "subset", "set"),
     "view": ("view", "viewposition", "projection", "position"),
+    "origin": ("origin",),
     "label": ("label", "class", "diagnosis", "finding", "findinglabels", "target", "category"),
 }  # fmt: skip
 """Role -> usual names of its column, likeliest first, without case, spaces and `_`."""
-TEXTS = (("findings", "impression"), ("report",), ("reporttext",), ("text",), ("caption",), ("description",))
+TEXTS = (
+    ("findings", "impression"), ("report",), ("reporttext",), ("text",), ("caption",), ("description",),
+    ("prompt",),
+)  # fmt: skip
 """Usual names of columns with text; the first group of which at least one column is there."""
 
 
@@ -39,6 +43,8 @@ class Columns:
     study: str
     split: str
     view: str
+    origin: str
+    """Column that may say of an image that it is synthetic, see `values.SYNTHETIC`."""
     label: str
     """Column of class names, for a table with one row for each label; then `labels` is empty."""
     labels: tuple[str, ...]
@@ -47,7 +53,8 @@ class Columns:
     def all(self) -> list[str]:
         """All that are there, each once."""
         names = (
-            self.image, *self.texts, self.patient, self.study, self.split, self.view, self.label, *self.labels
+            self.image, *self.texts, self.patient, self.study, self.split, self.view, self.origin, self.label,
+            *self.labels,
         )  # fmt: skip
         return list(dict.fromkeys(name for name in names if name))
 
@@ -71,7 +78,7 @@ def choose(
         (group for names in TEXTS if (group := tuple(filter(None, (_find([n], columns) for n in names))))),
         (),
     )
-    taken = {found[role] for role in ("image", "patient", "study", "split", "view")} | set(texts)
+    taken = {found[role] for role in ("image", "patient", "study", "split", "view", "origin")} | set(texts)
     labels = tuple(name for name, every in like_labels.items() if every and name not in taken)
     # a column `label` of ones and zeros is one class; of names, a class each
     label = "" if found["label"] in (*labels, *texts) else found["label"]
@@ -79,6 +86,8 @@ def choose(
     for role in ("image", "patient", "study", "split", "view"):
         if given[role]:
             roles[role] = "" if given[role] == "none" else _named(shown, role, given[role], columns)
+    if given["all"]:
+        roles["split"] = ""
     if given["text"]:
         texts = _several(shown, "text", given["text"], columns)
     if given["labels"]:
@@ -95,7 +104,7 @@ def choose(
     used = {roles[role] for role in ("image", "patient", "study", "split", "view")} | set(texts)
     return Columns(
         texts=texts, labels=tuple(name for name in labels if name not in used),
-        **{role: roles[role] for role in ("image", "patient", "study", "split", "view", "label")},
+        **{role: roles[role] for role in ("image", "patient", "study", "split", "view", "origin", "label")},
     )  # fmt: skip
 
 

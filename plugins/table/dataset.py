@@ -47,6 +47,7 @@ class TableDataset(DatasetPlugin):
         "patient": Option("", "column that names the patient, or `none`"),
         "study": Option("", "column that names the study, or `none`"),
         "split": Option("", "column of splits, or `none` to draw them anew"),
+        "all": Option("", "split that every row is put into, such as train, whatever the table says"),
         "splits": Option("", "what the values of that column mean, such as 0=train,1=valid,2=test"),
         "view": Option("", "column of view positions, or `none`"),
         "views": Option("", "views to keep, such as PA,AP; by default all"),
@@ -65,8 +66,16 @@ class TableDataset(DatasetPlugin):
         return Plan(
             records=table.records(path),
             total=len(table.rows),
-            split_source=f"column {columns.split}" if columns.split else "hash of the patient, 80/10/10",
-            seed=None if columns.split else options["seed"],
+            split_source=(
+                f"column {columns.split}"
+                if columns.split
+                else f"all rows {options['all']}"
+                if options["all"]
+                else "hash of the patient, 80/10/10; synthetic images train"
+                if columns.origin
+                else "hash of the patient, 80/10/10"
+            ),
+            seed=None if columns.split or options["all"] else options["seed"],
             notes=[described(columns), *table.notes],
             warnings=table.warnings,
             classes=table.classes,

@@ -6,15 +6,16 @@ with the reports of others.
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import io
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol, cast
 
-from medunifier_cli.data.contract import DataError, NotTextError, decode_text
+from medunifier_cli.data.contract import DataError, NotTextError, decode_lines, unpack
 
 from ..raw.parquet import as_text
 
@@ -23,6 +24,12 @@ __all__ = ["Rows", "TextRows", "open_rows"]
 csv.field_size_limit(1 << 24)
 DELIMITERS = (",", "\t", ";", "|")
 """What separates columns; the one that the first line has most of."""
+MEMORY = 1 << 29
+"""Estimated bytes that the rows of a table may take: 512 MiB, or 480,000 rows of ten short columns."""
+ROW, CELL = 500, 57
+"""Bytes of a row with its place, here and where it is checked, and of a short text in it."""
+JSON_BYTES = 1 << 27
+"""Largest table in JSON, which takes several times its size to read; a CSV is read row by row."""
 SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet")
 
 
@@ -73,33 +80,42 @@ def open_rows(path: Path, encoding: str) -> Rows:
         from ..raw.parquet import ParquetRows
 
         return ParquetRows.open(path)
-    text = _text(path, encoding)
-    if suffix in (".json", ".jsonl", ".ndjson"):
-        return _json_rows(path, text)
-    return _csv_rows(path, text)
+    with _explained(path, encoding):
+        if suffix in (".json", ".jsonl", ".ndjson"):
+            return _json_rows(path, "".join(_lines(path, encoding, JSON_BYTES)))
+        return _csv_rows(path, _lines(path, encoding, unpack.TABLE_BYTES))
 
 
-def _text(path: Path, encoding: str) -> str:
+def _lines(path: Path, encoding: str, limit: int) -> Iterator[str]:
+    """The lines of a text file, read as they are asked for; each ends at a line feed."""
+    with path.open("rb") as file:
+        limited = cast("IO[bytes]", unpack.Limited(file, limit, str(path)))
+        for line in decode_lines(limited, str(path), encoding):
+            yield line.replace("\r\n", "\n").replace("\r", "\n")
+
+
+@contextlib.contextmanager
+def _explained(path: Path, encoding: str) -> Iterator[None]:
     try:
-        content = path.read_bytes()
-        if not encoding:
-            return decode_text(content, str(path))
-        return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+        yield
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except LookupError:
         raise DataError(f"-o encoding={encoding}: no such encoding; for example windows-1252") from None
     except NotTextError as error:
+        if encoding:
+            raise DataError(f"{path}: not text in the encoding {encoding}") from None
         raise NotTextError(f"{error}, or give -o encoding=windows-1252") from None
     except UnicodeError:
         raise DataError(f"{path}: not text in the encoding {encoding}") from None
 
 
-def _csv_rows(path: Path, text: str) -> TextRows:
-    first = text.partition("\n")[0]
+def _csv_rows(path: Path, lines: Iterator[str]) -> TextRows:
+    first = next(lines, "")
     delimiter = max(DELIMITERS, key=first.count)
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
     rows: list[tuple[str, Sequence[str]]] = []
+    left = MEMORY
     try:
         columns = [name.strip() for name in next(reader, [])]
         _check_columns(path, columns)
@@ -114,6 +130,9 @@ def _csv_rows(path: Path, text: str) -> TextRows:
                     f"{path}:{reader.line_num}: {len(row)} fields, the header has {len(columns)}; "
                     "a text with commas or line ends needs quotes around it"
                 )
+            left -= ROW + sum(CELL + len(value) * (1 if value.isascii() else 4) for value in row)
+            if left < 0:
+                raise _too_many(path, len(rows))
             rows.append((f"line {reader.line_num}", row))
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num}: not a table ({error})") from error
@@ -122,6 +141,9 @@ def _csv_rows(path: Path, text: str) -> TextRows:
 
 def _json_rows(path: Path, text: str) -> TextRows:
     """JSON lines, or one list of objects."""
+    commas, brackets = text.count(","), text.count("{") + text.count("[")
+    if (4 * len(text) + CELL * commas) * (1 if text.isascii() else 2) + CELL * 4 * brackets > MEMORY:
+        raise DataError(f"{path}: too large a JSON to be read at once; save it as Parquet or CSV")
     try:
         if text.lstrip().startswith("["):
             found = [(f"entry {i}", one) for i, one in enumerate(json.loads(text), 1)]
@@ -137,11 +159,20 @@ def _json_rows(path: Path, text: str) -> TextRows:
             raise DataError(f"{path}, {place}: not an object with the columns as keys")
         columns.update(dict.fromkeys(one))
     _check_columns(path, list(columns))
+    if CELL * len(columns) * len(found) > MEMORY:
+        raise _too_many(path, len(found), f" of {len(columns):,} columns")
     rows = [
         (place, [as_text(one.get(name), f"{path}, {place}: {name}") for name in columns])
         for place, one in found
     ]
     return TextRows(str(path), list(columns), rows)
+
+
+def _too_many(path: Path, rows: int, columns: str = "") -> DataError:
+    return DataError(
+        f"{path}: more than {rows:,} rows{columns} do not fit into the memory that a table may take; leave "
+        "out columns, or split the table and prepare its parts one by one"
+    )
 
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:

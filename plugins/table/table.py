@@ -18,7 +18,17 @@ from ..raw.tables import reads_as_name
 from .columns import Columns
 from .images import ImageFolder
 from .rows import Rows
-from .values import MOST_CLASSES, class_names, label_of, split_names, spreadsheet_ids, whole_number
+from .values import (
+    MOST_CLASSES,
+    SPLIT,
+    SPLITS,
+    SYNTHETIC,
+    class_names,
+    label_of,
+    split_names,
+    spreadsheet_ids,
+    whole_number,
+)
 
 __all__ = ["Table", "section"]
 
@@ -44,6 +54,8 @@ class _Row:
     view: str
     texts: tuple[str, ...]
     labels: Mapping[str, float | None]
+    origin: str
+    """Of a synthetic image, else empty."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,9 @@ class Table:
                 notes.append(f"{name} holds numbers such as 7.0, as spreadsheets write ids; read as 7")
                 for _, row in found:
                     row[name] = whole_number(row[name])
-        if not columns.patient:
+        whole = _whole(options, source.shown)
+        synthetic = sum(row.get(columns.origin, "").startswith(SYNTHETIC) for _, row in found)
+        if not columns.patient and not whole and synthetic < len(found):
             warnings.append(
                 "no column names the patient: images of one patient may be in several splits, and scores "
                 "on held-out images then come out too high; name it with -o patient=COLUMN"
@@ -79,8 +93,13 @@ class Table:
         if columns.split:
             missing = [name for name in ("train", "valid") if name not in splits.values()]
             warnings += [f"no row is in {name}" for name in missing]
-        else:
+        elif whole:
+            notes.append(f"all rows are in {whole}")
+        elif synthetic < len(found):
             notes.append(f"no column of splits: 80/10/10 by patient, seed {options['seed']}")
+        if synthetic:
+            where = "" if columns.split or whole else ", and in train"
+            notes.append(f"{synthetic:,} of {len(found):,} rows are synthetic{where}")
         classes = _classes(source.shown, columns, found)
         rows = [_row(source, columns, classes, splits, options, n, one) for n, one in enumerate(found)]
         # the bytes of images in Parquet come with a path that need not be unique
@@ -129,6 +148,7 @@ class Table:
                 },
                 labels=row.labels,
                 text_kind=kind,
+                origin=row.origin,
             )
 
 
@@ -146,11 +166,16 @@ def _row(
         return Drop(f"filtered: view {quoted(view) if view else 'unknown'}", shown)
     if columns.patient and not patient:
         return Drop("filtered: no patient", shown)
+    origin = values.get(columns.origin, "")
+    origin = origin if origin.startswith(SYNTHETIC) else ""
+    split = _whole(options, source.shown)
     if columns.split:
         split = splits[values[columns.split]]
         if not split:
             return Drop("filtered: no split", shown)
-    else:
+    elif origin:
+        split = split or "train"  # nothing may be measured on it, so it is not drawn
+    elif not split:
         share = hash_share(patient or shown, options["seed"])
         split = next(name for name, end in SHARES.items() if share < end)
     if columns.label:
@@ -166,8 +191,20 @@ def _row(
             labels[classes[1]] = 1 - value if value in (0.0, 1.0) else value
     texts = tuple(values[name] for name in columns.texts)
     return _Row(
-        place, image, number, split, patient, values.get(columns.study, ""), view, texts, labels
+        place, image, number, split, patient, values.get(columns.study, ""), view, texts, labels, origin
     )  # fmt: skip
+
+
+def _whole(options: Mapping[str, Any], shown: str) -> str:
+    """The split that `-o all` puts every row into; empty without the option.
+
+    Raises:
+        DataError: no name of a split.
+    """
+    name: str = options["all"]
+    if name and not SPLIT.fullmatch(name):
+        raise DataError(f"{shown}: -o all={name}: {quoted(name)} is no name of a split; try -o all=train")
+    return SPLITS.get(name.lower(), name)
 
 
 def _is_stored(source: Rows, columns: Columns) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from medunifier_cli.data.contract import DataError, quoted
 
-__all__ = ["LABELS", "SPLITS", "class_names", "label_of", "split_names", "spreadsheet_ids"]
+__all__ = ["LABELS", "SPLITS", "SYNTHETIC", "class_names", "label_of", "split_names", "spreadsheet_ids"]
 
 LABELS: Mapping[str, float | None] = {
     "1": 1.0, "1.0": 1.0, "yes": 1.0, "true": 1.0, "positive": 1.0, "y": 1.0,
@@ -20,6 +20,9 @@ SPLITS = {
     "train": "train", "training": "train", "val": "valid", "valid": "valid", "validate": "valid",
     "validation": "valid", "dev": "valid", "test": "test", "testing": "test",
 }  # fmt: skip
+SYNTHETIC = "synthetic:"
+"""How the column `origin` begins for an image that a model has sampled, as `mu synthesize` writes it. Any
+other origin, such as the name of a hospital, says nothing here."""
 MOST_CLASSES = 100
 """Different names that a column of classes may hold; more are a text or an id."""
 NUMBER = re.compile(r"(\d+)\.0+")

@@ -179,6 +179,7 @@ def start(
     """
     output = folder.with_name(f"{folder.name}.{tag}.out")
     output.with_suffix(".counts").unlink(missing_ok=True)
+    output.write_bytes(b"")  # a kill may come before the new process opens it
     sys.stdout.flush(), sys.stderr.flush()
     pid = os.fork()
     if not pid:
@@ -278,10 +279,19 @@ def members(group: int) -> list[int]:
 def ranks_of(call: Call) -> list[int]:
     """The processes that a launcher has started, once there are any; none if it has ended."""
     while call.poll() is None:
-        if ranks := [pid for pid in members(call.pid) if pid != call.pid]:
+        others = [pid for pid in members(call.pid) if pid != call.pid]
+        if ranks := [pid for pid in others if not _tracks_resources(pid)]:
             return ranks
         time.sleep(0.005)
     return []
+
+
+def _tracks_resources(pid: int) -> bool:
+    """Whether it is the process by which `multiprocessing` deletes what others leave behind, and no rank."""
+    try:
+        return b"resource_tracker" in Path("/proc", str(pid), "cmdline").read_bytes()
+    except OSError:
+        return True  # it has ended
 
 
 def in_child(work: Callable[[], None]) -> None:

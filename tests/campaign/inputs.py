@@ -124,7 +124,9 @@ def restructure(content: bytes, suffix: str, edits: Sequence[Edit], draw: random
 def edited(document: Any, edits: Sequence[Edit]) -> Any:
     """A copy of a document of mappings and lists, with edits at its nodes."""
     document = {"": json.loads(json.dumps(document))}
-    for number, how, value in edits:
+    for number, how, drawn in edits:
+        # a copy: the same edits come again for other documents, and a value must not end up within itself
+        value = _copy(drawn)
         places = _places(document)
         parent, key = places[number % len(places)]
         if how == "set":
@@ -140,8 +142,21 @@ def edited(document: Any, edits: Sequence[Edit]) -> Any:
         elif how == "add" and isinstance(parent[key], list):
             parent[key].append(value)
         elif how == "twice" and isinstance(parent, list):
-            parent.append(parent[key])
+            parent.append(_copy(parent[key]))
     return document[""]
+
+
+def _copy(value: Any) -> Any:
+    """A copy of mappings and lists, however deep they are."""
+    top = [value]
+    rest: list[tuple[Any, Any]] = [(top, 0)]
+    while rest:
+        parent, key = rest.pop()
+        node = parent[key]
+        if isinstance(node, dict | list):
+            node = parent[key] = node.copy()
+            rest += [(node, place) for place in (node if isinstance(node, dict) else range(len(node)))]
+    return top[0]
 
 
 def _places(document: Any) -> list[tuple[Any, Any]]:

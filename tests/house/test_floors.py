@@ -10,9 +10,9 @@ import pytest
 from tests.house.file_map import ROOT
 
 FLOORS = (
-    "errors", "temporary", "stopping", "files", "parsing", "terminal", "roots", "distributed", "recipe",
-    "scores", "run", "data", "prepare", "page", "model", "objectives", "prior", "plugin_index", "checkpoint",
-    "train", "evaluate", "stages", "commands", "cli", "__main__",
+    "errors", "temporary", "stopping", "files", "budget", "parsing", "terminal", "roots",
+    "distributed", "recipe", "scores", "run", "data", "prepare", "page", "model", "objectives", "prior",
+    "plugin_index", "checkpoint", "train", "evaluate", "stages", "commands", "cli", "__main__",
 )  # fmt: skip
 """The package's folders and modules from the ground up. Each imports only what is before it in this list."""
 PACKAGE = "medunifier_cli"

@@ -20,7 +20,7 @@ AS_PUBLISHED: dict[str, dict[str, Any]] = {
     "zeroshot rsna": {"classes": ["Pneumonia", "Normal"], "prompts_per_class": 10},
     "report": {"n": 3000, "limit": 0, "decoding": BEAMS},
     "finetune": {
-        "fraction": 1.0, "head": "mlp", "frozen": False, "balanced": False,
+        "fraction": 1.0, "head": "two-linear", "frozen": False, "balanced": False,
         "rates": {"model": 3e-6, "head": 3e-4},
     },
     "synthesis": {"real": {"name": "mimic-cxr/train", "n": 200_000}},

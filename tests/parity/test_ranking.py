@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import h5py
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from medunifier_cli.errors import DataError
+from medunifier_cli.scores import ranking
 from medunifier_cli.scores import search as search_module
 from medunifier_cli.scores.ranking import ranking_scores, retrieval
 from medunifier_cli.scores.search import Top, reorder, search, similarity, top_k
@@ -168,3 +170,42 @@ def test_bad_input_is_said_in_one_line() -> None:
         with pytest.raises(DataError, match=words) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+def test_chance_level_is_that_of_one_whole_permutation_per_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(5)
+    labels, pairs = random.integers(0, 3, 60), random.integers(0, 40, 60)
+    shuffled = np.random.default_rng(2)
+    whole = np.stack([shuffled.permutation(60) for _ in range(60)])
+    expected = {
+        name: values.mean()
+        for name, values in ranking_scores(whole, labels, labels, (1, 5), pairs, pairs).items()
+    }
+    assert ranking.chance_scores(labels, pairs, (1, 5), seed=2) == pytest.approx(expected, rel=1e-12)
+    # fewer queries than pairs: the level stays near what the classes give
+    monkeypatch.setattr(ranking, "CHANCE_QUERIES", 25)
+    some = ranking.chance_scores(labels, pairs, (5,), seed=2)
+    assert some["precision@5"] == pytest.approx(1 / 3, abs=0.1)
+
+
+def test_chance_level_keeps_no_whole_permutation() -> None:
+    labels = np.arange(4000) % 5
+    tracemalloc.start()
+    ranking.chance_scores(labels, np.arange(4000), (1, 5, 10))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 4000 * 10 * 8, peak  # all permutations are 4,000 x 4,000 x 8 bytes
+
+
+def test_blocks_shrink_where_there_are_many_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    g_q, g_t = random.normal(size=(37, 3, 8)), random.normal(size=(50, 8))
+    g_q /= np.linalg.norm(g_q, axis=2, keepdims=True)
+    g_t /= np.linalg.norm(g_t, axis=1, keepdims=True)
+    expected = search_module.search(g_q, g_t, 5)
+    monkeypatch.setattr(search_module, "BLOCK_SCORES", 200)
+    sizes = [len(rows) for rows, _ in search_module.score_blocks(g_q, g_t)]
+    assert max(sizes) == 4
+    for found, other in zip(search_module.search(g_q, g_t, 5), expected, strict=True):
+        assert found.indices_QK.tolist() == other.indices_QK.tolist()
+        assert found.scores_QK == pytest.approx(other.scores_QK, abs=1e-6)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.folders import ROOT
+from tests.hand_made import write_split
 from tests.parity.two_ranks import VARIANTS
 from tests.tiny import tiny_model
 
@@ -20,6 +21,7 @@ TIME_LIMIT_S = 300
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one rank alone, and each of two, came to."""
     out = tmp_path_factory.mktemp("ranks")
+    write_split(out / "shards", "valid", 80, per_shard=40)
     commands = [(0, 1), (0, 2), (1, 2)]
     running = [
         subprocess.Popen(
@@ -84,3 +86,9 @@ def test_all_ranks_skip_the_step_in_which_one_of_them_has_an_infinite_loss(outco
         assert outcome["skip"]["counts"] == {"skipped_steps": 1.0}, "a loss, not an overflow of fp16's scale"
     ranks = [outcomes[name]["skip"]["norms"] for name in ("0 of 2", "1 of 2")]
     assert torch.equal(*ranks)
+
+
+def test_scores_of_a_validation_are_the_same_for_any_number_of_ranks(outcomes: dict[str, Any]) -> None:
+    alone = outcomes["0 of 1"]["scores"]
+    assert {"recall@1", "text_to_image_median_rank", "itm_random_accuracy"} <= alone.keys()
+    assert all(outcomes[rank]["scores"] == alone for rank in ("0 of 2", "1 of 2"))

@@ -13,10 +13,16 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from medunifier_cli.data.shards import Shards
+from medunifier_cli.data.split_source import SplitSource
+from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.distributed import draws, world
+from medunifier_cli.evaluate.pair_scores import PairScores
+from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.objectives.pretraining import PretrainingLoss
 from medunifier_cli.train.finite import Counts, Skips
-from tests.tiny import DEC, draw_batch, part_of, tiny_model
+from tests.hand_made import WORDS, HandMade
+from tests.tiny import DEC, draw_batch, part_of, tiny_model, tiny_recipe
 
 PAIRS, STEPS = 6, 2
 VARIANTS = {
@@ -35,6 +41,10 @@ VARIANTS = {
         "model.generator.revive_below=0.6", "model.generator.codebook_size=5",
     ),
     "random negatives, group norm": ("objectives.itm_negatives=random", "model.generator.norm=group"),
+    "the authors' adapters, batch-normed features": (
+        "model.generator.nonlinear=linear-relu-linear", "model.generator.upsample=nearest",
+        "model.generator.residual=bottleneck", "model.generator.feature_norm=batch",
+    ),
     "no contrast": ("objectives.itc=0.0", "objectives.itm=0.0"),
 }  # fmt: skip
 
@@ -87,6 +97,16 @@ def skip() -> dict[str, object]:
     return {"skipped": skipped, "counts": skips.read().shown(), "norms": torch.stack(norms)[[0, 2]]}
 
 
+def scores(shards: Path) -> dict[str, float]:
+    """What a validation scores, on 70 pairs: two whole blocks and a part of one."""
+    recipe = tiny_recipe("model.qformer.init_std=0.3")
+    tokenizer = TextTokenizer.train([*WORDS, "case 1.", "0 2 3 4 5 6 7 8 9"], 200)
+    source = SplitSource(Shards.open(shards, "valid"), tokenizer, recipe.data, recipe.text, HandMade())
+    torch.manual_seed(0)
+    model = MedUnifier(recipe, tokenizer.size).eval()
+    return PairScores(source, 70, matching=True).measure(model, torch.device("cpu"))
+
+
 def main() -> None:
     out, rank, ranks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
@@ -94,7 +114,14 @@ def main() -> None:
         dist.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=ranks)
     values = {variant: run(variant) for variant in VARIANTS}
     torch.save(
-        {"pid": os.getpid(), "rank": world.rank(), "size": world.size(), "values": values, "skip": skip()},
+        {
+            "pid": os.getpid(),
+            "rank": world.rank(),
+            "size": world.size(),
+            "values": values,
+            "skip": skip(),
+            "scores": scores(out / "shards"),
+        },
         out / f"{rank}-of-{ranks}.pt",
     )
     world.leave()

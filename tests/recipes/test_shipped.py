@@ -34,8 +34,10 @@ WEIGHTS = {  # paper: table 6 (IDs 1 to 5) and appendix table 1 (IDs 6 and 7): i
     "itc-itm-itg": (1, 1, 1, 0),
     "itc-itm-tig": (1, 1, 0, 1),
     "full": (1, 1, 1, 1),
+    "one-gpu": (1, 1, 1, 1),
     "tig-0.8": (1, 1, 1, 0.8),
     "tig-1.2": (1, 1, 1, 1.2),
+    "small": (1, 1, 1, 1),
     "demo": (1, 1, 2, 1),  # a short run learns reports last
 }
 PARTS = {
@@ -85,7 +87,7 @@ def test_what_is_off_is_not_built(name: str) -> None:
             assert (head in parts) == (weight > 0), head
 
 
-@pytest.mark.parametrize("name", sorted(set(WEIGHTS) - {"demo", "full"}))
+@pytest.mark.parametrize("name", sorted(set(WEIGHTS) - {"demo", "full", "one-gpu", "small"}))
 def test_ablation_states_nothing_but_its_objectives(name: str) -> None:
     stated = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     assert set(stated) == {"base", "objectives"}
@@ -128,7 +130,8 @@ SHAPES_NUMBERS = ("text", "model", "objectives", "optim")
 """Sections all of whose keys change what a run comes to."""
 GIVEN = {
     "text": {"tokenizer", "vocabulary", "max_tokens"},
-    "vit": {"name", "weights", "frozen", "patch_size", "width", "depth", "heads", "pixel_norm"},
+    "vit": {"name", "weights", "frozen", "patch_size", "width", "depth", "heads", "position_std",
+            "pixel_norm"},
     "qformer": {"weights", "layers", "width", "heads", "queries", "cross_attention_every"},
     # where the paper has nothing of the kind, the value is that of having none
     "generator": {"codebook_size", "code_width", "codebook", "beta", "norm", "position_scale",
@@ -138,7 +141,7 @@ GIVEN = {
     "optim": {"peak_lr", "warmup_lr", "warmup", "beta1", "beta2", "weight_decay"},
 }  # fmt: skip
 """Keys whose value the paper gives, by section."""
-OF_THE_MODEL = {"patch_size", "width", "depth", "heads"}
+OF_THE_MODEL = {"patch_size", "width", "depth", "heads", "position_std"}
 """Keys of `vit` that are left at 0, for the values of the named model."""
 
 
@@ -180,6 +183,15 @@ def test_full_has_the_shapes_of_the_paper() -> None:
     assert model.vit.patch_size == 14
     assert len(model.vit.vit.blocks) == 39  # 40 less the last one, as the authors' code
     assert not any(parameter.requires_grad for parameter in model.vit.parameters())
+
+
+def test_one_gpu_has_the_papers_maps_around_a_smaller_encoder() -> None:
+    one, full = load_recipe("one-gpu"), load_recipe("full")
+    model = built("one-gpu")
+    assert (model.vit.width, model.vit.tokens, model.vit.patch_size) == (768, 257, 14)
+    assert one.train.micro_batch == one.train.global_batch, "ITC and ITM contrast the pairs of one pass"
+    assert (one.train.processes, one.data.image_size) == (1, 224)
+    assert (one.model.qformer, one.model.generator) == (full.model.qformer, full.model.generator)
 
 
 def test_demo_is_small_and_of_the_same_method() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -249,3 +250,45 @@ def test_real_tables_need_no_option(tmp_path: Path) -> None:
     found = prepare("table", labels, tmp_path / "labels")
     assert sum(found.splits().values()) == 1400
     assert sum(meta["labels"]["pneumonia"] == 1 for meta in found.samples.values()) == 700
+
+
+def test_synthetic_rows_go_into_train_and_the_others_are_drawn(tmp_path: Path) -> None:
+    """Also in one table with real ones; an origin of another form, such as a hospital, says nothing."""
+    kinds = ["synthetic:a@1", "Oslo", "synthetic:b@2", "", "synthetic:a@1", "Bergen", "", "synthetic:a@1"]
+    gone = ("split", "patient_id")
+    rows = [{k: v for k, v in row.items() if k not in gone} for row in tables.rows(origin=kinds)]
+    path = write(tmp_path / "raw", tables.as_csv(rows))
+    found = prepare("table", path, tmp_path / "out", "seed=6")
+    made = {f"film_{n}": kind for n, kind in zip(tables.NUMBERS, kinds, strict=True)}
+    for key, meta in found.samples.items():
+        synthetic = made[key].startswith("synthetic:")
+        assert meta.get("origin") == (made[key] if synthetic else None)
+        assert meta["split"] == "train" or not synthetic
+    assert {meta["split"] for meta in found.samples.values()} != {"train"}  # the real ones are drawn
+    counted = {split: entry.get("synthetic") for split, entry in found.manifest["splits"].items()}
+    assert counted.pop("train") == {"synthetic:a@1": 3, "synthetic:b@2": 1}
+    assert set(counted.values()) == {None}
+    assert "4 of 8 rows are synthetic, and in train" in found.said
+    assert "synthetic, for training alone: 3 of synthetic:a@1, 1 of synthetic:b@2" in found.said
+
+
+def test_all_rows_into_one_split(tmp_path: Path) -> None:
+    path = write(tmp_path / "raw", CSV)
+    found = prepare("table", path, tmp_path / "out", "all=train")
+    assert found.splits() == {"train": 8}
+    assert found.manifest["split_source"] == "all rows train"
+    assert "all rows are in train" in found.said
+    assert prepare("table", path, tmp_path / "val", "all=val").splits() == {"valid": 8}
+    assert "-o all=a/b: 'a/b' is no name of a split" in refusal("table", path, tmp_path / "no", "all=a/b")
+
+
+def test_an_option_that_came_later_does_not_make_finished_shards_others(tmp_path: Path) -> None:
+    path, out = write(tmp_path / "raw", CSV), tmp_path / "out"
+    first = prepare("table", path, out)
+    (settings,) = out.rglob("settings.json")
+    assert '"all"' in settings.read_text()
+    earlier = json.loads(settings.read_text())
+    del earlier["options"]["all"]
+    settings.write_text(json.dumps(earlier))
+    assert prepare("table", path, out).manifest == first.manifest
+    assert "options.all: was '', is 'valid'" in refusal("table", path, out, "all=valid")

@@ -147,6 +147,23 @@ def test_a_cache_is_read_and_refused_when_data_or_checkpoint_changed(home: Path,
     assert scores() == good
 
 
+def test_a_hit_whose_image_is_damaged_since_it_was_embedded_is_one_line(home: Path, verb: Mu) -> None:
+    words = ("retrieve", "--split", "test", "--query", "effusion", "--top", "1")
+    assert verb(*words).exit_code == 0
+    shards = Shards.open(home / "data" / "shards" / "phantom", "test")
+    whole = {shards.folder / name: (shards.folder / name).read_bytes() for name in shards.names}
+    for row in shards.index:
+        with (shards.folder / shards.names[int(row["shard"])]).open("r+b") as file:
+            file.seek(int(row["image_offset"]) + 20)
+            file.write(bytes(40))
+    done = verb(*words)
+    for path, content in whole.items():
+        path.write_bytes(content)
+    assert done.exit_code == 1
+    assert "damaged image; run `mu prepare` again" in done.output
+    assert "unexpected" not in done.output
+
+
 def test_an_empty_query_is_no_benchmark(home: Path, verb: Mu) -> None:
     done = verb("retrieve", "--split", "test", "--query", "")
     assert done.exit_code == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from medunifier_cli.stages import heldout
 from tests.folders import ROOT
 from tests.run import small_run
 
@@ -119,6 +121,51 @@ def tune_joined(home: Path, name: str) -> None:
 
 def test_ranks_of_a_launcher_measure_together_after_the_last_step(home: Path) -> None:
     tune_joined(home, "tuned")
+
+
+def test_a_run_is_measured_once_and_two_ranks_measure_what_one_does(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["pretrain", str(small_run.RECIPE), "-o", "train.steps=2", "-o", "name=whole"]
+    assert small_run.call(home, *words)[0] == 0
+    result = home / "runs" / "whole" / "results" / "pretraining-phantom-test.json"
+    measured = result.read_bytes()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    with monkeypatch.context() as patch:
+        for name in ("_reconstruction", "_matching"):
+            patch.setattr(heldout, name, refuse)
+        code, printed = small_run.call(home, *words)
+        assert code == 0, printed
+        assert "reconstruction PSNR" in printed, "shown all the same"
+        changed = json.loads(measured)
+        changed["checkpoint"]["hash"] = "of other weights"
+        result.write_text(json.dumps(changed))
+        assert small_run.call(home, *words)[0] == 1, "measured again"
+    result.unlink()
+    code, printed = joined(home, *words)
+    assert code == 0, printed
+    assert result.read_bytes() == measured
+    assert printed.count("/whole, phantom/test, n = 40") == 1, printed
+
+
+def test_two_ranks_make_the_features_that_one_makes(home: Path) -> None:
+    overrides = ["-o", "model.freeze=true"]
+    for override in (*TUNE, "train.tensorboard=false", "name=frozen"):
+        overrides += ["-o", override]
+    cache = home / "runs" / "small" / "cache"
+    made = []
+    for tune in (small_run.call, joined):
+        for path in cache.glob("queries-*.h5"):
+            path.unlink()
+        shutil.rmtree(home / "runs" / "frozen-1", ignore_errors=True)
+        code, printed = tune(home, "finetune", "finetune-demo", "--from", "small", *overrides)
+        assert code == 0, printed
+        made.append({path.name: path.read_bytes() for path in cache.glob("queries-*.h5")})
+    assert len(made[0]) == 3
+    assert made[0] == made[1]
 
 
 @pytest.mark.slow

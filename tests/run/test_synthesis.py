@@ -62,7 +62,7 @@ PHASES: dict[str, tuple[str, tuple[object, ...]]] = {
         ("fit-prior", PRIORS, "--run", "priors", "--from", "model"),
     ),
     "computing features": (
-        "medunifier_cli.stages.finetune.compute_features",
+        "medunifier_cli.stages.features.compute_features",
         ("finetune", "probe-demo", "--from", "model", "--run", "signalled", "-o", "data.workers=0"),
     ),
     "embedding": (
@@ -114,10 +114,12 @@ def test_folder_of_samples_says_what_each_image_is(road: Path) -> None:
     assert code == 0, printed
     with (road / "named" / "samples.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert rows == [
-        {"prompt": "Small left effusion.", "img_savename": "000000.png"},
-        {"prompt": "Normal heart, clear lungs", "img_savename": "000001.png"},
+    assert [(row["prompt"], row["img_savename"]) for row in rows] == [
+        ("Small left effusion.", "000000.png"),
+        ("Normal heart, clear lungs", "000001.png"),
     ]
+    assert all(row["image"] == row["img_savename"] and row["class"] == "" for row in rows)
+    assert {row["origin"].rpartition("@")[0] for row in rows} == {"synthetic:priors"}
     lines = [json.loads(line) for line in (road / "named" / "samples.jsonl").read_text().splitlines()]
     assert [line["prompt"] for line in lines] == [row["prompt"] for row in rows]
     assert {"seed", "codes", "temperature", "top_k", "top_p", "guidance"} <= lines[0].keys()

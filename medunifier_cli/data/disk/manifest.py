@@ -30,10 +30,15 @@ class ShardEntry(TypedDict):
     sha256: Digest
 
 
-class SplitEntry(TypedDict):
+class _SplitEntry(TypedDict):
+    shards: list[ShardEntry]
+
+
+class SplitEntry(_SplitEntry, total=False):
     """One split."""
 
-    shards: list[ShardEntry]
+    synthetic: dict[str, Count]
+    """Origin -> number of synthetic images; absent where all are real."""
 
 
 class IndexEntry(TypedDict):

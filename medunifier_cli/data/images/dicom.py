@@ -20,10 +20,12 @@ from PIL import Image
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
+from pydicom.uid import JPEG2000TransferSyntaxes, JPEGTransferSyntaxes
 
 from medunifier_cli.data.contract import DicomTone
 from medunifier_cli.data.disk.unpack import IMAGE_BYTES, dicom_within
 from medunifier_cli.data.images.levels import BadImage, by_rows, doubt, reject_blank, rescale_intensity
+from medunifier_cli.data.images.picture import refuse_slow
 from medunifier_cli.data.images.tables import look_up_table, modality, window
 from medunifier_cli.errors import DataError
 
@@ -117,6 +119,9 @@ def _pixels(dataset: pydicom.Dataset, tone: DicomTone) -> DicomPixels:
     area = int(dataset.Rows) * int(dataset.Columns)
     if area * int(dataset.get("SamplesPerPixel") or 1) > SAMPLES:
         raise BadImage("undecodable", f"{dataset.Columns} x {dataset.Rows} pixels")
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated and syntax in JPEG2000TransferSyntaxes + JPEGTransferSyntaxes:
+        refuse_slow(dataset.PixelData, syntax in JPEG2000TransferSyntaxes)
     with _no_more_than(area):
         stored = pixel_array(dataset)  # clears the bits above Bits Stored, where old files keep overlays
     depth = int(dataset.BitsStored)

@@ -29,15 +29,25 @@ PNG = b"\x89PNG\r\n\x1a\n"
 SHOWN = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
 """The chunks of a PNG that its grey levels and orientation depend on (PNG specification, section 11)."""
 
-PIXELS = 2 * 89_478_485
-"""Maximum number of pixels: twice Pillow's own limit, above which it reports a decompression bomb."""
-DECODED = 3 << 26
-"""Maximum of bytes that Pillow keeps of a decoded picture: 50 million pixels in colour or of 32 bits, 100
-million of 16, `PIXELS` of 8. A radiograph has 10 to 25 million. So no picture takes 1 GiB to decode."""
-BYTES = {"1": 1, "L": 1, "P": 1} | dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), 2)
-"""Bytes that Pillow keeps for each pixel; 4 in all other modes."""
-JPEG2000_BYTES = 8
-"""The same for JPEG 2000, whose decoder keeps 32 bits for each colour beside the picture."""
+PIXELS = 100_000_000
+"""Maximum number of pixels of a picture of any mode."""
+SAMPLES = 200_000_000
+"""Maximum of what decoding costs: pixels, each counted `COST` times. That is 100 million pixels of 8 bits, 66
+million of 16, 50 million in colour, and 25 million of JPEG 2000.
+
+The largest radiographs stay far below: 28 million pixels of 16 bits for a mammogram of 24 x 30 cm that is
+scanned at 50 um, 9 million for a chest of 35 x 43 cm at 139 um (Shaber et al., doi 10.1117/12.317046). So no
+picture takes 1 GiB, or 5 seconds of one core, to decode; docs/reliability.md has what was measured.
+"""
+COST = {"1": 2, "L": 2} | dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), 3)
+"""What a pixel costs; 4 in all other modes, palettes among them, which become colours on the way."""
+JPEG2000_COST = 8
+"""The same for JPEG 2000, whose decoder keeps 32 bits for each colour and is the slowest."""
+JPEG2000_BYTES = 1 << 24
+"""Bytes of a JPEG 2000, which set the time it takes: noise of 16 bits, 41 MB, took 7 s."""
+SCANS = 100
+"""Scans that a JPEG may have, as libtiff has it for JPEG inside a TIFF. A progressive one has ten; each takes
+its pass over the whole picture, and 60 bytes."""
 STRIP = 1 << 22
 """Pixels that are converted together, which bounds the copies that this takes."""
 
@@ -51,9 +61,33 @@ def refuse_huge(image: Image.Image) -> None:
         BadImage: it has too many pixels for its mode.
     """
     width, height = image.size
-    kept = BYTES.get(image.mode, 4) if image.format != "JPEG2000" else JPEG2000_BYTES
-    if width * height > min(PIXELS, DECODED // kept):
+    cost = COST.get(image.mode, 4) if image.format != "JPEG2000" else JPEG2000_COST
+    if width * height > min(PIXELS, SAMPLES // cost):
         raise BadImage("undecodable", f"{width} x {height} pixels of mode {image.mode}")
+
+
+def refuse_slow(packed: bytes, is_jpeg2000: bool) -> None:
+    """Look at the JPEG inside a DICOM before it is decoded, as at one that is a file.
+
+    Raises:
+        BadImage: it has more bytes or scans than any radiograph.
+    """
+    if is_jpeg2000 and len(packed) > JPEG2000_BYTES:
+        raise BadImage("undecodable", f"a JPEG 2000 of more than {JPEG2000_BYTES:,} bytes")
+    if not is_jpeg2000 and packed.count(b"\xff\xda") > SCANS:
+        raise BadImage("undecodable", f"more than {SCANS} scans")
+
+
+def refuse_scans(jpeg: IO[bytes], is_jpeg2000: bool = False) -> None:
+    """Look at the scans or bytes of a JPEG before any of it is decoded; the file is left at its start.
+
+    Raises:
+        BadImage: see `refuse_slow`.
+    """
+    jpeg.seek(0)
+    # Within a scan 0xff is followed by a zero or a restart mark; a preview in the metadata adds a few.
+    refuse_slow(jpeg.read(), is_jpeg2000)
+    jpeg.seek(0)
 
 
 def whatever_its_texts(decode: Callable[[IO[bytes]], T], file: IO[bytes]) -> T:

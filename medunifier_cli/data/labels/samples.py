@@ -16,7 +16,8 @@ from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.labels import labelled
 from medunifier_cli.data.labels.fraction import Selection, select
 from medunifier_cli.data.labels.labelled import Kind, LabelledImages
-from medunifier_cli.data.subset import open_part
+from medunifier_cli.data.labels.mixed import refuse_shared, targets_as
+from medunifier_cli.data.subset import open_part, refuse_synthetic, synthetic_in
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.parsing import Count, checked, read_json
 from medunifier_cli.recipe.schema_finetune import FinetuneDataConfig
@@ -25,6 +26,8 @@ from medunifier_cli.terminal.say import say
 SAMPLES = "samples.json"
 """Name of the file in the run folder."""
 ROLES = ("train", "valid", "test")
+EXTRA = "extra:"
+"""Begins the role of further samples to train on; the name of their data set follows."""
 
 
 class Classes(TypedDict):
@@ -50,31 +53,50 @@ class Part:
     """The samples selected from one split, before any image is read."""
 
     role: str
-    """`train`, `valid` or `test`."""
+    """`train`, `valid`, `test`, or `extra:<data set>`."""
     images: LabelledImages
     selection: Selection
     fraction: float
     without_label: int
     """Number of samples of the split without a known label."""
 
+    @property
+    def extra(self) -> str:
+        """Name of the data set of extra samples; empty for the task's own."""
+        return self.role.removeprefix(EXTRA) if self.role.startswith(EXTRA) else ""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A data set whose train split is trained on besides that of the task."""
+
+    name: str
+    folder: Path
+    plugin: DatasetPlugin
+    """With the classes that its shards were prepared with."""
+
 
 def plan_samples(
-    recipe: FinetuneDataConfig, folder: Path, plugin: DatasetPlugin, kind: Kind, image_size: int
-) -> list[Part]:
+    recipe: FinetuneDataConfig, folder: Path, plugin: DatasetPlugin, kind: Kind, image_size: int,
+    extra: Sequence[Extra] = (),
+) -> list[Part]:  # fmt: skip
     """Select the samples of each split by their labels; reads no image.
 
     Args:
         folder: folder of the shards.
         plugin: with the classes that the shards were prepared with.
+        extra: further data sets to train on.
 
     Raises:
-        DataError: a split lacks labels, or samples of a class that is needed.
+        DataError: a split lacks labels, or samples of a class that is needed; synthetic images where they
+            must not be; an extra data set with other classes.
     """
     parts = []
     for role in ROLES:
         split = getattr(recipe, role)
         if not split:
             continue
+        _check_synthetic(recipe, folder, role, split)
         shards = open_part(folder, split)
         target = labelled.targets_of(shards, plugin, kind)
         fraction = recipe.fraction if role == "train" else 1.0
@@ -83,15 +105,36 @@ def plan_samples(
         part = Part(role, images, selection, fraction, int((~labelled.is_known(target)).sum()))
         _check_classes(part, images, plugin.classes)
         parts.append(part)
+    for one in extra:
+        shards = open_part(one.folder, "train")
+        target = targets_as(shards, one.plugin, plugin.classes, plugin, kind)
+        selection = select(shards, target, 1.0, 0)
+        images = LabelledImages(shards, selection.rows, target[selection.rows], image_size)
+        unknown = int((~labelled.is_known(target)).sum())
+        parts.append(Part(f"{EXTRA}{one.name}", images, selection, 1.0, unknown))
     return parts
+
+
+def _check_synthetic(recipe: FinetuneDataConfig, folder: Path, role: str, split: str) -> None:
+    if role != "train":
+        refuse_synthetic(folder, split, f"data.{role}")
+    elif recipe.fraction < 1 and synthetic_in(folder, split):
+        raise DataError(
+            f"{folder}: {split!r} holds synthetic images, of which data.fraction would take a share; prepare "
+            "them apart and name them as data.extra"
+        )
 
 
 def choose_samples(parts: Sequence[Part], classes: tuple[str, ...], workers: int) -> dict[str, Any]:
     """The contents of `samples.json`. Reads every image once; unreadable ones are reported and left out.
 
     Raises:
-        DataError: the samples left lack a class.
+        DataError: the samples left lack a class, or extra ones are held out as well.
     """
+    heldout = [part.images for part in parts if part.role in ("valid", "test")]
+    for part in parts:
+        if part.extra:
+            refuse_shared(part.images, heldout)
     entries = {}
     for part in parts:
         bad = labelled.unreadable(part.images, workers)
@@ -102,7 +145,8 @@ def choose_samples(parts: Sequence[Part], classes: tuple[str, ...], workers: int
                 f"warning: {shards.folder}: split {shards.split!r}: {int(bad.sum()):,} of {len(bad):,} "
                 "images cannot be read; they are left out and listed in the run's samples.json"
             )
-            _check_classes(part, images, classes)
+            if not part.extra:
+                _check_classes(part, images, classes)
         positives = labelled.counts(images.target, len(classes))[1]
         entries[part.role] = {
             "split": shards.split,
@@ -116,6 +160,8 @@ def choose_samples(parts: Sequence[Part], classes: tuple[str, ...], workers: int
             "without_label": part.without_label,
             "positives": dict(zip(classes, positives.tolist(), strict=True)),
         }
+        if part.extra:
+            entries[part.role]["synthetic"] = synthetic_in(shards.folder, shards.split)
     return entries
 
 

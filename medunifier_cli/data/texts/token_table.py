@@ -82,6 +82,18 @@ def token_table(
     return TokenTable(**cached(path, json.dumps(rule), tokens, shards.folder))
 
 
+def prompt_table(
+    prompts: Sequence[str], chosen_n: NDArray[np.int64], text: TextConfig, tokenizer: TextTokenizer
+) -> TokenTable:
+    """The table of a split whose samples have prompts in place of texts.
+
+    Args:
+        prompts: different texts.
+        chosen_n: index of each sample's prompt, -1 for none.
+    """
+    return _build((prompts[i] if i >= 0 else "" for i in chosen_n), len(chosen_n), text.max_tokens, tokenizer)
+
+
 def _build(texts: Iterator[str], n: int, max_tokens: int, tokenizer: TextTokenizer) -> TokenTable:
     start = np.zeros(n + 1, np.int64)
     digests, token_digests = np.zeros(n, np.int64), np.zeros(n, np.int64)

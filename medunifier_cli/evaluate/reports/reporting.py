@@ -7,12 +7,10 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from medunifier_cli.checkpoint.pretrained import PretrainedRun
-from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import DataError, MuError
-from medunifier_cli.evaluate.benchmark import open_benchmark
 from medunifier_cli.evaluate.render import number, render
 from medunifier_cli.evaluate.reports.scoring import (
     LONGEST,
@@ -22,12 +20,15 @@ from medunifier_cli.evaluate.reports.scoring import (
     read_rows,
     score_rows,
 )
-from medunifier_cli.evaluate.reports.writer import Decoding, Writer, save_rows, write_split
 from medunifier_cli.evaluate.results import Result, span
 from medunifier_cli.files import write_text
 from medunifier_cli.parsing import decoded, read_bytes
 from medunifier_cli.plugin_index import prepared_dataset
 from medunifier_cli.roots import shards_folder
+
+if TYPE_CHECKING:  # what writes reports imports torch, what scores a file of them does not
+    from medunifier_cli.checkpoint.pretrained import PretrainedRun
+    from medunifier_cli.evaluate.reports.writer import Decoding
 
 TASK = "report"
 CONSTANT = ".constant.txt"
@@ -69,6 +70,9 @@ def report_split(
         CheckpointError: the run was trained without ITG.
         DataError: no such split, or nothing to score in it.
     """
+    from medunifier_cli.evaluate.benchmark import open_benchmark
+    from medunifier_cli.evaluate.reports.writer import Writer, save_rows, write_split
+
     benchmark = open_benchmark(trained, dataset, split)
     writer = Writer(trained, decoding, trained_sections(trained))
     rows, cut = write_split(writer, benchmark.source, benchmark.plugin.name, limit)
@@ -173,6 +177,8 @@ def trained_sections(trained: PretrainedRun) -> tuple[str, ...]:
 
 def _constant(trained: PretrainedRun) -> tuple[str, str]:
     """The constant report, chosen from the run's training split; or an empty text, and the reason."""
+    from medunifier_cli.data.loader import SplitSource
+
     data = trained.recipe.data
     folder = Path(data.shards) if data.shards else shards_folder(data.dataset)
     try:

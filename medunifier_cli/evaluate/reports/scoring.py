@@ -8,17 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.data.contract import DatasetPlugin
-from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.data.texts.report import readable
-from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import DataError
-from medunifier_cli.evaluate.reports.writer import whole_text
 from medunifier_cli.evaluate.results import Metric
 from medunifier_cli.parsing import checked, read_json_lines
 from medunifier_cli.plugin_index import prepared_dataset
@@ -30,6 +27,10 @@ from medunifier_cli.scores.text.oddities import variety
 from medunifier_cli.scores.text.report import report_scores
 from medunifier_cli.scores.text.rouge import rouge_l
 from medunifier_cli.scores.text.words import PROTOCOLS, Protocol, prepare, sentences
+
+if TYPE_CHECKING:  # files of reports are scored without torch
+    from medunifier_cli.data.loader import SplitSource
+    from medunifier_cli.data.texts.tokenizer import TextTokenizer
 
 NAMES = {
     "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4", "meteor": "METEOR",
@@ -101,6 +102,8 @@ def constant_report(train: SplitSource, tokenizer: TextTokenizer) -> str:
     The most frequent report and up to `CANDIDATES` random ones (seed 0) are compared, by ROUGE-L, with
     `COMPARED` others.
     """
+    from medunifier_cli.evaluate.reports.writer import whole_text
+
     rng = np.random.default_rng(0)
     _, first, counts = np.unique(train.digests, return_index=True, return_counts=True)
     sampled = rng.permutation(len(train))[: CANDIDATES + COMPARED]

@@ -24,6 +24,7 @@ from medunifier_cli.evaluate.reports.decoding import Constraints, DecodedText, b
 from medunifier_cli.evaluate.reports.text_cache import TextCache
 from medunifier_cli.evaluate.user_images import read_image_batches
 from medunifier_cli.files import make_folder, write_text
+from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.sampling import Draws
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.terminal.progress import Progress
@@ -123,8 +124,12 @@ class Writer:
             image_B1HW: uint8 grey levels.
             keys: B names; with the seed, they decide what nucleus sampling gives.
         """
+        with measuring():
+            return self._write(pixels(image_B1HW.to(self.trained.device)), keys)
+
+    def _write(self, image_BCHW: Tensor, keys: Sequence[str]) -> list[GeneratedReport]:
         model, settings, constraints = self.trained.model, self.decoding, self.constraints
-        memory = model.encode_image(pixels(image_B1HW.to(self.trained.device)))
+        memory = model.encode_image(image_BCHW)
         cache = TextCache(model, memory, constraints.max_tokens)
         device, count = self.trained.device, len(keys)
         if settings.how == "greedy":

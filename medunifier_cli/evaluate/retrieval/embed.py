@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,9 +20,10 @@ from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.benchmark import evaluation_batches
 from medunifier_cli.evaluate.retrieval.prompts import LONGEST_PROMPT
+from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.run.cache import Arrays
-from medunifier_cli.run.encoding import encoded
+from medunifier_cli.run.encoding import encoded_mapped
 from medunifier_cli.run.provenance import data_facts
 from medunifier_cli.terminal.progress import Progress
 
@@ -35,12 +36,33 @@ class Embeddings:
     """ITC features of a split."""
 
     image_nQE: NDArray[np.float32]
+    """Mapped from the cache and not loaded: 32 KiB of each sample at the paper's sizes."""
     text_nE: NDArray[np.float32]
     label_n: NDArray[np.int64]
     """Class index, -1 for samples with no class or several."""
     has_text_n: NDArray[np.bool_]
     """False if the text is empty; its feature is then that of [CLS] [SEP]."""
     keys: list[str]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some rows of an array, copied only as they are asked for; `scores.search` reads them block by block."""
+
+    rows: NDArray[Any]
+    numbers: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the chosen rows together."""
+        return (len(self.numbers), *self.rows.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: slice | NDArray[np.int64]) -> NDArray[Any]:
+        chosen: NDArray[Any] = self.rows[self.numbers[index]]
+        return chosen
 
 
 def embed_split(
@@ -65,8 +87,8 @@ def embed_split(
         "sections": list(source.sections),
     }
     path = trained.run.folder / "cache" / f"embeddings-{dataset}-{split}.h5"
-    arrays = encoded(path, made_of, len(source), lambda first: _embed(trained, source, first))
-    keys = [key.decode() for key in arrays["keys"]]
+    arrays = encoded_mapped(path, made_of, len(source), lambda first: _embed(trained, source, first), "image")
+    keys = source.shards.keys(source.rows)
     return Embeddings(arrays["image"], arrays["text"], arrays["label"], arrays["has_text"], keys)
 
 
@@ -96,7 +118,7 @@ def embed_texts(trained: PretrainedRun, texts: list[str]) -> NDArray[np.float32]
     features = []
     for start in range(0, len(rows), BATCH):
         some = rows[start : start + BATCH]
-        with torch.no_grad():
+        with measuring():
             text_cls = trained.model.encode_text(PackedText.of(some, trained.device))
             features.append(trained.model.text_head(text_cls).cpu().numpy())
     return np.concatenate(features)
@@ -104,7 +126,7 @@ def embed_texts(trained: PretrainedRun, texts: list[str]) -> NDArray[np.float32]
 
 def embed_images(trained: PretrainedRun, image_BCHW: Tensor) -> NDArray[np.float32]:
     """ITC features of images with pixels in [0, 1], [B, Q, E]."""
-    with torch.no_grad():
+    with measuring():
         memory = trained.model.encode_image(image_BCHW)
         image: NDArray[np.float32] = trained.model.image_head(memory.query_BQD).cpu().numpy()
     return image
@@ -126,16 +148,14 @@ def _embed(trained: PretrainedRun, source: SplitSource, first: int) -> Generator
         for batch, mask_B in evaluation_batches(source, BATCH, first=first):
             batch, real = to_device(batch, trained.device), mask_B.numpy()
             image_BQE = embed_images(trained, pixels(batch.image_B1HW))[real]
-            with torch.no_grad():
+            with measuring():
                 text_BE = model.text_head(model.encode_text(batch.text)).cpu().numpy()[real]
             check_finite(trained, image_BQE, text_BE)  # before it is cached
-            keys = [key.encode() for key, one in zip(batch.keys, mask_B.tolist(), strict=True) if one]
             yield {
                 "image": image_BQE,
                 "text": text_BE,
                 "label": batch.label_B.cpu().numpy()[real],
                 "has_text": batch.text.lengths_B.numpy()[real] > SPECIAL,
-                "keys": np.array(keys),
             }
-            done += len(keys)
+            done += int(real.sum())
             progress.advance(done)

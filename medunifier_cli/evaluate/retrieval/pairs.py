@@ -12,7 +12,7 @@ from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, patients
 from medunifier_cli.evaluate.results import Metric, Result, write_samples
-from medunifier_cli.evaluate.retrieval.embed import embed_split
+from medunifier_cli.evaluate.retrieval.embed import Chosen, embed_split
 from medunifier_cli.scores.bootstrap import intervals, mean_intervals
 from medunifier_cli.scores.partners import chance_ranks, partner_ranks, rank_scores
 from medunifier_cli.scores.ranking import DIRECTIONS, KS
@@ -50,7 +50,7 @@ def measure_pairs(trained: PretrainedRun, benchmark: Benchmark) -> list[Metric]:
     ranks = dict(
         zip(
             DIRECTIONS,
-            partner_ranks(features.image_nQE[numbers], features.text_nE[numbers], partners, partners),
+            partner_ranks(Chosen(features.image_nQE, numbers), features.text_nE[numbers], partners, partners),
             strict=True,
         )
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.batch import PackedText
 from medunifier_cli.errors import CheckpointError
+from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.scores.search import Top, reorder
 from medunifier_cli.terminal.progress import Progress
@@ -53,7 +54,7 @@ def match_scores(
     image, text = image_P[order], text_P[order]
     distinct, first, count = np.unique(image, return_index=True, return_counts=True)
     out = np.empty(len(order), np.float32)
-    with torch.no_grad(), Progress(len(order), "pair") as progress:
+    with measuring(), Progress(len(order), "pair") as progress:
         for start in range(0, len(distinct), IMAGES_AT_ONCE):
             some = distinct[start : start + IMAGES_AT_ONCE]
             low, high = first[start], first[start + len(some) - 1] + count[start + len(some) - 1]

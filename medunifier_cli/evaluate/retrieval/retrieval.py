@@ -13,11 +13,18 @@ from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, patients
 from medunifier_cli.evaluate.results import Metric, Result, write_samples
-from medunifier_cli.evaluate.retrieval.embed import embed_split
+from medunifier_cli.evaluate.retrieval.embed import Chosen, embed_split
 from medunifier_cli.evaluate.retrieval.pairs import measure_pairs
 from medunifier_cli.evaluate.retrieval.rerank import rerank as rerank_by_match
 from medunifier_cli.scores.bootstrap import mean_intervals
-from medunifier_cli.scores.ranking import DIRECTIONS, KS, ranking_scores, retrieval
+from medunifier_cli.scores.ranking import (
+    CHANCE_QUERIES,
+    DIRECTIONS,
+    KS,
+    chance_scores,
+    ranking_scores,
+    retrieval,
+)
 from medunifier_cli.scores.search import Top
 
 SHOWN = ("map", "standard_map", "precision", "recall")
@@ -27,7 +34,8 @@ PROTOCOL = (
     "samples with text and exactly one class; similarity: max over queries of the cosine; relevant: the "
     "same class. map@K: the paper's (precision at hits, divided by the hits in the top K); standard_map@K: "
     "divided by min(K, relevant); recall@K: of the own partner, texts equal word for word being the same. "
-    "Floor: one random ranking per query. Intervals: 95 %, 1,000 bootstrap resamples of patients"
+    f"Floor: one random ranking per query, of {CHANCE_QUERIES:,} at most. Intervals: 95 %, 1,000 bootstrap "
+    "resamples of patients"
 )
 
 
@@ -86,7 +94,7 @@ def measure_retrieval(
         patients(source, numbers), tuple(k for k in KS if k <= len(labels)),
     )  # fmt: skip
     ranked = retrieval(
-        features.image_nQE[usable_n], features.text_nE[usable_n], labels,
+        Chosen(features.image_nQE, numbers), features.text_nE[usable_n], labels,
         sorted({*pairs.ks, rerank} - {0}), pairs.digests,
     )  # fmt: skip
     left_out = {
@@ -112,7 +120,7 @@ def _write(
     trained: PretrainedRun, benchmark: Benchmark, pairs: _Pairs, task: str, protocol: str,
     top: Mapping[str, Top], left_out: Mapping[str, int],
 ) -> list[Metric]:  # fmt: skip
-    chance = _chance(pairs)
+    chance = chance_scores(pairs.labels, pairs.digests, pairs.ks, SEED)
     metrics = []
     for direction, words in DIRECTIONS.items():
         per_query = _scores(pairs, top[direction].indices_QK)
@@ -147,10 +155,3 @@ def _rows(pairs: _Pairs, top: Mapping[str, Top], classes: Sequence[str]) -> Iter
             row[direction] = [pairs.keys[j] for j in top[direction].indices_QK[i, :deepest]]
             row[f"{direction}_scores"] = [round(float(s), 6) for s in top[direction].scores_QK[i, :deepest]]
         yield row
-
-
-def _chance(pairs: _Pairs) -> dict[str, float]:
-    """Every metric of one random ranking per query."""
-    random = np.random.default_rng(SEED)
-    ranked = np.stack([random.permutation(len(pairs.labels))[: max(pairs.ks)] for _ in pairs.labels])
-    return {name: float(values.mean()) for name, values in _scores(pairs, ranked).items()}

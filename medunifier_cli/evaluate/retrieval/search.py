@@ -160,8 +160,12 @@ def _write(
     cards = []
     for hit in hits:
         row = int(benchmark.source.rows[hit.number])
-        with Image.open(io.BytesIO(benchmark.source.shards.image(row))) as image:
-            grey = np.array(image.convert("L"))
+        try:
+            with Image.open(io.BytesIO(benchmark.source.shards.image(row)), formats=("PNG", "JPEG")) as image:
+                grey = np.array(image.convert("L"))
+        except Exception as error:  # decoders raise all kinds of errors: embeddings are older than the damage
+            where = benchmark.source.shards.where(row)
+            raise DataError(f"{where}: damaged image; run `mu prepare` again") from error
         numbers = {"similarity": hit.similarity}
         if hit.match is not None:
             numbers["match"] = 1 / (1 + math.exp(-hit.match))

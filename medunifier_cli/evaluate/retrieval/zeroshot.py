@@ -23,6 +23,7 @@ from medunifier_cli.evaluate.results import Metric, Result, read_result, table, 
 from medunifier_cli.evaluate.retrieval import prompts as prompt_sets
 from medunifier_cli.evaluate.retrieval.embed import (
     BATCH,
+    Chosen,
     check_finite,
     embed_images,
     embed_split,
@@ -92,7 +93,10 @@ def ensembles_of(
 
 
 def class_scores(
-    trained: PretrainedRun, image_nQE: NDArray[np.float32], prompts: prompt_sets.Prompts, ensemble: str
+    trained: PretrainedRun,
+    image_nQE: NDArray[np.float32] | Chosen,
+    prompts: prompt_sets.Prompts,
+    ensemble: str,
 ) -> NDArray[np.float32]:
     """Cosine similarity of each image to each class, [n, C] in [-1, 1].
 
@@ -138,7 +142,9 @@ def measure_zeroshot(trained: PretrainedRun, benchmark: Benchmark, ensemble: Ens
             "more"
         )
     prompts = ensemble.sampled(classes)
-    scores_nC = class_scores(trained, features.image_nQE[usable_n], prompts, ensemble.over)
+    scores_nC = class_scores(
+        trained, Chosen(features.image_nQE, np.flatnonzero(usable_n)), prompts, ensemble.over
+    )
     probability_nC = softmax(scores_nC)  # the published protocol has no temperature
     scores = classification_scores(labels, probability_nC, classes)
     metrics = _metrics(labels, probability_nC, classes, patients(benchmark.source, np.flatnonzero(usable_n)))

@@ -48,7 +48,9 @@ CANDIDATES = 10
 SHOWN = 24
 """Closest pairs on the page."""
 CHUNK = 64
-"""Images compared at once."""
+"""Images whose pixels are compared at once."""
+SEARCHED = 1024
+"""Images whose nearest features are looked for at once: each such search reads all training features."""
 MAX_HELD_OUT = 5000
 """Held-out images compared; the 1 % quantile is steady long before."""
 SEED = 0
@@ -97,7 +99,8 @@ def find_copies(scorer: Scorer, fake: str, real: str = "", heldout: str = "") ->
     split = heldout or pretrained.recipe.data.test or pretrained.recipe.data.valid
     if not split:
         raise MuError(f"{pretrained.run.folder}: its recipe names no held-out split; name one with --heldout")
-    unseen = SplitImages(open_benchmark(pretrained, split=split), pretrained.recipe.data.train)
+    heldout_split = open_benchmark(pretrained, split=split, class_texts=True)
+    unseen = SplitImages(heldout_split, pretrained.recipe.data.train)
     judged, held_out_neighbours = _compare(pretrained, train, fakes, unseen)
     comparisons = {
         name: nearness(judged[name].distance_n, reference.distance_n)
@@ -166,7 +169,7 @@ def _training_images(scorer: Scorer, real: str) -> ImageSet:
     pretrained = scorer.pretrained
     if real:
         return open_images(pretrained, real)
-    benchmark = open_benchmark(pretrained, split=pretrained.recipe.data.train)
+    benchmark = open_benchmark(pretrained, split=pretrained.recipe.data.train, class_texts=True)
     if scorer.limit:
         # Images that the priors never saw cannot have been copied, and would only blur the comparison.
         benchmark.source.rows = benchmark.source.rows[: scorer.limit]
@@ -179,17 +182,22 @@ def _nearest_training(
     """Nearest training image of images 0 to n - 1."""
     numbers, distances, features = [], [], []
     train_tD = encoder_features(pretrained, train)
-    for start in range(0, n, CHUNK):
-        grey = images.pick(range(start, min(start + CHUNK, n)))
-        candidates, feature_distance = nearest(query_means(pretrained, grey), train_tD, CANDIDATES)
-        # Many images share candidates; each training image is decoded once per chunk.
-        unique, position = np.unique(candidates, return_inverse=True)
-        pictures = train.pick(unique.tolist())[position.reshape(candidates.shape)]
-        for image, rows, others in zip(grey, candidates, pictures, strict=True):
-            correlations = correlation(image, others)
-            numbers.append(int(rows[correlations.argmax()]))
-            distances.append(1.0 - float(correlations.max()))
+    for first in range(0, n, SEARCHED):
+        chunks = [range(i, min(i + CHUNK, n)) for i in range(first, min(first + SEARCHED, n), CHUNK)]
+        greys = [images.pick(chunk) for chunk in chunks]
+        candidates_nC, feature_distance = nearest(
+            np.concatenate([query_means(pretrained, grey) for grey in greys]), train_tD, CANDIDATES
+        )
         features += feature_distance[:, 0].tolist()
+        for chunk, grey in zip(chunks, greys, strict=True):
+            candidates = candidates_nC[chunk.start - first : chunk.stop - first]
+            # Many images share candidates; each training image is decoded once per chunk.
+            unique, position = np.unique(candidates, return_inverse=True)
+            pictures = train.pick(unique.tolist())[position.reshape(candidates.shape)]
+            for image, rows, others in zip(grey, candidates, pictures, strict=True):
+                correlations = correlation(image, others)
+                numbers.append(int(rows[correlations.argmax()]))
+                distances.append(1.0 - float(correlations.max()))
     return NearestTraining(np.array(numbers), np.array(distances), np.array(features))
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, is_run_of, restore
-from medunifier_cli.checkpoint.priors import restore_priors
+from medunifier_cli.checkpoint.priors import on_their_data, restore_priors
 from medunifier_cli.errors import MissingWeightsError, MuError
 from medunifier_cli.evaluate.results import Metric, Result, mean
 from medunifier_cli.evaluate.synthesis.image_sets import ImageSet, encoder_features, open_images
@@ -56,6 +56,8 @@ class Scorer:
 
     def judge(self) -> PretrainedRun:
         """As `Result.write` takes it: a result carries the hash of the run whose folder it is in."""
+        if self.run is self.pretrained.run:
+            return self.pretrained
         step = store.steps(self.run.checkpoints)[-1]
         identity = store.identity(self.run.checkpoints, step)
         return dataclasses.replace(self.pretrained, run=self.run, step=step, identity=identity)
@@ -71,7 +73,7 @@ def open_scorer(run: Run) -> Scorer:
     if not is_run_of(run, PriorRecipe):
         return Scorer(run, restore(run), 0)
     fitted = restore_priors(run)
-    return Scorer(run, fitted.pretrained, fitted.recipe.data.limit, fitted.recipe.inception)
+    return Scorer(run, on_their_data(fitted), fitted.recipe.data.limit, fitted.recipe.inception)
 
 
 @dataclasses.dataclass(frozen=True)

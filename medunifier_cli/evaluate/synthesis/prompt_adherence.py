@@ -149,7 +149,7 @@ def _on_real(judge: _Judge, generator: PretrainedRun) -> _OnReal:
         raise DataError(f"{real.shards}: no image of {split!r} has exactly one class to compare with")
     images = {"held-out real images": batches(SplitImages(real, recipe.data.train))}
     if recipe.data.dataset == generator.recipe.data.dataset and generator.recipe.objectives.tig:
-        coded = open_benchmark(generator, split=split, need_text=False)
+        coded = open_benchmark(generator, split=split, need_text=False, class_texts=True)
         images["those images reconstructed"] = (
             image_BSS for _, image_BSS in reconstructed_batches(generator, coded)
         )

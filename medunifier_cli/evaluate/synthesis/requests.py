@@ -34,7 +34,33 @@ class ImageRequest:
     """Requested class; empty for none in particular."""
 
 
-def read_requests(prompt: str, prompts: str, plugin: DatasetPlugin) -> list[ImageRequest]:
+def read_requests(prompt: str, prompts: str, plugin: DatasetPlugin, of_class: str = "") -> list[ImageRequest]:
+    """What `--prompt`, `--prompts` and `--class` request, in the order in which images take them.
+
+    Args:
+        of_class: with `prompt`, the class that it requests; otherwise only the prompts of this class are
+            taken, those of the data set's default set where `prompts` is empty. Empty for any.
+
+    Raises:
+        DataError: see `_all_requests`; or none of them is of the class.
+    """
+    if not of_class:
+        return _all_requests(prompt, prompts, plugin)
+    if prompt:
+        requests, known = [ImageRequest(prompt, "--prompt", of_class)], list(plugin.classes)
+    else:
+        if not prompts:
+            prompts_of(plugin, "")  # which says so where there is none
+            prompts = next(iter(plugin.prompt_sets()))
+        requests = [one for one in _all_requests("", prompts, plugin) if one.name == of_class]
+        known = sorted({one.name for one in _all_requests("", prompts, plugin)} - {""})
+    if of_class not in known:
+        names = ", ".join(known) or "none"
+        raise DataError(f"--class {of_class}: no class of {prompts or plugin.name}; there are: {names}")
+    return requests
+
+
+def _all_requests(prompt: str, prompts: str, plugin: DatasetPlugin) -> list[ImageRequest]:
     """Read what `--prompt TEXT` or `--prompts FILE|SET` request, in the order in which images take them.
 
     Args:

@@ -2,7 +2,8 @@
 
     000000.png ...     8-bit grey
     samples.jsonl      one line per image: image, sample, seed, prompt, class, hash of its codes, settings
-    samples.csv        `prompt`, `img_savename`: what CheXGenBench reads
+    samples.csv        `prompt`, `img_savename`: what CheXGenBench reads; `image`, `class`, `origin`: what
+                       `mu prepare table` reads, to train on
     contact.png        the first images
     figure.png         with `--figure`: real, reconstructed and synthetic images (`figure.json`: which)
     settings.json      what all images have in common; a later call must agree with it to resume
@@ -32,9 +33,13 @@ from medunifier_cli.temporary import is_temporary, sweep
 
 SETTINGS, LINES, TABLE, SHEET = "settings.json", "samples.jsonl", "samples.csv", "contact.png"
 FIGURE, FIGURE_FACTS = "figure.png", "figure.json"
+COLUMNS = ("prompt", "img_savename", "image", "class", "origin")
+"""Of the table."""
 SHEET_COLUMNS, SHEET_ROWS = 10, 10
 MOST_PIXELS = 4096 * 4096
 """Of an image of the folder."""
+MOST_BYTES = 2 * MOST_PIXELS
+"""Of its file: more than what does not compress at all."""
 
 
 class SampleLine(TypedDict):
@@ -58,6 +63,7 @@ class SampleFolder:
     Args:
         settings: what all images have in common; fits JSON.
         texts_of: the file of the prompts, which may be reports; see `files.atomic_write`.
+        origin: what made the images, see `origin_of`.
 
     Attributes:
         done: the lines of all images that are there, by sample number.
@@ -66,8 +72,10 @@ class SampleFolder:
         DataError: it cannot be written, holds other files, or images of other settings.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], texts_of: Path | None = None) -> None:
-        self.folder, self.texts_of = folder, texts_of
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], texts_of: Path | None = None, origin: str = ""
+    ) -> None:
+        self.folder, self.texts_of, self.origin = folder, texts_of, origin
         self.done: dict[int, dict[str, Any]] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -108,9 +116,12 @@ class SampleFolder:
         self._rewrite()
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["prompt", "img_savename"])
+        writer.writerow(COLUMNS)
         lines = [self.done[sample] for sample in sorted(self.done)]
-        writer.writerows([line.get("prompt", ""), line["image"]] for line in lines)
+        writer.writerows(
+            [line.get("prompt", ""), line["image"], line["image"], line.get("class", ""), self.origin]
+            for line in lines
+        )
         write_text(self.folder / TABLE, table.getvalue(), texts_of=self.texts_of)
         shown = [read_grey(self.folder / line["image"]) for line in lines[: SHEET_COLUMNS * SHEET_ROWS]]
         rows = [shown[start : start + SHEET_COLUMNS] for start in range(0, len(shown), SHEET_COLUMNS)]
@@ -121,6 +132,18 @@ class SampleFolder:
         lines = (self.done[sample] for sample in sorted(self.done))
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
         write_text(self.folder / LINES, text, texts_of=self.texts_of)
+
+
+def origin_of(run: str, identity: str) -> str:
+    """What `samples.csv` says of where its images come from: `synthetic:<run>@<hash>`.
+
+    `mu prepare` puts images of such an origin into no split but `train`.
+
+    Args:
+        run: name of the run whose model made them.
+        identity: hash of its checkpoint.
+    """
+    return f"synthetic:{run}@{identity}"
 
 
 def read_samples(folder: Path) -> list[dict[str, Any]]:
@@ -155,10 +178,12 @@ def read_grey(path: Path) -> NDArray[np.float64]:
         DataError: it is damaged, or larger than any that is synthesized.
     """
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError("too large")
+        # from memory: a damaged length makes Pillow ask a file for that many bytes at once
+        with Image.open(io.BytesIO(path.read_bytes()), formats=("PNG",)) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError("too large")
             return np.asarray(image.convert("L"), np.float64) / 255.0
-    # what Pillow raises for damaged headers and data
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise all kinds of errors on damaged files
         raise DataError(f"{path}: damaged; delete it, and the same command makes it again") from error

@@ -21,18 +21,22 @@ from torch import Tensor
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.checkpoint.priors import FittedPriors
 from medunifier_cli.data.batch import Batch, first_pairs, to_device
-from medunifier_cli.data.loader import collate, eval_batches
+from medunifier_cli.data.loader import collate
 from medunifier_cli.errors import CheckpointError, DataError
-from medunifier_cli.evaluate.benchmark import Benchmark
+from medunifier_cli.evaluate.benchmark import Benchmark, evaluation_batches, patients
+from medunifier_cli.evaluate.fidelity import mean_image, psnr
+from medunifier_cli.evaluate.results import Metric, mean
 from medunifier_cli.evaluate.synthesis.requests import ImageRequest, requests_hash, text_features
 from medunifier_cli.evaluate.synthesis.sample_folder import (
     FIGURE,
     FIGURE_FACTS,
     SHEET,
     SampleFolder,
+    origin_of,
     read_grey,
 )
 from medunifier_cli.files import write_text
+from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.sampling import Draws
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.pictures import save_rows
@@ -75,7 +79,7 @@ def synthesize(
         "priors": fitted.identity, "pretrained": fitted.pretrained.identity,
         "prompts": requests_hash(requests), **asdict(draws),
     }  # fmt: skip
-    folder = SampleFolder(out, settings, texts_of)
+    folder = SampleFolder(out, settings, texts_of, origin_of(fitted.run.folder.name, fitted.identity))
     if len(folder.done) > n:
         raise DataError(f"{out}: holds {len(folder.done):,} images already; set --n to at least that")
     batch = batch or DEFAULT_BATCH.get(fitted.pretrained.device.type, 64)
@@ -125,24 +129,22 @@ def reconstructed_batches(
         In the order of the split: a batch without padding, and its reconstructions [B, S, S].
     """
     n = min(n or len(benchmark.source), len(benchmark.source))
-    for batch, mask_B in eval_batches(
-        benchmark.source, batch_size=RECONSTRUCT_BATCH, rank=0, world=1, workers=0,
-        batches=-(-n // RECONSTRUCT_BATCH),
-    ):  # fmt: skip
+    batches = evaluation_batches(benchmark.source, RECONSTRUCT_BATCH, batches=-(-n // RECONSTRUCT_BATCH))
+    for batch, mask_B in batches:
         batch = first_pairs(batch, min(int(mask_B.sum()), n - int(batch.position_B[0])))
         yield batch, reconstruct_batch(pretrained, batch)
 
 
 def reconstruct_batch(pretrained: PretrainedRun, batch: Batch) -> NDArray[np.uint8]:
     """The images of a batch through the code book, uint8 [B, S, S]."""
-    with torch.no_grad():
+    with measuring():
         image_BCHW = pretrained.model.reconstruct(to_device(batch, pretrained.device)).image_BCHW
     return to_grey(image_BCHW)
 
 
 def decode(pretrained: PretrainedRun, top_TT: Tensor, bottom_GG: Tensor) -> NDArray[np.uint8]:
     """Codes of one image -> grey levels [S, S]. One at a time: the batch size could change rounding."""
-    with torch.no_grad():
+    with measuring():
         image = pretrained.model.generator.from_codes(
             top_TT[None].to(pretrained.device), bottom_GG[None].to(pretrained.device)
         )
@@ -165,13 +167,19 @@ def codes_hash(top_TT: Tensor, bottom_GG: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def reconstruct(pretrained: PretrainedRun, benchmark: Benchmark, out: Path, n: int = 0) -> SampleFolder:
+def reconstruct(
+    pretrained: PretrainedRun, benchmark: Benchmark, out: Path, n: int = 0
+) -> tuple[SampleFolder, Metric]:
     """Reconstruct images of a split (figure 3, middle row) into the folder `out`.
 
     The contact sheet shows originals above their reconstructions.
 
     Args:
+        benchmark: of any data set; samples with text.
         n: only the first n images; 0 for all.
+
+    Returns:
+        The folder, and the PSNR beside that of the mean of these images.
 
     Raises:
         CheckpointError: the model was trained without TIG and has no codes.
@@ -180,21 +188,31 @@ def reconstruct(pretrained: PretrainedRun, benchmark: Benchmark, out: Path, n: i
     if not pretrained.recipe.objectives.tig:
         raise CheckpointError(f"{pretrained.run.folder}: trained without TIG, it reconstructs nothing")
     split = f"{benchmark.plugin.name}/{benchmark.split}"
-    folder = SampleFolder(out, {"reconstruct": split, "pretrained": pretrained.identity})
+    origin = origin_of(pretrained.run.folder.name, pretrained.identity)
+    folder = SampleFolder(out, {"reconstruct": split, "pretrained": pretrained.identity}, origin=origin)
     n = min(n or len(benchmark.source), len(benchmark.source))
+    average = mean_image(benchmark.source, n)
+    quality: list[Tensor] = []
+    baseline: list[Tensor] = []
     shown: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
     with Progress(n, "image") as progress:
         for batch, images in reconstructed_batches(pretrained, benchmark, n):
             originals = to_grey(pixels(batch.image_B1HW))
             shown += list(zip(originals, images, strict=True))[: SHOWN_PAIRS - len(shown)]
-            for number, key, image in zip(batch.position_B.tolist(), batch.keys, images, strict=True):
+            real_B1HW = batch.image_B1HW / 255.0
+            quality.append(psnr(real_B1HW, torch.from_numpy(images)[:, None] / 255.0))
+            baseline.append(psnr(real_B1HW, average.expand_as(real_B1HW)))
+            for row, (number, key) in enumerate(zip(batch.position_B.tolist(), batch.keys, strict=True)):
                 if number not in folder.done:
-                    folder.add(number, f"{number:06d}.png", image, {"key": key})
+                    line = {"key": key, "psnr": round(float(quality[-1][row]), 3)}
+                    folder.add(number, f"{number:06d}.png", images[row], line)
             progress.advance(int(batch.position_B[-1]) + 1)
     folder.finish()
     rows = [[pair[side] / 255.0 for pair in shown] for side in (0, 1)]
     save_rows(rows, out / SHEET)
-    return folder
+    groups = patients(benchmark.source, np.arange(n))
+    floor = float(torch.cat(baseline).mean())
+    return folder, mean("reconstruction PSNR", torch.cat(quality), floor, "dB", groups=groups)
 
 
 def write_figure(pretrained: PretrainedRun, benchmark: Benchmark, folder: SampleFolder, seed: int) -> Path:

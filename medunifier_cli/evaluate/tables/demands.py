@@ -20,12 +20,16 @@ class Demand:
     """The first is the one that notes name."""
     words: str
     """What notes call it."""
+    may_lack: bool = False
+    """Whether a result without the fact meets the demand."""
 
     def differs(self, result: Mapping[str, Any]) -> str:
         """How the result differs, for a note; empty if it agrees."""
         value: Any = result
         for name in self.fact.split("."):
             value = value.get(name, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+        if value is _ABSENT and self.may_lack:
+            return ""
         if value is _ABSENT:
             return f"{self.words} not recorded (measure it again; must be {_shown(self.accepted[0])})"
         if any(_equal(value, one) for one in self.accepted):

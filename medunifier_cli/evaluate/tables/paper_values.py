@@ -100,8 +100,9 @@ def _finetuned(dataset: str, metric: str) -> tuple[Measure, ...]:
     name = {"rsna": "RSNA", "siim": "SIIM", "covidx": "COVIDx"}[dataset]
     setting = (
         *_measured_as("finetune", "test"),
-        Demand("head", ("mlp",), "head"),  # the authors': two linear layers on the flattened queries
+        Demand("head", ("two-linear",), "head"),  # the authors'; the paper does not describe it
         Demand("frozen", (False,), "frozen model"),
+        Demand("extra", ((),), "further data sets trained on", may_lack=True),
         Demand("balanced", (False,), "classes weighted by frequency"),
         Demand("rates.model", (3e-6,), "learning rate of the model"),  # appendix 2, as the next
         Demand("rates.head", (3e-4,), "learning rate of the head"),

@@ -1,6 +1,8 @@
 """Latent adapters (paper, section 3.4 and appendix 1): encoder features -> the maps that are quantised.
 
 C is the code width, G the patch grid's edge (16 at 224 px), T = G / 2 the top map's edge.
+What the paper leaves open has two forms each, ours and that of the authors' code: `nonlinear`, `upsample` and
+`residual` of the recipe.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medunifier_cli.model.norm import GlobalBatchNorm
+from medunifier_cli.model.norm import GlobalBatchNorm, map_norm
 from medunifier_cli.recipe.schema import GeneratorConfig
 
 
@@ -35,26 +37,54 @@ def sinusoid_2d(channels: int, height: int, width: int) -> Tensor:
     return encoding
 
 
-class ResidualBlock(nn.Module):
-    """Residual layers as in VQ-VAE-2, each with weights of its own (the published code repeats one layer)."""
+class PreActivationLayer(nn.Sequential):
+    """What VQ-VAE-2's residual layer adds to its input: [B, C, H, W] -> the same."""
 
-    def __init__(self, channels: int, inner: int, layers: int) -> None:
-        super().__init__()
-        self.layers: nn.ModuleList = nn.ModuleList(
-            nn.Sequential(
-                # not in place: the input is also what the layer's output is added to
-                nn.ReLU(),
-                nn.Conv2d(channels, inner, 3, padding=1),
-                nn.ReLU(),
-                nn.Conv2d(inner, channels, 1),
-            )
-            for _ in range(layers)
+    def __init__(self, recipe: GeneratorConfig) -> None:
+        channels, inner = recipe.code_width, recipe.residual_width
+        super().__init__(
+            # not in place: the input is also what the layer's output is added to
+            nn.ReLU(),
+            nn.Conv2d(channels, inner, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(inner, channels, 1),
         )
+
+
+class BottleneckLayer(nn.Sequential):
+    """What He et al. 2016's bottleneck adds to its input: [B, C, H, W] -> the same."""
+
+    def __init__(self, recipe: GeneratorConfig) -> None:
+        channels, inner, norm = recipe.code_width, recipe.residual_width, recipe.norm
+        # no biases: the norms that follow have them
+        super().__init__(
+            nn.Conv2d(channels, inner, 1, bias=False),
+            map_norm(norm, inner),
+            nn.ReLU(),
+            nn.Conv2d(inner, inner, 3, padding=1, bias=False),
+            map_norm(norm, inner),
+            nn.ReLU(),
+            nn.Conv2d(inner, channels, 1, bias=False),
+            map_norm(norm, channels),
+        )
+
+
+class ResidualBlock(nn.Module):
+    """Residual layers, each with weights of its own (the published code repeats one layer)."""
+
+    def __init__(self, recipe: GeneratorConfig) -> None:
+        super().__init__()
+        # He et al. take the sum through a ReLU; pre-activation layers leave the way from input to output free
+        self.rectified = recipe.residual == "bottleneck"
+        layer = BottleneckLayer if self.rectified else PreActivationLayer
+        self.layers: nn.ModuleList = nn.ModuleList(layer(recipe) for _ in range(recipe.residual_layers))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """[B, C, H, W] -> the same."""
         for layer in self.layers:
             x_BCHW = x_BCHW + layer(x_BCHW)
+            if self.rectified:
+                x_BCHW = F.relu(x_BCHW)
         return x_BCHW
 
 
@@ -64,20 +94,34 @@ class Nonlinear(nn.Module):
     With random encoders the features of different images are nearly equal, and the codes then encode the
     position in the map and nothing else. The recipe's `feature_norm` and `position_scale` let the content
     prevail within a short run.
+
+    Args:
+        width: D of the features.
+        inner: width between the two linear layers of `linear-relu-linear`.
+        recipe: form and width C of the layer.
+        height: H of the map.
+        columns: W of the map.
     """
 
-    def __init__(self, width: int, recipe: GeneratorConfig, height: int, columns: int) -> None:
+    def __init__(self, width: int, inner: int, recipe: GeneratorConfig, height: int, columns: int) -> None:
         super().__init__()
         self.shape = (height, columns)
-        self.linear = nn.Linear(width, recipe.code_width)
+        two = recipe.nonlinear == "linear-relu-linear"
+        hidden = inner if two else recipe.code_width
+        self.linear = nn.Linear(width, hidden)
         # with PyTorch's default the encoding below was some six times as strong as the content, and both
         # codebooks stood for positions only
         nn.init.kaiming_normal_(self.linear.weight, nonlinearity="relu")
         nn.init.zeros_(self.linear.bias)
+        self.out = nn.Linear(hidden, recipe.code_width) if two else None
+        if self.out is not None:
+            # as strong as its input, so that content and positions are balanced alike in both forms
+            nn.init.normal_(self.out.weight, std=hidden**-0.5)
+            nn.init.zeros_(self.out.bias)
         batch = recipe.feature_norm == "batch"
         # each channel at each position is a feature: per channel alone, the variance between positions of one
         # map would swamp that between images. Non-affine, as nothing may scale the content down again.
-        features = recipe.code_width * height * columns
+        features = hidden * height * columns
         self.norm = GlobalBatchNorm(features, affine=False) if batch else None
         where = recipe.position_scale * sinusoid_2d(recipe.code_width, height, columns)
         self.where: Tensor
@@ -89,27 +133,35 @@ class Nonlinear(nn.Module):
         y = self.linear(x_BLD)
         if self.norm is not None:
             y = self.norm(y.flatten(1)).view(y.shape)
-        return F.relu(y).transpose(1, 2).reshape(len(y), -1, *self.shape) + self.where
+        y_BLC: Tensor = F.relu(y)
+        if self.out is not None:
+            y_BLC = self.out(y_BLC)
+        return y_BLC.transpose(1, 2).reshape(len(y), -1, *self.shape) + self.where
+
+
+def raise_rows(channels: int, factor: int, how: str) -> nn.Module:
+    """[B, channels, H, W] -> [B, channels, factor * H, W]; `how` is `upsample` of the recipe."""
+    if how == "nearest":
+        return nn.Upsample(scale_factor=(factor, 1))
+    # kernel 2f + f % 2, stride f and padding ceil(f / 2) give exactly f times as many rows, and kernel 3 with
+    # padding 1 keeps the columns. 32 queries and T = 8: 4 rows to 8, f = 2.
+    kernel, padding = (2 * factor + factor % 2, 3), ((factor + 1) // 2, 1)
+    return nn.ConvTranspose2d(channels, channels, kernel, (factor, 1), padding)
 
 
 class TopAdapter(nn.Module):
     """Z_top, equation (18): queries -> [B, C, T, T].
 
-    The queries fill a map of `queries / T` rows; a transposed convolution upsamples it to T rows.
+    The queries fill a map of `queries / T` rows, which is then upsampled to T rows.
     """
 
     def __init__(self, queries: int, width: int, recipe: GeneratorConfig, top: int) -> None:
         super().__init__()
         channels, rows = recipe.code_width, queries // top
-        factor = top // rows
-        self.nonlinear = Nonlinear(width, recipe, rows, top)
-        # Upsamples the rows alone: kernel 2f + f % 2, stride f and padding ceil(f / 2) give exactly f times
-        # as many, and kernel 3 with padding 1 keeps the columns. 32 queries and T = 8: 4 rows to 8, f = 2.
-        # The attribute is called `stretch` because checkpoints of earlier versions name its weights so.
-        self.stretch = nn.ConvTranspose2d(
-            channels, channels, (2 * factor + factor % 2, 3), (factor, 1), ((factor + 1) // 2, 1)
-        )
-        self.residual = ResidualBlock(channels, recipe.residual_width, recipe.residual_layers)
+        self.nonlinear = Nonlinear(width, 2 * channels, recipe, rows, top)
+        # the attribute is called `stretch` because checkpoints of earlier versions name its weights so
+        self.stretch = raise_rows(channels, top // rows, recipe.upsample)
+        self.residual = ResidualBlock(recipe)
 
     def forward(self, query_BQD: Tensor) -> Tensor:
         """[B, Q, D] -> z_e_top [B, C, T, T]."""
@@ -122,8 +174,8 @@ class BottomAdapter(nn.Module):
 
     def __init__(self, width: int, recipe: GeneratorConfig, grid: int) -> None:
         super().__init__()
-        self.nonlinear = Nonlinear(width, recipe, grid, grid)
-        self.residual = ResidualBlock(recipe.code_width, recipe.residual_width, recipe.residual_layers)
+        self.nonlinear = Nonlinear(width, recipe.code_width, recipe, grid, grid)
+        self.residual = ResidualBlock(recipe)
 
     def forward(self, local_BVD: Tensor, text_BD: Tensor) -> Tensor:
         """f_local [B, G*G, D_v] and f_t_cls [B, D] -> [B, C, G, G]."""

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from medunifier_cli.model.norm import GlobalBatchNorm
+from medunifier_cli.model.norm import map_norm
 from medunifier_cli.recipe.schema import GeneratorConfig
 
 MID_GREY = 0.5
@@ -23,13 +23,6 @@ MID_GREY = 0.5
 def blocks_for(patch_size: int) -> int:
     """Number of 2x deconvolution blocks from the base map to pixels."""
     return math.ceil(math.log2(patch_size))
-
-
-def _norm(kind: str, channels: int) -> nn.Module:
-    if kind == "batch":
-        return GlobalBatchNorm(channels)
-    # 32 groups (Wu and He 2018), or as many as divide both
-    return nn.GroupNorm(math.gcd(channels, 32), channels)
 
 
 def _he(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Conv2d | nn.ConvTranspose2d:
@@ -44,7 +37,7 @@ def _he(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Conv2d | nn.ConvTranspose2d
 
 def deconvolution(channels: int, out: int, norm: str) -> nn.Sequential:
     """2x upsampling block [B, channels, H, W] -> [B, out, 2H, 2W]; norm after ReLU, the paper's order."""
-    return nn.Sequential(_he(nn.ConvTranspose2d(channels, out, 4, 2, 1)), nn.ReLU(), _norm(norm, out))
+    return nn.Sequential(_he(nn.ConvTranspose2d(channels, out, 4, 2, 1)), nn.ReLU(), map_norm(norm, out))
 
 
 class Decoder(nn.Module):
@@ -62,7 +55,7 @@ class Decoder(nn.Module):
         to_base = nn.Conv2d(
             2 * recipe.code_width, widths[0], kernel if kernel > 1 else 3, padding=int(kernel == 1)
         )
-        layers: list[nn.Module] = [_he(to_base), nn.ReLU(), _norm(recipe.norm, widths[0])]
+        layers: list[nn.Module] = [_he(to_base), nn.ReLU(), map_norm(recipe.norm, widths[0])]
         for channels, out in pairwise(widths):
             layers.append(deconvolution(channels, out, recipe.norm))
         # not `_he`: no ReLU follows, and pixels should start near mid-grey
@@ -74,5 +67,9 @@ class Decoder(nn.Module):
     def forward(self, top_BCTT: Tensor, bottom_BCGG: Tensor) -> Tensor:
         """[B, C, T, T] and [B, C, G, G] -> [B, 3, S, S], about [0, 1] and not clamped."""
         raised = self.raise_top(top_BCTT)
-        image: Tensor = self.layers(torch.cat([raised, bottom_BCGG], dim=1))
+        joined = torch.cat([raised, bottom_BCGG], dim=1)
+        if joined.device.type == "cuda":
+            # the layout of a GPU's fast convolutions, which all layers keep; weights stay as they are saved
+            joined = joined.contiguous(memory_format=torch.channels_last)
+        image: Tensor = self.layers(joined)
         return image

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medunifier_cli.data.batch import send
 from medunifier_cli.distributed import world
-from medunifier_cli.model.precision import at_least_fp32
+from medunifier_cli.model.precision import at_least_fp32, exact_products, full_precision
 from medunifier_cli.recipe.schema import GeneratorConfig
 
 COLLAPSED = 1.5
@@ -88,14 +89,14 @@ class Quantiser(nn.Module):
                 codes. None: no revival.
         """
         # near codes differ by less than bf16 resolves, and running means would stop moving in it
-        with torch.autocast(z_e_BCHW.device.type, enabled=False):
+        with full_precision(z_e_BCHW.device), exact_products():
             z_e = at_least_fp32(z_e_BCHW)
             vectors = z_e.permute(0, 2, 3, 1).flatten(0, 2)
             # before the nearest codes are looked up, so that this batch can choose the codes it revived
             if self.training and self.recipe.revive_dead_codes and draws is not None:
                 self._revive(vectors.detach(), draws)
             code_n = self.nearest(vectors.detach())
-            count_K = torch.bincount(code_n, minlength=len(self.code_KC)).to(z_e.dtype)
+            count_K = count_of(code_n, len(self.code_KC), z_e.dtype)
             code_BHW = code_n.view(z_e.shape[0], *z_e.shape[2:])
             z_q = self.look_up(code_BHW)
             commitment = F.mse_loss(z_e, z_q.detach())
@@ -144,7 +145,7 @@ class Quantiser(nn.Module):
         self.started.fill_(True)
         # A rank fills in the rows that it holds and leaves 0 for the others: the sum over ranks is the vector
         # itself, without gathering all vectors of all ranks.
-        local_K = row_K.to(vectors_nC.device) - world.rank() * len(vectors_nC)
+        (local_K,) = send([row_K - world.rank() * len(vectors_nC)], vectors_nC.device)
         is_local_K = (local_K >= 0) & (local_K < len(vectors_nC))
         vector_KC = torch.where(is_local_K[:, None], vectors_nC[local_K.clamp(0, len(vectors_nC) - 1)], 0.0)
         vector_KC = world.all_sum(vector_KC)
@@ -155,6 +156,13 @@ class Quantiser(nn.Module):
             # the sum must match, or the next update would divide the old sum by the new use
             sum_KC = vector_KC * self.usage_K[:, None]
             self.sum_KC.copy_(torch.where(is_dead_K[:, None], sum_KC, self.sum_KC))
+
+
+def count_of(code_n: Tensor, codes: int, dtype: torch.dtype) -> Tensor:
+    """How often each code occurs among int64 [n], as numbers of `dtype`, [K]."""
+    # not `bincount`: it asks the device for the largest code and waits for the answer
+    counts = torch.zeros(codes, dtype=dtype, device=code_n.device)
+    return counts.index_add_(0, code_n, torch.ones_like(code_n, dtype=dtype))
 
 
 def place_counts(code_BHW: Tensor, codes: int) -> Tensor:

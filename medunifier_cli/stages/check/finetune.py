@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from medunifier_cli.data.labels.samples import plan_samples
-from medunifier_cli.plugin_index import load_dataset, load_head
+from medunifier_cli.plugin_index import load_head, prepared_dataset
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.stages.check.shared import (
     Check,
@@ -31,7 +32,7 @@ def check_finetune(recipe: FinetuneRecipe, processes: int = 0, hashes: bool = Fa
     """
     data = recipe.data
     folder = shards_of(data.dataset, data.shards)
-    yield from run_check("data set", check_dataset, data.dataset)
+    yield from run_check("data set", check_dataset, data.dataset, folder)
     yield from run_check("head", check_head, recipe.model.head)
     checks, pretrained = check_starting_run(recipe.model.pretrained, "finetune")
     yield from checks
@@ -43,6 +44,12 @@ def check_finetune(recipe: FinetuneRecipe, processes: int = 0, hashes: bool = Fa
         if pretrained is not None:
             size = pretrained.data.image_size
             yield from run_check("image size", check_image_size, data.dataset, size, folder)
+        for name in data.extra:
+            other = shards_of(name, "")
+            yield from run_check(f"shards of {name}", check_split, other, "train", hashes)
+            if pretrained is not None:
+                size = pretrained.data.image_size
+                yield from run_check(f"image size of {name}", check_image_size, name, size, other)
         yield from run_check("samples", check_samples, recipe)
     else:
         yield Check("shards", f"{folder}: no such folder; run `mu prepare {data.dataset}`", False)
@@ -52,9 +59,9 @@ def check_finetune(recipe: FinetuneRecipe, processes: int = 0, hashes: bool = Fa
     yield from run_check("runs folder", check_runs_folder)
 
 
-def check_dataset(name: str) -> str:
-    """Check that there is a plugin for the data set."""
-    return load_dataset(name).title
+def check_dataset(name: str, folder: Path) -> str:
+    """Check that there is a plugin for the data set, under its own name or one that `mu prepare` gave it."""
+    return prepared_dataset(name, folder).title
 
 
 def check_head(name: str) -> str:
@@ -65,7 +72,7 @@ def check_head(name: str) -> str:
 def check_samples(recipe: FinetuneRecipe) -> str:
     """Check that each split has labelled samples of at least two classes, without reading an image."""
     task = resolve_task(recipe)
-    parts = plan_samples(recipe.data, task.shards, task.plugin, task.kind, image_size=1)
+    parts = plan_samples(recipe.data, task.shards, task.plugin, task.kind, 1, task.extra)
     sizes = ", ".join(f"{len(part.images):,} {part.role}" for part in parts)
     train = next(part for part in parts if part.role == "train")
     return f"{sizes}; {len(task.plugin.classes)} classes, {task.metric}; train: {train.selection.rule}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from medunifier_cli.checkpoint.priors import splits_of
 from medunifier_cli.evaluate.synthesis.inception import load_inception
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.stages.check.shared import (
@@ -17,7 +18,6 @@ from medunifier_cli.stages.check.shared import (
     check_split,
     check_starting_run,
     run_check,
-    shards_of,
 )
 from medunifier_cli.stages.codes import check_codes
 
@@ -32,10 +32,9 @@ def check_fit_prior(recipe: PriorRecipe, processes: int = 0, hashes: bool = Fals
     checks, pretrained = check_starting_run(recipe.prior.pretrained, "fit-prior", require=check_codes)
     yield from checks
     if pretrained is not None:
-        data = pretrained.data
-        folder = shards_of(data.dataset, data.shards)
         yield from run_check("image encoder weights", check_image_encoder, pretrained)
-        for split in filter(None, (recipe.data.train or data.train, recipe.data.valid or data.valid)):
+        folder, *splits = splits_of(recipe, pretrained)
+        for split in filter(None, splits):
             yield from run_check(f"shards of {split}", check_split, folder, split, hashes)
     if recipe.inception:
         yield from run_check("Inception weights", check_inception, recipe.inception)

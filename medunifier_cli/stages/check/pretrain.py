@@ -48,8 +48,11 @@ def check_pretrain(recipe: PretrainRecipe, processes: int = 0, hashes: bool = Fa
     yield from run_check("tokenizer", check_tokenizer, recipe)
     yield from run_check("image encoder weights", check_image_encoder, recipe)
     yield from run_check("text encoder weights", check_text_encoder, recipe)
-    yield from run_check("model", check_model, recipe)
-    yield from run_check("batch", check_contrast_batch, recipe, processes or recipe.train.processes)
+    model = list(run_check("model", check_model, recipe))
+    batch = list(run_check("batch", check_contrast_batch, recipe, processes or recipe.train.processes))
+    yield from (*model, *batch)
+    if all(check.ok for check in (*model, *batch)):  # else it would be told twice
+        yield from run_check("memory", check_memory, recipe, processes or recipe.train.processes)
     yield from run_check("precision", check_device, recipe.train)
     yield from run_check("runs folder", check_runs_folder)
 
@@ -121,3 +124,21 @@ def check_contrast_batch(recipe: PretrainRecipe, processes: int) -> str:
     train, ranks = recipe.train, processes or 1
     micro = micro_batch_size(train.global_batch, train.micro_batch, ranks)
     return f"{result}; ITC and ITM contrast among {micro * ranks}"
+
+
+def check_memory(recipe: PretrainRecipe, processes: int) -> str:
+    """Count what a step needs on each card, or in each process, see `step_memory`."""
+    from medunifier_cli.stages.check.memory import step_memory
+
+    train, ranks = recipe.train, processes or 1
+    pairs = micro_batch_size(train.global_batch, train.micro_batch, ranks)
+    memory = step_memory(recipe, pairs, ranks)
+    peak, weights, moments, buckets = (
+        f"{count / 2**30:.2f}" for count in (memory.peak, memory.weights, memory.moments, memory.buckets)
+    )
+    exchange = f", exchange of gradients {buckets}" if ranks > 1 else ""
+    where = "process" if train.precision == "no" else "card; CUDA and its libraries take 1 to 2 GiB more"
+    return (
+        f"{peak} GiB in a step of {pairs} pairs with the longest texts (weights {weights}, AdamW {moments}"
+        f"{exchange}, the rest gradients and activations), counted without a GPU; for each {where}"
+    )

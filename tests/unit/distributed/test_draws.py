@@ -10,7 +10,8 @@ import torch
 from medunifier_cli.distributed import draws
 
 PURPOSES = (
-    draws.NEGATIVE_TEXT, draws.NEGATIVE_IMAGE, draws.REVIVAL, draws.DROPOUT, draws.TEXT_DROP, draws.TEXT_VIEW
+    draws.NEGATIVE_TEXT, draws.NEGATIVE_IMAGE, draws.REVIVAL, draws.DROPOUT, draws.TEXT_DROP, draws.TEXT_VIEW,
+    draws.SCORED_PAIRS, draws.AUGMENT,
 )  # fmt: skip
 
 
@@ -24,7 +25,7 @@ def test_a_number_depends_on_its_position_and_not_on_its_neighbours() -> None:
 
 def test_numbers_are_those_of_finished_runs() -> None:
     """Recorded from the first version: other numbers would make a resumed run another run."""
-    assert list(PURPOSES) == list(range(6))
+    assert list(PURPOSES) == list(range(8))
     assert float(draws.uniform(7, draws.NEGATIVE_IMAGE, [41])) == 0.17490767371142413
     assert draws.step_seed(0, draws.DROPOUT, 5, 0) == 6390908452621712697
     revival = draws.generator(1, draws.REVIVAL, 8)

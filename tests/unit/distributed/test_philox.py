@@ -35,3 +35,11 @@ def test_numbers_are_the_top_53_bits_of_philox() -> None:
 
 def test_sample_order_is_pinned() -> None:
     assert SampleOrder(6, 9).indices(0, 12).tolist() == [4, 1, 2, 0, 3, 5, 2, 5, 0, 3, 4, 1]
+
+
+def test_numbers_drawn_at_once_are_those_of_a_generator_each() -> None:
+    """At both ends of what a position and a seed may be, where halves of words carry into each other."""
+    positions = [0, 1, 63, 2**32 - 1, 2**32, 2**63 - 1, 2**64 - 1]
+    for seed in (0, 1, 2**32 + 3, 2**64 - 1):
+        one_by_one = [draws.philox(seed, 1, (position, 0, 0, 0)).random() for position in positions]
+        assert draws.uniform(seed, 1, positions).tolist() == one_by_one

@@ -52,7 +52,7 @@ def test_header_asks_for_a_warning_a_requeue_and_room_for_all_processes() -> Non
     assert settings["job-name"] == "mu-demo"
     assert settings["gpus-per-node"] == "2"
     assert settings["cpus-per-task"] == "8"  # two processes, each with three loaders
-    assert settings["ntasks"] == "1"  # mu starts the others itself
+    assert settings["nodes"] == settings["ntasks-per-node"] == "1"  # mu starts the others itself
     assert settings["signal"] == f"B:USR1@{WARNING_SECONDS}"
     assert settings["open-mode"] == "append"  # a requeued job continues its log
     assert "requeue" in settings
@@ -60,7 +60,54 @@ def test_header_asks_for_a_warning_a_requeue_and_room_for_all_processes() -> Non
 
 def test_the_script_of_the_documentation_is_the_one_that_is_printed() -> None:
     page = (ROOT / "docs" / "slurm.md").read_text(encoding="utf-8")
-    assert f"```bash\n{script(['pretrain', 'full', '--sbatch'], 'full', 4, 8)}```" in page
+    assert f"```bash\n{script(['pretrain', 'full', '--sbatch'], 'full', 4, 2)}```" in page
+
+
+def lines_that_differ(one: str, other: str) -> list[str]:
+    return [line for line in other.splitlines() if line not in one.splitlines()]
+
+
+def test_the_lines_of_the_documentation_are_those_of_two_nodes() -> None:
+    words = ["pretrain", "full", "-o", "train.micro_batch=32", "--sbatch"]
+    several = script([*words, "--nodes", "2"], "full", 4, 2, nodes=2)
+    changed = lines_that_differ(script(words, "full", 4, 2), several)
+    page = (ROOT / "docs" / "slurm.md").read_text(encoding="utf-8")
+    assert "```bash\n" + "\n".join(changed) + "\n```" in page
+    assert script([*words, "--nodes=2"], "full", 4, 2, nodes=2) == several
+
+
+SRUN = """#!/bin/bash
+# starts four tasks, passes signals on to them, and ends with their highest exit code
+shift
+for rank in 0 1 2 3; do (cd "rank$rank" && exec "$@") & tasks="$tasks $!"; done
+trap 'kill -USR1 $tasks' USR1
+code=0
+for task in $tasks; do
+  while kill -0 $task 2>/dev/null; do wait $task; done
+  wait $task; last=$?; [ $last -gt $code ] && code=$last
+done
+exit $code
+"""
+
+
+def test_all_tasks_of_several_nodes_are_warned_and_the_job_is_requeued(job: Path) -> None:
+    (job / "bin" / "srun").write_text(SRUN)
+    (job / "bin" / "srun").chmod(0o755)
+    ranks = [job / f"rank{rank}" for rank in range(4)]
+    for folder in ranks:
+        folder.mkdir()
+    (job / "job.sh").write_text(script([*ARGUMENTS, "--nodes", "2"], "demo", 2, 3, nodes=2))
+    process = start(job)
+    deadline = time.monotonic() + 20
+    while not all((folder / "started").exists() for folder in ranks):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=30) == 75
+    assert (job / "requeued").read_text() == "requeue 17\n"
+    for folder in ranks:
+        assert (folder / "signal").read_text() == "USR1\n"
+        assert (folder / "arguments").read_text().splitlines() == ARGUMENTS[:-1]
 
 
 @pytest.mark.parametrize("name", ["two words", "it's", 'a"b', "a#b", "$HOME", "50%j", "x; rm -rf ~"])

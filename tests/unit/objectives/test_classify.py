@@ -50,7 +50,7 @@ def test_balanced_labels_give_both_sides_the_same_weight() -> None:
     torch.testing.assert_close(weight * torch.tensor([[90.0, 20], [10, 80]]), torch.full((2, 2), 50.0))
 
 
-@pytest.mark.parametrize("head", ["linear", "mlp", "attention-pool"])
+@pytest.mark.parametrize("head", ["linear", "mlp", "two-linear", "attention-pool"])
 def test_every_weight_that_is_trained_gets_a_gradient_and_no_text_weight_is(head: str) -> None:
     model = tiny_model(dtype=torch.float32)
     made = build_head(load_head(head), 4, 32, 3, seed=0)
@@ -62,6 +62,17 @@ def test_every_weight_that_is_trained_gets_a_gradient_and_no_text_weight_is(head
     assert trained == reached == set(classifier.weights())
     assert any(name.startswith("model.vit.") for name in trained)
     assert not any("ffn_text" in name or "generator" in name or "text_head" in name for name in trained)
+
+
+def test_the_authors_head_is_two_linear_layers_and_ours_has_a_relu_between() -> None:
+    """Written out: first every query's numbers end to end, [B, Q * D]; D numbers; C logits."""
+    query_BQD = torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(0))
+    for name, between in (("two-linear", nn.Identity()), ("mlp", nn.ReLU())):
+        made = build_head(load_head(name), 4, 6, 3, seed=0)
+        w1, b1, w2, b2 = made.parameters()
+        assert [tuple(w.shape) for w in (w1, b1, w2, b2)] == [(6, 24), (6,), (3, 6), (3,)]
+        by_hand = between(query_BQD.reshape(5, 24) @ w1.T + b1) @ w2.T + b2
+        torch.testing.assert_close(made(query_BQD), by_hand)
 
 
 def test_frozen_model_trains_the_head_alone_and_stays_in_evaluation_mode() -> None:

@@ -35,9 +35,13 @@ NAMES = ("itc", "itm", "itg", "tig")
 ALL = [chosen for count in range(1, 5) for chosen in combinations(NAMES, count)]
 REFUSED = [chosen for chosen in ALL if "itm" in chosen and "itc" not in chosen]
 ALLOWED = [chosen for chosen in ALL if chosen not in REFUSED]
+AUTHORS_ADAPTERS = (
+    "model.generator.nonlinear=linear-relu-linear", "model.generator.upsample=nearest",
+    "model.generator.residual=bottleneck",
+)  # fmt: skip
 TOKENIZER = TextTokenizer.train([*WORDS, "case 1.", "0 2 3 4 5 6 7 8 9"], 200)
 METRICS = {
-    "itm": {"ITM accuracy, random pairs"},
+    "itm": {"ITM accuracy, random pairs", "ITM accuracy, hard pairs"},
     "tig": {"reconstruction PSNR", "perplexity, top codebook", "perplexity, bottom codebook",
             "perplexity at one position, top codebook", "perplexity at one position, bottom codebook",
             "dead codes, top codebook", "dead codes, bottom codebook"},
@@ -106,12 +110,16 @@ def test_itm_without_itc_is_refused_in_one_line(chosen: tuple[str, ...]) -> None
     assert len(str(refused.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("chosen", ALLOWED, ids=name_of)
+@pytest.mark.parametrize(
+    ("chosen", "overrides"),
+    [*((chosen, ()) for chosen in ALLOWED), (("tig",), AUTHORS_ADAPTERS)],
+    ids=[*map(name_of, ALLOWED), "tig with the authors' adapters"],
+)
 def test_it_trains_resumes_and_is_evaluated(
-    chosen: tuple[str, ...], tmp_path: Path, stage_of: Stage, source: SplitSource, accelerator: Accelerator,
-    monkeypatch: pytest.MonkeyPatch,
+    chosen: tuple[str, ...], overrides: tuple[str, ...], tmp_path: Path, stage_of: Stage,
+    source: SplitSource, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    recipe, whole, parts = recipe_of(chosen), Run(tmp_path / "whole"), Run(tmp_path / "parts")
+    recipe, whole, parts = recipe_of(chosen, *overrides), Run(tmp_path / "whole"), Run(tmp_path / "parts")
     assert fit(stage_of(recipe, whole), whole, accelerator, recipe.train, recipe.optim) == 4
 
     stage = stage_of(recipe, parts)

@@ -11,10 +11,10 @@ import torch
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.split_source import SplitSource
 from medunifier_cli.data.texts.tokenizer import TextTokenizer
-from medunifier_cli.objectives.itm import draw_negatives
+from medunifier_cli.evaluate.pair_scores import other_texts
+from medunifier_cli.objectives.itm import draw_negatives, draw_weights
 from medunifier_cli.objectives.similarity import Similarity
 from medunifier_cli.recipe.schema import DataConfig, TextConfig
-from medunifier_cli.stages.heldout import other_texts
 from tests.hand_made import WORDS, HandMade, sample, write_shard
 from tests.tiny import tiny_recipe
 
@@ -44,7 +44,8 @@ def test_texts_read_alike_are_never_each_others_negatives(source: SplitSource, n
     drawn: dict[int, set[int]] = {i: set() for i in range(n)}
     for first in range(0, 40 * n, n):
         batch = source.read(np.arange(n), np.arange(first, first + n), source.empty(n))
-        for picks in draw_negatives(batch, similarity, torch.tensor(0.5), recipe):
+        weights = draw_weights(batch, batch.digest_B, similarity, torch.tensor(0.5), recipe)
+        for picks in draw_negatives(weights, batch.position_B.tolist(), recipe.train.seed):
             for i, pick in enumerate(picks.tolist()):
                 drawn[i].add(pick)
     assert all(drawn[i] == {3, 4} for i in ALIKE)

@@ -102,3 +102,22 @@ def test_a_scan_holds_no_more_than_the_shards_under_way() -> None:
     chunks = DatasetScan(10, False, lambda drop: None).chunks(stream())
     next(chunks)
     assert taken == 10
+
+
+def test_a_synthetic_image_belongs_into_train_alone() -> None:
+    chunks, _, _ = cut([record(1, origin="synthetic:a@1"), record(2)])
+    assert [len(chunk.records) for chunk in chunks] == [2]
+    for split in ("valid", "test", "5x200"):
+        with pytest.raises(DataError, match=rf"2\.png: a synthetic image \('synthetic:a@1'\) in '{split}'"):
+            cut([record(1), record(2, split, origin="synthetic:a@1")])
+
+
+BEFORE = "d0e7c552de848ba37eb97e41ad119e0a3d1069ad0f9555657979d43b472a98e1"
+"""Fingerprint of `record(1)` as it was before records had an origin."""
+
+
+def test_an_origin_makes_another_shard_and_none_leaves_it_as_it_was() -> None:
+    plain, marked = (cut([record(1, origin=origin)])[0][0].fingerprint for origin in ("", "synthetic:a@1"))
+    assert marked != plain
+    # finished shards of before are not made again
+    assert plain == BEFORE

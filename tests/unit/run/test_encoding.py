@@ -14,7 +14,7 @@ import pytest
 from medunifier_cli.errors import DataError, Stopped
 from medunifier_cli.run import encoding
 from medunifier_cli.run.cache import Arrays, is_cached, read_cache
-from medunifier_cli.run.encoding import Encode, Rows, encoded, encoded_file
+from medunifier_cli.run.encoding import Encode, Rows, encoded, encoded_file, encoded_mapped
 from medunifier_cli.temporary import DAY
 from tests.folders import ROOT
 from tests.full_disk import room_for
@@ -57,8 +57,12 @@ def in_a_file(path: Path, encode: Encode) -> Arrays:
     return found
 
 
+def mapped(path: Path, encode: Encode) -> Arrays:
+    return encoded_mapped(path, MADE_OF, TOTAL, encode, "rows")
+
+
 Make = Callable[[Path, Encode], Arrays]
-BOTH = pytest.mark.parametrize("make", [in_memory, in_a_file])
+BOTH = pytest.mark.parametrize("make", [in_memory, in_a_file, mapped])
 
 
 def right(arrays: Arrays) -> bool:
@@ -203,6 +207,31 @@ def test_in_memory_a_full_disk_costs_only_the_file(
     assert "not kept, a call that is interrupted computes it again" in kept
     assert "not cached, the next call computes it again" in cached
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_mapped_column_stays_in_the_file_and_the_others_do_not(tmp_path: Path) -> None:
+    for _ in range(2):  # encoded, and from the file
+        arrays = mapped(tmp_path / "c.h5", Encoder())
+        assert isinstance(arrays["rows"], np.memmap)
+        assert not isinstance(arrays["keys"], np.memmap)
+        assert right(arrays)
+        assert np.array_equal(arrays["keys"], KEYS)
+
+
+def test_what_cannot_be_mapped_is_in_memory(
+    tmp_path: Path, keep_each: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with room_for(1000):
+        arrays = mapped(tmp_path / "c.h5", Encoder())
+    assert right(arrays)
+    assert not isinstance(arrays["rows"], np.memmap)
+    assert "all in memory, since it cannot be kept" in capsys.readouterr().err
+
+
+def test_an_error_of_the_data_is_none_of_the_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DataError):
+        mapped(tmp_path / "c.h5", Encoder(16, DataError))
+    assert capsys.readouterr().err == ""
 
 
 def test_rows_are_kept_by_time_and_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,11 @@ import torch
 from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.tokenizer import TextTokenizer
+from medunifier_cli.evaluate import fidelity
+from medunifier_cli.evaluate.fidelity import mean_image, psnr
+from medunifier_cli.evaluate.pair_scores import other_texts
 from medunifier_cli.recipe.schema import DataConfig, TextConfig
-from medunifier_cli.stages.heldout import mean_image, other_texts, psnr
+from medunifier_cli.stages.heldout import nearest_texts
 from tests import hand_made
 
 
@@ -90,3 +93,33 @@ def test_other_texts_come_from_the_whole_split() -> None:
 
 def test_equal_texts_have_no_other() -> None:
     assert others(5, 5, 5) == [-1, -1, -1]
+
+
+def test_mean_image_of_a_large_split_is_that_of_evenly_spaced_samples(
+    source: SplitSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fidelity, "MEAN_OF", 7)
+    rows = source.rows.copy()
+    expected = sum(source.sample(i).image_HW.astype(np.float64) for i in range(0, 70, 10)) / 7 / 255
+    np.testing.assert_allclose(mean_image(source)[0, 0].numpy(), expected, atol=1e-6)
+    assert np.array_equal(source.rows, rows), "the split itself stays whole"
+
+
+def test_the_nearest_text_is_that_of_a_slow_loop_and_never_one_of_the_same_tokens() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((40, 3, 8)).astype(np.float32)
+    text = rng.standard_normal((40, 8)).astype(np.float32)
+    image /= np.linalg.norm(image, axis=-1, keepdims=True)
+    text /= np.linalg.norm(text, axis=-1, keepdims=True)
+    digests = rng.integers(0, 4, 40)
+    expected = []
+    for own in range(40):
+        others = [other for other in range(40) if digests[other] != digests[own]]
+        best = [max(float(query @ text[other]) for query in image[own]) for other in others]
+        expected.append(others[int(np.argmax(best))])
+    assert nearest_texts(image, text, digests).tolist() == expected
+
+
+def test_where_all_texts_are_equal_none_is_the_nearest() -> None:
+    one = np.eye(3, dtype=np.float32)
+    assert nearest_texts(one[:, None], one, np.array([5, 5, 5])).tolist() == [-1, -1, -1]

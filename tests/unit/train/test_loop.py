@@ -49,14 +49,15 @@ class LineStage:
     samples, shown, steps = "points", ("total", "slope"), STEPS
 
     def __init__(
-        self, micro_batches: int = 1, dropout: float = 0.5, signal_at: int = -1, signal_in: int = -1
-    ) -> None:
+        self, micro_batches: int = 1, dropout: float = 0.5, signal_at: int = -1, signal_in: int = -1,
+        enough: int = 99,
+    ) -> None:  # fmt: skip
         self.module: nn.Module = Line()
         self.micro_batches, self.dropout, self.signal_at = micro_batches, dropout, signal_at
         self.signal_in = signal_in
         self.calls: list[str] = []
         self.validated = torch.tensor(0)
-        self.source = "generated"
+        self.source, self.enough = "generated", enough
 
     def start(self) -> None:
         self.calls.append("start")
@@ -85,6 +86,9 @@ class LineStage:
         self.calls.append("doubt")
         return "the slope is odd"
 
+    def over(self) -> str:
+        return "enough of it" if int(self.validated) >= self.enough else ""
+
     def validate(self, step: int, watch: Watch = iter) -> Mapping[str, float]:
         assert not self.module.training
         for batch in watch(range(3)):
@@ -93,7 +97,7 @@ class LineStage:
                 os.kill(os.getpid(), signal.SIGUSR1)
         self.calls.append(f"validate {step}")
         self.validated = torch.tensor(step)
-        return {"total": 0.25, "slope": float(self.line.slope)}
+        return {"total": 0.25, "slope": float(self.line.slope), "slope_chance": 0.5}
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         return {**self.module.state_dict(), "validated": self.validated}
@@ -207,6 +211,36 @@ def test_a_signal_ends_a_validation_which_is_made_up_for(
     assert files(whole.checkpoints) == files(parts.checkpoints)
 
 
+def test_a_run_that_its_validations_end_is_finished(
+    tmp_path: Path, accelerator: Accelerator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, stage = new_run(tmp_path / "run"), LineStage(enough=3)
+    settings = dataclasses.replace(SETTINGS, checkpoint_every=99)
+    assert fit(stage, run, accelerator, settings, OPTIM) == 3
+    assert store.steps(run.checkpoints) == [3]
+    assert "step 3/6  training ends: enough of it" in capsys.readouterr().err
+    again = LineStage(enough=3)
+    assert fit(again, run, accelerator, settings, OPTIM) == 0
+    assert again.calls == []
+    more = LineStage()  # as with more patience
+    assert fit(more, run, accelerator, settings, OPTIM) == 3
+    assert store.steps(run.checkpoints)[-1] == 6
+
+
+@pytest.mark.parametrize("signal_in", [3, -1])
+def test_a_signal_in_the_last_validation_of_a_run_that_it_ends(
+    tmp_path: Path, accelerator: Accelerator, signal_in: int
+) -> None:
+    whole, parts = new_run(tmp_path / "whole"), new_run(tmp_path / "parts")
+    fit(LineStage(enough=3), whole, accelerator, SETTINGS, OPTIM)
+    with pytest.raises(Stopped, match=r"after step 3 of 6"):
+        fit(LineStage(enough=3, signal_in=signal_in, signal_at=2 if signal_in < 0 else -1),
+            parts, accelerator, SETTINGS, OPTIM)  # fmt: skip
+    assert fit(LineStage(enough=3), parts, accelerator, SETTINGS, OPTIM) == 0
+    assert lines(whole) == lines(parts)
+    assert files(whole.checkpoints) == files(parts.checkpoints)
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -300,9 +334,9 @@ def test_the_progress_line_shows_what_the_stage_names_and_no_more(
     number, rate = r"-?\d+\.\d{3}", r"[\d.e+]+ points/s"
     expected = [
         rf"step 1/6  train  total {number}  slope 2\.000  {rate}",
-        rf"step 3/6  valid  total 0\.250  slope {number}",
+        rf"step 3/6  valid  total 0\.250  slope {number} \(chance 0\.500\)",
         rf"step 6/6  train  total {number}  slope {number}  {rate}",
-        rf"step 6/6  valid  total 0\.250  slope {number}",
+        rf"step 6/6  valid  total 0\.250  slope {number} \(chance 0\.500\)",
     ]
     shown = capsys.readouterr().err.splitlines()
     assert len(shown) == len(expected)

@@ -105,6 +105,9 @@ def test_steps_are_in_the_recipes_precision_and_validation_is_not(
         def doubt(self, numbers: Any) -> str:
             return ""
 
+        def over(self) -> str:
+            return ""
+
         def validate(self, step: int, watch: Watch = iter) -> dict[str, float]:
             self.module.where = "validate"
             value = float(self.module(torch.ones(2, 3)).sum())
@@ -132,8 +135,12 @@ def test_steps_are_in_the_recipes_precision_and_validation_is_not(
     ("device", "frozen", "expected"),
     [
         ("cpu", True, "fp32"),
-        ("cuda", False, "fp32, convolutions in TF32"),
-        ("cuda", True, "fp32, convolutions in TF32, the frozen image encoder in bf16"),
+        ("cuda", False, "fp32, matrix products and convolutions in TF32"),
+        (
+            "cuda",
+            True,
+            "fp32, matrix products and convolutions in TF32, the frozen image encoder in bf16",
+        ),
     ],
 )
 def test_results_state_the_precision(device: str, frozen: bool, expected: str) -> None:

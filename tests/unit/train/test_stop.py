@@ -8,11 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import torch
 
+from medunifier_cli.distributed import world
 from medunifier_cli.stopping import SIGNALS
-from medunifier_cli.train.stop import ValidationEndedError, Watch, stop_on_signals
+from medunifier_cli.train import stop
+from medunifier_cli.train.stop import AnyStop, ValidationEndedError, Watch, stop_on_signals
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -109,3 +113,52 @@ def test_a_validation_of_several_ranks_ends_at_the_batch_at_which_all_agree() ->
 def test_a_validation_without_a_signal_is_whole() -> None:
     with stop_on_signals() as stop:
         assert list(stop.watch(alone=True, agree=bool)(range(5))) == [0, 1, 2, 3, 4]
+
+
+class TwoRanks:
+    """In place of the other rank of two: it takes as long as this one, and may have got a signal."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked, self.signalled, self.now = 0, False, 0.0
+        monkeypatch.setattr(world, "size", lambda: 2)
+        monkeypatch.setattr(world, "all_sum", self.all_sum)
+        monkeypatch.setattr(stop.time, "monotonic", lambda: self.now)
+
+    def all_sum(self, said: torch.Tensor) -> torch.Tensor:
+        self.asked += 1
+        return said * 2 + torch.tensor([float(self.signalled), 0.0])
+
+
+class Cuda(str):
+    """A device whose tensors lie on the CPU."""
+
+    type = "cuda"
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(0.1, 5), (2.0, 25), (30.0, 50)])
+def test_gpus_are_asked_every_tenth_step_or_five_seconds(
+    seconds: float, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks = TwoRanks(monkeypatch)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_: tensor)
+    device: Any = Cuda()
+    stops = AnyStop(device, 0)
+    for done in range(1, 51):
+        ranks.now += seconds
+        assert not stops(stopped=False, done=done)
+    assert abs(ranks.asked - asked) <= 1
+    ranks.signalled = True
+    waited = 0
+    while not stops(stopped=False, done=51 + waited):
+        waited += 1
+        ranks.now += seconds
+    assert waited * seconds <= stop.MOST_SECONDS
+    assert waited < stop.MOST_STEPS
+
+
+def test_ranks_on_cpus_are_asked_after_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = TwoRanks(monkeypatch)
+    stops = AnyStop(torch.device("cpu"), 7)
+    assert [stops(stopped=False, done=done) for done in range(8, 20)] == [False] * 12
+    assert ranks.asked == 12
+    assert stops(stopped=True, done=20), "this rank's own signal"

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from medunifier_cli.errors import DataError
-from medunifier_cli.evaluate.synthesis.sample_folder import LINES, SETTINGS, SampleFolder, read_samples
+from medunifier_cli.evaluate.synthesis.sample_folder import (
+    LINES,
+    SETTINGS,
+    SampleFolder,
+    read_grey,
+    read_samples,
+)
 from tests.folders import ROOT
 from tests.full_disk import room_for
 
@@ -82,3 +90,18 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"samples\.jsonl: cannot be written"):
         folder.add(1, "000001.png", IMAGE, {"prompt": ""})
     assert victim.read_text() == "precious"
+
+
+def test_a_damaged_length_in_an_image_asks_for_no_memory(tmp_path: Path) -> None:
+    """A flipped bit makes a block of data a gigabyte long."""
+    SampleFolder(tmp_path / "out", WISHES).add(0, "000000.png", IMAGE, {"prompt": ""})
+    path = tmp_path / "out" / "000000.png"
+    body = bytearray(path.read_bytes())
+    body[body.index(b"IDAT") - 4] = 0x43
+    path.write_bytes(body)
+    tracemalloc.start()
+    with contextlib.suppress(DataError):  # Pillow may read it, as the data themselves are whole
+        read_grey(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20

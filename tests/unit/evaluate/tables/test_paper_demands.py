@@ -52,6 +52,7 @@ def test_what_was_measured_as_published_fills_its_cell(measured: Any, tables: li
 @pytest.mark.parametrize(
     ("measured", "facts", "note"),
     [
+        (TUNED, {"extra": ["films"]}, "further data sets trained on films, must be none"),
         (RETRIEVAL, {"split": "test"}, "not in tables 2 and 6: split test, must be 5x200"),
         (RETRIEVAL, {"n": 250}, "not in tables 2 and 6: number of samples 250, must be 1,000"),
         (RETRIEVAL, {"task": "retrieval-rerank10"}, "protocol retrieval-rerank10, must be retrieval"),
@@ -66,7 +67,7 @@ def test_what_was_measured_as_published_fills_its_cell(measured: Any, tables: li
         (REPORT, {"limit": 200}, "not in table 4: number of samples it was limited to 200, must be 0"),
         (REPORT, {"decoding": BEAMS | {"how": "nucleus"}}, "decoding nucleus, must be beam"),
         (REPORT, {"decoding": BEAMS | {"beams": 8}}, "number of beams 8, must be 3"),
-        (TUNED, {"head": "linear"}, "not in tables 1 and A1: head linear, must be mlp"),
+        (TUNED, {"head": "linear"}, "not in tables 1 and A1: head linear, must be two-linear"),
         (TUNED, {"frozen": True}, "frozen model yes, must be no"),
         (TUNED, {"balanced": True}, "classes weighted by frequency yes, must be no"),
         (TUNED, {"rates": {"model": 1e-5, "head": 3e-4}}, "learning rate of the model 1e-05, must be 3e-06"),

@@ -1,0 +1,148 @@
+"""What CUDA does with a function and the `meta` device does not: autocast, dropout, attention, batch norm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from pretended.device import CUDA, Pretended, Trace
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from medunifier_cli.distributed import world
+from medunifier_cli.model import norm
+
+LOW = {
+    F.linear, F.conv2d, F.conv_transpose2d, torch.conv2d, torch.conv_transpose2d, torch.matmul, torch.mm,
+    torch.bmm, torch.addmm, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__,
+}  # fmt: skip
+"""Functions that autocast computes in bf16."""
+HIGH = {
+    F.layer_norm, F.cross_entropy, F.mse_loss, F.normalize, F.softmax, F.log_softmax, F.group_norm,
+    torch.softmax, torch.log_softmax, torch.exp, torch.log, torch.cumsum, Tensor.exp, Tensor.log,
+}  # fmt: skip
+"""Functions that autocast computes in fp32."""
+ALIGNED = 16
+"""Columns of which an attention mask has a multiple, or is padded to."""
+
+
+class Functions(TorchFunctionMode):
+    """CUDA's autocast to bf16, and functions of several kernels."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+        self.cast: dict[int, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        here = any(isinstance(value, Pretended) for value in tree_flatten((args, kwargs))[0])
+        if not here:
+            return func(*args, **kwargs)
+        mixed = torch.is_autocast_enabled("cuda")
+        if func is F.dropout:
+            return _dropout(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return self._attention(mixed, *args, **kwargs)
+        if mixed and func in LOW:
+            return func(*tree_map(self._low, args), **tree_map(self._low, kwargs))
+        if mixed and func in HIGH:
+            return func(*tree_map(_high, args), **tree_map(_high, kwargs))
+        return func(*args, **kwargs)
+
+    def _low(self, value: Any) -> Any:
+        if not isinstance(value, Pretended) or value.dtype != torch.float32:
+            return value
+        if not (value.is_leaf and value.requires_grad):
+            return value.to(torch.bfloat16)
+        if id(value) not in self.cast:  # a weight is cast once a pass
+            self.cast[id(value)] = value.to(torch.bfloat16)
+        return self.cast[id(value)]
+
+    def _attention(
+        self, mixed: bool, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0, is_causal: bool = False, **_: Any,
+    ) -> Tensor:  # fmt: skip
+        if mixed:
+            q, k, v = self._low(q), self._low(k), self._low(v)
+        if attn_mask is not None:  # a boolean mask becomes numbers, in aligned rows
+            shut = torch.full((), -1e9, device=CUDA, dtype=q.dtype)
+            attn_mask = torch.where(attn_mask, torch.zeros((), device=CUDA, dtype=q.dtype), shut)
+            columns = attn_mask.shape[-1]
+            attn_mask = F.pad(attn_mask, (0, -columns % ALIGNED))[..., :columns]
+        attended: Tensor = _Attention.apply(q, k, v, attn_mask, self.trace)
+        return attended
+
+
+class _Attention(torch.autograd.Function):
+    """One kernel forward, flash without a mask and the memory-efficient one with it; three backward."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, trace: Trace) -> Tensor:
+        out = torch.empty_like(q)
+        norms = torch.empty(q.shape[:3], device=CUDA, dtype=torch.float32)
+        ctx.save_for_backward(q, k, v, out, norms, *(() if mask is None else (mask,)))
+        ctx.trace = trace
+        name = "attention" if mask is None else "masked attention"
+        _note(trace, name, 4, q, k, [q, k, v, out])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out = ctx.saved_tensors[:4]
+        _note(ctx.trace, "attention backward", 10, q, k, [q, k, v, out, grads[0], q, k, v], 3)
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None, None
+
+
+class _BatchNorm(torch.autograd.Function):
+    """`model.norm.Synchronised`: two passes over the input each way, and an exchange."""
+
+    trace: Trace
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, *_: Any) -> Tensor:
+        statistics = torch.empty(2, x.shape[1], device=CUDA)
+        world.collect_rows(statistics)
+        ctx.save_for_backward(x, weight, statistics)
+        out = torch.empty_like(x)
+        _BatchNorm.trace.note("batch norm", 0.0, 3 * x.numel() * x.element_size(), x.dtype, 3)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, statistics = ctx.saved_tensors
+        world.all_sum(statistics)
+        _BatchNorm.trace.note("batch norm backward", 0.0, 5 * x.numel() * x.element_size(), x.dtype, 3)
+        affine = None if weight is None else torch.empty_like(weight)
+        return torch.empty_like(x), affine, affine, None, None, None, None
+
+
+def _note(
+    trace: Trace, name: str, per: int, q: Tensor, k: Tensor, tensors: list[Tensor], launches: int = 1
+) -> None:
+    flop = float(per * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * q.shape[3])
+    trace.note(name, flop, sum(t.numel() * t.element_size() for t in tensors), q.dtype, launches)
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    if not training or not p:
+        return x
+    dropped: Tensor = torch.native_dropout(x, p, True)[0]
+    return dropped
+
+
+def _high(value: Any) -> Any:
+    return value.float() if isinstance(value, Pretended) and value.dtype == torch.bfloat16 else value
+
+
+@contextmanager
+def functions_of_cuda(trace: Trace) -> Iterator[Functions]:
+    """Imitate them for the time of a block."""
+    _BatchNorm.trace = trace
+    with mock.patch.object(norm, "Synchronised", _BatchNorm), Functions(trace) as functions:
+        yield functions

@@ -1,0 +1,118 @@
+"""Random crops, rotations and grey levels of training images: mild, and never a mirror image.
+
+Reports say left and right, so an image is never flipped. What is drawn is a function of (seed, sample,
+epoch): neither a resumed run, nor the number of ranks or loader processes, changes it. Only training reads
+through `Augmented`; a split that is measured never does.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from medunifier_cli.data.batch import Batch
+from medunifier_cli.data.split_source import SplitSource
+from medunifier_cli.distributed import draws
+from medunifier_cli.recipe.schema import AugmentConfig
+
+WHITE = 255
+
+
+class Augmented:
+    """The samples of a training split, each image changed anew in every epoch.
+
+    Args:
+        source: what is read.
+        config: how much an image may change.
+        seed: of the run.
+    """
+
+    def __init__(self, source: SplitSource, config: AugmentConfig, seed: int) -> None:
+        self.source, self.config, self.seed = source, config, seed
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the shards, for messages."""
+        return self.source.folder
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def empty(self, count: int, /) -> Tensor:
+        """An uninitialised tensor for the images of `count` samples."""
+        return self.source.empty(count)
+
+    def read(self, samples: NDArray[np.int64], positions: NDArray[np.int64], images: Tensor, /) -> Batch:
+        """The batch of these samples at these positions of the endless order.
+
+        Raises:
+            DataError: damaged image or shard; names shard and key.
+        """
+        batch = self.source.read(samples, positions, images)
+        pixels = batch.image_B1HW.numpy()  # a view: what is written to it is in the batch
+        epochs = positions // len(self.source)
+        for row, sample, epoch in zip(pixels, samples.tolist(), epochs.tolist(), strict=True):
+            # words of the counter above the lowest, which counts the numbers that are drawn
+            random = draws.philox(self.seed, draws.AUGMENT, (0, sample, epoch, 0))
+            row[0] = augment(row[0], self.config, random.random(6))
+        return batch
+
+
+def augment(
+    image_HW: NDArray[np.uint8], config: AugmentConfig, random_6: NDArray[np.float64]
+) -> NDArray[np.uint8]:
+    """Crop and rotate an image in one step, then change its contrast and its brightness.
+
+    Args:
+        image_HW: grey levels.
+        config: how much may change.
+        random_6: in [0, 1), for the area of the crop, its place from left and top, the angle, contrast and
+            brightness; each has its own, so that one key changes nothing of what the others do.
+
+    Returns:
+        As large as the image. What a rotation brings in from outside is black.
+    """
+    area, across, down, turn, contrast, brightness = random_6.tolist()
+    if config.crop < 1 or config.rotation:
+        image_HW = _crop_and_rotate(
+            image_HW, math.sqrt(config.crop + (1 - config.crop) * area), across, down,
+            math.radians(config.rotation * (2 * turn - 1)),
+        )  # fmt: skip
+    if config.contrast or config.brightness:
+        # around the image's own mean: that of a dark film is no sign of another contrast
+        middle = float(image_HW.mean())
+        factor = 1 + config.contrast * (2 * contrast - 1)
+        shift = WHITE * config.brightness * (2 * brightness - 1)
+        levels = (image_HW.astype(np.float64) - middle) * factor + middle + shift
+        image_HW = np.rint(levels).clip(0, WHITE).astype(np.uint8)
+    return image_HW
+
+
+def _crop_and_rotate(
+    image_HW: NDArray[np.uint8], scale: float, across: float, down: float, angle: float
+) -> NDArray[np.uint8]:
+    """A part of the image, rotated about the part's centre and enlarged to the whole.
+
+    Args:
+        scale: edge of the part, as a share of the image's.
+        across, down: where it lies in the room that is left, from 0 (left, top) to 1.
+        angle: radians.
+    """
+    height, width = image_HW.shape
+    centre_x = width * (scale / 2 + (1 - scale) * across)
+    centre_y = height * (scale / 2 + (1 - scale) * down)
+    # where a pixel of the result comes from: (x, y) -> centre + scale * rotation of (x, y) about the middle
+    cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+    matrix = (
+        cos, -sin, centre_x - cos * width / 2 + sin * height / 2,
+        sin, cos, centre_y - sin * width / 2 - cos * height / 2,
+    )  # fmt: skip
+    picture = Image.fromarray(image_HW)
+    return np.asarray(
+        picture.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    )
