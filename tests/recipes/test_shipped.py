@@ -141,7 +141,7 @@ GIVEN = {
     "optim": {"peak_lr", "warmup_lr", "warmup", "beta1", "beta2", "weight_decay"},
 }  # fmt: skip
 """Keys whose value the paper gives, by section."""
-OF_THE_MODEL = {"patch_size", "width", "depth", "heads"}
+OF_THE_MODEL = {"patch_size", "width", "depth", "heads", "position_std"}
 """Keys of `vit` that are left at 0, for the values of the named model."""
 
 
