@@ -38,7 +38,7 @@ types: $(VENV)/.installed-test
 test-slow: $(VENV)/.installed-test
 	$(BIN)/pytest -m slow
 
-# Kills, signals, full disks, groups of ranks and damaged files: 40 minutes on two cores; a stopped one resumes.
+# Kills, signals, full disks, groups of ranks and damaged files: half an hour on two cores; a stopped one resumes.
 # SEED=1 tries other moments and inputs; MINUTES=10 starts nothing new after ten. Writes docs/reliability.md.
 campaign: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign all --seed $(or $(SEED),0) --minutes $(or $(MINUTES),0) --write
