@@ -15,6 +15,13 @@ from medunifier_cli.data.contract import DataError
 
 __all__ = ["ParquetRows", "as_text", "read_image"]
 
+MEMORY = 1 << 29
+"""Bytes that the texts of a table may take, as those of a CSV may; or one of its packed columns, unpacked."""
+ROWS = 1024
+"""Rows that are decoded at a time."""
+CELL = 60
+"""Bytes of a value beside its characters."""
+
 
 @dataclass(frozen=True)
 class ParquetRows:
@@ -47,16 +54,36 @@ class ParquetRows:
         """See `Rows.read`. No image is read: the value of an image column is its path, or empty."""
         arrow = _arrow()
         wanted = [f"{name}.path" if name in self.images else name for name in columns]
-        number = 0
+        number, left = 0, MEMORY
         with _explained(self.path):
-            file = arrow.ParquetFile(self.path)
-            for batch in file.iter_batches(columns=wanted):
-                found = {name: batch.column(name).to_pylist() for name in batch.schema.names}
+            # as they are in the file: a text that a million rows share is held once
+            texts = [name for name in columns if name not in self.images]
+            file = arrow.ParquetFile(self.path, read_dictionary=texts)
+            self._check_size(file.metadata, wanted)
+            for batch in file.iter_batches(columns=wanted, batch_size=ROWS):
+                found = {name: _values(batch.column(name)) for name in batch.schema.names}
                 for row in range(batch.num_rows):
                     number += 1
                     place = f"row {number}"
                     values = [self._value(name, found.get(name), row, place) for name in columns]
+                    left -= sum(CELL + len(value) * (1 if value.isascii() else 4) for value in values)
+                    if left < 0:
+                        raise self._too_much(place)
                     yield place, tuple(values)
+
+    def _check_size(self, metadata: Any, wanted: Sequence[str]) -> None:
+        """Raises DataError if one of the columns `wanted` says that it unpacks to more than `MEMORY`."""
+        for group in range(metadata.num_row_groups):
+            for place in range(metadata.num_columns):
+                column = metadata.row_group(group).column(place)
+                if column.path_in_schema in wanted and column.total_uncompressed_size > MEMORY:
+                    raise self._too_much(f"column {column.path_in_schema}")
+
+    def _too_much(self, place: str) -> DataError:
+        return DataError(
+            f"{self.path}, {place}: up to here, more text than is read at once ({MEMORY >> 20} MiB); "
+            "split the file"
+        )
 
     def count(self) -> int:
         """Number of rows."""
@@ -66,7 +93,7 @@ class ParquetRows:
     def lists(self, column: str) -> Iterator[list[str]]:
         """The values of a column of lists of texts, such as `cui`."""
         with _explained(self.path):
-            for batch in _arrow().ParquetFile(self.path).iter_batches(columns=[column]):
+            for batch in _arrow().ParquetFile(self.path).iter_batches(columns=[column], batch_size=ROWS):
                 for value in batch.column(0).to_pylist():
                     yield value if isinstance(value, list) else [value] if value else []
 
@@ -79,6 +106,14 @@ class ParquetRows:
             # the hub writes -1 where the class is not known
             return names[value] if 0 <= value < len(names) else ""
         return as_text(value, f"{self.path}, {place}: {name}").strip()
+
+
+def _values(array: Any) -> list[Any]:
+    """The values of an Arrow array as Python objects; one object for a value that a dictionary holds once."""
+    if not hasattr(array, "dictionary"):
+        return list(array.to_pylist())
+    values = array.dictionary.to_pylist()
+    return [None if index is None else values[index] for index in array.indices.to_pylist()]
 
 
 def as_text(value: Any, where: str) -> str:
