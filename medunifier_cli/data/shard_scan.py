@@ -6,6 +6,7 @@ a tar. What cannot be read ends in one line that names what was found and what i
 
 from __future__ import annotations
 
+import difflib
 import re
 import tarfile
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from medunifier_cli.data.disk.index import NOWHERE, IndexRow, Place
+from medunifier_cli.data.disk.manifest import MANIFEST
 from medunifier_cli.data.disk.tar import DAMAGED, members
 from medunifier_cli.data.disk.unpack import IMAGE_BYTES, META_BYTES, too_large
 from medunifier_cli.errors import DataError
@@ -51,6 +53,14 @@ def shards_by_split(folder: Path) -> dict[str, list[str]]:
     for match in sorted(matches, key=lambda match: (int(match["number"]), match.string)):
         by_split.setdefault(match["split"], []).append(match.string)
     return by_split
+
+
+def no_folder(folder: Path) -> str:
+    """The message for a folder of shards that is not there, with the nearest of those beside it."""
+    there = [path.parent.name for path in folder.parent.glob(f"*/{MANIFEST}")]
+    nearest = difflib.get_close_matches(folder.name, there, n=1)
+    hint = f"did you mean `{nearest[0]}`?" if nearest else "run `mu prepare` first"
+    return f"{folder}: no such folder of shards; {hint}"
 
 
 def no_split(folder: Path, split: str, splits: Iterable[str]) -> str:

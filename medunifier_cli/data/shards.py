@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.disk.index import fill_index, index_dtype, map_index
 from medunifier_cli.data.disk.manifest import MANIFEST, Manifest, again, read_manifest
-from medunifier_cli.data.shard_scan import Meta, no_split, scan_shard, shards_by_split
+from medunifier_cli.data.shard_scan import Meta, no_folder, no_split, scan_shard, shards_by_split
 from medunifier_cli.errors import DataError, NoSplitError
 from medunifier_cli.files import sha256
 from medunifier_cli.parsing import checked, parse_json
@@ -77,7 +77,7 @@ class Shards:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder of shards; run `mu prepare` first")
+            raise DataError(no_folder(folder))
         manifest = read_manifest(folder)
         splits = sorted(manifest.get("splits", {})) if manifest else split_names(folder)
         if split not in splits:
@@ -216,7 +216,7 @@ class Shards:
 
 
 def _open_prepared(folder: Path, split: str, manifest: Manifest) -> Shards:
-    advice = again(manifest.get("dataset"))
+    advice = again(manifest)
     shards, entry = manifest["splits"][split]["shards"], manifest.get("index", {}).get(split)
     if entry is None:
         raise DataError(f"{folder / MANIFEST}: names no index of split {split!r}; {advice}")

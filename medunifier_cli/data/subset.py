@@ -18,6 +18,7 @@ import numpy as np
 from medunifier_cli.data.disk.index import index_dtype
 from medunifier_cli.data.disk.manifest import MANIFEST, read_manifest
 from medunifier_cli.data.disk.unpack import LIST_BYTES
+from medunifier_cli.data.shard_scan import no_folder
 from medunifier_cli.data.shards import Shards, split_names
 from medunifier_cli.errors import DataError
 from medunifier_cli.files import decode_text
@@ -44,7 +45,7 @@ def open_part(folder: Path, name: str) -> Shards:
         DataError: no such folder, split or subset, or shards that do not match the manifest.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of shards; run `mu prepare` first")
+        raise DataError(no_folder(folder))
     splits, subsets = parts_of(folder)
     if name in splits or not subsets:
         return Shards.open(folder, name)

@@ -147,7 +147,8 @@ def _choice(choices: tuple[Any, ...], setting: Setting) -> Any:
             return choice
         if isinstance(choice, str) and choice == setting.raw:  # `precision: no` is not False
             return choice
-    raise WrongValueError(f"{_quote(setting)} is none of: {', '.join(str(choice) for choice in choices)}")
+    shown = ", ".join(str(choice) or "'' (nothing)" for choice in choices)
+    raise WrongValueError(f"{_quote(setting)} is none of: {shown}")
 
 
 def _optional(kinds: tuple[Any, ...], setting: Setting) -> Any:

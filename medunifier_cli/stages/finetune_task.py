@@ -9,6 +9,7 @@ from medunifier_cli.checkpoint.pretrained import check_pretrained
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.labels.labelled import Kind
 from medunifier_cli.data.labels.samples import Extra
+from medunifier_cli.data.shard_scan import no_folder
 from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.model.head_contract import HeadPlugin
 from medunifier_cli.plugin_index import load_head, prepared_dataset
@@ -55,7 +56,7 @@ def resolve_task(recipe: FinetuneRecipe) -> Task:
     head = load_head(recipe.model.head)
     folder = Path(recipe.data.shards) if recipe.data.shards else shards_folder(recipe.data.dataset)
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of shards; run `mu prepare {recipe.data.dataset}`")
+        raise DataError(no_folder(folder))
     plugin = prepared_dataset(recipe.data.dataset, folder)
     if len(plugin.classes) < 2:
         classes = ", ".join(plugin.classes) or "none"
@@ -80,7 +81,7 @@ def _extra(name: str, real: Path) -> Extra:
     """
     folder = shards_folder(name)
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of shards, which data.extra names; run `mu prepare` first")
+        raise DataError(f"data.extra: {no_folder(folder)}")
     if folder.resolve() == real.resolve():
         raise DataError(f"{folder}: data.extra names the shards of data.dataset itself; leave it out")
     return Extra(name, folder, prepared_dataset(name, folder))

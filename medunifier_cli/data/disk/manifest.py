@@ -91,6 +91,7 @@ class Manifest(TypedDict, total=False):
 class _Head(TypedDict, total=False):
     version: int
     dataset: str
+    plugin: str
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -106,11 +107,13 @@ def read_manifest(folder: Path) -> Manifest | None:
     if head.get("version", VERSION) != VERSION:
         raise DataError(
             f"{path}: has version {head['version']} of its format, and this `mu` reads version {VERSION}; "
-            f"{again(head.get('dataset'))}, into another folder"
+            f"{again(head)}, into another folder"
         )
-    return read_json(path, Manifest, DataError, again(head.get("dataset")))
+    return read_json(path, Manifest, DataError, again(head))
 
 
-def again(dataset: str | None) -> str:
-    """What to do about damaged shards, as the end of a message."""
-    return f"run `mu prepare{f' {dataset}' if dataset else ''}` again"
+def again(head: _Head | Manifest) -> str:
+    """What to do about damaged shards, as the end of a message, by what their manifest says."""
+    name, plugin = head.get("dataset", ""), head.get("plugin", "")
+    words = ["mu prepare", *([plugin, f"--name {name}"] if plugin else [name] if name else [])]
+    return f"run `{' '.join(words)}` again"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ParamSpec
 
 from medunifier_cli.checkpoint.pretrained import starting_run
-from medunifier_cli.data.disk.manifest import again, read_manifest
+from medunifier_cli.data.disk.manifest import Manifest, again, read_manifest
 from medunifier_cli.data.loader import micro_batch_size
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import DataError, MuError, one_line
@@ -103,7 +103,7 @@ def check_split(folder: Path, split: str, hashes: bool) -> str:
     manifest = read_manifest(folder)
     splits = manifest.get("splits", {}) if manifest else {}
     entries = splits[split]["shards"] if split in splits else []
-    advice = again(manifest.get("dataset")) if manifest else ""
+    advice = again(manifest) if manifest else ""
     problems = []
     # not left to `Shards.open`, which stops at the first bad shard: the user wants the whole list
     for entry in entries:
@@ -131,14 +131,14 @@ def check_image_size(dataset: str, size: int, folder: Path) -> str:
     Raises:
         DataError: they are: loading can shrink an image, but not restore what `mu prepare` discarded.
     """
-    manifest = read_manifest(folder)
-    prepared = manifest.get("image", {}).get("size") if manifest else None
+    manifest: Manifest = read_manifest(folder) or {}
+    prepared = manifest.get("image", {}).get("size")
     if prepared is None:
         return f"{size}; the shards do not record their own"
     if prepared < size:
         raise DataError(
             f"data.image_size: {size} pixels wanted, the shards hold {prepared}; prepare them again, into "
-            f"another folder: `mu prepare {dataset} --size {size} --out FOLDER`"
+            f"another folder: `mu prepare {manifest.get('plugin') or dataset} --size {size} --out FOLDER`"
         )
     return str(size) if prepared == size else f"{size}, from {prepared} in the shards"
 

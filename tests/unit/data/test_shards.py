@@ -1,5 +1,6 @@
 """Reading shards: against `tarfile` and the `webdataset` library, and with damage done to them."""
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import webdataset
 
+from medunifier_cli.data.disk.manifest import read_manifest
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import DataError
 from tests.hand_made import HandMade, sample, write_shard, write_split
@@ -93,6 +95,13 @@ def test_missing_folder(tmp_path: Path) -> None:
         Shards.open(tmp_path / "nowhere", "train")
 
 
+def test_a_misspelt_folder_is_compared_with_those_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "clinic").mkdir()
+    (tmp_path / "clinic" / "manifest.json").write_text("{}")
+    with pytest.raises(DataError, match=r"clinc: no such folder of shards; did you mean `clinic`\?"):
+        Shards.open(tmp_path / "clinc", "train")
+
+
 @pytest.mark.parametrize("keep", [0.5, 0.8, 0.1])
 def test_a_shard_cut_in_half_is_named(tmp_path: Path, keep: float) -> None:
     path = write_split(tmp_path, "train", 40, 40) / "train-000000.tar"
@@ -124,3 +133,17 @@ def test_a_sample_without_metadata_is_named(tmp_path: Path) -> None:
         writer.write({"__key__": "lonely", "png": sample(0)[1]})
     with pytest.raises(DataError, match=r"sample 'lonely' lacks its \.json"):
         Shards.open(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("head", "command"),
+    [
+        ({}, "mu prepare"),
+        ({"dataset": "rsna"}, "mu prepare rsna"),
+        ({"dataset": "clinic", "plugin": "table"}, "mu prepare table --name clinic"),
+    ],
+)
+def test_the_command_that_prepares_shards_again(tmp_path: Path, head: dict[str, str], command: str) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({**head, "splits": 3}))
+    with pytest.raises(DataError, match=f"run `{command}` again$"):
+        read_manifest(tmp_path)

@@ -78,7 +78,7 @@ def test_classes_are_those_of_the_shards(shards: Path) -> None:
 
 
 def test_missing_shards_name_the_command(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere: no such folder of shards; run `mu prepare rsna`"):
+    with pytest.raises(DataError, match="nowhere: no such folder of shards; run `mu prepare` first"):
         resolve(tmp_path / "nowhere", "rsna")
 
 
