@@ -52,7 +52,13 @@ def prepared_dataset(name: str, shards: str | Path = "") -> DatasetPlugin:
     """
     folder = Path(shards) if shards else shards_folder(name)
     manifest: Manifest = (read_manifest(folder) if folder.is_dir() else None) or {}
-    if manifest.get("dataset", name) != name:  # the recipe names another data set: its own classes alone
+    written = manifest.get("dataset", name)
+    if written != name and name not in entries(DATASETS):  # a folder that was copied or renamed
+        raise MuError(
+            f"{folder}: prepared as `{written}`, not `{name}`; give data.dataset={written} and "
+            f"data.shards={folder}"
+        )
+    if written != name:  # the recipe names another data set: its own classes alone
         manifest = {"classes": manifest.get("classes", [])}
     plugin: DatasetPlugin = _load(DATASETS, manifest.get("plugin") or name, prepared_names())
     return plugin.as_prepared(manifest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,6 +113,13 @@ def test_a_name_of_ones_own_is_listed_where_shards_are_asked_for(
     (tmp_path / "shards" / "kids" / "manifest.json").write_text("{}")
     with pytest.raises(MuError, match="no data set `kid`; did you mean `kids`"):
         plugin_index.prepared_dataset("kid")
+
+
+def test_a_folder_that_was_renamed_says_under_which_name_it_was_prepared(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"dataset": "kids", "plugin": "table"}')
+    wanted = f"prepared as `kids`, not `adults`; give data.dataset=kids and data.shards={tmp_path}"
+    with pytest.raises(MuError, match=re.escape(wanted)):
+        plugin_index.prepared_dataset("adults", tmp_path)
 
 
 def test_name_taken_twice_is_said_and_the_built_in_one_is_used(
