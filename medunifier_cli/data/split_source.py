@@ -23,7 +23,7 @@ from medunifier_cli.data.images.picture import (
     as_grey,
     orientation_of,
     refuse_huge,
-    refuse_scans,
+    refuse_slow_file,
     upright,
     whatever_its_texts,
 )
@@ -286,6 +286,6 @@ def _grey(file: IO[bytes]) -> Image.Image:
     image = Image.open(file, formats=("PNG", "JPEG"))
     refuse_huge(image)
     if image.format != "PNG":
-        refuse_scans(file)
+        refuse_slow_file(file)
     image.load()
     return upright(as_grey(image), orientation_of(image))
