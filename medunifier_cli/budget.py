@@ -34,7 +34,6 @@ YAML_NUMBER = 400
 """Characters of a number in YAML; reading one of `1:2:3:...` takes time with the square of them."""
 _VALUE = re.compile(r"'.*'", re.DOTALL)
 _FOUR = re.compile(rb"[\xf0-\xf4]|\\u[dD][89abAB]")
-_FOUR_TEXT = re.compile("[\U00010000-\U0010ffff]|\\\\u[dD][89abAB]")
 
 
 class OverBudgetError(DataError):
@@ -60,29 +59,22 @@ class Budget:
         Raises:
             OverBudgetError: it takes more than is left.
         """
-        brackets, commas = (
-            (part.count(b"[") + part.count(b"{"), part.count(b","))
-            if isinstance(part, bytes)
-            else (part.count("[") + part.count("{"), part.count(","))
-        )
+        raw = part if isinstance(part, bytes) else part.encode(errors="surrogatepass")
+        brackets, commas = raw.count(b"[") + raw.count(b"{"), raw.count(b",")
         self._containers -= brackets
         if self._containers < 0:
             raise OverBudgetError(f"holds more than {CONTAINERS:,} lists and objects")
-        characters = len(part) * (self._copies + _width(part))
+        characters = len(part) * (self._copies + _width(raw))
         self.left -= characters + CONTAINER * brackets + VALUE * commas
         if self.left < 0:
             raise OverBudgetError(f"would take more than {MEMORY >> 20} MiB of memory")
 
 
-def _width(part: bytes | str) -> int:
+def _width(raw: bytes) -> int:
     """Bytes that Python may keep for each character of a text: as many as the widest one of it needs."""
-    if isinstance(part, bytes):
-        if _FOUR.search(part):
-            return 4
-        return 1 if part.isascii() and b"\\u" not in part else 2
-    if _FOUR_TEXT.search(part):
+    if _FOUR.search(raw):
         return 4
-    return 1 if part.isascii() and "\\u" not in part else 2
+    return 1 if raw.isascii() and b"\\u" not in raw else 2
 
 
 def is_deeper(value: Any, levels: int) -> bool:
@@ -191,7 +183,12 @@ def yaml_reason(failure: yaml.YAMLError) -> str:
     if isinstance(failure, yaml.reader.ReaderError):
         return "a character that YAML does not allow"
     what = getattr(failure, "problem", None) or (str(failure).splitlines() or ["damaged"])[0]
-    return _VALUE.sub("...", what)
+    return without_values(what)
+
+
+def without_values(message: str) -> str:
+    """A library's message without what it quotes, which may be of a report."""
+    return _VALUE.sub("...", message)
 
 
 def _expanded_size(node: yaml.Node, known: dict[int, int], depth: int) -> int:

@@ -20,6 +20,7 @@ from medunifier_cli.budget import (
     OverBudgetError,
     has_lone_surrogate,
     is_deeper,
+    without_values,
     yaml_reason,
     yaml_value,
 )
@@ -38,7 +39,6 @@ PLAIN_BYTES = 1 << 24
 """Size from which JSON is parsed into its declared type straight from the bytes of the file."""
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_VALUE = re.compile(r"'.*'", re.DOTALL)
 
 
 def read_json(path: Path, kind: type[T], error: type[MuError] = DataError, advice: str = "") -> T:
@@ -144,9 +144,8 @@ def parse_yaml(
     except yaml.MarkedYAMLError as failure:
         mark = failure.problem_mark or failure.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise _fault(
-            error, shown, f"is no YAML ({_VALUE.sub('...', failure.problem or 'damaged')}{where})", advice
-        ) from None
+        what = without_values(failure.problem or "damaged")
+        raise _fault(error, shown, f"is no YAML ({what}{where})", advice) from None
     except yaml.YAMLError as failure:
         raise _fault(error, shown, f"is no YAML of ours ({yaml_reason(failure)})", advice) from None
     return checked(value, kind, shown, error, advice)
@@ -215,9 +214,8 @@ def _unreadable(path: Path, failure: OSError, error: type[MuError], advice: str)
 
 
 def _misfit(failure: msgspec.ValidationError, shown: str, error: type[MuError], advice: str) -> MuError:
-    # "Expected `int`, got `str` - at `$.steps`"; a value, which msgspec quotes for enumerations, may be
-    # of a report
+    # "Expected `int`, got `str` - at `$.steps`"; of an enumeration msgspec quotes the value
     what, _, place = str(failure).partition(" - at ")
-    what = _VALUE.sub("...", what).replace("`", "")
+    what = without_values(what).replace("`", "")
     where = place.strip("`").removeprefix("$").removeprefix(".").replace("` in `$", " of ").strip(" .")
     return _fault(error, shown, f"{what[:1].lower()}{what[1:]}{f' at {where}' if where else ''}", advice)

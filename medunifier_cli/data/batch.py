@@ -49,10 +49,9 @@ class PackedText:
     copy_N: Tensor | None = None
     """`ids_N` on the CPU, where a batch that has gone to a GPU still has them."""
 
-    @property
-    def host_N(self) -> Tensor:
-        """The token ids on the CPU."""
-        return self.ids_N.cpu() if self.copy_N is None else self.copy_N
+    def on_host(self) -> PackedText:
+        """The same texts, their ids on the CPU."""
+        return PackedText(self.ids_N.cpu() if self.copy_N is None else self.copy_N, self.lengths_B)
 
     @classmethod
     def of(cls, texts: Sequence[Sequence[int]], device: torch.device | None = None) -> PackedText:
@@ -149,15 +148,12 @@ class Fetched:
 def first_pairs(batch: Batch, count: int) -> Batch:
     """The first `count` pairs of a batch."""
     # texts are packed end to end, so the first pairs' tokens are the first tokens
-    lengths = batch.text.lengths_B[:count]
+    text, lengths = batch.text, batch.text.lengths_B[:count]
+    tokens = int(lengths.sum())
     return Batch(
         batch.keys[:count],
         batch.image_B1HW[:count],
-        PackedText(
-            batch.text.ids_N[: (tokens := int(lengths.sum()))],
-            lengths,
-            None if batch.text.copy_N is None else batch.text.copy_N[:tokens],
-        ),
+        PackedText(text.ids_N[:tokens], lengths, None if text.copy_N is None else text.copy_N[:tokens]),
         batch.digest_B[:count],
         batch.label_B[:count],
         batch.position_B[:count],

@@ -23,7 +23,7 @@ from medunifier_cli.data.images.picture import (
     as_grey,
     orientation_of,
     refuse_huge,
-    refuse_scans,
+    refuse_slow_file,
     upright,
     whatever_its_texts,
 )
@@ -206,6 +206,37 @@ class SplitSource:
             )
 
 
+class SplitView:
+    """The samples of a split, read in another way; a subclass says in which. A `loader.SampleSource`.
+
+    Args:
+        source: what is read.
+    """
+
+    def __init__(self, source: SplitSource) -> None:
+        self.source = source
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the shards, for messages."""
+        return self.source.folder
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def empty(self, count: int, /) -> Tensor:
+        """An uninitialised tensor for the images of `count` samples."""
+        return self.source.empty(count)
+
+    def read(self, samples: NDArray[np.int64], positions: NDArray[np.int64], images: Tensor, /) -> Batch:
+        """The batch of these samples at these positions of the order.
+
+        Raises:
+            DataError: damaged image or shard; names shard and key.
+        """
+        return self.source.read(samples, positions, images)
+
+
 def _prompts_of(
     shards: Shards, plugin: DatasetPlugin, label_n: NDArray[np.int64], by_class: Mapping[str, Sequence[str]]
 ) -> tuple[list[str], NDArray[np.int64]]:
@@ -218,7 +249,8 @@ def _prompts_of(
             "(for a table: -o prompts=FILE)"
         )
     prompts = list(dict.fromkeys(text for name in plugin.classes for text in by_class[name]))
-    numbers = [[prompts.index(text) for text in by_class[name]] for name in plugin.classes]
+    number = {text: i for i, text in enumerate(prompts)}
+    numbers = [[number[text] for text in by_class[name]] for name in plugin.classes]
     chosen_n = np.full(len(label_n), -1, np.int64)
     for row in np.flatnonzero(label_n >= 0).tolist():
         choices = numbers[label_n[row]]
@@ -254,6 +286,6 @@ def _grey(file: IO[bytes]) -> Image.Image:
     image = Image.open(file, formats=("PNG", "JPEG"))
     refuse_huge(image)
     if image.format != "PNG":
-        refuse_scans(file)
+        refuse_slow_file(file)
     image.load()
     return upright(as_grey(image), orientation_of(image))

@@ -150,26 +150,21 @@ def gather(x: Tensor) -> Tensor:
     return rows
 
 
-def share_of_mean(local_sum: Tensor, local_count: Tensor | float) -> Tensor:
+def total(local: Tensor | float, device: torch.device) -> Tensor:
+    """The sum of a number over ranks, a float32 scalar on `device`; the CPU does not wait for it."""
+    if isinstance(local, Tensor):
+        return all_sum(local.to(device, torch.float32))
+    # `full` and not a tensor of the number, which would be copied to a GPU, and waited for
+    return all_sum(torch.full((), local, dtype=torch.float32, device=device))
+
+
+def share_of_mean(local_sum: Tensor, count_of_all: Tensor) -> Tensor:
     """This rank's part of the mean over all ranks' items, scaled so that its average over ranks is that mean.
 
     Args:
         local_sum: over this rank's items, with gradient.
-        local_count: number or weight of this rank's items; may differ between ranks, and be 0.
+        count_of_all: `total` of the number or weight of each rank's items, which may differ, and be 0.
     """
-    if not isinstance(local_count, Tensor):
-        return share(local_sum, total(local_count, local_sum.device))
-    return share(local_sum, all_sum(local_count.to(local_sum.device, torch.float32)))
-
-
-def total(local_count: float, device: torch.device) -> Tensor:
-    """The sum of a number over ranks, a float32 scalar on `device`; the CPU does not wait for it."""
-    # `full` and not a tensor of the number, which would be copied to a GPU, and waited for
-    return all_sum(torch.full((), local_count, dtype=torch.float32, device=device))
-
-
-def share(local_sum: Tensor, count_of_all: Tensor) -> Tensor:
-    """As `share_of_mean`, given the count of all ranks, so that several sums can share one."""
     # times size, since the average over ranks divides by it; at least 1, so that a batch without any item
     # gives 0 and not NaN
     return local_sum * size() / count_of_all.clamp(min=1.0)

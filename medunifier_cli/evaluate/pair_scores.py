@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from medunifier_cli.data.batch import Batch, PackedText, to_device
 from medunifier_cli.data.loader import SplitSource, eval_batches, eval_workers
+from medunifier_cli.data.split_source import SplitView
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.errors import DataError
 from medunifier_cli.model.medunifier import MedUnifier
@@ -150,24 +150,18 @@ class PairScores:
         return torch.stack([own_B, ~other_B], dim=1)
 
 
-class _Part:
+class _Part(SplitView):
     """Some samples of a split as a source of their own; `position_B` is the place among them."""
 
     def __init__(self, source: SplitSource, number_n: NDArray[np.int64]) -> None:
-        self.source, self.number_n = source, number_n
-
-    @property
-    def folder(self) -> Path:
-        return self.source.folder
+        super().__init__(source)
+        self.number_n = number_n
 
     def __len__(self) -> int:
         return len(self.number_n)
 
-    def empty(self, count: int, /) -> Tensor:
-        return self.source.empty(count)
-
     def read(self, samples: NDArray[np.int64], positions: NDArray[np.int64], images: Tensor, /) -> Batch:
-        return self.source.read(self.number_n[samples], positions, images)
+        return super().read(self.number_n[samples], positions, images)
 
 
 def other_texts(

@@ -22,7 +22,8 @@ from medunifier_cli.model.vqvae.generator import Generated, ImageGenerator, Size
 from medunifier_cli.recipe.schema import PretrainRecipe
 
 ALIGNED = 64
-"""Rows of which a GPU's matrix products like multiples; CXR-BERT has 30,523 words."""
+"""Multiple to which the rows of the word head are filled up, for a GPU's fast kernels; CXR-BERT's vocabulary
+with [DEC] has 30,523."""
 VISION_NORM_EPS = 1e-5  # PyTorch's default, as in BLIP-2's trainable norm
 
 

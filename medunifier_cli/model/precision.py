@@ -19,9 +19,9 @@ def at_least_fp32(x: Tensor) -> Tensor:
 def measuring() -> Iterator[None]:
     """Without gradient, and with matrix products in TF32 on a GPU; a CPU computes as ever.
 
-    For whatever encodes or decodes outside of training: fp32 on a GPU runs at a tenth of the speed of its
-    tensor cores. TF32 keeps 10 bits of each factor, where bf16 keeps 7, and sums in fp32. Not mixed
-    precision: that of a training run would give numbers which the same weights do not give elsewhere.
+    For whatever encodes or decodes outside of training: a GPU's tensor cores do not compute in fp32. TF32
+    keeps 10 bits of each factor, where bf16 keeps 7, and sums in fp32. Not mixed precision: that of a
+    training run would give numbers which the same weights do not give elsewhere.
     """
     with torch.no_grad(), _products_in_tf32(True):
         yield

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medunifier_cli.distributed.world import share_of_mean
+from medunifier_cli.distributed import world
 from medunifier_cli.model.precision import at_least_fp32
 
 
@@ -46,8 +46,8 @@ def classification_loss(
         counted = known.float()
     # over the weights of all ranks: a mean of the ranks' own means would count a rank with few known labels
     # as much as one with many
-    total = share_of_mean((weight * loss).sum(), weight.sum().detach())
-    accuracy = share_of_mean(correct.sum().detach(), counted.sum())
+    total = world.share_of_mean((weight * loss).sum(), world.total(weight.sum().detach(), loss.device))
+    accuracy = world.share_of_mean(correct.sum().detach(), world.total(counted.sum(), loss.device))
     return {"total": total}, {"accuracy": accuracy}
 
 

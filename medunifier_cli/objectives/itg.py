@@ -67,5 +67,6 @@ class ImageGroundedTextGeneration(Objective):
         # the divisor is that of all ranks, so that each token of this pass over all ranks weighs the same
         tokens = world.total(float(len(target_P)), loss.device)
         return LossAndMonitors(
-            world.share(loss, tokens), {"itg_accuracy": world.share(counts["itg_hits"], tokens)}
+            world.share_of_mean(loss, tokens),
+            {"itg_accuracy": world.share_of_mean(counts["itg_hits"], tokens)},
         )

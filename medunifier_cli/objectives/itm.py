@@ -13,7 +13,6 @@ B local pairs, G global pairs, M rows: B positives, then image negatives, then t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -84,23 +83,21 @@ class ImageTextMatching(Objective):
     monitors: ClassVar[Mapping[str, str]] = {"itm_accuracy": "ITM accuracy"}
     reads_text_cls = True
     reaches_every_weight = True
-
     waits = True
 
-    def begin(self, encoded: EncodedBatch) -> Begun:
-        """Ask for the weights of the draws and the texts of all ranks."""
-        batch = encoded.batch
-        texts_G = gather_texts(batch, encoded.model.recipe.text.max_tokens)
-        model = encoded.model
+    def begin(self, encoded: EncodedBatch) -> Fetched:
+        """Ask for the weights of `draw_weights`, and with several ranks for the texts of all."""
+        model, batch = encoded.model, encoded.batch
+        texts_G = gather_texts(batch, model.recipe.text.max_tokens)
         weights = draw_weights(batch, texts_G[:, 0], encoded.similarity, model.temperature, model.recipe)
-        return Begun(Fetched((weights, texts_G) if world.size() > 1 else (weights,)))
+        return Fetched((weights, texts_G) if world.size() > 1 else (weights,))
 
     def compute(self, encoded: EncodedBatch) -> LossAndMonitors:
         """Mean over the rows of all ranks."""
         model, batch = encoded.model, encoded.batch
         device, pairs = batch.text.ids_N.device, len(batch.position_B)
         first = world.rank() * pairs
-        weights_2BG, *texts_of_all = encoded.begun[self.name].fetched.get()
+        weights_2BG, *texts_of_all = encoded.begun[self.name].get()
         picks_2B = self.draw(weights_2BG, batch.position_B.tolist(), model.recipe.train.seed)
         picks_2G = picks_2B
         if world.size() > 1:  # who drew an image of this rank, and how many rows all ranks have
@@ -118,27 +115,20 @@ class ImageTextMatching(Objective):
         # ignores its input reaches an accuracy of 2/3, and a loss of 0.637.
         matched_M = (torch.arange(len(image_M), device=device) < pairs).long()
 
-        text = take_texts(unpack_texts(texts_of_all[0]) if texts_of_all else on_host(batch.text), text_M)
+        text = take_texts(unpack_texts(texts_of_all[0]) if texts_of_all else batch.text.on_host(), text_M)
         (ids_N,) = send((text.ids_N,), device)
         text = PackedText(ids_N, text.lengths_B)
         loss, counts = itm_loss(model.match(encoded.memory, image_M, text), matched_M)
         rows = float(picks_2G.shape[1] + (picks_2G >= 0).sum())
         rows_of_all = torch.full((), rows, dtype=torch.float32, device=device)
         return LossAndMonitors(
-            world.share(loss, rows_of_all), {"itm_accuracy": world.share(counts["itm_hits"], rows_of_all)}
+            world.share_of_mean(loss, rows_of_all),
+            {"itm_accuracy": world.share_of_mean(counts["itm_hits"], rows_of_all)},
         )
 
     def draw(self, weights_2BG: Tensor, positions: Sequence[int], seed: int) -> Tensor:
         """See `draw_negatives`; apart, for a step on tensors without data."""
         return draw_negatives(weights_2BG, positions, seed)
-
-
-@dataclass(frozen=True)
-class Begun:
-    """What `ImageTextMatching.begin` has asked the device for."""
-
-    fetched: Fetched
-    """Weights float64 [2, B, G] of the draws; with several ranks the texts of all, see `gather_texts`."""
 
 
 @torch.no_grad()
@@ -196,7 +186,7 @@ def gather_texts(batch: Batch, max_tokens: int) -> Tensor:
     lengths_B = batch.text.lengths_B
     device = batch.text.ids_N.device
     layout = Layout.of(lengths_B, torch.device("cpu"))
-    grid = layout.pad(batch.text.host_N[:, None])[..., 0]
+    grid = layout.pad(batch.text.on_host().ids_N[:, None])[..., 0]
     grid = F.pad(grid, (0, max_tokens - grid.shape[1]))
     packed, digest_B = torch.cat([lengths_B[:, None], grid], dim=1), batch.digest_B
     return world.gather(torch.cat([digest_B[:, None], send((packed,), device)[0]], dim=1))
@@ -206,11 +196,6 @@ def unpack_texts(texts_G: Tensor) -> PackedText:
     """What `gather_texts` gathered, on the CPU, packed again."""
     lengths, grid = texts_G[:, 1], texts_G[:, 2:]
     return PackedText(grid[torch.arange(grid.shape[1]) < lengths[:, None]], lengths)
-
-
-def on_host(text: PackedText) -> PackedText:
-    """A text with its ids on the CPU."""
-    return PackedText(text.host_N, text.lengths_B)
 
 
 def take_texts(text: PackedText, index_M: Tensor) -> PackedText:

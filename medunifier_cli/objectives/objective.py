@@ -87,7 +87,10 @@ class Objective(ABC):
     GPU computes meanwhile. On a CPU the order of `pretraining.OBJECTIVES` is kept."""
 
     def begin(self, encoded: EncodedBatch) -> Any:
-        """Ask the device for what `compute` needs on the CPU; returns what it finds in `encoded.begun`."""
+        """Ask the device for what `compute` needs on the CPU; returns what it finds in `encoded.begun`.
+
+        Called for all objectives before the first one is computed.
+        """
         return None  # most objectives plan nothing by what the device has computed
 
     def extend(self, model: MedUnifier) -> None:

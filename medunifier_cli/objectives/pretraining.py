@@ -105,16 +105,11 @@ class PretrainingLoss(nn.Module):
         encoded = EncodedBatch(model, batch, image_BCHW, memory, text_cls, self.dec_id, revival)
         losses: dict[str, Tensor] = {}
         monitors: dict[str, Tensor] = {}
-        late: list[Objective] = []
-        # one graph for all: the encoders are run backward once, with the sum of the objectives' gradients
         for objective in self.objectives:
             encoded.begun[objective.name] = objective.begin(encoded)
-            if objective.waits and image_BCHW.device.type == "cuda":
-                late.append(objective)
-                continue
-            losses[objective.name], objective_monitors = objective.compute(encoded)
-            monitors |= objective_monitors
-        for objective in late:
+        on_gpu = image_BCHW.device.type == "cuda"
+        # one graph for all: the encoders are run backward once, with the sum of the objectives' gradients
+        for objective in sorted(self.objectives, key=lambda o: on_gpu and o.waits):
             losses[objective.name], objective_monitors = objective.compute(encoded)
             monitors |= objective_monitors
         # equation (24); the single losses are logged without their weights, so that runs can be compared

@@ -29,7 +29,7 @@ SamplesOrZero = Annotated[int, Bounds(0, 1_000_000)]
 Processes = Annotated[int, Bounds(0, 4096)]
 """Processes or threads of one machine."""
 Pairs = Annotated[int, Bounds(0, 5000)]
-"""Pairs that are ranked all against all: half a minute on one core at the end of the range."""
+"""Pairs that are ranked all against all: 11 s on one core at the end of the range."""
 Count = Annotated[int, Bounds(1)]
 CountOrZero = Annotated[int, Bounds(0)]
 NonNegative = Annotated[float, Bounds(0)]

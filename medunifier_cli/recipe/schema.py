@@ -164,7 +164,8 @@ class GeneratorConfig:
     """Replace unused codes with encoder outputs of the batch, and initialise the codebook with such outputs;
     the paper does neither, and without them its codebooks collapse."""
     revive_below: NonNegative = 0.05
-    """A code counts as unused when the running mean of its assignments per step falls below this."""
+    """A code counts as unused when the running mean of its assignments per step falls below this share of the
+    mean over all codes."""
     beta: NonNegative = 0.5
     """Weight of both commitment losses."""
     base_width: Size = 1536

@@ -112,7 +112,7 @@ class TrainConfig(LoopConfig):
 
 @dataclass(frozen=True)
 class PretrainTrainConfig(TrainConfig):
-    """Length, batch size and intervals of training."""
+    """Length, batch size and intervals of training; which validation is the best."""
 
     valid_pairs: Pairs = 500
     """Pairs of the valid split on which each validation also ranks the own partner of every image and text

@@ -8,7 +8,6 @@ through `Augmented`; a split that is measured never does.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from medunifier_cli.data.batch import Batch
-from medunifier_cli.data.split_source import SplitSource
+from medunifier_cli.data.split_source import SplitSource, SplitView
 from medunifier_cli.distributed import draws
 from medunifier_cli.recipe.schema import AugmentConfig
 
 WHITE = 255
 
 
-class Augmented:
+class Augmented(SplitView):
     """The samples of a training split, each image changed anew in every epoch.
 
     Args:
@@ -33,19 +32,8 @@ class Augmented:
     """
 
     def __init__(self, source: SplitSource, config: AugmentConfig, seed: int) -> None:
-        self.source, self.config, self.seed = source, config, seed
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the shards, for messages."""
-        return self.source.folder
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def empty(self, count: int, /) -> Tensor:
-        """An uninitialised tensor for the images of `count` samples."""
-        return self.source.empty(count)
+        super().__init__(source)
+        self.config, self.seed = config, seed
 
     def read(self, samples: NDArray[np.int64], positions: NDArray[np.int64], images: Tensor, /) -> Batch:
         """The batch of these samples at these positions of the endless order.
@@ -53,7 +41,7 @@ class Augmented:
         Raises:
             DataError: damaged image or shard; names shard and key.
         """
-        batch = self.source.read(samples, positions, images)
+        batch = super().read(samples, positions, images)
         pixels = batch.image_B1HW.numpy()  # a view: what is written to it is in the batch
         epochs = positions // len(self.source)
         for row, sample, epoch in zip(pixels, samples.tolist(), epochs.tolist(), strict=True):

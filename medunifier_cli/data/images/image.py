@@ -40,7 +40,7 @@ from medunifier_cli.data.images.picture import (
     PIXELS,
     as_grey,
     refuse_huge,
-    refuse_scans,
+    refuse_slow_file,
     second_guess,
     upright,
     whatever_its_texts,
@@ -213,7 +213,7 @@ def _decode_picture(file: IO[bytes], size: int, believe: bool) -> GreyImage:
         orientation = image.getexif().get(ORIENTATION, 1)
         mode, kind = image.mode, image.format
         if kind in ("JPEG", "MPO", "JPEG2000"):
-            refuse_scans(file, kind == "JPEG2000")
+            refuse_slow_file(file, kind == "JPEG2000")
         if kind in ("JPEG", "MPO"):
             # The decoder scales by 1/2, 1/4 or 1/8 while it decodes, never below `size`, and decodes only the
             # luma: half the time, and less than 0.5 grey levels from full decoding.

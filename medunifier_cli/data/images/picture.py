@@ -78,11 +78,11 @@ def refuse_slow(packed: bytes, is_jpeg2000: bool) -> None:
         raise BadImage("undecodable", f"more than {SCANS} scans")
 
 
-def refuse_scans(jpeg: IO[bytes], is_jpeg2000: bool = False) -> None:
-    """Look at the scans or bytes of a JPEG before any of it is decoded; the file is left at its start.
+def refuse_slow_file(jpeg: IO[bytes], is_jpeg2000: bool = False) -> None:
+    """As `refuse_slow`, for a JPEG that is a file; it is left at its start.
 
     Raises:
-        BadImage: see `refuse_slow`.
+        BadImage: as there.
     """
     jpeg.seek(0)
     # Within a scan 0xff is followed by a zero or a restart mark; a preview in the metadata adds a few.
