@@ -234,6 +234,9 @@ class QFormer(nn.Module):
             for layer in range(recipe.layers)
         )
         initialise(self, recipe.init_std)
+        if recipe.embedding_std:
+            for embedding in (self.word, self.position):
+                nn.init.normal_(embedding.weight, std=recipe.embedding_std)
         # not 0: equal queries would get equal gradients and stay equal
         nn.init.normal_(self.query_tokens, std=recipe.init_std)
 

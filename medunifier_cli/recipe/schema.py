@@ -91,6 +91,9 @@ class TextConfig:
     """Remove `___` and `XXXX`, which mark removed personal data."""
     section_marks: bool = False
     """Begin each section with its name (`FINDINGS:`), so that generated reports have sections too."""
+    drop: Annotated[float, Bounds(0, 0.9)] = 0.0
+    """Share of a text's tokens that its uni-modal pass (ITC, TIG) does not see in training, drawn anew in
+    each epoch: a pair is harder to learn by heart. Matching and text generation read the whole text."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,9 @@ class VitConfig:
     position_std: NonNegative = 0.0
     """Standard deviation of random position embeddings; 0 for timm's own, 0.02. Queries that start from
     random weights hardly see where something is unless positions differ about as much as patches do."""
+    stem: Literal["patches", "convolutions"] = "patches"
+    """How pixels become tokens: `patches`, one linear map each (paper); `convolutions`, a small residual
+    network (Xiao et al. 2021), with which random weights learn from a few thousand images."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,9 @@ class QFormerConfig:
     init_std: Positive = 0.02
     """Standard deviation of random weights, BERT's `initializer_range`; narrow models need about
     1 / sqrt(width)."""
+    embedding_std: NonNegative = 0.0
+    """Standard deviation of random embeddings of words and their positions; 0 for `init_std`. Both are
+    normalised at once, so a smaller one only lets words change their meaning in fewer steps."""
 
 
 @dataclass(frozen=True)
@@ -268,8 +277,9 @@ class PretrainRecipe:
                 f"{qformer.width} is not a multiple of model.qformer.heads {qformer.heads}",
             )
         vit = self.model.vit
-        if vit.position_std and vit.weights != "random":
-            yield "model.vit.position_std", "would replace those of model.vit.weights, which must be `random`"
+        for key, changed in (("position_std", vit.position_std), ("stem", vit.stem != "patches")):
+            if changed and vit.weights != "random":
+                yield f"model.vit.{key}", "would replace those of model.vit.weights, which must be `random`"
         if objectives.itm and not objectives.itc:
             yield "objectives.itm", "needs objectives.itc: its similarities choose the hard negatives"
         if not objectives.weights():
