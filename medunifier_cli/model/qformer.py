@@ -235,8 +235,9 @@ class QFormer(nn.Module):
         )
         initialise(self, recipe.init_std)
         if recipe.embedding_std:
-            for embedding in (self.word, self.position):
-                nn.init.normal_(embedding.weight, std=recipe.embedding_std)
+            nn.init.normal_(self.word.weight, std=recipe.embedding_std)
+            # a text starts as its words: positions as large as words would be half of what is normalised
+            nn.init.normal_(self.position.weight, std=recipe.embedding_std / 5)
         # not 0: equal queries would get equal gradients and stay equal
         nn.init.normal_(self.query_tokens, std=recipe.init_std)
 

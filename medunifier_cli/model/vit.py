@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medunifier_cli.errors import MissingWeightsError, MuError
@@ -182,21 +183,26 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
         ) from error
 
 
-class Convolutions(nn.Sequential):
-    """3x3 convolution, batch norm, ReLU; `residual` adds the input, which has the same shape then."""
+def _convolution(channels: int, out: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+    kernel = max(3, stride | 1)  # at least the stride, so that every pixel is read
+    convolution = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return convolution, GlobalBatchNorm(out)
 
-    def __init__(self, channels: int, out: int, stride: int = 1, residual: bool = False) -> None:
-        kernel = max(3, stride | 1)  # at least the stride, so that every pixel is read
-        super().__init__(
-            nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False), GlobalBatchNorm(out), nn.ReLU()
+
+class ResidualConvolutions(nn.Module):
+    """The basic block of He et al. 2016: two 3x3 convolutions with batch norm, and the input added."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *_convolution(channels, channels), nn.ReLU(), *_convolution(channels, channels)
         )
-        nn.init.kaiming_normal_(self[0].weight, mode="fan_out", nonlinearity="relu")
-        self.residual = residual
 
-    def forward(self, input: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, out, H / stride, W / stride]."""
-        out: Tensor = super().forward(input)
-        return input + out if self.residual else out
+    def forward(self, map_BCHW: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
+        out: Tensor = F.relu(map_BCHW + self.layers(map_BCHW))
+        return out
 
 
 def convolutional_stem(patch_size: int, width: int) -> nn.Sequential:
@@ -204,17 +210,17 @@ def convolutional_stem(patch_size: int, width: int) -> nn.Sequential:
     see better"): [B, 3, H, W] -> [B, width, H / patch_size, W / patch_size].
 
     One strided layer for each prime factor of the patch size, the last with `width / 2` channels and each
-    before it with half of those, then a linear map. Unlike theirs, a residual layer follows each strided one
-    but the first, whose maps are large.
+    before it with half of those, then a linear map. Unlike theirs, a residual block follows each strided
+    layer but the first, whose maps are large.
     """
     strides = prime_factors(patch_size)
     layers: list[nn.Module] = []
     channels = 3
     for number, stride in enumerate(strides, 1):
         out = max(8, width // 2 ** (1 + len(strides) - number))
-        layers.append(Convolutions(channels, out, stride))
+        layers += [*_convolution(channels, out, stride), nn.ReLU()]
         if number > 1:
-            layers.append(Convolutions(out, out, residual=True))
+            layers.append(ResidualConvolutions(out))
         channels = out
     last = nn.Conv2d(channels, width, 1)
     nn.init.normal_(last.weight, std=channels**-0.5)

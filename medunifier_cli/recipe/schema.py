@@ -152,8 +152,9 @@ class QFormerConfig:
     """Standard deviation of random weights, BERT's `initializer_range`; narrow models need about
     1 / sqrt(width)."""
     embedding_std: NonNegative = 0.0
-    """Standard deviation of random embeddings of words and their positions; 0 for `init_std`. Both are
-    normalised at once, so a smaller one only lets words change their meaning in fewer steps."""
+    """Standard deviation of random word embeddings, and of their positions five times smaller; 0 for
+    `init_std` of both. Their sum is normalised at once, so a smaller one only lets words change their meaning
+    in fewer steps."""
 
 
 @dataclass(frozen=True)
