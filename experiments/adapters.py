@@ -42,7 +42,7 @@ FORMS: dict[str, dict[str, object]] = {
 }
 """Form of the adapters -> what it changes in ours; the last three change one key each."""
 GENERATORS = ("small", "full")
-"""Recipes whose generator is tried: the first with all forms and seeds, the other with the first seed."""
+"""Recipes whose generator is tried: the first with all forms, the other with ours and the published one."""
 SIZES: dict[str, object] = {"code_width": 64, "base_width": 64, "residual_width": 64}
 """Widths of the generator that the experiment sets itself; all other keys are the recipe's."""
 MEASURED = {
@@ -105,18 +105,22 @@ class Tuning:
 def adapters(data: Sequence[Data], steps: int, seeds: int) -> list[Training]:
     """The pre-training runs, TIG alone, measured on the validation split, as defaults are chosen by them.
 
-    Seeds of the first recipe's generator come first, so that a stopped experiment has what the page is for;
-    the other generator and the forms that change one key have the first seed alone.
+    Both forms with the first recipe's generator come first, so that a stopped experiment has what the page is
+    for.
     """
 
     def run(recipe: str, form: str, one: Data, seed: int) -> Training:
         generator = {**asdict(load_recipe(recipe).model.generator), **SIZES, **FORMS[form]}
         return Training(f"{recipe} {form}", generator, one, "valid", steps, seed, ("tig",))
 
-    both, single = (OURS, THEIRS), list(FORMS)[2:]
-    runs = [run(GENERATORS[0], form, one, seed) for seed in range(seeds) for one in data for form in both]
-    runs += [run(GENERATORS[1], form, one, 0) for one in data for form in both]
-    return runs + [run(GENERATORS[0], form, one, 0) for one in data for form in single]
+    first, second = GENERATORS
+    return [
+        run(recipe, form, one, seed)
+        for recipe, forms in ((first, (OURS, THEIRS)), (second, (OURS, THEIRS)), (first, list(FORMS)[2:]))
+        for seed in range(seeds)
+        for one in data
+        for form in forms
+    ]
 
 
 def tunings(data: Sequence[str], seeds: int) -> list[Tuning]:
@@ -144,31 +148,26 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows))
 
 
-def adapter_rows(runs: Sequence[Training], home: Path) -> Iterator[list[str]]:
-    """Means over seeds of both forms, and of their difference between runs of one seed."""
-    for recipe in GENERATORS:
-        for data in dict.fromkeys(run.data.name for run in runs):
-            found: dict[str, dict[int, Mapping[str, Any]]] = {OURS: {}, THEIRS: {}}
-            for run in runs:
-                form = run.variant.removeprefix(f"{recipe} ")
-                metrics = metrics_of(run, home) if run.data.name == data and form in found else None
-                if metrics is not None:
-                    found[form][run.seed] = metrics
-            seeds = sorted(found[OURS].keys() & found[THEIRS].keys())
-            if not seeds:
-                continue
-            columns = {
-                form: [[found[form][seed][name]["value"] for seed in seeds] for name in MEASURED.values()]
-                for form in found
-            }
-            start, shown = [data, recipe], [", ".join(map(str, seeds))]
-            for form, column in columns.items():
-                yield [*start, form, *shown, *map(interval, column)]
-            gains = [
-                [b - a for a, b in zip(*pair, strict=True)]
-                for pair in zip(columns[OURS], columns[THEIRS], strict=True)
-            ]
-            yield [*start, "difference", *shown, *(interval(gain, signed=True) for gain in gains)]
+def adapter_rows(runs: Sequence[Training], home: Path, difference: bool) -> Iterator[list[str]]:
+    """Means over seeds of each form, or of each form's difference from ours between runs of one seed."""
+    found: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for run in runs:
+        metrics = metrics_of(run, home)
+        if metrics is not None:
+            values = [float(metrics[name]["value"]) for name in MEASURED.values()]
+            found.setdefault((run.data.name, run.variant), {})[run.seed] = values
+    for (data, variant), by in found.items():
+        recipe, _, form = variant.partition(" ")
+        ours = found.get((data, f"{recipe} {OURS}"), {})
+        seeds = sorted(by.keys() & ours.keys()) if difference else sorted(by)
+        if not seeds or (difference and form == OURS):
+            continue
+        rows = [
+            [a - b for a, b in zip(by[seed], ours[seed], strict=True)] if difference else by[seed]
+            for seed in seeds
+        ]
+        columns = zip(*rows, strict=True)
+        yield [data, recipe, form, ", ".join(map(str, seeds)), *(interval(c, difference) for c in columns)]
 
 
 def scores_of(run: Tuning, home: Path) -> tuple[NDArray[np.bool_], NDArray[np.float64], list[str]]:
@@ -243,8 +242,10 @@ def page(runs: Sequence[Training], heads: Sequence[Tuning], home: Path) -> str:
     title = ("data", "generator", "adapters", "seeds", *MEASURED)
     return "\n\n".join((
         f"Adapters, {runs[0].steps} steps of {codes.BATCH} images, TIG alone, validation split; mean over "
-        "seeds ± half of its 95 %\ninterval (Student's t), and published minus ours:",
-        markdown(title, list(adapter_rows(runs, home))),
+        "seeds ± half of its 95 %\ninterval (Student's t):",
+        markdown(title, list(adapter_rows(runs, home, difference=False))),
+        "Differences from ours, between runs of the same seed:",
+        markdown(title, list(adapter_rows(runs, home, difference=True))),
         "Each run by itself; codes in use and perplexities are top / bottom, of 512:",
         codes.table(runs, home),
         "Heads, AUROC on test in percent; difference: `two-linear` minus `mlp`, over seeds (Student's t) "
