@@ -283,7 +283,7 @@ def prepare(data: Sequence[Data], pairs: Path | None, films: Path | None, home: 
 @click.option("--films", type=click.Path(exists=True, path_type=Path), help="Table of labelled films.")
 @click.option("--steps", type=click.IntRange(min=codes.WARM + 1), default=300, show_default=True)
 @click.option("--seeds", type=click.IntRange(1, 5), default=3, show_default=True)
-@click.option("--only", default="", help="Train only the runs whose names begin with this.")
+@click.option("--only", default="", help="Train only runs whose names begin so; comma between.")
 @click.option("--together", type=click.IntRange(min=1), default=2, show_default=True, help="Runs at a time.")
 @click.option("--table", "only_table", is_flag=True, help="Train nothing: write what is finished so far.")
 def main(
@@ -301,7 +301,8 @@ def main(
         prepare(data, pairs and pairs.resolve(), films and films.resolve(), home)
         with ThreadPoolExecutor(together) as pool:
             every: tuple[Training | Tuning, ...] = (*runs, *heads)
-            for job in [pool.submit(train, run, home) for run in every if run.name.startswith(only)]:
+            begins = tuple(only.split(","))
+            for job in [pool.submit(train, run, home) for run in every if run.name.startswith(begins)]:
                 job.result()
     text = page(runs, heads, home)
     click.echo(text)
