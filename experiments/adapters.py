@@ -145,6 +145,8 @@ def metrics_of(run: Training | Tuning, home: Path) -> dict[str, Mapping[str, Any
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
+    if not rows:
+        return "Nothing is finished yet."
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows))
 
 

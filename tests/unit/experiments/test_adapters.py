@@ -28,6 +28,7 @@ from experiments.adapters import (
     adapters,
     head_difference,
     head_rows,
+    page,
     tunings,
 )
 from experiments.codes import PAIRS, PHANTOM, Training
@@ -156,6 +157,11 @@ def test_rows_of_heads_hold_the_seeds_that_both_have(home: Path) -> None:
     assert over_seeds.startswith(f"{(linear - mlp) / 2:+.1f} ± ")
     assert over_patients.startswith(f"{(linear - mlp) / 2:+.1f} (")
     assert rows["fine-tuned", FILMS, "10 %"][3] == "+0.0"
+
+
+def test_a_page_without_results_says_so(tmp_path: Path) -> None:
+    text = page(adapters([PHANTOM], 300, 1), tunings(["phantom"], 1), tmp_path)
+    assert text.count("Nothing is finished yet.") == 3
 
 
 def test_a_finished_run_is_not_repeated(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
