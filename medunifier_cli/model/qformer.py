@@ -14,7 +14,7 @@ The four passes: `encode_image` and `encode_text` (uni-modal mask), `fuse` (bi-d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,10 +52,7 @@ class ImageMemory:
 
 
 class Attention(nn.Module):
-    """What both kinds of attention end with.
-
-    `forward` is this end alone: it has the same shape wherever rows come from, so it can be compiled as one.
-    """
+    """The end of both kinds of attention, alone in `forward` so that it can be compiled as one."""
 
     dropout: float
     out: nn.Linear
@@ -94,9 +91,8 @@ class SelfAttention(Attention):
         return mixed.transpose(1, 2).flatten(2)
 
     def finish(self, mixed: Tensor, before: Tensor) -> Tensor:
-        """The third step: `forward`, or what it was compiled to."""
-        out: Tensor = self(mixed, before)
-        return out
+        """The third step, which may be compiled."""
+        return self(mixed, before)  # type: ignore[no-any-return]
 
 
 class CrossAttention(Attention):
@@ -131,8 +127,7 @@ class CrossAttention(Attention):
             mixed = torch.cat([self._attend(q[: plan.images], memory), self._attend(q[plan.images :], extra)])
         if plan is not None:
             mixed = collect(mixed.reshape(-1, queries * width), plan.slot_M)
-        out: Tensor = self(mixed.reshape(rows, queries, width), query_MQD)
-        return out
+        return self(mixed.reshape(rows, queries, width), query_MQD)  # type: ignore[no-any-return]
 
     def _attend(self, q_RSD: Tensor, memory: KeyValue) -> Tensor:
         p = self.dropout if self.training else 0.0
@@ -153,8 +148,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
         # the exact GELU, not its tanh approximation, as in BERT
-        out = F.dropout(self.down(F.gelu(self.up(x))), self.dropout, self.training)
-        return normed(self.norm, out + x)
+        return normed(self.norm, F.dropout(self.down(F.gelu(self.up(x))), self.dropout, self.training) + x)
 
 
 class Block(nn.Module):
@@ -312,15 +306,6 @@ class QFormer(nn.Module):
         for block, own in zip(self._blocks(), memory.own, strict=True):
             text_ND = block.text_after_queries(text_ND, layout, own, mask)
         return text_ND
-
-    def regions(self) -> Iterator[tuple[nn.Module, bool]]:
-        """Parts that are worth compiling, each as one; True, as their numbers of rows change with the texts.
-
-        What is between them, projections and attention itself, has kernels of its own already.
-        """
-        for part in self.modules():
-            if isinstance(part, Attention | FeedForward):
-                yield part, True
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]

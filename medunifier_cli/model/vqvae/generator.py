@@ -5,7 +5,6 @@ C: code width, G: patch grid edge, T = G / 2.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from medunifier_cli.errors import MuError
 from medunifier_cli.model.vqvae.adapters import BottomAdapter, TopAdapter
-from medunifier_cli.model.vqvae.decoder import Decoder, RectifiedDeconvolution, blocks_for, deconvolution
+from medunifier_cli.model.vqvae.decoder import Decoder, blocks_for, deconvolution
 from medunifier_cli.model.vqvae.quantizer import Quantised, Quantiser
 from medunifier_cli.recipe.schema import GeneratorConfig
 
@@ -109,12 +108,6 @@ class ImageGenerator(nn.Module):
         """Reconstruct the image from its codes. `draws` revives dead codes, see `Quantiser.forward`."""
         top, bottom = self.encode(query_BQD, local_BVD, text_BD, draws)
         return Generated(self.decoder(top.z_q_BCHW, bottom.z_q_BCHW), top, bottom)
-
-    def regions(self) -> Iterator[tuple[nn.Module, bool]]:
-        """Parts that are worth compiling, each as one, and whether their sizes change from step to step."""
-        for part in self.modules():
-            if isinstance(part, RectifiedDeconvolution):
-                yield part, False
 
     def from_codes(self, top_BTT: Tensor, bottom_BGG: Tensor) -> Tensor:
         """int64 codes -> image [B, 3, S, S]."""
