@@ -6,13 +6,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GPU = "cuda"
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
     """bf16 and fp16 -> fp32; fp32 and fp64 are returned as they are."""
     # not `x.float()`: the tests compare with slow references in fp64, and a cast down would hide small errors
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """`norm(x)`; on a GPU in mixed precision with bf16, its result is bf16 as well.
+
+    Autocast has norms read and write fp32, and each product that follows casts that anew and keeps a copy.
+    The statistics are fp32 either way. Shapes as of the norm.
+    """
+    if x.device.type != GPU or not torch.is_autocast_enabled(GPU):
+        return norm(x)  # type: ignore[no-any-return]
+    if torch.get_autocast_dtype(GPU) != torch.bfloat16:
+        return norm(x)  # type: ignore[no-any-return]
+    if x.dtype == torch.float32:
+        return norm(x).bfloat16()  # type: ignore[no-any-return]
+    weight, bias = norm.weight.bfloat16(), norm.bias.bfloat16()
+    with torch.autocast(GPU, enabled=False):
+        return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from medunifier_cli.data.contract import PackedText
 from medunifier_cli.model.masks import Layout, PairPlan, causal_rows, collect, spread
+from medunifier_cli.model.precision import normed
 from medunifier_cli.recipe.schema import QFormerConfig
 
 LAYER_NORM_EPS = 1e-12  # BERT's
@@ -50,7 +51,22 @@ class ImageMemory:
         return self.feature_BVD[:, 1:]
 
 
-class SelfAttention(nn.Module):
+class Attention(nn.Module):
+    """The end of both kinds of attention, alone in `forward` so that it can be compiled as one."""
+
+    dropout: float
+    out: nn.Linear
+    norm: nn.LayerNorm
+
+    def forward(self, mixed: Tensor, before: Tensor) -> Tensor:
+        """Output projection, dropout, residual, norm; both [..., D]."""
+        # the norm comes after the residual (post-norm), as in BERT: pre-norm trains more easily from random
+        # weights, but no published BERT could be loaded
+        added = F.dropout(self.out(mixed), self.dropout, self.training) + before
+        return normed(self.norm, added)
+
+
+class SelfAttention(Attention):
     """Multi-head self-attention and its residual. Its three steps are called apart, as each pass puts another
     set of keys, rows or masks between them."""
 
@@ -75,14 +91,11 @@ class SelfAttention(nn.Module):
         return mixed.transpose(1, 2).flatten(2)
 
     def finish(self, mixed: Tensor, before: Tensor) -> Tensor:
-        """Output projection, dropout, residual, norm."""
-        # the norm comes after the residual (post-norm), as in BERT: pre-norm trains more easily from random
-        # weights, but no published BERT could be loaded
-        out: Tensor = self.norm(F.dropout(self.out(mixed), self.dropout, self.training) + before)
-        return out
+        """The third step, which may be compiled."""
+        return self(mixed, before)  # type: ignore[no-any-return]
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Attention):
     """Queries attend to image tokens, whose keys and values are computed apart, once."""
 
     def __init__(self, width: int, image_width: int, heads: int, dropout: float) -> None:
@@ -98,8 +111,8 @@ class CrossAttention(nn.Module):
         k, v = (_by_head(part, self.heads) for part in self.kv(image_BVD).chunk(2, dim=2))
         return k, v
 
-    def forward(self, query_MQD: Tensor, memory: KeyValue, plan: PairPlan | None) -> Tensor:
-        """[M, Q, D] -> [M, Q, D]. Without a plan pair m looks at image m."""
+    def look(self, query_MQD: Tensor, memory: KeyValue, plan: PairPlan | None) -> Tensor:
+        """Cross-attention with its end: [M, Q, D] -> [M, Q, D]. Without a plan pair m looks at image m."""
         rows, queries, width = query_MQD.shape
         q = self.q(query_MQD)
         # no mask: queries of a pair never see those of another here, they only share its keys and values, and
@@ -114,9 +127,7 @@ class CrossAttention(nn.Module):
             mixed = torch.cat([self._attend(q[: plan.images], memory), self._attend(q[plan.images :], extra)])
         if plan is not None:
             mixed = collect(mixed.reshape(-1, queries * width), plan.slot_M)
-        out = F.dropout(self.out(mixed.reshape(rows, queries, width)), self.dropout, self.training)
-        normed: Tensor = self.norm(out + query_MQD)
-        return normed
+        return self(mixed.reshape(rows, queries, width), query_MQD)  # type: ignore[no-any-return]
 
     def _attend(self, q_RSD: Tensor, memory: KeyValue) -> Tensor:
         p = self.dropout if self.training else 0.0
@@ -137,9 +148,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
         # the exact GELU, not its tanh approximation, as in BERT
-        out = F.dropout(self.down(F.gelu(self.up(x))), self.dropout, self.training)
-        normed: Tensor = self.norm(out + x)
-        return normed
+        return normed(self.norm, F.dropout(self.down(F.gelu(self.up(x))), self.dropout, self.training) + x)
 
 
 class Block(nn.Module):
@@ -164,7 +173,7 @@ class Block(nn.Module):
         """Cross-attention and feed-forward of the queries."""
         if self.cross is not None:
             assert cross is not None  # `encode_image` made one for each layer with cross-attention
-            query_MQD = self.cross(query_MQD, cross, plan)
+            query_MQD = self.cross.look(query_MQD, cross, plan)
         out: Tensor = self.ffn_query(query_MQD)
         return out
 
@@ -248,11 +257,11 @@ class QFormer(nn.Module):
 
     def _embed_queries(self, rows: int) -> Tensor:
         # normalised once for the batch; dropout comes after `expand`, so each row has a mask of its own
-        normed = self.norm(self.query_tokens).expand(rows, -1, -1)
-        return F.dropout(normed, self.dropout, self.training)
+        rows_BQD = normed(self.norm, self.query_tokens).expand(rows, -1, -1)
+        return F.dropout(rows_BQD, self.dropout, self.training)
 
     def _embed_text(self, text: PackedText, layout: Layout) -> Tensor:
-        embedded = self.norm(self.word(text.ids_N) + self.position(layout.position_N))
+        embedded = normed(self.norm, self.word(text.ids_N) + self.position(layout.position_N))
         return F.dropout(embedded, self.dropout, self.training)
 
     def encode_image(self, image_BVD: Tensor) -> ImageMemory:

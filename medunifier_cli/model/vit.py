@@ -121,6 +121,11 @@ class ImageEncoder(nn.Module):
         with torch.no_grad(), full_precision(x.device) if x.device.type == "cuda" else nullcontext():
             return self.vit.forward_features(x.to(self.dtype)).float()  # type: ignore[no-any-return]
 
+    def regions(self) -> Iterator[tuple[nn.Module, bool]]:
+        """Parts that are worth compiling, each as one, and whether their sizes change from step to step."""
+        for block in self.vit.blocks:
+            yield block, False
+
     def frozen_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Named weights that training never changes: a checkpoint stores their hash instead of them."""
         # a billion parameters would double the size of every checkpoint

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Literal
 
 from medunifier_cli.recipe.bounds import Bounds, Count, CountOrZero, NonNegative, Positive, Processes, Samples
-from medunifier_cli.recipe.schema_train import AdamWConfig, LoopConfig, OptimConfig
+from medunifier_cli.recipe.schema_train import AdamWConfig, CompileConfig, LoopConfig, OptimConfig
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class FinetuneOptimConfig(AdamWConfig):
 
 
 @dataclass(frozen=True)
-class FinetuneTrainConfig(LoopConfig):
+class FinetuneTrainConfig(LoopConfig, CompileConfig):
     """Length, batch size and intervals of training."""
 
     epochs: Count = 50

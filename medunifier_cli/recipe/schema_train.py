@@ -98,6 +98,18 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
+class CompileConfig:
+    """Whether training steps are compiled, in stages that have parts worth it."""
+
+    compile: Literal["auto", "always", "never"] = "auto"
+    """Compile blocks of the image encoder, of the image-text encoder and of the image decoder by PyTorch's
+    compiler, for training steps alone: `auto` on a GPU, unless `train.deterministic` is set or the compiler
+    lacks something, which is said; `always` on a CPU too, or an error; `never`. The first step of each start
+    takes longer, less so where PyTorch finds its cache of an earlier one (TORCHINDUCTOR_CACHE_DIR). Losses
+    change by rounding, and dropout draws other masks."""
+
+
+@dataclass(frozen=True)
 class TrainConfig(LoopConfig):
     """Length, batch size and intervals of training."""
 
@@ -111,7 +123,7 @@ class TrainConfig(LoopConfig):
 
 
 @dataclass(frozen=True)
-class PretrainTrainConfig(TrainConfig):
+class PretrainTrainConfig(TrainConfig, CompileConfig):
     """Length, batch size and intervals of training; which validation is the best."""
 
     valid_pairs: Pairs = 500

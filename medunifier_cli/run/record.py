@@ -30,8 +30,10 @@ FREE = (
     "name", "data.workers", "data.shards", "train.processes", "train.log_every", "train.valid_every",
     "train.valid_batches", "train.patience", "train.checkpoint_every", "train.keep",
     "train.tensorboard", "train.skip_limit", "train.timeout", "train.change_contrast",
+    "train.compile",
 )  # fmt: skip
-"""Recipe keys that may change when a run is resumed, because none of them changes a weight."""
+"""Recipe keys that may change when a run is resumed, because none of them changes a weight; `train.compile`
+does by rounding alone, and a run that cannot be compiled must go on."""
 LOCK = ".lock"
 """File that the process which trains a run holds locked."""
 JOB = "fresh-in-job"

@@ -42,7 +42,7 @@ from medunifier_cli.run.record import Run
 from medunifier_cli.stages.features import features_of
 from medunifier_cli.stages.finetune_results import TASK, measure, probabilities, scores_of
 from medunifier_cli.stages.finetune_task import Task, resolve_task
-from medunifier_cli.stages.running import Begin, open_run, start_facts, train_stage
+from medunifier_cli.stages.running import Begin, compiles_here, open_run, start_facts, train_stage
 from medunifier_cli.terminal.say import say, show
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.stage import Values
@@ -196,6 +196,8 @@ def run_finetuning(recipe: FinetuneRecipe, folder: Path) -> None:
     """
     run = Run(folder)
     accelerator = accelerator_of(recipe.train, folder)
+    # a frozen model is not part of a step: its queries are computed once
+    compiles = not recipe.model.freeze and compiles_here(recipe.train, accelerator.device)
 
     def check_start() -> tuple[tuple[Task, PretrainedRun, list[Part]], Facts]:
         task, pretrained = resolve_task(recipe), Run(find_run(recipe.model.pretrained))
@@ -211,8 +213,8 @@ def run_finetuning(recipe: FinetuneRecipe, folder: Path) -> None:
     of = {part.role: {part.images.shards.split: part.images.shards.fingerprint} for part in parts}
     splits = {split: value for part in parts if not part.extra for split, value in of[part.role].items()}
     extra = {p.extra: data_facts(p.images.folder, of[p.role]) for p in parts if p.extra}
-    begin = (lambda: Begin(facts={"extra": extra})) if extra else None
-    with open_run(run, recipe, recipe.data.dataset, task.shards, splits, begin):
+    facts = {"compiled": compiles, **({"extra": extra} if extra else {})}
+    with open_run(run, recipe, recipe.data.dataset, task.shards, splits, lambda: Begin(facts=facts)):
         samples = _samples(recipe, run, task, parts)
         images = {part.role: open_samples(samples[part.role], part) for part in parts}
         inputs: Mapping[str, LabelledImages | LabelledFeatures] = images
@@ -230,7 +232,7 @@ def run_finetuning(recipe: FinetuneRecipe, folder: Path) -> None:
             f"{train['n']:,} images of {recipe.data.dataset}/{train['split']} ({train['rule']})"
             f"{_added(samples)} from {trained.run.folder}"
         )
-        train_stage(stage, run, accelerator, stage.settings, recipe.optim.for_loop(), subject)
+        train_stage(stage, run, accelerator, stage.settings, recipe.optim.for_loop(), subject, compiles)
         _finish(recipe, run, stage, trained, samples)
 
 

@@ -42,7 +42,7 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.roots import shards_folder
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.heldout import evaluate
-from medunifier_cli.stages.running import Begin, open_run, start_facts, train_stage
+from medunifier_cli.stages.running import Begin, compiles_here, open_run, start_facts, train_stage
 from medunifier_cli.terminal.say import show
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.stage import Values
@@ -240,13 +240,16 @@ def run_pretraining(recipe: PretrainRecipe, folder: Path) -> None:
     """
     run, shards = Run(folder), split_folder(recipe)
     accelerator = accelerator_of(recipe.train, folder, leaves_weights_unused(recipe))
+    compiles = compiles_here(recipe.train, accelerator.device)
     hashes = agree(lambda: _check_start(recipe, shards))
 
     def begin() -> Begin:
         pairs = pairs_per_pass(recipe, world.size())
         # scores of other pairs cannot be compared, which only the choice of the best weights minds
         free = () if recipe.train.best else ("train.valid_pairs",)
-        return Begin(free_keys(run, recipe) + free, {"ranks": world.size(), PAIRS: pairs})
+        return Begin(
+            free_keys(run, recipe) + free, {"ranks": world.size(), PAIRS: pairs, "compiled": compiles}
+        )
 
     with open_run(run, recipe, recipe.data.dataset, shards, hashes, begin):
         tokenizer = tokenizer_of(recipe, run)
@@ -262,7 +265,7 @@ def run_pretraining(recipe: PretrainRecipe, folder: Path) -> None:
         pairs = pairs_per_pass(recipe, world.size())
         contrast = f", contrast within {pairs:,} pairs" if pairs else ""
         subject = f"{len(train):,} pairs of {recipe.data.dataset}/{recipe.data.train}{skipped}{contrast}"
-        train_stage(stage, run, accelerator, recipe.train, recipe.optim, subject)
+        train_stage(stage, run, accelerator, recipe.train, recipe.optim, subject, compiles)
         if recipe.data.test:
             _measure(recipe, run, train, splits[recipe.data.test], accelerator.device)
 

@@ -7,7 +7,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,17 @@ import torch
 from accelerate import Accelerator
 
 from medunifier_cli.distributed import world
-from medunifier_cli.distributed.agreement import Facts, together
+from medunifier_cli.distributed.agreement import Facts, agree, together
 from medunifier_cli.errors import GroupError
 from medunifier_cli.files import read_text, write_text
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
-from medunifier_cli.recipe.schema_train import LoopConfig, OptimConfig
+from medunifier_cli.recipe.schema_train import CompileConfig, LoopConfig, OptimConfig
 from medunifier_cli.run.provenance import code_facts, command_line, data_facts
 from medunifier_cli.run.record import Run, flatten
 from medunifier_cli.terminal.say import say
+from medunifier_cli.train.compiling import compiled, is_compiled
 from medunifier_cli.train.loop import fit
 from medunifier_cli.train.stage import Stage
 
@@ -141,13 +142,34 @@ def _threads(accelerator: Accelerator) -> str:
     return f", {count} thread{'s' if count > 1 else ''}{' each' if world.size() > 1 else ''}"
 
 
+def compiles_here(train: LoopConfig, device: torch.device) -> bool:
+    """Whether training steps are compiled, on all ranks alike; says so where `auto` cannot.
+
+    Raises:
+        MuError: `train.compile` is `always`, and a rank's machine cannot.
+        GroupError: ranks differ, as their machines do.
+    """
+    choice = train.compile if isinstance(train, CompileConfig) else "never"
+
+    def decide() -> tuple[tuple[bool, str], Facts]:
+        found = is_compiled(choice, train.deterministic, device.type)
+        return found, {"train.compile": {"compiles here": found[0]}}
+
+    compiles, why = agree(decide)
+    if choice == "auto" and device.type == "cuda" and not compiles and world.is_main():
+        say(f"train.compile: {why}; training steps take longer")
+    return compiles
+
+
 def train_stage(
-    stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, optim: OptimConfig, subject: str
-) -> None:
+    stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, optim: OptimConfig, subject: str,
+    compiles: bool = False,
+) -> None:  # fmt: skip
     """Train a stage to its last step, and print on stderr what is trained and on what.
 
     Args:
         subject: what is learned from what, for the first line.
+        compiles: the parts that are worth it, for training steps.
 
     Raises:
         Stopped: a signal came; the checkpoint is saved.
@@ -157,10 +179,12 @@ def train_stage(
         say(
             f"{run.folder}: {subject}; {stage.steps:,} steps of {train.global_batch} on {world.size()} "
             f"{accelerator.device.type} process{'es' if world.size() > 1 else ''}{_threads(accelerator)}"
+            f"{', compiled in the first step' if compiles else ''}"
         )
     if train.tensorboard:
         accelerator.init_trackers("tensorboard")
-    steps = fit(stage, run, accelerator, train, optim)
+    with compiled(stage.module) if compiles else nullcontext():
+        steps = fit(stage, run, accelerator, train, optim)
     # not `end_training`, which also ends the group: what is measured next is measured by all ranks
     for tracker in accelerator.trackers:
         tracker.finish()

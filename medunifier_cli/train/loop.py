@@ -22,6 +22,7 @@ from medunifier_cli.recipe.schema_train import LoopConfig, OptimConfig
 from medunifier_cli.run.log import Log
 from medunifier_cli.run.record import Run
 from medunifier_cli.terminal.progress import Progress
+from medunifier_cli.train.compiling import as_written, tell_of_compiler
 from medunifier_cli.train.finite import Skips, counts_of
 from medunifier_cli.train.optim import adamw, learning_rate, leave_unchanged, set_rate
 from medunifier_cli.train.saving import Saver, resume
@@ -167,6 +168,7 @@ def _begin_step(optimizer: Any, rate: float, seed: int, step: int) -> None:
     torch.manual_seed(draws.step_seed(seed, draws.DROPOUT, step, world.rank()))
 
 
+@tell_of_compiler
 def _optimise(
     stage: Stage, module: nn.Module, accelerator: Accelerator, optimizer: Any, micro_batches: list[Any],
     step: int, clip_norm: float, skips: Skips,
@@ -248,7 +250,7 @@ def _validate(
     stage.module.eval()
     state = torch.get_rng_state()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), as_written():
             numbers = stage.validate(done, stop.watch(world.size() == 1, agree))
     except ValidationEndedError:
         torch.set_rng_state(state)  # it is made up for from the beginning

@@ -11,6 +11,7 @@ import math
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medunifier_cli.model.norm import map_norm
@@ -35,9 +36,22 @@ def _he(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Conv2d | nn.ConvTranspose2d
     return layer
 
 
+class RectifiedDeconvolution(nn.ConvTranspose2d):
+    """Transposed convolution and ReLU, which can be compiled as one: bias and ReLU in one pass.
+
+    Without the norm that follows: over several ranks it is an exchange, which no compiler joins to anything.
+    """
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:  # type: ignore[override]
+        """[B, C, H, W] -> rectified, as the kernel and the stride say."""
+        return F.relu(super().forward(x_BCHW))
+
+
 def deconvolution(channels: int, out: int, norm: str) -> nn.Sequential:
     """2x upsampling block [B, channels, H, W] -> [B, out, 2H, 2W]; norm after ReLU, the paper's order."""
-    return nn.Sequential(_he(nn.ConvTranspose2d(channels, out, 4, 2, 1)), nn.ReLU(), map_norm(norm, out))
+    rectified = _he(RectifiedDeconvolution(channels, out, 4, 2, 1))
+    # the norm is the third part: checkpoints name its weights so
+    return nn.Sequential(rectified, nn.Identity(), map_norm(norm, out))
 
 
 class Decoder(nn.Module):

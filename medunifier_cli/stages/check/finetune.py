@@ -11,6 +11,7 @@ from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.stages.check.shared import (
     Check,
     check_batch,
+    check_compiler,
     check_device,
     check_image_encoder,
     check_image_size,
@@ -56,6 +57,7 @@ def check_finetune(recipe: FinetuneRecipe, processes: int = 0, hashes: bool = Fa
     processes = processes or recipe.train.processes
     yield from run_check("batch", check_batch, recipe.train, processes, "images")
     yield from run_check("precision", check_device, recipe.train)
+    yield from run_check("compiled", check_compiler, recipe.train, recipe.train.compile)
     yield from run_check("runs folder", check_runs_folder)
 
 

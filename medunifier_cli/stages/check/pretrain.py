@@ -16,6 +16,7 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.stages.check.shared import (
     Check,
     check_batch,
+    check_compiler,
     check_device,
     check_image_encoder,
     check_image_size,
@@ -54,6 +55,7 @@ def check_pretrain(recipe: PretrainRecipe, processes: int = 0, hashes: bool = Fa
     if all(check.ok for check in (*model, *batch)):  # else it would be told twice
         yield from run_check("memory", check_memory, recipe, processes or recipe.train.processes)
     yield from run_check("precision", check_device, recipe.train)
+    yield from run_check("compiled", check_compiler, recipe.train, recipe.train.compile)
     yield from run_check("runs folder", check_runs_folder)
 
 

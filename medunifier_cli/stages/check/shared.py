@@ -198,6 +198,24 @@ def check_device(train: LoopConfig) -> str:
     return train.precision
 
 
+def check_compiler(train: LoopConfig, choice: str) -> str:
+    """Say whether training steps would be compiled on this machine, and why.
+
+    Raises:
+        MuError: they must be, and cannot be.
+    """
+    import torch
+
+    from medunifier_cli.train.compiling import is_compiled, missing
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    _, why = is_compiled(choice, train.deterministic, device)
+    if choice != "auto" or device == "cuda" or train.deterministic:
+        return why
+    # often a login node, whose software is that of the nodes with GPUs
+    return f"{why}; {missing('cuda') or 'all that it needs for a GPU is installed here'}"
+
+
 def check_runs_folder() -> str:
     """Check that the folder of runs can be written, or made.
 
