@@ -65,7 +65,7 @@ class Writer:
             except BaseException as error:
                 self._failure = error  # of any kind: it is the main thread's to raise
 
-        # a daemon: an end of this process that does not wait may leave a checkpoint half written, as a kill may
+        # a daemon: an end of this process that does not wait leaves what a kill leaves
         self._thread = threading.Thread(target=run, name="checkpoint", daemon=True)
         with held():  # signals are for the main thread, and wake it from its waits
             self._thread.start()
