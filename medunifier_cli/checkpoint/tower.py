@@ -72,7 +72,7 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -103,13 +103,13 @@ def _files(vit: VitConfig) -> list[Path]:
         with suppress(MuError):  # that it holds none is said by whoever loads it
             return [local_weights(path)]
         return []
-    repository, names = vit.weights, WEIGHT_FILES
+    repository, names = vit.weights, list(WEIGHT_FILES)
     if vit.weights == "hub":
         import timm
 
         known = timm.get_pretrained_cfg(vit.name)
         repository = (known and known.hf_hub_id) or ""
-        names = (*WEIGHT_FILES, known.hf_hub_filename) if known and known.hf_hub_filename else WEIGHT_FILES
+        names += filter(None, [known and known.hf_hub_filename])
     # of a named revision, or from another cache: hashed at each start
     if not is_hub_name(repository) or "@" in repository or "TIMM_USE_OLD_CACHE" in os.environ:
         return []

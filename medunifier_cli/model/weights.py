@@ -156,7 +156,8 @@ def without_drawing() -> Iterator[None]:
             return parameter  # that is assigned in the place of an empty one
         return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
 
-    hook = register_module_parameter_registration_hook(emptied)
+    # annotated as one that returns nothing, while what it returns is registered
+    hook = register_module_parameter_registration_hook(emptied)  # type: ignore[arg-type]
     try:
         yield
     finally:

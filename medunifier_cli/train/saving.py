@@ -153,7 +153,7 @@ class Saver:
 
     @property
     def failed(self) -> bool:
-        """Whether this rank knows that the last checkpoint could not be written: `save` or `finish` says it."""
+        """Whether this rank knows that the last checkpoint cannot be written, as `finish` will say."""
         return self.writer.failed
 
     def finish(self) -> None:
@@ -171,7 +171,7 @@ class Saver:
 
     def close(self) -> None:
         """Let the last checkpoint be completed, however training ended."""
-        # Should that fail, what ended training has the line, and the same command resumes from the one before.
+        # should that fail, what ended training has the line: the same command resumes from the one before
         self.writer.join()
 
     def _write(self, done: int, counts: Counts, validated: bool) -> None:

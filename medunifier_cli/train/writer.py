@@ -1,4 +1,4 @@
-"""Write a checkpoint while training goes on: a copy of its tensors, and a thread that brings the copy to disk.
+"""Write a checkpoint while training goes on: a copy of its tensors, which a thread brings to disk.
 
 Only copying holds up the next step. Everything that ranks exchange stays in the main thread, which hears of a
 failed write when it waits for it, or sees `failed`.
@@ -53,7 +53,7 @@ class Writer:
 
     def begin(self, write: Callable[[], object]) -> None:
         """Call `write` in a thread of its own, once what the GPU has been given so far is done."""
-        done = torch.cuda.Event() if self._pinned else None
+        done = torch.cuda.Event() if self._pinned else None  # type: ignore[no-untyped-call]
         if done is not None:
             done.record()
 
