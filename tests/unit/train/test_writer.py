@@ -6,6 +6,8 @@ import errno
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -253,3 +255,16 @@ def test_what_a_write_raises_is_raised_once_where_it_is_waited_for(writer: Write
         writer.wait()
     assert not writer.failed
     writer.wait()
+
+
+def test_ranks_do_not_wait_for_the_disk_and_hear_that_it_is_full(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "tests.unit.train.writing_ranks", str(tmp_path)]
+    subprocess.run(line, check=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    said = {path.name: path.read_text() for path in tmp_path.glob("*.txt")}
+    assert (said["slow.0.txt"], said["slow.1.txt"]) == ("8 steps", "8 steps")
+    assert store.steps(tmp_path / "slow" / "checkpoints") == [2, 4, 6, 8]
+    assert not (tmp_path / "slow.waited").exists(), "a step did not begin while the disk was busy"
+    full = tmp_path / "full" / "checkpoints"
+    assert said["full.0.txt"].startswith(f"{full / 'step-00000004'}: cannot be written (No space left")
+    assert said["full.1.txt"] == f"{full}: the main rank could not write its checkpoint"
+    assert store.steps(full) == [2]
