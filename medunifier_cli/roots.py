@@ -28,6 +28,11 @@ def runs_root() -> Path:
     return Path(os.environ.get("MU_RUNS") or "runs")
 
 
+def cache_root() -> Path:
+    """Folder of what only saves time: `medunifier/` in `$XDG_CACHE_HOME`, by default in `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "medunifier"
+
+
 def check_run_name(name: str) -> str:
     """The name of a run that is to be trained: of a folder in `runs_root()`, and a word of a job script.
 

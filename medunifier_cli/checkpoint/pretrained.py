@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.best import best_of, without_best
 from medunifier_cli.checkpoint.lineage import pretrained_of
+from medunifier_cli.checkpoint.tower import load_tower
 from medunifier_cli.data.texts.tokenizer import MEND, TextTokenizer
 from medunifier_cli.distributed import world
 from medunifier_cli.errors import CheckpointError, RecipeError
 from medunifier_cli.model.medunifier import MedUnifier
+from medunifier_cli.model.weights import fitting, without_drawing
 from medunifier_cli.objectives.pretraining import build_model
 from medunifier_cli.recipe.load import load_saved, stage_of
 from medunifier_cli.recipe.schema import PretrainRecipe
@@ -166,18 +165,22 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
     # A frozen image encoder with random weights (for tests) is not in the checkpoint: this seed makes it
     # again.
     torch.manual_seed(recipe.train.seed)
-    # All weights that training changes are in the checkpoint; only a frozen image encoder's are read again.
-    model = build_model(recipe, tokenizer.size, load=recipe.model.vit.frozen)
-    frozen = dict(model.vit.frozen_tensors())
-    if frozen and tensors_hash(frozen) != store.stage_facts(checkpoint, run.folder).get("frozen_hash"):
-        raise CheckpointError(
-            f"{run.folder}: the image encoder's weights ({recipe.model.vit.weights}) on this machine are not "
-            "those it was trained with; put the original file back"
-        )
+    encoder, frozen = None, set[str]()
+    if recipe.model.vit.frozen:
+        encoder, frozen_hash = load_tower(recipe)
+        frozen = {name for name, _ in encoder.frozen_tensors()}
+        if frozen_hash != store.stage_facts(checkpoint, run.folder).get("frozen_hash"):
+            raise CheckpointError(
+                f"{run.folder}: the image encoder's weights ({recipe.model.vit.weights}) on this machine are "
+                "not those it was trained with; put the original file back"
+            )
+    # All weights that training changes are in the checkpoint: none is drawn before it is read.
+    with without_drawing():
+        model = build_model(recipe, tokenizer.size, load=False, encoder=encoder)
     best = best_of(checkpoint.tensors["model"])
     weights = best.weights if best else without_best(checkpoint.tensors["model"])
     try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
+        missing, unexpected = model.load_state_dict(fitting(model, weights), strict=False, assign=True)
     except RuntimeError as error:  # other sizes, for example of the vocabulary
         raise CheckpointError(
             f"{run.folder}: its checkpoint has other sizes than its recipe and tokenizer; put back the files "
@@ -197,13 +200,3 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
             f"{recipe.train.best} ({abs(best.value):.4g})"
         )
     return PretrainedRun(run, recipe, tokenizer, model.to_device(device).eval(), device, step, identity)
-
-
-def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors; used to verify frozen weights."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

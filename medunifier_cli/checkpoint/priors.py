@@ -12,6 +12,7 @@ from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.data.subset import parts_of
 from medunifier_cli.errors import CheckpointError
+from medunifier_cli.model.weights import fitting, without_drawing
 from medunifier_cli.prior.pair import PriorPair
 from medunifier_cli.prior.shape import PriorShape
 from medunifier_cli.recipe.load import load_saved, stage_of
@@ -107,9 +108,10 @@ def restore_priors(run: Run, device: torch.device | None = None) -> FittedPriors
             f"{run.folder}: priors of another run: fitted on the codes of checkpoint {expected}, but "
             f"{pretrained.run.folder} holds {pretrained.identity}; run `mu fit-prior` with another --run"
         )
-    pair = build_pair(recipe, pretrained)
+    with without_drawing():
+        pair = build_pair(recipe, pretrained)
     try:
-        pair.load_state_dict(dict(checkpoint.tensors["model"]))
+        pair.load_state_dict(fitting(pair, checkpoint.tensors["model"]), assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{run.folder}: its checkpoint does not fit its recipe") from error
     identity = store.identity(run.checkpoints, checkpoint.step)

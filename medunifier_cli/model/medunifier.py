@@ -85,13 +85,17 @@ class MedUnifier(nn.Module):
         vocabulary: token ids of the tokenizer, [DEC] included.
         load: False leaves out the image encoder's pretrained weights. Those of a BERT are never read here: a
             new run loads them once (`checkpoint.convert.load_bert`), after that they are in its checkpoints.
+        encoder: the image encoder, if it has been built already.
     """
 
-    def __init__(self, recipe: PretrainRecipe, vocabulary: int, load: bool = True) -> None:
+    def __init__(
+        self, recipe: PretrainRecipe, vocabulary: int, load: bool = True, encoder: ImageEncoder | None = None
+    ) -> None:
         super().__init__()
         width, objectives = recipe.model.qformer.width, recipe.objectives
         self.recipe = recipe
-        self.vit = ImageEncoder(recipe.model.vit, recipe.data.image_size, load)
+        # first of all, as it is where it was built before: random numbers are drawn in this order
+        self.vit = encoder or ImageEncoder(recipe.model.vit, recipe.data.image_size, load)
         # trained even where the ViT is frozen, whose features come out unnormalised
         self.vision_norm = nn.LayerNorm(self.vit.width, eps=VISION_NORM_EPS)
         self.qformer = QFormer(recipe.model.qformer, self.vit.width, vocabulary, recipe.text.max_tokens)
@@ -122,10 +126,13 @@ class MedUnifier(nn.Module):
 
     def to_device(self, device: torch.device) -> MedUnifier:
         """Move to a device; on a GPU a frozen image encoder runs in bf16."""
-        if self.recipe.model.vit.frozen and device.type == "cuda":
+        frozen = self.recipe.model.vit.frozen
+        if frozen and device.type == "cuda":
             # half of the memory, and no copy for autocast to make; weights that are trained stay fp32,
             # since bf16 would round small updates away
             self.vit.vit.to(torch.bfloat16)
+        elif frozen and self.recipe.model.vit.weights != "random":
+            self.vit.own_weights()
         return self.to(device)
 
     def encode_image(self, image_BCHW: Tensor) -> ImageMemory:

@@ -6,8 +6,8 @@ follows in `medunifier.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -19,11 +19,13 @@ from medunifier_cli.model.norm import GlobalBatchNorm
 from medunifier_cli.model.precision import full_precision
 from medunifier_cli.model.weights import (
     existing_path,
+    fitting,
     harmless_globals,
     is_hub_name,
     local_weights,
     unreadable_errors,
     why_unreadable,
+    without_drawing,
 )
 from medunifier_cli.recipe.schema import VitConfig
 
@@ -126,6 +128,12 @@ class ImageEncoder(nn.Module):
         for block in self.vit.blocks:
             yield block, False
 
+    def own_weights(self) -> None:
+        """Copy the weights out of the file that they may be mapped from: whoever writes to it would change
+        them."""
+        for parameter in self.vit.parameters():
+            parameter.data = parameter.data.clone()
+
     def frozen_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Named weights that training never changes: a checkpoint stores their hash instead of them."""
         # a billion parameters would double the size of every checkpoint
@@ -140,8 +148,6 @@ class ImageEncoder(nn.Module):
 
 
 def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
-    import timm
-
     arguments = timm_arguments(recipe, image_size)
     # three sources with three ways into timm: its own hub entry, a file on this disk, and any hub repository
     weights = recipe.weights if load else "random"
@@ -167,7 +173,7 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
             )
     try:
         with harmless_globals():
-            return timm.create_model(name, **arguments)
+            return _build(name, arguments, copy=not recipe.frozen)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         if "Unknown model" in str(error):
             raise MuError(f"model.vit.name: timm has no model {name}") from error
@@ -249,6 +255,39 @@ def _put_stem(vit: Any, recipe: VitConfig) -> None:
     if not isinstance(getattr(patches, "proj", None), nn.Conv2d) or hasattr(patches, "backbone"):
         raise MuError(f"model.vit.stem: {recipe.name} does not cut images into patches; use `patches`")
     patches.proj = convolutional_stem(int(patches.patch_size[0]), int(vit.embed_dim))
+
+
+def _build(name: str, arguments: Mapping[str, Any], copy: bool) -> Any:
+    """`timm.create_model`, which draws a billion weights before it loads as many; here none is drawn.
+
+    Args:
+        copy: False leaves weights in the file that they are mapped from.
+    """
+    import timm
+
+    if arguments.get("pretrained"):
+        # whatever is wrong is found again below, and said: an architecture that computes with its weights, a
+        # file that is damaged, a format that timm copies by itself
+        with suppress(Exception), without_drawing(), _loading_by_assignment(copy):
+            vit = timm.create_model(name, **arguments)
+            if not any(tensor.is_meta for tensor in (*vit.parameters(), *vit.buffers())):
+                return vit
+    return timm.create_model(name, **arguments)
+
+
+@contextmanager
+def _loading_by_assignment(copy: bool) -> Iterator[None]:
+    """While open, timm's own way of loading, with its filters, puts tensors in the place of a model's."""
+    usual = nn.Module.load_state_dict
+
+    def load(module: nn.Module, tensors: Mapping[str, Tensor], strict: bool = True, **_: Any) -> Any:
+        return usual(module, fitting(module, tensors, copy), strict=strict, assign=True)
+
+    nn.Module.load_state_dict = load  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.load_state_dict = usual  # type: ignore[method-assign]
 
 
 def _draw_positions(vit: Any, recipe: VitConfig) -> None:

@@ -11,8 +11,8 @@ import struct
 import sys
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ import numpy as np
 from medunifier_cli.errors import MissingWeightsError, MuError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
 """Weight files of a repository in transformers' layout, in order of preference."""
@@ -140,6 +140,43 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except unreadable_errors() as error:
         raise MuError(why_unreadable(path, error)) from error
     return _tensors_in(content, path)
+
+
+@contextmanager
+def without_drawing() -> Iterator[None]:
+    """While open, parameters of new modules are on the meta device: no random number is drawn for them, and
+    they take no memory, until `load_state_dict` assigns values. Buffers have theirs: no file holds the
+    constants among them.
+    """
+    from torch import nn
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    def emptied(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
+        if module._parameters.get(name) is not None:
+            return parameter  # that is assigned in the place of an empty one
+        return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+
+    # annotated as one that returns nothing, while what it returns is registered
+    hook = register_module_parameter_registration_hook(emptied)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def fitting(module: nn.Module, tensors: Mapping[str, Tensor], copy: bool = True) -> dict[str, Tensor]:
+    """Tensors in the types of a module's own, for `load_state_dict` to assign: copying would convert them.
+
+    Args:
+        module: may be without values.
+        tensors: by the module's names; what has no such name is left as it is.
+        copy: False takes tensors of the right type as they are. Those of a mapped file change with it.
+    """
+    own = module.state_dict()
+    return {
+        name: tensor.to(own[name].dtype, copy=copy).contiguous() if name in own else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def unreadable_errors() -> tuple[type[Exception], ...]:

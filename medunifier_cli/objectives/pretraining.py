@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from medunifier_cli.data.contract import Batch, PackedText
 from medunifier_cli.data.texts.dropping import drop_tokens
 from medunifier_cli.model.medunifier import MedUnifier
-from medunifier_cli.model.vit import pixels
+from medunifier_cli.model.vit import ImageEncoder, pixels
 from medunifier_cli.objectives.itc import ImageTextContrast
 from medunifier_cli.objectives.itg import ImageGroundedTextGeneration
 from medunifier_cli.objectives.itm import ImageTextMatching
@@ -58,15 +58,18 @@ def curves_of(recipe: PretrainRecipe) -> dict[str, str]:
     return curves | {"lr": "Learning rate"}
 
 
-def build_model(recipe: PretrainRecipe, vocabulary: int, load: bool = True) -> MedUnifier:
+def build_model(
+    recipe: PretrainRecipe, vocabulary: int, load: bool = True, encoder: ImageEncoder | None = None
+) -> MedUnifier:
     """The model with the heads of every active objective.
 
     Args:
         recipe: sizes and weights of the objectives.
         vocabulary: token ids of the tokenizer, [DEC] included.
         load: False leaves out the image encoder's pretrained weights.
+        encoder: the image encoder, if it has been built already.
     """
-    model = MedUnifier(recipe, vocabulary, load)
+    model = MedUnifier(recipe, vocabulary, load, encoder)
     # after the paper's heads: a new head draws its initial weights last and leaves the others' as they were
     for objective in active_objectives(recipe):
         objective.extend(model)

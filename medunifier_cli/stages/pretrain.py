@@ -14,7 +14,8 @@ from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.best import Best, without_best
 from medunifier_cli.checkpoint.contrast import PAIRS, free_keys, pairs_per_pass
 from medunifier_cli.checkpoint.convert import load_bert
-from medunifier_cli.checkpoint.pretrained import restore, tensors_hash
+from medunifier_cli.checkpoint.pretrained import restore
+from medunifier_cli.checkpoint.tower import load_tower
 from medunifier_cli.data.batch import to_device
 from medunifier_cli.data.contract import Batch
 from medunifier_cli.data.images.augment import Augmented
@@ -59,10 +60,10 @@ class Pretraining:
         self.recipe, self.train_split = recipe, train
         self.device, self.tokenizer_hash = device, tokenizer.fingerprint
         # a frozen image encoder with random weights is not in the checkpoints: `restore` draws it again from
-        # this seed, so nothing may draw between this line and the model
+        # this seed, so nothing may draw between this line and the encoder
         torch.manual_seed(recipe.train.seed)
-        model = build_model(recipe, tokenizer.size)
-        self.frozen_hash = tensors_hash(dict(model.vit.frozen_tensors()))
+        encoder, self.frozen_hash = load_tower(recipe)
+        model = build_model(recipe, tokenizer.size, encoder=encoder)
         self.module = PretrainingLoss(model.to_device(device), tokenizer.dec_id)
         self.samples = "pairs"
         losses = (objective.name for objective in active_objectives(recipe))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from medunifier_cli.terminal.progress import Progress
 from medunifier_cli.train.finite import Counts, Skips, not_finite
 from medunifier_cli.train.optim import load_state_tensors, state_tensors
 from medunifier_cli.train.stage import Stage
+from medunifier_cli.train.writer import Writer
 
 
 def resume(
@@ -85,6 +87,8 @@ def _kept(keep: int, validated: bool) -> int:
 class Saver:
     """Writes the checkpoints of a run, after checking that training can resume from them.
 
+    The files are written while the next steps run, at most one checkpoint at a time: see `finish`.
+
     Args:
         counts: as of the checkpoint that the run resumed from, or the last look.
         meant: tensors that are not finite on purpose, as `not_finite` names them.
@@ -105,6 +109,7 @@ class Saver:
     validated: bool
     due: bool = False
     """A checkpoint was put off, see `save`."""
+    writer: Writer = field(default_factory=Writer)
 
     def look(self, done: int) -> Counts:
         """Say how many steps were skipped since the last look; the CPU waits for the device.
@@ -126,7 +131,7 @@ class Saver:
         return self.counts
 
     def save(self, done: int, now: bool, validated: bool = True) -> None:
-        """Write a checkpoint unless there is one of this step.
+        """Begin to write a checkpoint unless there is one of this step; on all ranks.
 
         Args:
             done: steps done.
@@ -136,7 +141,7 @@ class Saver:
 
         Raises:
             NotFiniteError: weights, buffers or moments are not finite, or too many steps were skipped.
-            CheckpointError: it cannot be written.
+            CheckpointError: it, or the one before, cannot be written.
         """
         if done == self.saved and self.validated:
             return
@@ -146,8 +151,31 @@ class Saver:
             self._write(done, counts, validated)
             self.saved, self.validated = done, validated
 
+    @property
+    def failed(self) -> bool:
+        """Whether this rank knows that the last checkpoint cannot be written, as `finish` will say."""
+        return self.writer.failed
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is whole, on all ranks.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        failure: CheckpointError | None = None
+        try:
+            self.writer.wait()
+        except CheckpointError as error:
+            failure = error
+        self._agree(failure)
+
+    def close(self) -> None:
+        """Let the last checkpoint be completed, however training ended."""
+        # should that fail, what ended training has the line: the same command resumes from the one before
+        self.writer.join()
+
     def _write(self, done: int, counts: Counts, validated: bool) -> None:
-        """Write on the main rank; the others wait, so that none runs ahead of a failed write."""
+        """Begin to write on the main rank; the others hear if it cannot, so that none runs ahead of it."""
         # on every rank, before the main one goes to its files: it is an exchange between all of them
         rng = {f"cpu.{rank}": state for rank, state in enumerate(_rng_of_ranks(self.accelerator.device))}
         failure: CheckpointError | None = None
@@ -159,22 +187,32 @@ class Saver:
                 "optimizer": state_tensors(self.stage.module, plain),
                 "rng": rng,
             }
-            facts: dict[str, Any] = {
-                "stage": self.stage.facts(), "ranks": world.size(), "steps": self.stage.steps
-            }  # fmt: skip
-            if self.accelerator.scaler is not None:
-                facts["scaler"] = self.accelerator.scaler.state_dict()
             keep = _kept(self.train.keep, validated)
-            if not validated:
-                facts["validated"] = False
-            if counts.shown():
-                facts["skips"] = asdict(counts)
             try:
+                self.writer.wait()
                 if wrong := [name for name in not_finite(tensors) if name not in self.meant]:
                     raise self._not_finite(f"{wrong[0]} is not finite after step {done:,}", done)
-                store.save(self.run.checkpoints, store.Checkpoint(done, tensors, facts), keep)
+                facts = self._facts(counts, validated)
+                checkpoint = store.Checkpoint(done, self.writer.copy(tensors), facts)
+                self.writer.begin(lambda: store.save(self.run.checkpoints, checkpoint, keep))
             except CheckpointError as error:
                 failure = error  # raised below: the other ranks wait there and must hear of it
+        self._agree(failure)
+
+    def _facts(self, counts: Counts, validated: bool) -> dict[str, Any]:
+        facts: dict[str, Any] = {
+            "stage": self.stage.facts(), "ranks": world.size(), "steps": self.stage.steps
+        }  # fmt: skip
+        if self.accelerator.scaler is not None:
+            facts["scaler"] = self.accelerator.scaler.state_dict()
+        if not validated:
+            facts["validated"] = False
+        if counts.shown():
+            facts["skips"] = asdict(counts)
+        return deepcopy(facts)  # written while training goes on
+
+    def _agree(self, failure: CheckpointError | None) -> None:
+        """Raise on all ranks what the main one has failed with."""
         if world.any_rank(failure is not None, self.accelerator.device):
             raise failure or CheckpointError(
                 f"{self.run.checkpoints}: the main rank could not write its checkpoint"
@@ -182,6 +220,7 @@ class Saver:
 
     def _not_finite(self, what: str, done: int) -> NotFiniteError:
         """The error that ends the run; that it came is recorded, as it lets the rate change."""
+        self.close()  # what is kept is known once it is whole
         kept = store.steps(self.run.checkpoints)
         if world.is_main():
             # no step since the newest checkpoint was finite: with another rate none would be either, as a

@@ -59,7 +59,8 @@ class Stage(Protocol):
         """
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
-        """Weights and buffers that a checkpoint must hold."""
+        """Weights and buffers that a checkpoint must hold; those of the best validation as `Best.tensors` has
+        them, which nothing changes in place while they are written."""
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Load the tensors that `checkpoint_tensors` returned."""

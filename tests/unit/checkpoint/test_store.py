@@ -17,6 +17,7 @@ import torch
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.errors import CheckpointError, one_line
+from medunifier_cli.train.writer import Writer
 from tests.hostile import changed_bytes
 
 
@@ -44,7 +45,18 @@ def test_round_trip_and_keep(tmp_path: Path) -> None:
     assert newest.tensors["rng"]["cpu.0"].dtype == torch.uint8
 
 
-def test_killed_at_any_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def through_the_thread(folder: Path, saved: store.Checkpoint, keep: int) -> None:
+    """As training saves."""
+    writer = Writer()
+    copied = store.Checkpoint(saved.step, writer.copy(saved.tensors), saved.facts)
+    writer.begin(lambda: store.save(folder, copied, keep))
+    writer.wait()
+
+
+@pytest.mark.parametrize("save", [store.save, through_the_thread])
+def test_killed_at_any_system_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[[Path, store.Checkpoint, int], object]
+) -> None:
     """Kill the writer at its k-th touch of the disk, for every k: the old or the new one is whole."""
     outcomes = set()
     for k in range(1, 40):
@@ -67,7 +79,7 @@ def test_killed_at_any_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             for name in real:
                 patch.setattr(os, name, counting(real[name]))
             try:
-                store.save(folder, checkpoint(2), keep=1)
+                save(folder, checkpoint(2), 1)
                 finished = True
             except Killed:
                 finished = False
@@ -110,7 +122,10 @@ def test_a_damaged_newest_checkpoint_is_skipped(
     assert "trying the previous checkpoint" in warning
 
 
-def test_full_disk_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("save", [store.save, through_the_thread])
+def test_full_disk_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[[Path, store.Checkpoint, int], object]
+) -> None:
     store.save(tmp_path, checkpoint(1), keep=2)
 
     def full(*_: object, **__: object) -> None:
@@ -118,7 +133,7 @@ def test_full_disk_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(store, "save_file", full)
     with pytest.raises(CheckpointError, match=r"No space left on device.*step 1 is untouched"):
-        store.save(tmp_path, checkpoint(2), keep=2)
+        save(tmp_path, checkpoint(2), 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     newest = store.newest(tmp_path)
     assert newest is not None

@@ -9,7 +9,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from medunifier_cli.terminal import progress
 from medunifier_cli.train.loop import fit
 from medunifier_cli.train.stage import Values
 from medunifier_cli.train.stop import Watch
+from medunifier_cli.train.writer import Writer
 
 STEPS, POINTS = 6, 8
 
@@ -148,15 +149,15 @@ def test_log_comes_before_validation_and_validation_before_the_checkpoint(
     tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, stage = new_run(tmp_path / "run"), LineStage()
-    save = store.save
+    begin = Writer.begin
 
-    def noted(folder: Path, checkpoint: store.Checkpoint, keep: int) -> Path:
-        stage.calls.append(f"save {checkpoint.step}")
+    def noted(writer: Writer, write: Callable[[], object]) -> None:
         logged = [(line["event"], line["step"]) for line in lines(run)]
-        assert logged[-1] == ("valid", checkpoint.step)
-        return save(folder, checkpoint, keep)
+        assert logged[-1] == ("valid", int(stage.validated))
+        stage.calls.append(f"save {logged[-1][1]}")
+        begin(writer, write)
 
-    monkeypatch.setattr(store, "save", noted)
+    monkeypatch.setattr(Writer, "begin", noted)
     fit(stage, run, accelerator, SETTINGS, OPTIM)
     assert stage.calls == ["start", "validate 3", "save 3", "validate 6", "save 6"]
     newest = store.newest(run.checkpoints)
