@@ -100,7 +100,7 @@ def _files(vit: VitConfig) -> list[Path]:
     if vit.weights == "random":
         return []
     if vit.weights != "hub" and (path := existing_path(vit.weights)) is not None:
-        with suppress(MuError):  # that it holds none is said by whoever loads it
+        with suppress(MuError):  # whoever loads it reports that it holds none
             return [local_weights(path)]
         return []
     repository, names = vit.weights, list(WEIGHT_FILES)

@@ -76,7 +76,7 @@ class LoopConfig:
     valid_every: CountOrZero = 1000
     """Steps between two validations; 0 to validate only at the end."""
     checkpoint_every: Count = 1000
-    """Steps between two checkpoints. One is written while training goes on."""
+    """Steps between two checkpoints. One is written while training continues."""
     keep: Count = 2
     """Number of checkpoints to keep."""
     skip_limit: Count = 10

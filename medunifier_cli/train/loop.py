@@ -63,10 +63,8 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     #   cuts off when the run is resumed. The other way round that step's line would be missing for good.
     # - Validate before save: validation may change what the checkpoint holds, such as the best epoch so far.
     # - Stop after save: nothing of the step is lost, and the same command continues with the next one.
-    # A checkpoint is written while the next steps run, and waited for where training ends.
     with (
-        # the first to open, and so the last to close: signals are no longer collected then
-        closing(saver), stop_on_signals() as stop, progress,
+        closing(saver), stop_on_signals() as stop, progress,  # the saver last: a second Ctrl-C ends its wait
         # closed also where an exception holds this frame: its loader processes would delay the exit
         closing(stop.until_stopped(stage.batches(first), alone=world.size() == 1)) as batches,
     ):  # fmt: skip
@@ -94,20 +92,16 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
             validated = not due or _validate(stage, accelerator, log, progress, done, stop)
             last = last or (due and validated and _is_over(stage, done, progress))
             # All ranks are asked: a signal reaches one of them first, and if that one left the loop, the
-            # others would wait for it in the next collective operation.
-            # So they are if the last checkpoint could not be written, which the main one alone knows.
+            # others would wait for it in the next collective operation. As if a checkpoint has failed.
             stopping = stops(bool(stop) or saver.failed, done)
             if last or stopping or saver.due or done % train.checkpoint_every == 0:
                 saver.save(done, now=last or stopping, validated=validated)
-            if last or stopping:
-                saver.finish()
             if stopping:
                 raise _stopped(stop, done, stage.steps)
             if last:
                 break
         if stop and not last:  # stopped while it waited for the next batch
             saver.save(done, now=True)
-            saver.finish()
             raise _stopped(stop, done, stage.steps)
     return done - first
 
@@ -127,8 +121,7 @@ def _make_up(
     """Validate and save the step at which a signal had ended the validation; whether training ends there."""
     if not _validate(stage, accelerator, log, progress, first, stop):
         raise _stopped(stop, first, stage.steps)
-    saver.save(first, now=True)
-    saver.finish()  # before loader processes start, which would hold on to open files of it
+    saver.save(first, now=True)  # whole before loader processes start, which would keep files of it open
     return _is_over(stage, first, progress)
 
 

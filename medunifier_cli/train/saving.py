@@ -135,21 +135,23 @@ class Saver:
 
         Args:
             done: steps done.
-            now: in any case. Otherwise it is put off in a row of skipped steps: it would hold nothing new,
-                and push out the checkpoints from before the row, which a lower rate may have to start from.
+            now: in any case, and wait until it is whole. Otherwise it is put off in a row of skipped steps:
+                it would hold nothing new, and push out the checkpoints from before the row, which a lower rate
+                may have to start from.
             validated: False if a signal ended the validation that belongs to this step; it is made up for.
 
         Raises:
             NotFiniteError: weights, buffers or moments are not finite, or too many steps were skipped.
             CheckpointError: it, or the one before, cannot be written.
         """
-        if done == self.saved and self.validated:
-            return
-        counts = self.look(done)
-        self.due = bool(counts.in_a_row) and not now
-        if not self.due:
-            self._write(done, counts, validated)
-            self.saved, self.validated = done, validated
+        if done != self.saved or not self.validated:
+            counts = self.look(done)
+            self.due = bool(counts.in_a_row) and not now
+            if not self.due:
+                self._write(done, counts, validated)
+                self.saved, self.validated = done, validated
+        if now:
+            self.finish()
 
     @property
     def failed(self) -> bool:
@@ -209,7 +211,7 @@ class Saver:
             facts["validated"] = False
         if counts.shown():
             facts["skips"] = asdict(counts)
-        return deepcopy(facts)  # written while training goes on
+        return deepcopy(facts)  # written while training continues
 
     def _agree(self, failure: CheckpointError | None) -> None:
         """Raise on all ranks what the main one has failed with."""

@@ -1,4 +1,4 @@
-"""Write a checkpoint while training goes on: a copy of its tensors, which a thread brings to disk.
+"""Write a checkpoint while training continues: a copy of its tensors, which a thread brings to disk.
 
 Only copying holds up the next step. Everything that ranks exchange stays in the main thread, which hears of a
 failed write when it waits for it, or sees `failed`.

@@ -37,7 +37,7 @@ STEPS = 8
 TRAIN = LoopConfig(
     steps=STEPS, global_batch=8, log_every=1, valid_every=0, checkpoint_every=2, keep=9, seed=5
 )
-PATIENCE = 20.0
+PATIENCE = 120.0
 """Seconds after which something that never comes fails a test."""
 
 
