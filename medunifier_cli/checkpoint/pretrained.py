@@ -21,7 +21,7 @@ from medunifier_cli.errors import CheckpointError, RecipeError
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.objectives.pretraining import build_model
 from medunifier_cli.recipe.load import load_saved, stage_of
-from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.recipe.schema import LIVE, PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run, newest_run, runs_root
@@ -45,17 +45,21 @@ class PretrainedRun:
     step: int
     identity: str
     """Hash of the checkpoint, as result files carry it."""
+    encoder: str = ""
+    """Hash of the frozen image encoder's weights; empty for one that was trained."""
 
     @property
     def precision(self) -> str:
         """Precision of every forward pass that measures, as results state it; training may have another."""
+        cached = self.recipe.data.features != LIVE
+        features = "; cached features of the image encoder in bf16" if cached else ""
         if self.device.type != "cuda":
-            return "fp32"
+            return f"fp32{features}"
         # as `model.precision.measuring` has it; convolutions by PyTorch's default
         convolutions = " and convolutions" if torch.backends.cudnn.allow_tf32 else ""
         # as `MedUnifier.to_device` has it
         half = ", the frozen image encoder in bf16" if self.recipe.model.vit.frozen else ""
-        return f"fp32, matrix products{convolutions} in TF32{half}"
+        return f"fp32, matrix products{convolutions} in TF32{half}{features}"
 
 
 def is_run_of(run: Run, *recipes: type[PretrainRecipe | FinetuneRecipe | PriorRecipe]) -> bool:
@@ -169,7 +173,8 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
     # All weights that training changes are in the checkpoint; only a frozen image encoder's are read again.
     model = build_model(recipe, tokenizer.size, load=recipe.model.vit.frozen)
     frozen = dict(model.vit.frozen_tensors())
-    if frozen and tensors_hash(frozen) != store.stage_facts(checkpoint, run.folder).get("frozen_hash"):
+    encoder = tensors_hash(frozen) if frozen else ""
+    if frozen and encoder != store.stage_facts(checkpoint, run.folder).get("frozen_hash"):
         raise CheckpointError(
             f"{run.folder}: the image encoder's weights ({recipe.model.vit.weights}) on this machine are not "
             "those it was trained with; put the original file back"
@@ -196,7 +201,8 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
             f"{run.folder}: weights of step {step:,} of {checkpoint.step:,}, the best by "
             f"{recipe.train.best} ({abs(best.value):.4g})"
         )
-    return PretrainedRun(run, recipe, tokenizer, model.to_device(device).eval(), device, step, identity)
+    model = model.to_device(device).eval()
+    return PretrainedRun(run, recipe, tokenizer, model, device, step, identity, encoder)
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -106,7 +106,13 @@ class ImageEncoder(nn.Module):
         return self
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Pixels in [0, 1], [B, 3, H, W] -> f_v [B, 1 + V, D_v], fp32 where the encoder is frozen."""
+        """Pixels in [0, 1], [B, 3, H, W] -> f_v [B, 1 + V, D_v], fp32 where the encoder is frozen.
+
+        Raises:
+            RuntimeError: its weights were left out.
+        """
+        if isinstance(self.vit, nn.Identity):
+            raise RuntimeError("an image without cached features, in a model without its image encoder")
         x = (image_BCHW - self.mean) / self.std
         if not self.recipe.frozen:
             features: Tensor = self.vit.forward_features(x)
@@ -116,6 +122,10 @@ class ImageEncoder(nn.Module):
         # norms to fp32 and back: without it training has the features that evaluation has.
         with torch.no_grad(), full_precision(x.device) if x.device.type == "cuda" else nullcontext():
             return self.vit.forward_features(x.to(self.dtype)).float()  # type: ignore[no-any-return]
+
+    def leave_out(self) -> None:
+        """Let the weights go, where cached features stand in for what they compute; sizes stay known."""
+        self.vit = nn.Identity()
 
     def frozen_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Named weights that training never changes: a checkpoint stores their hash instead of them."""
