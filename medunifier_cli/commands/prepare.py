@@ -146,11 +146,7 @@ def _refuse_others(context: click.Context) -> None:
     for parameter in context.command.params:
         name = parameter.name or ""
         if name not in WITH_FEATURES and context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
-            what = (
-                parameter.opts[0]
-                if parameter.opts[0].startswith("-")
-                else f"{parameter.opts[0].upper()} as argument"
-            )
+            what = "DATASET" if name == "dataset" else parameter.opts[0]
             raise click.UsageError(f"{what} is for shards; --features takes all from its recipe, see -o")
 
 
@@ -160,8 +156,12 @@ def _compute_features(
     """`--features`: in this process, or in one for each GPU; or as a rank of a group that was joined."""
     from medunifier_cli.distributed import group, variables
     from medunifier_cli.recipe.load import load_any
+    from medunifier_cli.recipe.schema import PretrainRecipe
+    from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
+    from medunifier_cli.recipe.schema_prior import PriorRecipe
 
     recipe = load_any(name, overrides)
+    assert isinstance(recipe, PretrainRecipe | FinetuneRecipe | PriorRecipe)  # there is no other stage
     variables.check_variables(recipe.train.precision)
     joined = group.joined_group()
     from medunifier_cli.stages.cached.compute import FeatureJob, compute_features

@@ -199,7 +199,6 @@ def run_fitting(recipe: PriorRecipe, folder: Path) -> None:
     """
     run = Run(folder)
     accelerator = accelerator_of(recipe.train, folder)
-
     trained, train, valid = agree(lambda: _check_start(recipe, accelerator.device))
     parts = [split for split in (train, valid) if split is not None]
     splits = {part.split: part.source.shards.fingerprint for part in parts}

@@ -69,7 +69,7 @@ def training_options(verb: Verb) -> Verb:
 def in_ranks(
     joined: bool, requested: int, in_recipe: int, work: Callable[..., None], *arguments: Any
 ) -> None:
-    """Call `work(*arguments)` as the rank that this process is, in this process, or in each of several new ones.
+    """Call `work(*arguments)` as the rank that this process is, alone, or in each of several new processes.
 
     Args:
         joined: of `group.joined_group`.

@@ -1,4 +1,4 @@
-"""`mu prepare --features RECIPE`: compute the output of a frozen image encoder once, for every image of a recipe.
+"""`mu prepare --features RECIPE`: compute the output of a frozen image encoder once for every image.
 
 Files of some hundred rows are computed each by one rank and written whole or not at all: a call after a kill
 computes those that are missing, and ranks, or machines with `--part`, share them.
@@ -35,9 +35,9 @@ from medunifier_cli.errors import DataError
 from medunifier_cli.files import make_folder
 from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.vit import ImageEncoder, pixels
-from medunifier_cli.recipe.load import Recipe
 from medunifier_cli.stages.cached.plan import (
     GB,
+    AnyRecipe,
     FeaturePlan,
     describe,
     plan_features,
@@ -60,7 +60,7 @@ BATCH = 64
 class FeatureJob:
     """What one command computes."""
 
-    recipe: Recipe
+    recipe: AnyRecipe
     out: Path | None = None
     """Folder for the features; None for what the recipe says."""
     part: tuple[int, int] = (1, 1)

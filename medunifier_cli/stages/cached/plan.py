@@ -1,4 +1,4 @@
-"""Which features of a frozen image encoder a recipe can read from a cache: of which splits, where, how large."""
+"""Which features of a frozen image encoder a recipe can read from a cache: where, and how large they are."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.subset import open_part
 from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.model.vit import ImageEncoder
-from medunifier_cli.recipe.load import Recipe, load_saved
+from medunifier_cli.recipe.load import load_saved
 from medunifier_cli.recipe.schema import LIVE, PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run, shards_folder
 from medunifier_cli.run.record import Run
 
+AnyRecipe = PretrainRecipe | FinetuneRecipe | PriorRecipe
 GB = 1e9
 UNKNOWN = "0" * 64
 """In place of the hash of weights, where only sizes are asked for."""
@@ -43,9 +44,12 @@ class FeaturePlan:
     """The splits by name, in the order in which they are computed."""
     workers: int
     """Loader processes per rank."""
+    dataset: str
+    setting: str
+    """`data.features`: whether the recipe reads them."""
 
 
-def plan_features(recipe: Recipe, out: Path | None = None) -> FeaturePlan:
+def plan_features(recipe: AnyRecipe, out: Path | None = None) -> FeaturePlan:
     """Plan the features of all splits that a recipe names.
 
     Args:
@@ -65,7 +69,6 @@ def plan_features(recipe: Recipe, out: Path | None = None) -> FeaturePlan:
         dataset, folder = own.dataset, Path(own.shards) if own.shards else shards_folder(own.dataset)
         names, setting, workers = (own.train, own.valid, own.test), own.features, own.workers
     else:
-        assert isinstance(recipe, PriorRecipe)
         encoder, prior = _encoder_of(recipe.prior.pretrained, recipe.stage), recipe.data
         dataset = prior.dataset or encoder.data.dataset
         folder, train, valid = splits_of(recipe, encoder)
@@ -77,7 +80,8 @@ def plan_features(recipe: Recipe, out: Path | None = None) -> FeaturePlan:
             "nothing to cache"
         )
     shards = {name: open_part(folder, name) for name in dict.fromkeys(filter(None, names))}
-    return FeaturePlan(encoder, out or folder_of(setting, dataset, encoder), shards, workers)
+    folder = out or folder_of(setting, dataset, encoder)
+    return FeaturePlan(encoder, folder, shards, workers, dataset, setting)
 
 
 def _encoder_of(pretrained: str, verb: str) -> PretrainRecipe:
