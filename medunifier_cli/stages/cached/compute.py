@@ -36,12 +36,12 @@ from medunifier_cli.files import make_folder
 from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.vit import ImageEncoder, pixels
 from medunifier_cli.stages.cached.plan import (
-    GB,
     AnyRecipe,
     FeaturePlan,
     describe,
     plan_features,
     refuse_small_disk,
+    room,
     sizes_of,
     with_weights,
 )
@@ -128,10 +128,8 @@ def _begin(plan: FeaturePlan, sizes: Mapping[str, FeatureFacts], part: tuple[int
     make_folder(plan.folder)
     sweep(plan.folder)
     of_part = f" of part {part[0]}/{part[1]}" if part[1] > 1 else ""
-    say(
-        f"{plan.folder}: features of {describe(sizes)}; {needed / GB:,.2f} GB{of_part} to compute, "
-        f"{free / GB:,.2f} GB free"
-    )
+    left = f"{room(needed)} to compute{of_part}, {room(free)} free" if missing else f"all{of_part} there"
+    say(f"{plan.folder}: features of {describe(sizes)}; {left}")
     return missing
 
 
@@ -233,7 +231,7 @@ class _Stream:
 def _say_result(
     plan: FeaturePlan, facts: Mapping[str, FeatureFacts], missing: Missing, seconds: float
 ) -> None:
-    images = sum(len(facts[split].rows_of(number)) for split, number in missing)
-    say(f"{plan.folder}: features of {images:,} images computed in {seconds:.0f} s")
+    if images := sum(len(facts[split].rows_of(number)) for split, number in missing):
+        say(f"{plan.folder}: features of {images:,} images computed in {seconds:.0f} s")
     if absent := _absent(plan.folder, _files_of(facts)):
         say(f"{plan.folder}: {len(absent):,} files of other parts are not there yet")

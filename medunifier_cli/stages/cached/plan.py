@@ -27,7 +27,7 @@ from medunifier_cli.roots import find_run, shards_folder
 from medunifier_cli.run.record import Run
 
 AnyRecipe = PretrainRecipe | FinetuneRecipe | PriorRecipe
-GB = 1e9
+MB, GB = 1e6, 1e9
 UNKNOWN = "0" * 64
 """In place of the hash of weights, where only sizes are asked for."""
 
@@ -106,8 +106,13 @@ def describe(sizes: Mapping[str, FeatureFacts]) -> str:
     count = sum(facts.samples for facts in sizes.values())
     return (
         f"{count:,} images x {first.tokens} x {first.width:,} in bf16, "
-        f"{sum(facts.total_bytes for facts in sizes.values()) / GB:,.2f} GB"
+        f"{room(sum(facts.total_bytes for facts in sizes.values()))}"
     )
+
+
+def room(size: int) -> str:
+    """Bytes in words: `176.1 GB`, `1.2 MB`."""
+    return f"{size / GB:,.1f} GB" if size >= GB else f"{size / MB:.1f} MB"
 
 
 def refuse_small_disk(folder: Path, needed: int) -> int:
@@ -120,8 +125,8 @@ def refuse_small_disk(folder: Path, needed: int) -> int:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise DataError(
-            f"{folder}: {needed / GB:,.2f} GB more are needed, and {free / GB:,.2f} GB are free there; name "
-            "a folder on another disk with --out"
+            f"{folder}: {room(needed)} more are needed, and {room(free)} are free there; name a folder on "
+            "another disk with --out"
         )
     return free
 

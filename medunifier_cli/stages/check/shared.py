@@ -174,7 +174,7 @@ def check_image_encoder(recipe: PretrainRecipe) -> str:
 
 
 def check_features(recipe: AnyRecipe, hashes: bool) -> str:
-    """Check the cached features that a recipe reads; of one that reads none, say how much room they would take.
+    """Check the cached features that a recipe reads; or say how much room they would take.
 
     Args:
         hashes: read all of them and compare their checksums; otherwise sizes, and what they were made of.
