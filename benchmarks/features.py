@@ -1,12 +1,11 @@
-"""Cached features against a live image encoder: pairs a second in training, bytes on disk, rows read a second.
+"""Cached features against a live image encoder: pairs per second in training, bytes on disk, reading.
 
     python benchmarks/features.py [--images 64] [--batch 16] [--rounds 3] [--threads 1] [--tiny]
 
-The encoder is a ViT-S/14 at 224 pixels, with a Q-Former and a decoder in about the proportion to it that
-`full.yaml` has: the encoder is some 60 % of a step's FLOP. A step is loading, forward and backward pass of all
-four objectives, without the optimiser; TIG reads the images in both cases. Rounds of both alternate, and
-medians are compared. Files are read from the page cache, so that `read_*` is the cost of the reader with its
-checksums, not of a disk.
+The encoder is a ViT-S/14 at 224 pixels. A step is loading, forward and backward pass of all four objectives,
+without the optimiser; TIG reads the images in both cases. Rounds of both alternate, and medians are compared.
+Files are read from the page cache, so that `read_*` is the cost of the reader with its checksums, not of a
+disk.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ def test_all_that_follows_reads_them_too(root: Path, no_encoder: None) -> None:
     assert "rank" in run(root, "retrieve", "--run", "model", "--split", "test")
     assert "accuracy" in run(root, "zeroshot", "--run", "model", "--split", "test")
     assert "BLEU" in run(root, "report", "--run", "model", "--limit", 4)
-    code, printed = call(root, "fit-prior", PRIORS, "--from", "model")
+    _, printed = call(root, "fit-prior", PRIORS, "--from", "model")
     assert "44 images encoded" in printed, printed  # three steps teach the codes nothing
     quick = (
         "--from", "model", "-o", "train.steps=2", "-o", "train.global_batch=8", "-o", "data.workers=0",
@@ -207,8 +207,8 @@ def test_features_of_another_encoder_size_or_split_are_refused(root: Path) -> No
     assert "train.json: features of another image encoder" in line
     line = refused(root, "pretrain", RECIPE, *FROZEN, *where, "-o", "data.image_size=64", "--run", "size")
     assert "train.json: features of images of 32 pixels, not of 64" in line
-    line = refused(root, "pretrain", RECIPE, *FROZEN, *where, "-o", "data.train=valid", "-o", "data.valid=train",
-                   "-o", "model.vit.heads=4", "--run", "heads")  # fmt: skip
+    heads = ("-o", "model.vit.heads=4", "--run", "heads")
+    line = refused(root, "pretrain", RECIPE, *FROZEN, *where, *heads)
     assert "features of heads 2, not 4" in line
     line = refused(root, "prepare", "--features", RECIPE, *FROZEN, "-o", "train.seed=7")
     assert "another image encoder" in line
