@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NEGATIVE_TEXT, NEGATIVE_IMAGE, REVIVAL, DROPOUT, TEXT_DROP, TEXT_VIEW, SCORED_PAIRS, AUGMENT = range(8)
+(
+    NEGATIVE_TEXT, NEGATIVE_IMAGE, REVIVAL, DROPOUT, TEXT_DROP, TEXT_VIEW, SCORED_PAIRS, AUGMENT, TOKEN_DROP,
+) = range(9)  # fmt: skip
 """Purposes of random numbers. Part of the key, so that no two purposes share a stream."""
 # the numbers are in every finished run's results: new purposes go to the end
 

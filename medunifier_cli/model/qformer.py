@@ -234,6 +234,10 @@ class QFormer(nn.Module):
             for layer in range(recipe.layers)
         )
         initialise(self, recipe.init_std)
+        if recipe.embedding_std:
+            nn.init.normal_(self.word.weight, std=recipe.embedding_std)
+            # a text starts as its words: positions as large as words would be half of what is normalised
+            nn.init.normal_(self.position.weight, std=recipe.embedding_std / 5)
         # not 0: equal queries would get equal gradients and stay equal
         nn.init.normal_(self.query_tokens, std=recipe.init_std)
 

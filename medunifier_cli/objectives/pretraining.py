@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from medunifier_cli.data.contract import Batch
+from medunifier_cli.data.contract import Batch, PackedText
+from medunifier_cli.data.texts.dropping import drop_tokens
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.objectives.itc import ImageTextContrast
@@ -101,7 +102,9 @@ class PretrainingLoss(nn.Module):
         image_BCHW = pixels(batch.image_B1HW)
         memory = model.encode(batch.image_or_feature)
         # here and not where it is first read: dropout draws in this order whichever objectives are active
-        text_cls = model.encode_text(batch.text) if any(o.reads_text_cls for o in self.objectives) else None
+        text_cls = (
+            model.encode_text(self._text(batch)) if any(o.reads_text_cls for o in self.objectives) else None
+        )
         encoded = EncodedBatch(model, batch, image_BCHW, memory, text_cls, self.dec_id, revival)
         losses: dict[str, Tensor] = {}
         monitors: dict[str, Tensor] = {}
@@ -115,3 +118,10 @@ class PretrainingLoss(nn.Module):
         # equation (24); the single losses are logged without their weights, so that runs can be compared
         losses["total"] = sum((weights[name] * loss for name, loss in losses.items()), torch.zeros(()))
         return losses, monitors
+
+    def _text(self, batch: Batch) -> PackedText:
+        # what the uni-modal pass reads; a validation measures with the whole text
+        recipe = self.model.recipe
+        if not (self.training and recipe.text.drop):
+            return batch.text
+        return drop_tokens(batch.text, batch.position_B.tolist(), recipe.text.drop, recipe.train.seed)

@@ -96,6 +96,9 @@ class TextConfig:
     """Remove `___` and `XXXX`, which mark removed personal data."""
     section_marks: bool = False
     """Begin each section with its name (`FINDINGS:`), so that generated reports have sections too."""
+    drop: Annotated[float, Bounds(0, 0.9)] = 0.0
+    """Share of a text's tokens that its uni-modal pass (ITC, TIG) does not see in training, drawn anew in
+    each epoch: a pair is harder to learn by heart. Matching and text generation read the whole text."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,9 @@ class VitConfig:
     position_std: NonNegative = 0.0
     """Standard deviation of random position embeddings; 0 for timm's own, 0.02. Queries that start from
     random weights hardly see where something is unless positions differ about as much as patches do."""
+    stem: Literal["patches", "convolutions"] = "patches"
+    """How pixels become tokens: `patches`, one linear map each (paper); `convolutions`, a small residual
+    network (Xiao et al. 2021), with which random weights learn from a few thousand images."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,10 @@ class QFormerConfig:
     init_std: Positive = 0.02
     """Standard deviation of random weights, BERT's `initializer_range`; narrow models need about
     1 / sqrt(width)."""
+    embedding_std: NonNegative = 0.0
+    """Standard deviation of random word embeddings, and of their positions five times smaller; 0 for
+    `init_std` of both. Their sum is normalised at once, so a smaller one only lets words change their meaning
+    in fewer steps."""
 
 
 @dataclass(frozen=True)
@@ -273,15 +283,14 @@ class PretrainRecipe:
                 f"{qformer.width} is not a multiple of model.qformer.heads {qformer.heads}",
             )
         vit = self.model.vit
-        if vit.position_std and vit.weights != "random":
-            yield "model.vit.position_std", "would replace those of model.vit.weights, which must be `random`"
-        if self.data.features != LIVE and not vit.frozen:
-            yield "data.features", "needs model.vit.frozen: features of an encoder that is trained change"
-        if self.data.features != LIVE and self.data.augment.any:
-            yield (
-                "data.features",
-                "computed once, but data.augment changes images in each epoch; set it to live",
-            )
+        for key, changed in (("position_std", vit.position_std), ("stem", vit.stem != "patches")):
+            if changed and vit.weights != "random":
+                yield f"model.vit.{key}", "would replace those of model.vit.weights, which must be `random`"
+        if self.data.features != LIVE:
+            if not vit.frozen:
+                yield "data.features", "needs model.vit.frozen: features of an encoder that is trained change"
+            if self.data.augment.any:
+                yield "data.features", "computed once, while data.augment changes images; set it to live"
         if objectives.itm and not objectives.itc:
             yield "objectives.itm", "needs objectives.itc: its similarities choose the hard negatives"
         if not objectives.weights():

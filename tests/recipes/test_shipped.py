@@ -129,10 +129,11 @@ def test_full_is_the_paper(said: str) -> None:
 SHAPES_NUMBERS = ("text", "model", "objectives", "optim")
 """Sections all of whose keys change what a run comes to."""
 GIVEN = {
-    "text": {"tokenizer", "vocabulary", "max_tokens"},
+    "text": {"tokenizer", "vocabulary", "max_tokens", "drop"},
     "vit": {"name", "weights", "frozen", "patch_size", "width", "depth", "heads", "pixel_norm",
-            "position_std"},
-    "qformer": {"weights", "layers", "width", "heads", "queries", "cross_attention_every"},
+            "position_std", "stem"},
+    "qformer": {"weights", "layers", "width", "heads", "queries", "cross_attention_every",
+                "embedding_std"},
     # where the paper has nothing of the kind, the value is that of having none
     "generator": {"codebook_size", "code_width", "codebook", "beta", "norm", "position_scale",
                   "rate_scale"},
