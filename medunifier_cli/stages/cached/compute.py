@@ -80,9 +80,9 @@ def compute_features(job: FeatureJob) -> None:
     accelerator = accelerator_of(job.recipe.train, job.out or Path())
     plan = together(lambda: plan_features(job.recipe, job.out))
     sizes = together(lambda: sizes_of(plan))
-    own = together(lambda: _begin(plan, sizes, job.part) if world.is_main() else {})
+    own = together(lambda: _begin(plan, sizes, job.part) if world.is_main() else [])
     # the main rank's: others may look when the first files are written already
-    missing: Missing = world.exchange(own)[0]
+    missing: Missing = [(split, number) for split, number in world.exchange(own)[0]]  # lists by then
     encoder = together(lambda: _load_encoder(plan))
     facts = with_weights(sizes, tensors_hash(dict(encoder.frozen_tensors())))
     together(lambda: _check_folder(plan, facts, missing, job.part) if world.is_main() else None)
