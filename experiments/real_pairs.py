@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from experiments.ablation import ROOT, interval, mu
 from experiments.pair_baselines import Pairs, linear_ranks, neighbour_ranks, neighbour_texts
+from medunifier_cli.data.images.stored import decode_grey
 from medunifier_cli.data.shards import Shards
-from medunifier_cli.data.split_source import decode_grey
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.scores.paired import mean_differences
 from medunifier_cli.scores.partners import rank_scores

@@ -69,6 +69,11 @@ def shards_folder(dataset: str) -> Path:
     return data_root() / "shards" / dataset
 
 
+def features_folder(dataset: str) -> Path:
+    """Folder of the cached features of a data set's images, with a folder for each image encoder and size."""
+    return data_root() / "features" / dataset
+
+
 def prepared_names() -> list[str]:
     """The data sets that are prepared under `$MU_DATA`, by name."""
     return sorted(path.parent.name for path in shards_folder("").glob("*/manifest.json"))

@@ -20,7 +20,7 @@ from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.model.weights import fitting, without_drawing
 from medunifier_cli.objectives.pretraining import build_model
 from medunifier_cli.recipe.load import load_saved, stage_of
-from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.recipe.schema import LIVE, PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run, newest_run, runs_root
@@ -44,17 +44,21 @@ class PretrainedRun:
     step: int
     identity: str
     """Hash of the checkpoint, as result files carry it."""
+    encoder: str = ""
+    """Hash of the frozen image encoder's weights; empty for one that was trained."""
 
     @property
     def precision(self) -> str:
         """Precision of every forward pass that measures, as results state it; training may have another."""
+        cached = self.recipe.data.features != LIVE
+        features = "; cached features of the image encoder in bf16" if cached else ""
         if self.device.type != "cuda":
-            return "fp32"
+            return f"fp32{features}"
         # as `model.precision.measuring` has it; convolutions by PyTorch's default
         convolutions = " and convolutions" if torch.backends.cudnn.allow_tf32 else ""
         # as `MedUnifier.to_device` has it
         half = ", the frozen image encoder in bf16" if self.recipe.model.vit.frozen else ""
-        return f"fp32, matrix products{convolutions} in TF32{half}"
+        return f"fp32, matrix products{convolutions} in TF32{half}{features}"
 
 
 def is_run_of(run: Run, *recipes: type[PretrainRecipe | FinetuneRecipe | PriorRecipe]) -> bool:
@@ -165,7 +169,7 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
     # A frozen image encoder with random weights (for tests) is not in the checkpoint: this seed makes it
     # again.
     torch.manual_seed(recipe.train.seed)
-    encoder, frozen = None, set[str]()
+    encoder, frozen_hash, frozen = None, "", set[str]()
     if recipe.model.vit.frozen:
         encoder, frozen_hash = load_tower(recipe)
         frozen = {name for name, _ in encoder.frozen_tensors()}
@@ -199,4 +203,5 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
             f"{run.folder}: weights of step {step:,} of {checkpoint.step:,}, the best by "
             f"{recipe.train.best} ({abs(best.value):.4g})"
         )
-    return PretrainedRun(run, recipe, tokenizer, model.to_device(device).eval(), device, step, identity)
+    model = model.to_device(device).eval()
+    return PretrainedRun(run, recipe, tokenizer, model, device, step, identity, frozen_hash)

@@ -16,7 +16,7 @@ from medunifier_cli.model.weights import fitting, without_drawing
 from medunifier_cli.prior.pair import PriorPair
 from medunifier_cli.prior.shape import PriorShape
 from medunifier_cli.recipe.load import load_saved, stage_of
-from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.recipe.schema import LIVE, PretrainRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run, shards_folder
 from medunifier_cli.run.record import Run
@@ -63,7 +63,7 @@ def on_their_data(fitted: FittedPriors) -> PretrainedRun:
     if name in ("", own.dataset) and not fitted.recipe.data.shards:
         return trained
     folder, train, valid = splits_of(fitted.recipe, trained.recipe)
-    data = replace(own, shards=str(folder))
+    data = replace(own, shards=str(folder), features=fitted.recipe.data.features or LIVE)
     if name not in ("", own.dataset):
         test = "test" if folder.is_dir() and "test" in parts_of(folder)[0] else ""
         data = replace(data, dataset=name, train=train, valid=valid, test=test, sections=(), limit=0)

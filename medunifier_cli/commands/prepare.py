@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from medunifier_cli.data.contract import DatasetPlugin, Option
 from medunifier_cli.errors import DataError, one_line_of
@@ -69,6 +70,10 @@ class Part(click.ParamType["tuple[int, int]"]):
 @click.option("--max-rejects", type=LIMIT, help="Stop when more than this many images are unusable.")
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Set an option of the data set.")
 @click.option(
+    "--features", "recipe", default="", metavar="RECIPE",
+    help="Compute the features of RECIPE's frozen image encoder once, in place of shards.",
+)  # fmt: skip
+@click.option(
     "--list", "show_list", is_flag=True, help="List the data sets with their raw files and options."
 )
 def prepare(
@@ -83,13 +88,20 @@ def prepare(
     part: tuple[int, int],
     max_rejects: int | None,
     overrides: tuple[str, ...],
+    recipe: str,
     show_list: bool,
 ) -> None:
     """Convert a raw download into shards, with a manifest of their contents and of what was left out.
 
     Run it again after an interruption: it resumes after the last finished shard. `--list` shows the data
-    sets.
+    sets. `--features RECIPE` reads shards instead, those of the recipe, and keeps what its frozen image
+    encoder makes of them, on all GPUs (train.processes); then `-o` changes the recipe, and `--out`,
+    `--workers` and `--part` are as for shards.
     """
+    if recipe:
+        _refuse_others(click.get_current_context())
+        _compute_features(recipe, overrides, out, part, workers)
+        return
     from medunifier_cli.prepare.summary import listing, summary
 
     if show_list:
@@ -119,6 +131,44 @@ def prepare(
     if manifest is not None:
         show(summary(manifest), err=True)
         show(f"\n{job.out}: {manifest['samples']:,} images; inspect sheet-*.png", err=True)
+
+
+WITH_FEATURES = {"recipe", "overrides", "out", "part", "workers"}
+"""Parameters that go with `--features`."""
+
+
+def _refuse_others(context: click.Context) -> None:
+    """Refuse what says how shards are made, where none are: it would be ignored.
+
+    Raises:
+        click.UsageError: names one such option.
+    """
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name not in WITH_FEATURES and context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+            what = "DATASET" if name == "dataset" else parameter.opts[0]
+            raise click.UsageError(f"{what} is for shards; --features takes all from its recipe, see -o")
+
+
+def _compute_features(
+    name: str, overrides: tuple[str, ...], out: Path | None, part: tuple[int, int], workers: int | None
+) -> None:
+    """`--features`: in this process, or in one for each GPU; or as a rank of a group that was joined."""
+    from medunifier_cli.distributed import group, variables
+    from medunifier_cli.recipe.load import load_any
+    from medunifier_cli.recipe.schema import PretrainRecipe
+    from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
+    from medunifier_cli.recipe.schema_prior import PriorRecipe
+
+    recipe = load_any(name, overrides)
+    assert isinstance(recipe, PretrainRecipe | FinetuneRecipe | PriorRecipe)  # there is no other stage
+    variables.check_variables(recipe.train.precision)
+    joined = group.joined_group()
+    from medunifier_cli.stages.cached.compute import FeatureJob, compute_features
+    from medunifier_cli.stages.start import in_ranks
+
+    job = FeatureJob(recipe, out, part, workers)
+    in_ranks(joined, 0, recipe.train.processes, compute_features, job)
 
 
 def plugin_options(plugin: DatasetPlugin, overrides: tuple[str, ...]) -> dict[str, Any]:

@@ -78,7 +78,8 @@ class Batch:
 
     keys: Sequence[str]
     image_B1HW: Tensor
-    """uint8 grey levels; `model.vit.pixels` turns them into [0, 1] and three channels on the device."""
+    """uint8 grey levels; `model.vit.pixels` turns them into [0, 1] and three channels on the device.
+    [B, 1, 0, 0] where features stand in for them and nothing else reads them."""
     text: PackedText
     digest_B: Tensor
     """int64, see `Sample.text_digest`."""
@@ -87,6 +88,13 @@ class Batch:
     position_B: Tensor
     """int64 positions in the endless sample order (epoch * n + index within the epoch), on the CPU. Every
     random number of a pair is drawn for its position, so ranks and micro-batches do not change it."""
+    feature_BVD: Tensor | None = None
+    """Cached features of the image encoder, bf16; None where it has to run."""
+
+    @property
+    def image_or_feature(self) -> Tensor:
+        """What `MedUnifier.encode` reads: cached features, or images where there are none."""
+        return self.image_B1HW if self.feature_BVD is None else self.feature_BVD
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -97,13 +105,16 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         return batch
     text = batch.text
     # pinned: from other memory the CPU waits for the copy, whatever `non_blocking` says
-    images = batch.image_B1HW.pin_memory() if device.type == "cuda" else batch.image_B1HW
+    images, features = batch.image_B1HW, batch.feature_BVD
+    if device.type == "cuda":
+        images, features = images.pin_memory(), None if features is None else features.pin_memory()
     ids_N, digest_B, label_B = send((text.ids_N, batch.digest_B, batch.label_B), device)
     return Batch(
         batch.keys,
         images.to(device, non_blocking=True),
         PackedText(ids_N, text.lengths_B, text.ids_N),
         digest_B, label_B, batch.position_B,
+        None if features is None else features.to(device, non_blocking=True),
     )  # fmt: skip
 
 
@@ -157,4 +168,5 @@ def first_pairs(batch: Batch, count: int) -> Batch:
         batch.digest_B[:count],
         batch.label_B[:count],
         batch.position_B[:count],
+        None if batch.feature_BVD is None else batch.feature_BVD[:count],
     )

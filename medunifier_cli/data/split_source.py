@@ -5,34 +5,30 @@ Shapes: B pairs, N tokens of all texts, H = W = `data.image_size`.
 
 from __future__ import annotations
 
-import io
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from medunifier_cli.data.batch import Batch, PackedText, Sample
+from medunifier_cli.data.cached_features import SplitFeatures
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.disk.index import digest64
-from medunifier_cli.data.images.picture import (
-    as_grey,
-    orientation_of,
-    refuse_huge,
-    refuse_slow_file,
-    upright,
-    whatever_its_texts,
-)
+from medunifier_cli.data.images.stored import decode_grey, empty_images
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.report import compose
 from medunifier_cli.data.texts.token_table import prompt_table, sections_there, token_table
 from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import DataError
 from medunifier_cli.recipe.schema import DataConfig, TextConfig
+
+Room = Tensor | tuple[Tensor, Tensor]
+"""Where a batch is read to: its images; or its images and its cached features."""
 
 
 class SplitSource:
@@ -54,6 +50,7 @@ class SplitSource:
         token_digests: hash of what the model reads of it, int64 [n], see `report.token_digest`.
         excluded: number of samples left out because their text is empty.
         prompted: whether the texts are prompts of the classes.
+        features: cached features of the image encoder, which batches then have; None for none.
 
     Raises:
         DataError: no sample is left, a shard cannot be read, or a class has no prompt.
@@ -71,6 +68,8 @@ class SplitSource:
         class_prompts: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.shards = shards
+        self.features: SplitFeatures | None = None
+        self._decodes = True
         self.data = data
         self.text_recipe = text
         self.sections = data.sections or plugin.text_sections
@@ -111,9 +110,16 @@ class SplitSource:
         """Folder of the shards."""
         return self.shards.folder
 
-    def empty(self, count: int) -> Tensor:
-        """An uninitialised tensor for the images of `count` samples, uint8 [count, 1, H, W]."""
-        return empty_images(count, self.data.image_size)
+    def with_features(self, features: SplitFeatures | None, images: bool = True) -> SplitSource:
+        """The same samples with cached features, if any; `images`: and with the images all the same."""
+        other = copy.copy(self)
+        other.features, other._decodes = features, images or features is None
+        return other
+
+    def empty(self, count: int) -> Room:
+        """Uninitialised tensors for `count` samples: uint8 [count, 1, H, W], and cached features."""
+        images = empty_images(count, self.data.image_size if self._decodes else 0)
+        return images if self.features is None else (images, self.features.empty(count))
 
     def sample(self, i: int) -> Sample:
         """Sample i with its image decoded.
@@ -133,19 +139,23 @@ class SplitSource:
             label=int(self.labels[i]),
         )
 
-    def read(self, samples: NDArray[np.int64], positions: NDArray[np.int64], image_B1HW: Tensor) -> Batch:
+    def read(self, samples: NDArray[np.int64], positions: NDArray[np.int64], room: Room) -> Batch:
         """A batch of samples, int64 [B], at their positions of the order.
 
         Equal to `loader.collate` over `sample`, without a step per sample where one per batch will do.
 
         Args:
-            image_B1HW: uint8 [B, 1, H, W], overwritten and part of the batch.
+            room: of `empty`, overwritten and part of the batch.
 
         Raises:
-            DataError: damaged image or shard; names shard and key.
+            DataError: damaged image, shard or features; names the file.
         """
         rows = self.rows[samples]
-        self._decode_rows(rows, image_B1HW)
+        image_B1HW, feature_BVD = room if isinstance(room, tuple) else (room, None)
+        if self._decodes:
+            self._decode_rows(rows, image_B1HW)
+        if feature_BVD is not None and self.features is not None:
+            self.features.read(rows, feature_BVD)
         ids = [self._token_ids(row) for row in rows.tolist()]
         lengths = np.array([len(one) for one in ids], np.int64)
         return Batch(
@@ -158,6 +168,7 @@ class SplitSource:
             digest_B=torch.from_numpy(self._table.token_digest[rows]),
             label_B=torch.from_numpy(self.labels[samples]),
             position_B=torch.from_numpy(positions),
+            feature_BVD=feature_BVD,
         )
 
     def meta(self, i: int) -> dict[str, Any]:
@@ -185,9 +196,21 @@ class SplitSource:
         Raises:
             DataError: damaged image or shard; names shard and key.
         """
-        image_B1HW = self.empty(len(samples))
+        image_B1HW = empty_images(len(samples), self.data.image_size)
         self._decode_rows(self.rows[samples], image_B1HW)
         return image_B1HW
+
+    def images_or_features(self, samples: NDArray[np.int64]) -> Tensor:
+        """Cached features of several samples, bf16 [B, V, D]; `images` where there are none.
+
+        Raises:
+            DataError: damaged image, shard or features; names the file.
+        """
+        if self.features is None:
+            return self.images(samples)
+        feature_BVD = self.features.empty(len(samples))
+        self.features.read(self.rows[samples], feature_BVD)
+        return feature_BVD
 
     def _token_ids(self, row: int) -> NDArray[np.int32]:
         start, stop = self._table.start[row : row + 2]
@@ -224,17 +247,17 @@ class SplitView:
     def __len__(self) -> int:
         return len(self.source)
 
-    def empty(self, count: int, /) -> Tensor:
-        """An uninitialised tensor for the images of `count` samples."""
+    def empty(self, count: int, /) -> Room:
+        """Uninitialised tensors for what is read of `count` samples."""
         return self.source.empty(count)
 
-    def read(self, samples: NDArray[np.int64], positions: NDArray[np.int64], images: Tensor, /) -> Batch:
+    def read(self, samples: NDArray[np.int64], positions: NDArray[np.int64], room: Room, /) -> Batch:
         """The batch of these samples at these positions of the order.
 
         Raises:
-            DataError: damaged image or shard; names shard and key.
+            DataError: damaged image, shard or features; names the file.
         """
-        return self.source.read(samples, positions, images)
+        return self.source.read(samples, positions, room)
 
 
 def _prompts_of(
@@ -256,36 +279,3 @@ def _prompts_of(
         choices = numbers[label_n[row]]
         chosen_n[row] = choices[digest64(shards.key(row)) % len(choices)]
     return prompts, chosen_n
-
-
-def empty_images(count: int, image_size: int) -> Tensor:
-    """An uninitialised uint8 tensor [count, 1, H, W]."""
-    return torch.empty((count, 1, image_size, image_size), dtype=torch.uint8)
-
-
-def decode_grey(body: bytes, out_HW: NDArray[np.uint8]) -> bool:
-    """Decode a PNG or JPEG into `out_HW`, resized if it has another size; False for a damaged image or one
-    with too many pixels.
-
-    Grey levels are made as `mu prepare` makes them from a raw file: shards from elsewhere hold images of 16
-    bits, with transparency or with an orientation.
-    """
-    height, width = out_HW.shape
-    try:
-        grey = whatever_its_texts(_grey, io.BytesIO(body))
-        if grey.size != (width, height):
-            grey = grey.resize((width, height), Image.Resampling.BILINEAR)
-        out_HW[:] = np.asarray(grey)
-    except Exception:  # BadImage if it is too large; decoders raise all kinds of errors on damaged files
-        return False
-    return True
-
-
-def _grey(file: IO[bytes]) -> Image.Image:
-    # No other formats: every further one that Pillow would try is a decoder that a crafted file could attack.
-    image = Image.open(file, formats=("PNG", "JPEG"))
-    refuse_huge(image)
-    if image.format != "PNG":
-        refuse_slow_file(file)
-    image.load()
-    return upright(as_grey(image), orientation_of(image))

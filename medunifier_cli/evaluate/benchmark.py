@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medunifier_cli.checkpoint.encoder_features import folder_of, has_features, open_features
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.contract import Batch, DatasetPlugin
 from medunifier_cli.data.loader import SplitSource, eval_batches, eval_workers
 from medunifier_cli.data.subset import open_keys, open_part, parts_of, read_keys
 from medunifier_cli.errors import MuError
 from medunifier_cli.plugin_index import prepared_dataset
+from medunifier_cli.recipe.schema import LIVE
 from medunifier_cli.roots import shards_folder
 from medunifier_cli.terminal.say import say
 
@@ -37,6 +39,7 @@ class Benchmark:
 def open_benchmark(
     trained: PretrainedRun, dataset: str = "", split: str = "", need_text: bool = True, *,
     ids: Path | None = None, prefer_benchmark: bool = False, class_texts: bool = False, shards: str = "",
+    features: str = "",
 ) -> Benchmark:  # fmt: skip
     """Open a split or subset with the run's tokenizer and image size.
 
@@ -50,10 +53,13 @@ def open_benchmark(
         class_texts: where no sample of the split has text, prompts of its class (the data set's default set)
             stand in for it.
         shards: folder of the shards; empty for that of the run, or `$MU_DATA/shards/<dataset>`.
+        features: as `data.features`, and then they must be there; empty for what the run was trained with, if
+            it was trained on these data and the split still has features.
 
     Raises:
         MuError: the run has no held-out split and none was named.
-        DataError: no such shards, split or subset; or keys that the shards do not hold.
+        DataError: no such shards, split or subset; keys that the shards do not hold; or features that are
+            damaged or of something else.
     """
     own = trained.recipe.data
     name = dataset or own.dataset
@@ -76,7 +82,21 @@ def open_benchmark(
         opened, trained.tokenizer, data, trained.recipe.text, plugin, need_text=need_text,
         class_prompts=prompts,
     )  # fmt: skip
-    return Benchmark(plugin, source, split, folder)
+    setting = features or _features_of_run(trained, name, split)
+    cached = open_features(setting, name, trained.recipe, opened, trained.encoder)
+    return Benchmark(plugin, source.with_features(cached), split, folder)
+
+
+def _features_of_run(trained: PretrainedRun, dataset: str, split: str) -> str:
+    """`data.features` of the run, or `live` where they do not reach or are not kept any more."""
+    own = trained.recipe.data
+    if own.features == LIVE or dataset != own.dataset:
+        return LIVE
+    if has_features(own.features, dataset, trained.recipe, split):
+        return own.features
+    folder = folder_of(own.features, dataset, trained.recipe)
+    say(f"{folder}: no features of {split}; the image encoder runs")
+    return LIVE
 
 
 def evaluation_batches(

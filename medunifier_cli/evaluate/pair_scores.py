@@ -19,13 +19,12 @@ from torch import Tensor
 
 from medunifier_cli.data.batch import Batch, PackedText, to_device
 from medunifier_cli.data.loader import SplitSource, eval_batches, eval_workers
-from medunifier_cli.data.split_source import SplitView
+from medunifier_cli.data.split_source import Room, SplitView
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.errors import DataError
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.qformer import ImageMemory
-from medunifier_cli.model.vit import pixels
 from medunifier_cli.scores.partners import chance_ranks, partner_ranks, rank_scores
 from medunifier_cli.scores.ranking import DIRECTIONS, KS
 from medunifier_cli.terminal.say import say
@@ -54,7 +53,7 @@ class PairScores:
     def __init__(self, source: SplitSource, most: int, matching: bool) -> None:
         order = np.argsort(draws.philox(SEED, draws.SCORED_PAIRS).random(len(source)), kind="stable")
         number_n: NDArray[np.int64] = np.sort(order[:most])
-        self.pairs = _Part(source, number_n)
+        self.pairs = _Part(source.with_features(source.features, images=False), number_n)
         self.partner_n = source.digests[number_n]
         self.other_n = other_texts(source, SEED, number_n) if matching else None
         self.ks = tuple(k for k in KS if k <= len(number_n))
@@ -119,7 +118,7 @@ class PairScores:
         with measuring(), closing(loaded) as batches:
             for batch, _ in watch(batches):
                 batch = to_device(batch, device)
-                memory = model.encode_image(pixels(batch.image_B1HW))
+                memory = model.encode(batch.image_or_feature)
                 mine = (
                     model.image_head(memory.query_BQD),
                     model.text_head(model.encode_text(batch.text)),
@@ -160,8 +159,8 @@ class _Part(SplitView):
     def __len__(self) -> int:
         return len(self.number_n)
 
-    def read(self, samples: NDArray[np.int64], positions: NDArray[np.int64], images: Tensor, /) -> Batch:
-        return super().read(self.number_n[samples], positions, images)
+    def read(self, samples: NDArray[np.int64], positions: NDArray[np.int64], room: Room, /) -> Batch:
+        return super().read(self.number_n[samples], positions, room)
 
 
 def other_texts(

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from medunifier_cli.errors import MuError
 from medunifier_cli.model.head_contract import HeadPlugin
 from medunifier_cli.model.medunifier import MedUnifier
-from medunifier_cli.model.vit import pixels
 
 IMAGE_PARTS = ("vit.", "vision_norm.", "qformer.")
 TEXT_ONLY = ("qformer.word.", "qformer.position.", ".ffn_text.")
@@ -45,12 +44,13 @@ class Classifier(nn.Module):
             self.model.eval()
         return self
 
-    def queries(self, image_B1HW: Tensor) -> Tensor:
-        """uint8 grey levels -> f_q [B, Q, D] of the uni-modal pass."""
-        return self.model.encode_image(pixels(image_B1HW)).query_BQD
+    def queries(self, image_or_feature: Tensor) -> Tensor:
+        """uint8 grey levels, or cached features of them -> f_q [B, Q, D] of the uni-modal pass."""
+        return self.model.encode(image_or_feature).query_BQD
 
     def forward(self, images_or_queries: Tensor) -> Tensor:
-        """uint8 images [B, 1, H, W], or queries [B, Q, D] where the model is frozen -> logits [B, C]."""
+        """uint8 images [B, 1, H, W] or cached features of them [B, V, D_v], or queries [B, Q, D] where the
+        model is frozen -> logits [B, C]."""
         # a frozen model gives an image the same queries in every epoch, so the stage computes them once
         query_BQD = images_or_queries if self.freeze else self.queries(images_or_queries)
         logits: Tensor = self.head(query_BQD)

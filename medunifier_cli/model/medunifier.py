@@ -137,11 +137,22 @@ class MedUnifier(nn.Module):
 
     def encode_image(self, image_BCHW: Tensor) -> ImageMemory:
         """Uni-modal pass over images, pixels in [0, 1] -> f_v and f_q, and what the other passes reuse."""
-        feature_BVD = self.vision_norm(self.vit(image_BCHW))
+        return self.encode_features(self.vit(image_BCHW))
+
+    def encode_features(self, feature_BVD: Tensor) -> ImageMemory:
+        """As `encode_image`, from what the image encoder returns, [B, V, D_v]."""
+        feature_BVD = self.vision_norm(feature_BVD)
         if feature_BVD.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
             # once, and not in front of each layer's keys and values, which would also keep a copy each
             feature_BVD = feature_BVD.to(torch.get_autocast_dtype("cuda"))
         return self.qformer.encode_image(feature_BVD)
+
+    def encode(self, image_or_feature: Tensor) -> ImageMemory:
+        """As `encode_image`, from uint8 grey levels [B, 1, H, W] or from cached features [B, V, D_v]."""
+        if image_or_feature.dtype == torch.uint8:
+            return self.encode_image(pixels(image_or_feature))
+        # as `ImageEncoder.forward` returns them; a GPU's frozen encoder computes in bf16 and loses nothing
+        return self.encode_features(image_or_feature.float())
 
     def encode_text(self, text: PackedText) -> Tensor:
         """Uni-modal pass over texts -> f_t_cls [B, D]."""
@@ -171,7 +182,7 @@ class MedUnifier(nn.Module):
     def reconstruct(self, batch: Batch) -> Generated:
         """Encode a batch to codes and decode it again; returns the images with the codes."""
         # no `draws`: outside training no dead code is moved
-        memory = self.encode_image(pixels(batch.image_B1HW))
+        memory = self.encode(batch.image_or_feature)
         generated: Generated = self.generator(
             memory.query_BQD, memory.patch_BVD, self.encode_text(batch.text)
         )

@@ -112,7 +112,13 @@ class ImageEncoder(nn.Module):
         return self
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Pixels in [0, 1], [B, 3, H, W] -> f_v [B, 1 + V, D_v], fp32 where the encoder is frozen."""
+        """Pixels in [0, 1], [B, 3, H, W] -> f_v [B, 1 + V, D_v], fp32 where the encoder is frozen.
+
+        Raises:
+            RuntimeError: its weights were left out.
+        """
+        if isinstance(self.vit, nn.Identity):
+            raise RuntimeError("an image without cached features, in a model without its image encoder")
         x = (image_BCHW - self.mean) / self.std
         if not self.recipe.frozen:
             features: Tensor = self.vit.forward_features(x)
@@ -125,7 +131,7 @@ class ImageEncoder(nn.Module):
 
     def regions(self) -> Iterator[tuple[nn.Module, bool]]:
         """Parts that are worth compiling, each as one, and whether their sizes change from step to step."""
-        for block in self.vit.blocks:
+        for block in getattr(self.vit, "blocks", ()):  # none where cached features stand in
             yield block, False
 
     def own_weights(self) -> None:
@@ -133,6 +139,10 @@ class ImageEncoder(nn.Module):
         them."""
         for parameter in self.vit.parameters():
             parameter.data = parameter.data.clone()
+
+    def leave_out(self) -> None:
+        """Let the weights go, where cached features stand in for what they compute; sizes stay known."""
+        self.vit = nn.Identity()
 
     def frozen_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Named weights that training never changes: a checkpoint stores their hash instead of them."""

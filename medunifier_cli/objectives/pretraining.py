@@ -103,7 +103,7 @@ class PretrainingLoss(nn.Module):
         """
         model, weights = self.model, self.model.recipe.objectives.weights()
         image_BCHW = pixels(batch.image_B1HW)
-        memory = model.encode_image(image_BCHW)
+        memory = model.encode(batch.image_or_feature)
         # here and not where it is first read: dropout draws in this order whichever objectives are active
         text_cls = (
             model.encode_text(self._text(batch)) if any(o.reads_text_cls for o in self.objectives) else None

@@ -25,6 +25,8 @@ from medunifier_cli.recipe.bounds import (
 )
 from medunifier_cli.recipe.schema_train import OptimConfig, PretrainTrainConfig
 
+LIVE, CACHED = "live", "cached"
+"""Values of `data.features` that are no folder."""
 Weight = Annotated[float, Bounds(0), "weight of an objective"]
 """Weight of the objective that has the name of the field."""
 
@@ -73,6 +75,9 @@ class DataConfig:
     """Loader processes per rank; 0 decodes in the training process."""
     limit: CountOrZero = 0
     """Use only the first N samples of the train split; 0 for all."""
+    features: str = LIVE
+    """Features of a frozen image encoder: `live` computes them in each step; `cached` reads what `mu prepare
+    --features RECIPE` wrote to `$MU_DATA/features/<dataset>`; or a folder to which it wrote them."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
@@ -281,6 +286,11 @@ class PretrainRecipe:
         for key, changed in (("position_std", vit.position_std), ("stem", vit.stem != "patches")):
             if changed and vit.weights != "random":
                 yield f"model.vit.{key}", "would replace those of model.vit.weights, which must be `random`"
+        if self.data.features != LIVE:
+            if not vit.frozen:
+                yield "data.features", "needs model.vit.frozen: features of an encoder that is trained change"
+            if self.data.augment.any:
+                yield "data.features", "computed once, while data.augment changes images; set it to live"
         if objectives.itm and not objectives.itc:
             yield "objectives.itm", "needs objectives.itc: its similarities choose the hard negatives"
         if not objectives.weights():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Literal
 
 from medunifier_cli.recipe.bounds import Bounds, Count, CountOrZero, NonNegative, Positive, Processes, Samples
+from medunifier_cli.recipe.schema import LIVE
 from medunifier_cli.recipe.schema_train import AdamWConfig, CompileConfig, LoopConfig, OptimConfig
 
 
@@ -34,6 +35,9 @@ class FinetuneDataConfig:
     validated or tested on. An epoch is all samples together, and `fraction` is of the train split alone."""
     workers: Processes = 4
     """Loader processes per rank; 0 decodes in the training process."""
+    features: str = LIVE
+    """Features of the image encoder, where pre-training kept it frozen: `live`, `cached` or a folder, as for
+    pre-training."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,8 @@ class FinetuneRecipe:
             yield "data.extra", f"{self.data.dataset} is data.dataset already"
         if len(set(self.data.extra)) < len(self.data.extra):
             yield "data.extra", "names a data set twice"
+        if self.data.features != LIVE and self.data.extra:
+            yield "data.features", "of one data set, while data.extra adds others; set it to live"
         if self.data.test and self.data.test in (self.data.train, self.data.valid):
             yield "data.test", f"{self.data.test!r} is also data.train or data.valid; nothing is held out"
         yield from self.train.problems()

@@ -26,6 +26,9 @@ class PriorDataConfig:
     `valid` of another data set, if it has one."""
     limit: CountOrZero = 0
     """Use only the first N samples of the train split; 0 for all."""
+    features: str = ""
+    """Features of the image encoder, if it is frozen: `live`, `cached` or a folder, as for pre-training;
+    empty for that of the pre-training run, or for `live` with another data set."""
 
 
 WIDTH_STEP = 16

@@ -27,13 +27,14 @@ from medunifier_cli.temporary import sweep
 from medunifier_cli.terminal.say import say
 
 FREE = (
-    "name", "data.workers", "data.shards", "train.processes", "train.log_every", "train.valid_every",
-    "train.valid_batches", "train.patience", "train.checkpoint_every", "train.keep",
+    "name", "data.workers", "data.shards", "data.features", "train.processes", "train.log_every",
+    "train.valid_every", "train.valid_batches", "train.patience", "train.checkpoint_every", "train.keep",
     "train.tensorboard", "train.skip_limit", "train.timeout", "train.change_contrast",
     "train.compile",
 )  # fmt: skip
 """Recipe keys that may change when a run is resumed, because none of them changes a weight; `train.compile`
-does by rounding alone, and a run that cannot be compiled must go on."""
+does by rounding alone, and a run that cannot be compiled must go on. Cached features in place of live ones
+are those of a GPU, and on a CPU rounded, which the provenance of the start says."""
 LOCK = ".lock"
 """File that the process which trains a run holds locked."""
 JOB = "fresh-in-job"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,8 @@ from medunifier_cli.errors import CheckpointError
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
 from medunifier_cli.evaluate.retrieval.prompts import fingerprint
 from medunifier_cli.model.precision import measuring
-from medunifier_cli.model.vit import pixels
 from medunifier_cli.parsing import parse_json
-from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.recipe.schema import CACHED, PretrainRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.run.cache import UNREADABLE, check_sizes, open_hdf5, write_hdf5
 from medunifier_cli.run.encoding import Batches, Rows
@@ -83,7 +82,12 @@ def open_splits(recipe: PriorRecipe, trained: PretrainedRun) -> tuple[Benchmark,
     folder, train, valid = splits_of(recipe, trained.recipe)
 
     def opened(split: str) -> Benchmark:
-        return open_benchmark(trained, recipe.data.dataset, split, class_texts=True, shards=str(folder))
+        benchmark = open_benchmark(
+            trained, recipe.data.dataset, split, class_texts=True, shards=str(folder),
+            features=recipe.data.features,
+        )  # fmt: skip
+        source = benchmark.source
+        return replace(benchmark, source=source.with_features(source.features, images=False))
 
     part = opened(train)
     if recipe.data.limit:
@@ -115,6 +119,8 @@ def made_of(recipe: PriorRecipe, trained: PretrainedRun, splits: Sequence[Benchm
     }
     if recipe.data.dataset:
         facts["data set"] = recipe.data.dataset
+    if first.source.features is not None:
+        facts["features of the image encoder"] = CACHED
     if first.source.prompted:
         facts["class prompts"] = fingerprint(next(iter(first.plugin.prompt_sets().values())))
     return facts
@@ -204,7 +210,7 @@ def _columns_of(
     trained: PretrainedRun, source: SplitSource, sections: bool, batch: Batch
 ) -> tuple[Tensor, ...]:
     """Top and bottom codes, text features, labels and positions of this rank's batch."""
-    memory = trained.model.encode_image(pixels(batch.image_B1HW))
+    memory = trained.model.encode(batch.image_or_feature)
     text_BD = trained.model.encode_text(batch.text)
     top, bottom = trained.model.generator.encode(memory.query_BQD, memory.patch_BVD, text_BD)
     views = [text_BD.float()]

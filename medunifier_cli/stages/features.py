@@ -118,6 +118,7 @@ def read_features(path: Path) -> NDArray[np.float32]:
 
 def _digest(trained: PretrainedRun, images: LabelledImages) -> str:
     return hashlib.sha256(
-        f"{trained.identity} {images.shards.fingerprint} {images.image_size}\n".encode()
+        f"{trained.identity} {images.shards.fingerprint} {images.image_size}"
+        f"{'' if images.features is None else ' cached'}\n".encode()
         + images.rows.astype("<i8").tobytes()
     ).hexdigest()[:16]

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.best import Best
 from medunifier_cli.checkpoint.classifier import build_classifier
+from medunifier_cli.checkpoint.encoder_features import features_fact, open_features
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
+from medunifier_cli.data.cached_features import SplitFeatures
 from medunifier_cli.data.labels.labelled import Labelled, LabelledFeatures, LabelledImages, counts
 from medunifier_cli.data.labels.mixed import Mixed
 from medunifier_cli.data.labels.samples import (
@@ -49,6 +51,8 @@ from medunifier_cli.train.stage import Values
 from medunifier_cli.train.stop import Watch
 
 Source = LabelledImages | LabelledFeatures | Mixed
+Features = Mapping[str, SplitFeatures | None]
+"""Cached features of the image encoder by role."""
 
 EVAL_BATCH = 64
 """Images per rank and pass in evaluation; changes no result."""
@@ -199,7 +203,7 @@ def run_finetuning(recipe: FinetuneRecipe, folder: Path) -> None:
     # a frozen model is not part of a step: its queries are computed once
     compiles = not recipe.model.freeze and compiles_here(recipe.train, accelerator.device)
 
-    def check_start() -> tuple[tuple[Task, PretrainedRun, list[Part]], Facts]:
+    def check_start() -> tuple[tuple[Task, PretrainedRun, list[Part], Features], Facts]:
         task, pretrained = resolve_task(recipe), Run(find_run(recipe.model.pretrained))
         # a split without labels or classes is an error before there is a run folder
         size = task.image_size(pretrained)
@@ -207,16 +211,24 @@ def run_finetuning(recipe: FinetuneRecipe, folder: Path) -> None:
         trained = restore(pretrained, accelerator.device)
         shards = {part.role: part.images.shards.fingerprint for part in parts}
         facts = start_facts(recipe, shards, the_pretrained_model=trained.identity)
-        return (task, trained, parts), facts
+        setting, dataset = recipe.data.features, recipe.data.dataset
+        features = {
+            part.role: open_features(setting, dataset, trained.recipe, part.images.shards, trained.encoder)
+            for part in parts
+        }
+        return (task, trained, parts, features), facts
 
-    task, trained, parts = agree(check_start)
+    task, trained, parts, features = agree(check_start)
     of = {part.role: {part.images.shards.split: part.images.shards.fingerprint} for part in parts}
     splits = {split: value for part in parts if not part.extra for split, value in of[part.role].items()}
     extra = {p.extra: data_facts(p.images.folder, of[p.role]) for p in parts if p.extra}
-    facts = {"compiled": compiles, **({"extra": extra} if extra else {})}
+    facts = {"compiled": compiles, **({"extra": extra} if extra else {}), **features_fact(features)}
     with open_run(run, recipe, recipe.data.dataset, task.shards, splits, lambda: Begin(facts=facts)):
         samples = _samples(recipe, run, task, parts)
-        images = {part.role: open_samples(samples[part.role], part) for part in parts}
+        images = {
+            part.role: open_samples(samples[part.role], part).with_features(features.get(part.role))
+            for part in parts
+        }
         inputs: Mapping[str, LabelledImages | LabelledFeatures] = images
         if recipe.model.freeze:
             names = {part.role: part.extra or recipe.data.dataset for part in parts}

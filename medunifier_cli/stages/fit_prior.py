@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
+from medunifier_cli.checkpoint.encoder_features import features_fact
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.checkpoint.priors import build_pair
 from medunifier_cli.data.loader import micro_batch_size
@@ -40,7 +41,7 @@ from medunifier_cli.stages.codes import (
     read_codes,
     say_texts,
 )
-from medunifier_cli.stages.running import open_run, start_facts, train_stage
+from medunifier_cli.stages.running import Begin, open_run, start_facts, train_stage
 from medunifier_cli.terminal.say import show
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.stage import Values
@@ -198,12 +199,13 @@ def run_fitting(recipe: PriorRecipe, folder: Path) -> None:
     """
     run = Run(folder)
     accelerator = accelerator_of(recipe.train, folder)
-
     trained, train, valid = agree(lambda: _check_start(recipe, accelerator.device))
-    splits = {split.split: split.source.shards.fingerprint for split in (train, valid) if split is not None}
-    with open_run(run, recipe, train.plugin.name, train.shards, splits):
+    parts = [split for split in (train, valid) if split is not None]
+    splits = {part.split: part.source.shards.fingerprint for part in parts}
+    read = features_fact({part.split: part.source.features for part in parts})
+    with open_run(run, recipe, train.plugin.name, train.shards, splits, lambda: Begin(facts=read)):
         say_texts(train)
-        codes = _codes(recipe, run, trained, [split for split in (train, valid) if split is not None])
+        codes = _codes(recipe, run, trained, parts)
         train_codes = codes[train.split]
         valid_codes = codes[valid.split] if valid is not None else None
         # before the hours of fitting: priors on codes that are the same for every image learn nothing

@@ -79,6 +79,7 @@ def evaluate(
     if objectives.tig:
         metrics += _reconstruction(trained, train, heldout, split)
     if objectives.itm:
+        heldout = heldout.with_features(heldout.features, images=False)
         random_n = other_texts(heldout, trained.recipe.train.seed)
         metrics.append(_matching(trained, heldout, random_n, "random pairs"))
         metrics.append(_hard_matching(trained, heldout))
@@ -142,8 +143,7 @@ def _matching(
         # an image is encoded once, and matched with both of its texts
         image_M = torch.tensor([*range(real), *paired])
         with measuring():
-            image_B1HW = batch.image_B1HW[:real].to(trained.device)
-            memory = trained.model.encode_image(pixels(image_B1HW))
+            memory = trained.model.encode(batch.image_or_feature[:real].to(trained.device))
             logits = trained.model.match(memory, image_M, PackedText.of(texts, trained.device))
         if mask_B.any():
             said_M = (logits.argmax(dim=1) == 1).cpu()
@@ -170,7 +170,7 @@ def _hard_matching(trained: PretrainedRun, heldout: SplitSource) -> Metric:
         real = int(mask_B.sum())
         batch = first_pairs(to_device(batch, trained.device), max(1, real))
         with measuring():
-            image_BQE = model.image_head(model.encode_image(pixels(batch.image_B1HW)).query_BQD).float().cpu()
+            image_BQE = model.image_head(model.encode(batch.image_or_feature).query_BQD).float().cpu()
             text_BE = model.text_head(model.encode_text(batch.text)).float().cpu()
         if not len(image_nQE):
             image_nQE, text_nE = torch.zeros(n, *image_BQE.shape[1:]), torch.zeros(n, text_BE.shape[1])

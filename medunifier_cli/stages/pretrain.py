@@ -10,27 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.best import Best, without_best
 from medunifier_cli.checkpoint.contrast import PAIRS, free_keys, pairs_per_pass
 from medunifier_cli.checkpoint.convert import load_bert
+from medunifier_cli.checkpoint.encoder_features import features_fact, open_features, refuse_other_encoder
 from medunifier_cli.checkpoint.pretrained import restore
+from medunifier_cli.checkpoint.run_tokenizer import split_folder, tokenizer_of
 from medunifier_cli.checkpoint.tower import load_tower
 from medunifier_cli.data.batch import to_device
+from medunifier_cli.data.cached_features import SplitFeatures
 from medunifier_cli.data.contract import Batch
 from medunifier_cli.data.images.augment import Augmented
 from medunifier_cli.data.loader import SplitSource, micro_batch_size, train_batches
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.subset import refuse_synthetic
-from medunifier_cli.data.texts.token_table import texts_of
-from medunifier_cli.data.texts.tokenizer import CONFIG, FINGERPRINT, MEND, VOCABULARY, TextTokenizer
+from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.distributed.agreement import Facts, agree, together
-from medunifier_cli.errors import CheckpointError, DataError, NoSplitError
+from medunifier_cli.errors import DataError, NoSplitError
 from medunifier_cli.evaluate.pair_scores import CURVES
 from medunifier_cli.evaluate.results import table
 from medunifier_cli.evaluate.validation import Validation, score_of
-from medunifier_cli.files import sha256
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.objectives.pretraining import (
     PretrainingLoss,
@@ -40,7 +40,6 @@ from medunifier_cli.objectives.pretraining import (
 )
 from medunifier_cli.plugin_index import prepared_dataset
 from medunifier_cli.recipe.schema import PretrainRecipe
-from medunifier_cli.roots import shards_folder
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.heldout import evaluate
 from medunifier_cli.stages.running import Begin, compiles_here, open_run, start_facts, train_stage
@@ -64,6 +63,9 @@ class Pretraining:
         torch.manual_seed(recipe.train.seed)
         encoder, self.frozen_hash = load_tower(recipe)
         model = build_model(recipe, tokenizer.size, encoder=encoder)
+        refuse_other_encoder(train.features, self.frozen_hash)
+        if train.features is not None:
+            model.vit.leave_out()
         self.module = PretrainingLoss(model.to_device(device), tokenizer.dec_id)
         self.samples = "pairs"
         losses = (objective.name for objective in active_objectives(recipe))
@@ -182,56 +184,6 @@ def open_split(
     return SplitSource(shards, tokenizer, recipe.data, recipe.text, plugin, need_text=need_text)
 
 
-def split_folder(recipe: PretrainRecipe) -> Path:
-    """Folder of the recipe's shards."""
-    return Path(recipe.data.shards) if recipe.data.shards else shards_folder(recipe.data.dataset)
-
-
-def tokenizer_of(recipe: PretrainRecipe, run: Run) -> TextTokenizer:
-    """The run's tokenizer: learned or loaded at the first start, and read from the run's folder ever after.
-
-    A tokenizer learned again on changed shards, or updated in the hub's cache, would number words anew.
-    """
-    together(lambda: _first_tokenizer(recipe, run))
-
-    def load() -> tuple[TextTokenizer, Facts]:
-        return TextTokenizer.load(str(run.tokenizer)), {
-            "the tokenizer": {path.name: sha256(path)[:12] for path in sorted(run.tokenizer.iterdir())}
-        }
-
-    return agree(load)
-
-
-def _first_tokenizer(recipe: PretrainRecipe, run: Run) -> None:
-    """Write the run's tokenizer on the main rank, unless it is there."""
-    if not world.is_main() or has_tokenizer(run):
-        return
-    if recipe.text.tokenizer == "train":
-        plugin = prepared_dataset(recipe.data.dataset, recipe.data.shards)
-        shards = Shards.open(split_folder(recipe), recipe.data.train)
-        sections = recipe.data.sections or plugin.text_sections
-        texts = texts_of(shards, sections, recipe.data, recipe.text)
-        tokenizer = TextTokenizer.train(texts, recipe.text.vocabulary)
-        tokenizer.save(run.tokenizer, shards.folder)
-    else:
-        tokenizer = TextTokenizer.load(recipe.text.tokenizer)
-        tokenizer.save(run.tokenizer)
-
-
-def has_tokenizer(run: Run) -> bool:
-    """Whether a run has its tokenizer; what a killed process of an earlier version left of one is none.
-
-    Raises:
-        CheckpointError: part of it has been lost since.
-    """
-    lost = [name for name in (VOCABULARY, CONFIG) if not (run.tokenizer / name).exists()]
-    if not lost or (run.tokenizer / FINGERPRINT).exists():
-        return True  # `load` verifies it
-    if len(lost) == 1 and store.steps(run.checkpoints):
-        raise CheckpointError(f"{run.tokenizer / lost[0]}: missing; {MEND}")
-    return False
-
-
 def run_pretraining(recipe: PretrainRecipe, folder: Path) -> None:
     """One rank of a pre-training run: start it, or resume it from its last checkpoint, and measure it.
 
@@ -242,21 +194,22 @@ def run_pretraining(recipe: PretrainRecipe, folder: Path) -> None:
     run, shards = Run(folder), split_folder(recipe)
     accelerator = accelerator_of(recipe.train, folder, leaves_weights_unused(recipe))
     compiles = compiles_here(recipe.train, accelerator.device)
-    hashes = agree(lambda: _check_start(recipe, shards))
+    hashes, features = agree(lambda: _check_start(recipe, shards))
 
     def begin() -> Begin:
         pairs = pairs_per_pass(recipe, world.size())
         # scores of other pairs cannot be compared, which only the choice of the best weights minds
         free = () if recipe.train.best else ("train.valid_pairs",)
-        return Begin(
-            free_keys(run, recipe) + free, {"ranks": world.size(), PAIRS: pairs, "compiled": compiles}
-        )
+        facts = {"ranks": world.size(), PAIRS: pairs, "compiled": compiles, **features_fact(features)}
+        return Begin(free_keys(run, recipe) + free, facts)
 
     with open_run(run, recipe, recipe.data.dataset, shards, hashes, begin):
         tokenizer = tokenizer_of(recipe, run)
         # the held-out split too: one without any text is found now, not when the training is done
         splits = {
-            split: open_split(recipe, split, tokenizer)
+            split: open_split(recipe, split, tokenizer).with_features(
+                features[split], images=bool(recipe.objectives.tig)
+            )
             for split in filter(None, (recipe.data.train, recipe.data.valid, recipe.data.test))
         }
         train = splits[recipe.data.train]
@@ -265,19 +218,26 @@ def run_pretraining(recipe: PretrainRecipe, folder: Path) -> None:
         skipped = f", {train.excluded:,} without text skipped" if train.excluded else ""
         pairs = pairs_per_pass(recipe, world.size())
         contrast = f", contrast within {pairs:,} pairs" if pairs else ""
+        if train.features is not None:
+            contrast += f", cached features of {train.features.folder}"
         subject = f"{len(train):,} pairs of {recipe.data.dataset}/{recipe.data.train}{skipped}{contrast}"
         train_stage(stage, run, accelerator, recipe.train, recipe.optim, subject, compiles)
         if recipe.data.test:
             _measure(recipe, run, train, splits[recipe.data.test], accelerator.device)
 
 
-def _check_start(recipe: PretrainRecipe, shards: Path) -> tuple[dict[str, str], Facts]:
+def _check_start(
+    recipe: PretrainRecipe, shards: Path
+) -> tuple[tuple[dict[str, str], dict[str, SplitFeatures | None]], Facts]:
     """Check that the splits are there, before there is a run folder; their hashes, and what must be alike.
 
+    Returns:
+        Hash and cached features of each split; and facts that all ranks must share.
+
     Raises:
-        DataError: a split is missing or empty.
+        DataError: a split is missing or empty, or has no cached features where the recipe wants them.
     """
-    hashes = {}
+    hashes, features = {}, {}
     data = recipe.data
     for key, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
         if not split:
@@ -294,7 +254,8 @@ def _check_start(recipe: PretrainRecipe, shards: Path) -> tuple[dict[str, str], 
                 f"{shards}: split {split} has no samples; prepare it, or name another in the recipe"
             )
         hashes[split] = opened.fingerprint
-    return hashes, start_facts(recipe, hashes)
+        features[split] = open_features(data.features, data.dataset, recipe, opened)
+    return (hashes, features), start_facts(recipe, hashes)
 
 
 def _measure(

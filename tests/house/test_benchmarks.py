@@ -16,6 +16,10 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 KEYS = {
     "deterministic": {"ratio", "device"},
     "decoding": {"ratio", "same_texts", "images_per_second", "threads"},
+    "features": {
+        "ratio", "processor_ratio", "pairs_per_second_live", "pairs_per_second_cached",
+        "largest_difference_of_loss", "bytes_per_sample", "read_samples_per_second", "read_mb_per_second",
+    },
     "growth": {"sizes", *(f"{part}_{name}" for part in ("retrieval", "embedding", "copies", "fid")
                           for name in ("mib", "cpu_seconds"))},
     "loader": {"share_of_decode", "share_1", "share_2", "processor_share_1", "growth_mib", "small_samples"},

@@ -12,10 +12,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from medunifier_cli.data.batch import Batch
-from medunifier_cli.data.split_source import SplitSource, SplitView
+from medunifier_cli.data.split_source import Room, SplitSource, SplitView
 from medunifier_cli.distributed import draws
 from medunifier_cli.recipe.schema import AugmentConfig
 
@@ -35,13 +34,13 @@ class Augmented(SplitView):
         super().__init__(source)
         self.config, self.seed = config, seed
 
-    def read(self, samples: NDArray[np.int64], positions: NDArray[np.int64], images: Tensor, /) -> Batch:
+    def read(self, samples: NDArray[np.int64], positions: NDArray[np.int64], room: Room, /) -> Batch:
         """The batch of these samples at these positions of the endless order.
 
         Raises:
             DataError: damaged image or shard; names shard and key.
         """
-        batch = super().read(samples, positions, images)
+        batch = super().read(samples, positions, room)
         pixels = batch.image_B1HW.numpy()  # a view: what is written to it is in the batch
         epochs = positions // len(self.source)
         for row, sample, epoch in zip(pixels, samples.tolist(), epochs.tolist(), strict=True):

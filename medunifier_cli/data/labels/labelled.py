@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medunifier_cli.data.cached_features import SplitFeatures
 from medunifier_cli.data.contract import DatasetPlugin
+from medunifier_cli.data.images.stored import decode_grey, empty_images
 from medunifier_cli.data.loader import eval_batches
 from medunifier_cli.data.shards import Shards
-from medunifier_cli.data.split_source import decode_grey, empty_images
 from medunifier_cli.errors import DataError
 
 SCAN_BATCH = 64
@@ -35,7 +36,8 @@ class Labelled:
 
     keys: Sequence[str]
     input: Tensor
-    """uint8 images [B, 1, H, W], or the cached queries of a frozen model [B, Q, D]."""
+    """uint8 images [B, 1, H, W], their cached features of the image encoder, bf16 [B, V, D_v], or the cached
+    queries of a frozen model [B, Q, D]."""
     target: Tensor
     """`one`: int64 [B]. `many`: float32 [B, C], NaN where a label is unknown."""
     position_B: Tensor
@@ -96,12 +98,15 @@ class LabelledImages:
         rows: rows of the samples in the shards, int64 [n].
         target: targets of these samples, see `Labelled.target`.
         image_size: edge in pixels.
+        features: of the split, which batches have in place of images.
     """
 
     def __init__(
-        self, shards: Shards, rows: NDArray[np.int64], target: NDArray[Any], image_size: int
-    ) -> None:
+        self, shards: Shards, rows: NDArray[np.int64], target: NDArray[Any], image_size: int,
+        features: SplitFeatures | None = None,
+    ) -> None:  # fmt: skip
         self.shards, self.rows, self.target, self.image_size = shards, rows, target, image_size
+        self.features = features
 
     @property
     def folder(self) -> Path:
@@ -117,16 +122,19 @@ class LabelledImages:
         return len(self.rows)
 
     def empty(self, count: int) -> Tensor:
-        """An uninitialised tensor for the images of `count` samples, uint8 [count, 1, H, W]."""
-        return empty_images(count, self.image_size)
+        """An uninitialised tensor for `count` samples: images uint8 [count, 1, H, W], or their features."""
+        return empty_images(count, self.image_size) if self.features is None else self.features.empty(count)
 
     def read(self, samples: NDArray[np.int64], positions: NDArray[np.int64], image_B1HW: Tensor) -> Labelled:
-        """A batch of samples at their positions, its images decoded into `image_B1HW`.
+        """A batch of samples at their positions, its images or features read into `image_B1HW`.
 
         Raises:
-            DataError: a damaged image or shard; names shard and key.
+            DataError: a damaged image, shard or file of features; names it.
         """
         rows = self.rows[samples]
+        if self.features is not None:
+            self.features.read(rows, image_B1HW)
+            return self._labelled(samples, positions, image_B1HW)
         for row, good in zip(rows.tolist(), self._decode(rows, image_B1HW), strict=True):
             if not good:
                 raise DataError(
@@ -136,7 +144,11 @@ class LabelledImages:
 
     def without(self, bad: NDArray[np.bool_]) -> LabelledImages:
         """All samples except those marked."""
-        return LabelledImages(self.shards, self.rows[~bad], self.target[~bad], self.image_size)
+        return LabelledImages(self.shards, self.rows[~bad], self.target[~bad], self.image_size, self.features)
+
+    def with_features(self, features: SplitFeatures | None) -> LabelledImages:
+        """The same samples with cached features in place of images."""
+        return LabelledImages(self.shards, self.rows, self.target, self.image_size, features)
 
     def _decode(self, rows: NDArray[np.int64], image_B1HW: Tensor) -> list[bool]:
         pixels = image_B1HW.numpy()

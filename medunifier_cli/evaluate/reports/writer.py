@@ -26,7 +26,6 @@ from medunifier_cli.evaluate.user_images import read_image_batches
 from medunifier_cli.files import make_folder, write_text
 from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.sampling import Draws
-from medunifier_cli.model.vit import pixels
 from medunifier_cli.terminal.progress import Progress
 
 BATCH = 32
@@ -117,19 +116,19 @@ class Writer:
         self.constraints.check()
 
     @torch.inference_mode()
-    def write(self, image_B1HW: Tensor, keys: Sequence[str]) -> list[GeneratedReport]:
+    def write(self, image_or_feature: Tensor, keys: Sequence[str]) -> list[GeneratedReport]:
         """Reports of B images.
 
         Args:
-            image_B1HW: uint8 grey levels.
+            image_or_feature: uint8 grey levels [B, 1, H, W], or cached features of the image encoder.
             keys: B names; with the seed, they decide what nucleus sampling gives.
         """
         with measuring():
-            return self._write(pixels(image_B1HW.to(self.trained.device)), keys)
+            return self._write(image_or_feature.to(self.trained.device), keys)
 
-    def _write(self, image_BCHW: Tensor, keys: Sequence[str]) -> list[GeneratedReport]:
+    def _write(self, image_or_feature: Tensor, keys: Sequence[str]) -> list[GeneratedReport]:
         model, settings, constraints = self.trained.model, self.decoding, self.constraints
-        memory = model.encode_image(image_BCHW)
+        memory = model.encode(image_or_feature)
         cache = TextCache(model, memory, constraints.max_tokens)
         device, count = self.trained.device, len(keys)
         if settings.how == "greedy":
@@ -166,11 +165,12 @@ def write_split(
     total = min(limit or len(source), len(source))
     rows: list[dict[str, Any]] = []
     cut = 0
+    source = source.with_features(source.features, images=False)
     batches = evaluation_batches(source, BATCH, batches=-(-total // BATCH))
     with Progress(total, "report") as progress:
         for batch, _ in batches:
             count = min(BATCH, total - len(rows))
-            reports = writer.write(batch.image_B1HW[:count], batch.keys[:count])
+            reports = writer.write(batch.image_or_feature[:count], batch.keys[:count])
             for number, key, report in zip(batch.position_B.tolist(), batch.keys, reports, strict=False):
                 rows.append({"key": key, "dataset": dataset} | _row(source, number, report))
                 cut += not report.ended

@@ -21,7 +21,7 @@ from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.benchmark import evaluation_batches
 from medunifier_cli.evaluate.retrieval.prompts import LONGEST_PROMPT
 from medunifier_cli.model.precision import measuring
-from medunifier_cli.model.vit import pixels
+from medunifier_cli.recipe.schema import CACHED
 from medunifier_cli.run.cache import Arrays
 from medunifier_cli.run.encoding import encoded_mapped
 from medunifier_cli.run.provenance import data_facts
@@ -79,13 +79,16 @@ def embed_split(
         CheckpointError: the run was trained without ITC, or its embeddings are not finite.
     """
     need_itc(trained)
-    made_of = {
+    made_of: dict[str, Any] = {
         "checkpoint": trained.identity,
         "manifest": data_facts(shards)["manifest"],
         "shards": source.shards.fingerprint,
         "samples": len(source),
         "sections": list(source.sections),
     }
+    if source.features is not None:
+        made_of["features"] = CACHED
+        source = source.with_features(source.features, images=False)
     path = trained.run.folder / "cache" / f"embeddings-{dataset}-{split}.h5"
     arrays = encoded_mapped(path, made_of, len(source), lambda first: _embed(trained, source, first), "image")
     keys = source.shards.keys(source.rows)
@@ -124,10 +127,10 @@ def embed_texts(trained: PretrainedRun, texts: list[str]) -> NDArray[np.float32]
     return np.concatenate(features)
 
 
-def embed_images(trained: PretrainedRun, image_BCHW: Tensor) -> NDArray[np.float32]:
-    """ITC features of images with pixels in [0, 1], [B, Q, E]."""
+def embed_images(trained: PretrainedRun, image_or_feature: Tensor) -> NDArray[np.float32]:
+    """ITC features, [B, Q, E], of uint8 images [B, 1, H, W], or of cached features of the image encoder."""
     with measuring():
-        memory = trained.model.encode_image(image_BCHW)
+        memory = trained.model.encode(image_or_feature)
         image: NDArray[np.float32] = trained.model.image_head(memory.query_BQD).cpu().numpy()
     return image
 
@@ -147,7 +150,7 @@ def _embed(trained: PretrainedRun, source: SplitSource, first: int) -> Generator
     with Progress(len(source), "sample", first=first) as progress:
         for batch, mask_B in evaluation_batches(source, BATCH, first=first):
             batch, real = to_device(batch, trained.device), mask_B.numpy()
-            image_BQE = embed_images(trained, pixels(batch.image_B1HW))[real]
+            image_BQE = embed_images(trained, batch.image_or_feature)[real]
             with measuring():
                 text_BE = model.text_head(model.encode_text(batch.text)).cpu().numpy()[real]
             check_finite(trained, image_BQE, text_BE)  # before it is cached

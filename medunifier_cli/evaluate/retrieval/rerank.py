@@ -16,12 +16,11 @@ from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.batch import PackedText
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.model.precision import measuring
-from medunifier_cli.model.vit import pixels
 from medunifier_cli.scores.search import Top, reorder
 from medunifier_cli.terminal.progress import Progress
 
 Images = Callable[[NDArray[np.int64]], Tensor]
-"""Indices of images -> their grey levels, uint8 [B, 1, H, W]."""
+"""Indices of images -> their grey levels, uint8 [B, 1, H, W], or cached features of them."""
 Texts = Callable[[int], Sequence[int]]
 """Index of a text -> its token ids, [CLS] ... [SEP]."""
 
@@ -58,7 +57,7 @@ def match_scores(
         for start in range(0, len(distinct), IMAGES_AT_ONCE):
             some = distinct[start : start + IMAGES_AT_ONCE]
             low, high = first[start], first[start + len(some) - 1] + count[start + len(some) - 1]
-            memory = trained.model.encode_image(pixels(images(some).to(trained.device)))
+            memory = trained.model.encode(images(some).to(trained.device))
             # Of each pair: row of its image in `memory`, and rank of its text among that image's texts.
             image_row = np.searchsorted(some, image[low:high])
             text_rank = np.arange(low, high) - first[start + image_row]

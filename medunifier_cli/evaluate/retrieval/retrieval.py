@@ -105,8 +105,9 @@ def measure_retrieval(
     out[heading] = _write(trained, benchmark, pairs, "retrieval", PROTOCOL, ranked.top, left_out)
     if rerank:
         to_text, to_image = rerank_by_match(
-            trained, lambda i: source.images(numbers[i]), lambda i: source.token_ids(int(numbers[i])),
-            ranked.top["image_to_text"], ranked.top["text_to_image"], rerank,
+            trained, lambda i: source.images_or_features(numbers[i]),
+            lambda i: source.token_ids(int(numbers[i])), ranked.top["image_to_text"],
+            ranked.top["text_to_image"], rerank,
         )  # fmt: skip
         protocol = f"{PROTOCOL}. The best {rerank} of each ranking ordered by ITM (log-odds of a match)"
         out[f"same class, best {rerank} re-ranked by ITM"] = _write(

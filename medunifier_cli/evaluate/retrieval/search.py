@@ -23,7 +23,6 @@ from medunifier_cli.evaluate.retrieval.embed import (
 )
 from medunifier_cli.evaluate.retrieval.rerank import match_scores
 from medunifier_cli.evaluate.user_images import read_images
-from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.gallery import GalleryImage, write_gallery
 from medunifier_cli.scores.search import similarity, top_k
 from medunifier_cli.terminal.say import show
@@ -64,7 +63,8 @@ def search_by_text(
     if rerank:
         ids = trained.tokenizer.encode(text, trained.recipe.text.max_tokens)
         images = np.array([hit.number for hit in hits[:rerank]])
-        logodds = match_scores(trained, benchmark.source.images, lambda _: ids, images, np.zeros_like(images))
+        read = benchmark.source.images_or_features
+        logodds = match_scores(trained, read, lambda _: ids, images, np.zeros_like(images))
         hits = _by_match(hits, logodds)
     folder = out or _folder(trained, benchmark, "text", text.encode())
     about = {"query": text, **_about(trained, benchmark, len(scores_n), rerank)}
@@ -96,7 +96,7 @@ def search_by_image(
         raise DataError(
             f"{benchmark.shards}: split {benchmark.split!r} has no reports to find; search it by --query"
         )
-    image_1QE = embed_images(trained, pixels(uploaded.image_B1HW.to(trained.device)))
+    image_1QE = embed_images(trained, uploaded.image_B1HW.to(trained.device))
     check_finite(trained, image_1QE)
     scores_n = similarity(image_1QE, features.text_nE[with_text])[0]
     hits = _best(scores_n, with_text, max(top, rerank))

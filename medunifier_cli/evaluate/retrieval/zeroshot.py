@@ -31,7 +31,6 @@ from medunifier_cli.evaluate.retrieval.embed import (
     need_itc,
 )
 from medunifier_cli.evaluate.user_images import UserImages
-from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.confusion import save_confusion
 from medunifier_cli.scores.bootstrap import intervals
 from medunifier_cli.scores.classification import classification_scores, confusion_matrix, softmax
@@ -231,8 +230,8 @@ def classify_files(
     prompts = ensemble.sampled(classes)
     parts = []
     for start in range(0, len(files.paths), BATCH):
-        images = pixels(files.image_B1HW[start : start + BATCH].to(trained.device))
-        parts.append(embed_images(trained, images))
+        image_B1HW = files.image_B1HW[start : start + BATCH]
+        parts.append(embed_images(trained, image_B1HW.to(trained.device)))
     image_nQE = np.concatenate(parts)
     check_finite(trained, image_nQE)
     scores_nC = class_scores(trained, image_nQE, prompts, ensemble.over)

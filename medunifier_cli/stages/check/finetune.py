@@ -7,12 +7,14 @@ from pathlib import Path
 
 from medunifier_cli.data.labels.samples import plan_samples
 from medunifier_cli.plugin_index import load_head, prepared_dataset
+from medunifier_cli.recipe.schema import LIVE
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.stages.check.shared import (
     Check,
     check_batch,
     check_compiler,
     check_device,
+    check_features,
     check_image_encoder,
     check_image_size,
     check_runs_folder,
@@ -52,6 +54,8 @@ def check_finetune(recipe: FinetuneRecipe, processes: int = 0, hashes: bool = Fa
                 size = pretrained.data.image_size
                 yield from run_check(f"image size of {name}", check_image_size, name, size, other)
         yield from run_check("samples", check_samples, recipe)
+        if pretrained is not None and data.features != LIVE:
+            yield from run_check("cached features", check_features, recipe, hashes)
     else:
         yield Check("shards", f"{folder}: no such folder; run `mu prepare {data.dataset}`", False)
     processes = processes or recipe.train.processes

@@ -8,11 +8,13 @@ import torch
 
 from medunifier_cli.checkpoint.priors import splits_of
 from medunifier_cli.evaluate.synthesis.inception import load_inception
+from medunifier_cli.recipe.schema import LIVE
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.stages.check.shared import (
     Check,
     check_batch,
     check_device,
+    check_features,
     check_image_encoder,
     check_runs_folder,
     check_split,
@@ -36,6 +38,8 @@ def check_fit_prior(recipe: PriorRecipe, processes: int = 0, hashes: bool = Fals
         folder, *splits = splits_of(recipe, pretrained)
         for split in filter(None, splits):
             yield from run_check(f"shards of {split}", check_split, folder, split, hashes)
+        if recipe.data.features not in ("", LIVE):
+            yield from run_check("cached features", check_features, recipe, hashes)
     if recipe.inception:
         yield from run_check("Inception weights", check_inception, recipe.inception)
     yield from run_check("batch", check_batch, recipe.train, processes or recipe.train.processes, "maps")

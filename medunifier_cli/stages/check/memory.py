@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from medunifier_cli.data.batch import Batch, PackedText
 from medunifier_cli.objectives.itm import ImageTextMatching
 from medunifier_cli.objectives.pretraining import PretrainingLoss, active_objectives, build_model
-from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.recipe.schema import LIVE, PretrainRecipe
 
 META = torch.device("meta")
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,6 +71,10 @@ def step_memory(recipe: PretrainRecipe, micro_batch: int, ranks: int = 1) -> Mem
         # as on a GPU, which a recipe of mixed precision is for
         if recipe.train.precision != "no" and recipe.model.vit.frozen:
             model.vit.vit.to(torch.bfloat16)
+    cached = recipe.data.features != LIVE
+    tokens_and_width = (model.vit.tokens, model.vit.width) if cached else None
+    if cached:
+        model.vit.leave_out()
     objectives = [
         _AnyNegatives() if objective.name == "itm" else objective for objective in active_objectives(recipe)
     ]
@@ -84,7 +88,7 @@ def step_memory(recipe: PretrainRecipe, micro_batch: int, ranks: int = 1) -> Mem
         stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=half is not None))
         stack.enter_context(alive)
         stack.enter_context(_Card(half or torch.float32))
-        losses, monitors = module(_batch(recipe, micro_batch))
+        losses, monitors = module(_batch(recipe, micro_batch, tokens_and_width))
         losses["total"].backward()
         del losses, monitors
     gradients = sum(4 * parameter.numel() for parameter in trained)
@@ -92,7 +96,8 @@ def step_memory(recipe: PretrainRecipe, micro_batch: int, ranks: int = 1) -> Mem
     return Memory(weights, moments, buckets, alive.peak + moments + buckets)
 
 
-def _batch(recipe: PretrainRecipe, micro_batch: int) -> Batch:
+def _batch(recipe: PretrainRecipe, micro_batch: int, features: tuple[int, int] | None = None) -> Batch:
+    """The largest batch; `features` are tokens and width of cached ones, where the encoder does not run."""
     size, longest = recipe.data.image_size, recipe.text.max_tokens
     number_B = torch.zeros(micro_batch, dtype=torch.int64, device=META)
     return Batch(
@@ -104,6 +109,8 @@ def _batch(recipe: PretrainRecipe, micro_batch: int) -> Batch:
             torch.zeros(micro_batch * longest, dtype=torch.int64),
         ),
         number_B, number_B, torch.arange(micro_batch),
+        None if features is None
+        else torch.empty((micro_batch, *features), dtype=torch.bfloat16, device=META),
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from medunifier_cli.stages.check.shared import (
     check_batch,
     check_compiler,
     check_device,
+    check_features,
     check_image_encoder,
     check_image_size,
     check_runs_folder,
@@ -37,10 +38,12 @@ def check_pretrain(recipe: PretrainRecipe, processes: int = 0, hashes: bool = Fa
     data = recipe.data
     folder = shards_of(data.dataset, data.shards)
     yield from run_check("data set", check_dataset, recipe)
+    readable = folder.is_dir()
     if folder.is_dir():
         for split in dict.fromkeys(filter(None, (data.train, data.valid, data.test))):
             checks = list(run_check(f"shards of {split}", check_split, folder, split, hashes))
             yield from checks
+            readable = readable and all(check.ok for check in checks)
             if split == data.train and all(check.ok for check in checks):  # else it would be told twice
                 yield from run_check("texts", check_texts, recipe)
         yield from run_check("image size", check_image_size, data.dataset, data.image_size, folder)
@@ -53,6 +56,8 @@ def check_pretrain(recipe: PretrainRecipe, processes: int = 0, hashes: bool = Fa
     batch = list(run_check("batch", check_contrast_batch, recipe, processes or recipe.train.processes))
     yield from (*model, *batch)
     if all(check.ok for check in (*model, *batch)):  # else it would be told twice
+        if recipe.model.vit.frozen and readable:
+            yield from run_check("cached features", check_features, recipe, hashes)
         yield from run_check("memory", check_memory, recipe, processes or recipe.train.processes)
     yield from run_check("precision", check_device, recipe.train)
     yield from run_check("compiled", check_compiler, recipe.train, recipe.train.compile)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec
 
+from medunifier_cli.checkpoint.encoder_features import open_features
 from medunifier_cli.checkpoint.pretrained import starting_run
 from medunifier_cli.data.disk.manifest import Manifest, again, read_manifest
 from medunifier_cli.data.loader import micro_batch_size
@@ -17,10 +18,11 @@ from medunifier_cli.errors import DataError, MuError, one_line
 from medunifier_cli.files import sha256
 from medunifier_cli.model.weights import require_cached, weights_path
 from medunifier_cli.recipe.load import load_saved
-from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.recipe.schema import LIVE, PretrainRecipe
 from medunifier_cli.recipe.schema_train import LoopConfig
 from medunifier_cli.roots import find_run, runs_root, shards_folder
 from medunifier_cli.run.record import Run
+from medunifier_cli.stages.cached.plan import AnyRecipe, describe, plan_features, sizes_of
 
 P = ParamSpec("P")
 
@@ -169,6 +171,26 @@ def check_image_encoder(recipe: PretrainRecipe) -> str:
         return str(path)
     require_cached(key, vit.weights, ("config.json",))  # timm reads the architecture from it
     return f"{vit.weights}: {path.name} is cached"
+
+
+def check_features(recipe: AnyRecipe, hashes: bool) -> str:
+    """Check the cached features that a recipe reads; or say how much room they would take.
+
+    Args:
+        hashes: read all of them and compare their checksums; otherwise sizes, and what they were made of.
+
+    Raises:
+        DataError: they are missing, damaged, or of something else than the recipe's weights and shards.
+    """
+    plan = plan_features(recipe)
+    room = describe(sizes_of(plan))
+    if plan.setting == LIVE:
+        return f"none; `mu prepare --features {recipe.name}` would write {room}, to {plan.folder}"
+    for shards in plan.shards.values():
+        features = open_features(plan.setting, plan.dataset, plan.encoder, shards)
+        if hashes and features is not None:
+            features.verify()
+    return f"{plan.folder}: {room} ({'checksums' if hashes else 'sizes'} checked)"
 
 
 def check_batch(train: LoopConfig, processes: int, samples: str) -> str:

@@ -28,7 +28,7 @@ from medunifier_cli.data.disk import unpack
 from medunifier_cli.data.images import levels, picture
 from medunifier_cli.data.images.image import image_from
 from medunifier_cli.data.images.levels import BadImage
-from medunifier_cli.data.split_source import decode_grey
+from medunifier_cli.data.images.stored import decode_grey
 from medunifier_cli.data.texts.tokenizer import LONGEST_TEXT, TextTokenizer
 from medunifier_cli.prepare.render import Reject, render
 from tests.miniatures import mimic

@@ -12,8 +12,8 @@ from PIL import Image
 
 from medunifier_cli.data.contract import FileImage
 from medunifier_cli.data.images.image import image_from
+from medunifier_cli.data.images.stored import decode_grey
 from medunifier_cli.data.shards import Shards, split_names
-from medunifier_cli.data.split_source import decode_grey
 from medunifier_cli.data.subset import open_keys
 from medunifier_cli.errors import DataError
 from tests.hand_made import sample

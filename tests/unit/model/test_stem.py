@@ -54,7 +54,8 @@ def test_the_rest_of_the_encoder_is_timms_and_learns_with_the_stem() -> None:
     assert plain.tokens == with_stem.tokens
     with_stem(torch.rand(2, 3, 64, 64)).sum().backward()
     of_stem = [p for n, p in with_stem.named_parameters() if "patch_embed.proj" in n]
-    assert of_stem and all(p.grad is not None for p in of_stem)
+    assert of_stem
+    assert all(p.grad is not None for p in of_stem)
     assert isinstance(plain.vit.patch_embed.proj, nn.Conv2d)
 
 

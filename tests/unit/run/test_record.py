@@ -147,7 +147,7 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None
 CHANGES = {
     "name": "other", "data.workers": "0", "data.shards": "/elsewhere", "train.processes": "3",
     "train.log_every": "7", "train.valid_every": "7", "train.valid_batches": "7",
-    "train.patience": "7",
+    "data.features": "cached", "train.patience": "7",
     "train.checkpoint_every": "7", "train.keep": "7", "train.tensorboard": "false",
     "train.skip_limit": "7",
     "train.timeout": "7", "train.change_contrast": "true",
@@ -156,8 +156,9 @@ CHANGES = {
 
 @pytest.mark.parametrize("key", FREE)
 def test_keys_that_change_no_weight_may_change(tmp_path: Path, key: str) -> None:
-    run, changed = Run(tmp_path / "a"), tiny_recipe("train.best=loss", f"{key}={CHANGES[key]}")
-    recipe = tiny_recipe("train.best=loss")  # which patience needs
+    needed = ("train.best=loss", "model.vit.frozen=true")  # by patience, and by features
+    run, changed = Run(tmp_path / "a"), tiny_recipe(*needed, f"{key}={CHANGES[key]}")
+    recipe = tiny_recipe(*needed)
     assert dump_recipe(changed) != dump_recipe(recipe), "the key exists and has another value"
     begin(run, recipe)
     begin(run, changed)

@@ -35,7 +35,8 @@ def test_a_missing_split_names_the_key_and_how_to_do_without_it(tmp_path: Path) 
         _check_start(load_recipe("demo", ("data.test=exam",)), folder)
     with pytest.raises(DataError, match=r"no split 'exam'; .* -o data\.train=SPLIT$"):
         _check_start(load_recipe("demo", ("data.train=exam",)), folder)
-    assert _check_start(load_recipe("demo", ("data.test=",)), folder)[0].keys() == {"train", "valid"}
+    hashes, _ = _check_start(load_recipe("demo", ("data.test=",)), folder)[0]
+    assert hashes.keys() == {"train", "valid"}
 
 
 def test_ranks_compare_recipe_code_and_shards_but_not_where_these_are(
@@ -43,7 +44,8 @@ def test_ranks_compare_recipe_code_and_shards_but_not_where_these_are(
 ) -> None:
     folder = shards(tmp_path, test=2)
     recipe = load_recipe("demo", (f"data.shards={folder}",))
-    hashes, facts = _check_start(recipe, folder)
+    (hashes, features), facts = _check_start(recipe, folder)
+    assert features == dict.fromkeys(hashes), "none is read unless the recipe says so"
     assert facts == {}, "alone there is nobody to differ from"
     assert hashes.keys() == {"train", "valid", "test"}
     monkeypatch.setattr(world, "size", lambda: 2)

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.pretrained import restore
+from medunifier_cli.checkpoint.run_tokenizer import tokenizer_of
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.split_source import SplitSource
 from medunifier_cli.data.texts.tokenizer import CONFIG, FINGERPRINT, VOCABULARY, TextTokenizer
@@ -23,7 +24,7 @@ from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.run.record import Run
-from medunifier_cli.stages.pretrain import Pretraining, tokenizer_of
+from medunifier_cli.stages.pretrain import Pretraining
 from medunifier_cli.train.loop import fit
 from tests.folders import ROOT
 from tests.hand_made import write_split
