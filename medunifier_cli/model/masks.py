@@ -28,6 +28,8 @@ from medunifier_cli.data.batch import send
 
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values, each [B, H, S, D/H]."""
+Parts = tuple[Tensor, ...]
+"""Rows of pairs, all of them or queries and text apart."""
 
 
 def by_head(x_BSD: Tensor, heads: int) -> Tensor:
@@ -130,7 +132,8 @@ class Layout:
         Args:
             qkv_R3D: queries, keys and values of each row, side by side.
             dropout: of the attention weights.
-            lead_only: see `lead`; other rows are keys and values alone.
+            lead_only: the queries of all pairs [M * Q, D], or the first token of each text [B, D]; the other
+                rows are keys and values alone.
         """
         # projected while packed, so that padding costs no matrix product, and then laid out
         q, k, v = (by_head(part, heads) for part in self.pad(qkv_R3D).chunk(3, dim=2))
@@ -145,23 +148,27 @@ class Layout:
         k, v = torch.cat([own[0], k], dim=2), torch.cat([own[1], v], dim=2)
         return self.unpad(attend(q, k, v, self.causal, dropout))
 
-    def lead(self, rows_RD: Tensor) -> Tensor:
-        """The queries of all pairs [B * Q, D], or the first token of each text [B, D]."""
-        return rows_RD[: self.queries * len(self.start_B)] if self.queries else rows_RD[self.start_B]
+    def join(self, queries: Tensor, text: Tensor) -> Parts:
+        """Queries of all pairs [M * Q, D] and their texts [N, D] -> the parts in which a block has its rows."""
+        return (torch.cat([queries, text]),)
 
-    def split(self, rows_RD: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of the queries [B * Q, D] and of the text [N, D]."""
+    def split(self, parts: Parts) -> tuple[Tensor, Tensor]:
+        """What `join` has joined."""
         count = self.queries * len(self.start_B)
-        queries, text = torch.split(rows_RD, [count, len(rows_RD) - count])
+        queries, text = torch.split(parts[0], [count, len(parts[0]) - count])
         return queries, text
 
-    def join(self, queries: Tensor, text_ND: Tensor) -> Tensor:
-        """What `split` takes apart."""
-        return torch.cat([queries, text_ND])
+    def rows(self, parts: Parts) -> Tensor:
+        """[R, D], the rows in the order of `attend`."""
+        return parts[0]
 
-    def in_order(self, lead_MQD: Tensor) -> Tensor:
-        """`lead` of each pair, [M, Q, D], in the order of the pairs."""
-        return lead_MQD
+    def parts(self, rows_RD: Tensor) -> Parts:
+        """What `rows` put in order."""
+        return (rows_RD,)
+
+    def in_order(self, query_MQD: Tensor) -> Tensor:
+        """The queries of each pair, in the order of the pairs."""
+        return query_MQD
 
 
 LONGEST_ROW = 4

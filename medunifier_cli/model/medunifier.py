@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from medunifier_cli.data.contract import Batch, PackedText
 from medunifier_cli.model.norm import GlobalBatchNorm
-from medunifier_cli.model.precision import at_least_fp32
+from medunifier_cli.model.precision import at_least_fp32, half_type
 from medunifier_cli.model.qformer import LAYER_NORM_EPS, ImageMemory, QFormer, initialise
 from medunifier_cli.model.vit import ImageEncoder, pixels
 from medunifier_cli.model.vqvae.generator import Generated, ImageGenerator, Sizes
@@ -64,7 +64,8 @@ class WordHead(nn.Module):
         """
         bias_K: Tensor = self.bias
         if self.training and word_KD.device.type == "cuda":
-            word_KD, bias_K = aligned(word_KD, bias_K)
+            # half first, where autocast would cast what is filled up
+            word_KD, bias_K = aligned(word_KD.to(half_type(word_KD.device) or word_KD.dtype), bias_K)
         return F.linear(self.norm(F.gelu(self.transform(text_ND))), word_KD, bias_K)
 
 
@@ -131,10 +132,9 @@ class MedUnifier(nn.Module):
     def encode_image(self, image_BCHW: Tensor) -> ImageMemory:
         """Uni-modal pass over images, pixels in [0, 1] -> f_v and f_q, and what the other passes reuse."""
         feature_BVD = self.vision_norm(self.vit(image_BCHW))
-        if feature_BVD.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
-            # once, and not in front of each layer's keys and values, which would also keep a copy each
-            feature_BVD = feature_BVD.to(torch.get_autocast_dtype("cuda"))
-        return self.qformer.encode_image(feature_BVD)
+        # once, and not in front of each layer's keys and values, which would also keep a copy each
+        dtype = half_type(feature_BVD.device) or feature_BVD.dtype
+        return self.qformer.encode_image(feature_BVD.to(dtype))
 
     def encode_text(self, text: PackedText) -> Tensor:
         """Uni-modal pass over texts -> f_t_cls [B, D]."""

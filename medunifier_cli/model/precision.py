@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,44 @@ def _products_in_tf32(on: bool) -> Iterator[None]:
         yield
     finally:
         settings.allow_tf32 = before
+
+
+def half_type(device: torch.device) -> torch.dtype | None:
+    """The type in which autocast has matrix products computed on a GPU now; None without it, and on a CPU."""
+    mixed = device.type == "cuda" and torch.is_autocast_enabled("cuda")
+    return torch.get_autocast_dtype("cuda") if mixed else None
+
+
+def halved(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` for the residual beside a layer, and for the layer itself: in half precision where it is cast anyway.
+
+    Without this the gradient of the cast is a copy in fp32, which is then added to that of the residual. Here
+    they are added as they come, to the same bits.
+    """
+    dtype = half_type(x.device)
+    if dtype is None or x.dtype != torch.float32 or torch.compiler.is_compiling():  # which fuses them itself
+        return x, x
+    whole, half = _Halved.apply(x, dtype)
+    return whole, half
+
+
+def concatenate(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """`torch.cat` for a layer that autocast computes in half precision: cast before, not after, and less moved.
+
+    One part in fp32 would otherwise make all of them fp32 for the time in between.
+    """
+    dtype = half_type(parts[0].device)
+    return torch.cat([part if dtype is None else part.to(dtype) for part in parts], dim=dim)
+
+
+class _Halved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return x.view_as(x), x.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] + grads[1], None
 
 
 def full_precision(device: torch.device) -> torch.autocast:

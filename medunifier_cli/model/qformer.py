@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from medunifier_cli.data.contract import PackedText
 from medunifier_cli.model.attention.sequences import Sequences, layout_for
-from medunifier_cli.model.masks import KeyValue, Layout, PairPlan, attend, by_head
+from medunifier_cli.model.masks import KeyValue, Layout, PairPlan, Parts, attend, by_head
+from medunifier_cli.model.precision import halved
 from medunifier_cli.recipe.schema import QFormerConfig
 
 LAYER_NORM_EPS = 1e-12  # BERT's
@@ -101,7 +102,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, query_MQD: Tensor, memory: KeyValue, plan: PairPlan | Sequences | None) -> Tensor:
         """[M, Q, D] -> [M, Q, D]. Without a plan pair m looks at image m."""
-        q, dropped = self.q(query_MQD), self.dropout if self.training else 0.0
+        query_MQD, half = halved(query_MQD)
+        q, dropped = self.q(half), self.dropout if self.training else 0.0
         if plan is None:
             mixed = attend(by_head(q, self.heads), *memory, None, dropped)
         else:
@@ -123,8 +125,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
+        x, half = halved(x)
         # the exact GELU, not its tanh approximation, as in BERT
-        out = F.dropout(self.down(F.gelu(self.up(x))), self.dropout, self.training)
+        out = F.dropout(self.down(F.gelu(self.up(half))), self.dropout, self.training)
         normed: Tensor = self.norm(out + x)
         return normed
 
@@ -143,7 +146,8 @@ class Block(nn.Module):
 
     def queries_only(self, query_BQD: Tensor, cross: KeyValue | None) -> tuple[Tensor, KeyValue]:
         """Uni-modal pass of the queries -> (queries, their own keys and values)."""
-        q, k, v = self.attention.project(self.attention.qkv(query_BQD))
+        query_BQD, half = halved(query_BQD)
+        q, k, v = self.attention.project(self.attention.qkv(half))
         query_BQD = self.attention.finish(self.attention.attend(q, k, v), query_BQD)
         return self.after_attention(query_BQD, cross, None), (k, v)
 
@@ -159,35 +163,43 @@ class Block(nn.Module):
 
     def text_only(self, text_ND: Tensor, layout: Layout | Sequences, cls_only: bool) -> Tensor:
         """Uni-modal pass of the text, packed [N, D] -> [N, D], or -> [B, D] of the first tokens."""
-        attention = self.attention
-        mixed = layout.attend(attention.qkv(text_ND), attention.heads, attention.dropped, cls_only)
+        attention, (text_ND, half) = self.attention, halved(text_ND)
+        mixed = layout.attend(attention.qkv(half), attention.heads, attention.dropped, cls_only)
         if cls_only:
-            text_ND = layout.lead(text_ND)
+            text_ND = text_ND[layout.start_B]
         out: Tensor = self.ffn_text(attention.finish(mixed, text_ND))
         return out
 
     def text_after_queries(self, text_ND: Tensor, layout: Layout | Sequences, own: KeyValue) -> Tensor:
         """Multi-modal causal pass of the text over the queries' keys and values, packed -> packed."""
-        attention = self.attention
-        mixed = layout.attend_after(attention.qkv(text_ND), own, attention.heads, attention.dropped)
+        attention, (text_ND, half) = self.attention, halved(text_ND)
+        mixed = layout.attend_after(attention.qkv(half), own, attention.heads, attention.dropped)
         out: Tensor = self.ffn_text(attention.finish(mixed, text_ND))
         return out
 
     def pairs(
-        self, rows_RD: Tensor, layout: Layout | Sequences, cross: KeyValue | None,
-        plan: PairPlan | Sequences, queries_only: bool,
-    ) -> Tensor:  # fmt: skip
-        """Bi-directional pass of packed rows -> all rows, or those of the queries."""
-        attention, width = self.attention, rows_RD.shape[1]
-        mixed = layout.attend(attention.qkv(rows_RD), attention.heads, attention.dropped, queries_only)
+        self, parts: Parts, layout: Layout | Sequences, cross: KeyValue | None, plan: PairPlan | Sequences,
+        queries_only: bool,
+    ) -> Parts:  # fmt: skip
+        """Bi-directional pass of queries and text, see `Layout.join`; or of the queries alone, [M * Q, D]."""
+        attention, before = self.attention, [halved(part) for part in parts]
+        qkv = attention.qkv(layout.rows(tuple(half for _, half in before)))
+        mixed = layout.attend(qkv, attention.heads, attention.dropped, queries_only)
+        parts = tuple(whole for whole, _ in before)
         if queries_only:
-            query, text = attention.finish(mixed, layout.lead(rows_RD)), None
-        else:
-            query, text = layout.split(attention.finish(mixed, rows_RD))
+            query = attention.finish(mixed, layout.split(parts)[0])
+            return (self._queries_of_pairs(query, layout, cross, plan),)
+        mixed_parts = layout.parts(mixed)
+        parts = tuple(attention.finish(*both) for both in zip(mixed_parts, parts, strict=True))
         # from here on queries and text part: only queries attend to the image
-        query_MQD = query.view(-1, layout.queries, width)
-        query = self.after_attention(query_MQD, cross, plan).view(-1, width)
-        return query if text is None else layout.join(query, self.ffn_text(text))
+        query, text = layout.split(parts)
+        return layout.join(self._queries_of_pairs(query, layout, cross, plan), self.ffn_text(text))
+
+    def _queries_of_pairs(
+        self, query: Tensor, layout: Layout | Sequences, cross: KeyValue | None, plan: PairPlan | Sequences
+    ) -> Tensor:
+        width = query.shape[1]
+        return self.after_attention(query.view(-1, layout.queries, width), cross, plan).view(-1, width)
 
 
 class QFormer(nn.Module):
@@ -269,10 +281,10 @@ class QFormer(nn.Module):
         )
         # queries start anew from their tokens, not from `memory`: here they see the text from the first layer
         # on, so only the image's keys and values can be taken over
-        rows = layout.join(self._embed_queries(pairs).flatten(0, 1), self._embed_text(text, layout))
+        parts = layout.join(self._embed_queries(pairs).flatten(0, 1), self._embed_text(text, layout))
         for layer, (block, cross) in enumerate(zip(self._blocks(), memory.cross, strict=True), 1):
-            rows = block.pairs(rows, layout, cross, plan, queries_only=layer == len(self.blocks))
-        return layout.in_order(rows.view(pairs, self.queries, -1))
+            parts = block.pairs(parts, layout, cross, plan, queries_only=layer == len(self.blocks))
+        return layout.in_order(parts[0].view(pairs, self.queries, -1))
 
     def decode_text(self, memory: ImageMemory, text: PackedText) -> Tensor:
         """Text b after the queries of image b, multi-modal causal mask -> packed f_t [N, D]."""

@@ -98,7 +98,7 @@ def test_keys_of_a_causal_pass_are_queries_and_then_text() -> None:
     layout = Sequences.of(torch.tensor([3, 1]), CPU, after=2)
     assert (starts(layout.texts), layout.texts.longest) == ([0, 3, 4], 3)
     assert (starts(layout.whole), layout.whole.longest) == ([0, 5, 8], 5)
-    keys = layout.join(torch.tensor([[0], [1], [10], [11]]), torch.tensor([[2], [3], [4], [12]]))
+    keys = layout.rows((torch.tensor([[0], [1], [10], [11]]), torch.tensor([[2], [3], [4], [12]])))
     assert keys[:, 0].tolist() == [0, 1, 2, 3, 4, 10, 11, 12]
 
 
@@ -110,11 +110,11 @@ def test_pairs_of_one_image_are_together_and_come_back_in_their_own_order() -> N
     assert layout.images is not None
     assert (starts(layout.images), layout.images.longest) == ([0, 2, 2, 6], 4)
     text = torch.tensor([[100], [200], [201], [202], [300], [301]])
-    rows = layout.join(torch.arange(6)[:, None], text)
+    rows = layout.rows(layout.join(torch.arange(6)[:, None], text))
     assert rows[:, 0].tolist() == [0, 1, 200, 201, 202, 2, 3, 100, 4, 5, 300, 301]
-    queries, back = layout.split(rows)
+    queries, back = layout.split(layout.parts(rows))
     assert (queries[:, 0].tolist(), back.tolist()) == (list(range(6)), text.tolist())
-    assert layout.lead(rows)[:, 0].tolist() == list(range(6))
+    assert rows[layout.lead_F][:, 0].tolist() == list(range(6))
     assert layout.in_order(queries.view(3, 2, 1)).flatten().tolist() == [2, 3, 0, 1, 4, 5]
 
 
@@ -123,8 +123,9 @@ def test_moving_rows_has_the_right_gradient() -> None:
     count = sum(map(len, TEXTS))
     queries = torch.randn(14, 3, dtype=torch.float64, requires_grad=True)
     text = torch.randn(count, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(layout.join, (queries, text))
-    assert torch.autograd.gradcheck(layout.split, (layout.join(queries, text).detach().requires_grad_(),))
+    assert torch.autograd.gradcheck(lambda *parts: layout.rows(parts), (queries, text))
+    rows = layout.rows((queries, text)).detach().requires_grad_()
+    assert torch.autograd.gradcheck(layout.parts, (rows,))
 
 
 def test_pytorch_still_has_the_kernel_and_its_gradient() -> None:

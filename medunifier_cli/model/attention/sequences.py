@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from medunifier_cli.data.batch import send
-from medunifier_cli.model.masks import KeyValue, Layout, collect
+from medunifier_cli.model.masks import KeyValue, Layout, Parts, collect
+from medunifier_cli.model.precision import half_type
 
-HALF = (torch.bfloat16, torch.float16)
 WIDEST_HEAD = 256
 CAPABILITY = (8, 0)
-"""What the kernel computes in, widest head (a multiple of 8) and oldest generation of GPUs, Ampere."""
+"""Of the kernel: the widest head, of a multiple of 8, and the oldest generation of GPUs, Ampere."""
 
 
 def layout_for(device: torch.device, head_width: int) -> type[Layout] | type[Sequences]:
@@ -37,9 +37,7 @@ def layout_for(device: torch.device, head_width: int) -> type[Layout] | type[Seq
 def has_kernel(device: torch.device, head_width: int) -> bool:
     """Whether `flash` can be called now, in the precision of this moment."""
     return (
-        device.type == "cuda"
-        and torch.is_autocast_enabled("cuda")
-        and torch.get_autocast_dtype("cuda") in HALF
+        half_type(device) is not None
         and head_width % 8 == 0
         and head_width <= WIDEST_HEAD
         and torch.backends.cuda.is_flash_attention_available()
@@ -80,7 +78,7 @@ def flash(
 class Sequences:
     """Texts, or queries and text of each pair, one after the other; in `of_pairs` pairs of one image together.
 
-    R packed rows of self-attention: the sequences, where `layout.split` has the text in the batch's order.
+    Queries are those of the sequences in their order, whereas text is in the order of the batch.
     """
 
     position_N: Tensor
@@ -101,6 +99,11 @@ class Sequences:
     """Queries of the pairs of each image; None without pairs."""
     place_M: Tensor | None
     """int64, which of the sequences belongs to pair m."""
+
+    @property
+    def start_B(self) -> Tensor:
+        """See `Layout.start_B`; without queries alone."""
+        return self.lead_F
 
     @classmethod
     def of(cls, lengths_B: Tensor, device: torch.device, queries: int = 0, after: int = 0) -> Sequences:
@@ -152,14 +155,14 @@ class Sequences:
         q, k, v = qkv_R3D.chunk(3, dim=1)
         of_q = self.whole
         if lead_only:
-            q, of_q = self.lead(q), self.leads
+            q, of_q = collect(q, self.lead_F), self.leads
         q, k, v = (part.unflatten(1, (heads, -1)) for part in (q, k, v))
         return flash(q, k, v, of_q, self.whole, dropout, causal=False).flatten(1)
 
     def attend_after(self, qkv_N3D: Tensor, own: KeyValue, heads: int, dropout: float) -> Tensor:
         """See `Layout.attend_after`."""
         q, k, v = (part.unflatten(1, (heads, -1)) for part in qkv_N3D.chunk(3, dim=1))
-        k, v = (self.join(_end_to_end(before), x) for before, x in zip(own, (k, v), strict=True))
+        k, v = (self.rows((_end_to_end(before), x)) for before, x in zip(own, (k, v), strict=True))
         return flash(q, k, v, self.texts, self.whole, dropout, causal=True).flatten(1)
 
     def attend_images(self, q_MQD: Tensor, memory: KeyValue, heads: int, dropout: float) -> Tensor:
@@ -172,24 +175,29 @@ class Sequences:
         mixed = flash(q, k, v, self.images, Lengths(start, tokens), dropout, causal=False)
         return mixed.view(q_MQD.shape)
 
-    def lead(self, rows_RD: Tensor) -> Tensor:
-        """See `Layout.lead`."""
-        return collect(rows_RD, self.lead_F)
-
-    def split(self, rows_RD: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Layout.split`."""
-        queries, text = _Split.apply(rows_RD, self.lead_F, self.text_N)
+    def join(self, queries: Tensor, text: Tensor) -> Parts:
+        """See `Layout.join`; queries and text stay apart, so that nothing is copied in fp32."""
         return queries, text
 
-    def join(self, queries: Tensor, text: Tensor) -> Tensor:
-        """See `Layout.join`."""
-        rows: Tensor = _Join.apply(queries, text, self.lead_F, self.text_N)
+    def split(self, parts: Parts) -> tuple[Tensor, Tensor]:
+        """See `Layout.split`."""
+        queries, text = parts
+        return queries, text
+
+    def rows(self, parts: Parts) -> Tensor:
+        """See `Layout.rows`."""
+        rows: Tensor = _Join.apply(*parts, self.lead_F, self.text_N)
         return rows
 
-    def in_order(self, lead_MQD: Tensor) -> Tensor:
+    def parts(self, rows_RD: Tensor) -> Parts:
+        """See `Layout.parts`."""
+        parts: Parts = _Split.apply(rows_RD, self.lead_F, self.text_N)
+        return parts
+
+    def in_order(self, query_MQD: Tensor) -> Tensor:
         """See `Layout.in_order`."""
         assert self.place_M is not None  # made by `of_pairs`
-        return collect(lead_MQD.flatten(1), self.place_M).view(lead_MQD.shape)
+        return collect(query_MQD.flatten(1), self.place_M).view(query_MQD.shape)
 
 
 def _starts(count_B: Tensor) -> Tensor:
