@@ -104,7 +104,7 @@ class _Attention(torch.autograd.Function):
 
 
 class _Flash(torch.autograd.Function):
-    """`sequences.flash`: the kernel that `_Attention` is without a mask, for sequences of their own lengths."""
+    """`sequences.flash`: what `_Attention` is without a mask, for sequences of their own lengths."""
 
     trace: Trace
 

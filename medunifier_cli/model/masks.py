@@ -149,7 +149,7 @@ class Layout:
         return self.unpad(attend(q, k, v, self.causal, dropout))
 
     def join(self, queries: Tensor, text: Tensor) -> Parts:
-        """Queries of all pairs [M * Q, D] and their texts [N, D] -> the parts in which a block has its rows."""
+        """Queries of all pairs [M * Q, D] and their texts [N, D] -> the parts that a block works on."""
         return (torch.cat([queries, text]),)
 
     def split(self, parts: Parts) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medunifier_cli.data.contract import Batch, PackedText
+from medunifier_cli.model.attention.memory import ImageMemory
 from medunifier_cli.model.norm import GlobalBatchNorm
 from medunifier_cli.model.precision import at_least_fp32, half_type
-from medunifier_cli.model.qformer import LAYER_NORM_EPS, ImageMemory, QFormer, initialise
+from medunifier_cli.model.qformer import LAYER_NORM_EPS, QFormer, initialise
 from medunifier_cli.model.vit import ImageEncoder, pixels
 from medunifier_cli.model.vqvae.generator import Generated, ImageGenerator, Sizes
 from medunifier_cli.recipe.schema import PretrainRecipe
@@ -140,16 +141,19 @@ class MedUnifier(nn.Module):
         """Uni-modal pass over texts -> f_t_cls [B, D]."""
         return self.qformer.encode_text(text)
 
-    def match(self, memory: ImageMemory, image_M: Tensor, text: PackedText) -> Tensor:
+    def match(
+        self, memory: ImageMemory, image_M: Tensor, text: PackedText, recompute: bool = False
+    ) -> Tensor:
         """Bi-directional pass over M pairs, equation (14): fp32 logits [M, 2] of no match and match.
 
         Args:
             memory: of B images.
             image_M: int64 on the CPU, the image that goes with text m.
             text: M texts.
+            recompute: see `QFormer.fuse`.
         """
         # each query votes and the logits are averaged, not the features: equation (14), as BLIP-2
-        logits_MQ2 = self.match_head(self.qformer.fuse(memory, image_M, text))
+        logits_MQ2 = self.match_head(self.qformer.fuse(memory, image_M, text, recompute))
         return at_least_fp32(logits_MQ2).mean(dim=1)
 
     def decode_text(self, memory: ImageMemory, text: PackedText) -> Tensor:

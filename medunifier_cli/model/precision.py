@@ -53,7 +53,7 @@ def half_type(device: torch.device) -> torch.dtype | None:
 
 
 def halved(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`x` for the residual beside a layer, and for the layer itself: in half precision where it is cast anyway.
+    """`x` for the residual beside a layer, and for the layer: in half precision where it is cast anyway.
 
     Without this the gradient of the cast is a copy in fp32, which is then added to that of the residual. Here
     they are added as they come, to the same bits.
@@ -66,7 +66,7 @@ def halved(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def concatenate(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """`torch.cat` for a layer that autocast computes in half precision: cast before, not after, and less moved.
+    """`torch.cat` for a layer that autocast computes in half precision: cast before, so that less is moved.
 
     One part in fp32 would otherwise make all of them fp32 for the time in between.
     """

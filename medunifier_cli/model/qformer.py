@@ -14,39 +14,19 @@ The four passes: `encode_image` and `encode_text` (uni-modal mask), `fuse` (bi-d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from medunifier_cli.data.contract import PackedText
+from medunifier_cli.model.attention.memory import ImageMemory
 from medunifier_cli.model.attention.sequences import Sequences, layout_for
 from medunifier_cli.model.masks import KeyValue, Layout, PairPlan, Parts, attend, by_head
 from medunifier_cli.model.precision import halved
 from medunifier_cli.recipe.schema import QFormerConfig
 
 LAYER_NORM_EPS = 1e-12  # BERT's
-
-
-@dataclass
-class ImageMemory:
-    """What all passes over the same B images share; not detached, so their gradients add up in it."""
-
-    feature_BVD: Tensor
-    """f_v, class token first, after the trainable norm."""
-    query_BQD: Tensor
-    """f_q of the uni-modal pass."""
-    cross: Sequence[KeyValue | None]
-    """Per layer: keys and values of the image tokens, None in a layer without cross-attention."""
-    own: Sequence[KeyValue]
-    """Per layer: the queries' keys and values of self-attention."""
-
-    @property
-    def patch_BVD(self) -> Tensor:
-        """f_local: f_v without the class token."""
-        return self.feature_BVD[:, 1:]
 
 
 class SelfAttention(nn.Module):
@@ -267,13 +247,14 @@ class QFormer(nn.Module):
             text_ND = block.text_only(text_ND, layout, cls_only=layer == len(self.blocks))
         return text_ND
 
-    def fuse(self, memory: ImageMemory, image_M: Tensor, text: PackedText) -> Tensor:
+    def fuse(self, memory: ImageMemory, image_M: Tensor, text: PackedText, recompute: bool = False) -> Tensor:
         """M pairs, bi-directional mask -> f_q [M, Q, D].
 
         Args:
             memory: of B images.
             image_M: int64 on the CPU, the image that goes with text m.
             text: M texts.
+            recompute: keep a layer's input alone for the backward pass, and compute the layer again there.
         """
         pairs, device = len(image_M), text.ids_N.device
         layout, plan = layout_for(device, self.head_width).of_pairs(
@@ -283,7 +264,14 @@ class QFormer(nn.Module):
         # on, so only the image's keys and values can be taken over
         parts = layout.join(self._embed_queries(pairs).flatten(0, 1), self._embed_text(text, layout))
         for layer, (block, cross) in enumerate(zip(self._blocks(), memory.cross, strict=True), 1):
-            parts = block.pairs(parts, layout, cross, plan, queries_only=layer == len(self.blocks))
+            arguments = (parts, layout, cross, plan, layer == len(self.blocks))
+            # layer by layer: the whole pass would be in memory at once again, beside all that is kept; dropout
+            # draws the same numbers again
+            parts = (
+                checkpoint(block.pairs, *arguments, use_reentrant=False)
+                if recompute
+                else block.pairs(*arguments)
+            )
         return layout.in_order(parts[0].view(pairs, self.queries, -1))
 
     def decode_text(self, memory: ImageMemory, text: PackedText) -> Tensor:

@@ -67,7 +67,9 @@ def test_sequences_give_the_numbers_of_the_grid(every: int, request: pytest.Fixt
     assert len(ours) > 60
     for name, value in ours.items():
         assert bool(value.any()), name
-        torch.testing.assert_close(value, grid[name], atol=1e-10, rtol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            value, grid[name], atol=1e-10, rtol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_losses_of_a_step_are_those_of_the_grid(request: pytest.FixtureRequest) -> None:

@@ -1,11 +1,11 @@
-"""Attention without padding on a GPU: rows lie sequence after sequence, and a kernel is told where each begins.
+"""Attention without padding on a GPU: rows lie sequence after sequence, the kernel knows where each begins.
 
 `Sequences` does what `masks.Layout` and `masks.PairPlan` do together, with the same rows in another order, so
 results differ by rounding alone. The kernel is FlashAttention-2 (Dao 2023) as PyTorch has it. Its causal mask
 is aligned to the last query and the last key of a sequence: with the keys of Q queries before those of the
 text this is the paper's multi-modal causal mask, row for row.
 
-B texts or images, M pairs, Q queries, N text tokens, V image tokens, D width, H heads; R rows of all sequences.
+B texts or images, M pairs, Q queries, N text tokens, V image tokens, D width, H heads; R rows of sequences.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def flash(
 
 @dataclass(frozen=True)
 class Sequences:
-    """Texts, or queries and text of each pair, one after the other; in `of_pairs` pairs of one image together.
+    """Texts, or queries and text of each pair, one after the other; pairs of one image are together.
 
     Queries are those of the sequences in their order, whereas text is in the order of the batch.
     """
@@ -107,7 +107,7 @@ class Sequences:
 
     @classmethod
     def of(cls, lengths_B: Tensor, device: torch.device, queries: int = 0, after: int = 0) -> Sequences:
-        """See `Layout.of`; with `after` the sequences are those of keys, and the text's rows lie end to end."""
+        """See `Layout.of`; with `after` the sequences are those of keys, and the text lies end to end."""
         return cls._of(lengths_B, torch.arange(len(lengths_B)), None, device, queries or after)
 
     @classmethod
@@ -210,7 +210,7 @@ def _end_to_end(x_BHSE: Tensor) -> Tensor:
     return x_BHSE.transpose(1, 2).flatten(0, 1)
 
 
-# As in `masks`: both index lists together name each row once, so either way is a copy without adding or zeros.
+# As in `masks`: both lists of indices together name each row once, so a copy is enough both ways.
 def _taken(rows: Tensor, *index_lists: Tensor) -> tuple[Tensor, ...]:
     return tuple(rows.index_select(0, index) for index in index_lists)
 
