@@ -265,8 +265,7 @@ class QFormer(nn.Module):
         parts = layout.join(self._embed_queries(pairs).flatten(0, 1), self._embed_text(text, layout))
         for layer, (block, cross) in enumerate(zip(self._blocks(), memory.cross, strict=True), 1):
             arguments = (parts, layout, cross, plan, layer == len(self.blocks))
-            # layer by layer: the whole pass would be in memory at once again, beside all that is kept; dropout
-            # draws the same numbers again
+            # layer by layer: the whole pass would be in memory at once again, beside all that is kept
             parts = (
                 checkpoint(block.pairs, *arguments, use_reentrant=False)
                 if recompute

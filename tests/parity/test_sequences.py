@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -26,12 +25,12 @@ IMAGE_M = torch.tensor([3, 0, 3, 1, 4, 3, 0])
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[mock.Mock]:
+def kernel(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
     """Has a CPU compute as a GPU does, with the slow reference in place of the kernel."""
     called = mock.Mock(side_effect=slow_flash)
     monkeypatch.setattr(sequences, "has_kernel", lambda *_: True)
     monkeypatch.setattr(sequences, "flash", called)
-    yield called
+    return called
 
 
 def passes(model: MedUnifier) -> dict[str, Tensor]:

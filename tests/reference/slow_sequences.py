@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ def slow_flash(
         assert lengths.start_B1.dtype == torch.int32, "as the kernel demands"
         starts = lengths.start_B1.tolist()
         assert (starts[0], starts[-1]) == (0, len(rows))
-        spans.append(list(zip(starts, starts[1:], strict=False)))
+        spans.append(list(pairwise(starts)))
         assert lengths.longest == max(end - start for start, end in spans[-1])
     mixed = []
     for (q_start, q_end), (k_start, k_end) in zip(*spans, strict=True):

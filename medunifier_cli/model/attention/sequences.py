@@ -97,8 +97,8 @@ class Sequences:
     """The rows of `lead_F`."""
     images: Lengths | None
     """Queries of the pairs of each image; None without pairs."""
-    place_M: Tensor | None
-    """int64, which of the sequences belongs to pair m."""
+    place_M: Tensor
+    """int64, which of the sequences belongs to pair m, or to text b."""
 
     @property
     def start_B(self) -> Tensor:
@@ -139,16 +139,17 @@ class Sequences:
         leading = queries or 1
         lead_F = (first_B[:, None] + torch.arange(leading)).flatten()
         counts = [whole_B, lengths_B, torch.full_like(lengths_B, leading)]
-        counts += [] if queries_of_image is None else [queries_of_image]
+        if queries_of_image is not None:
+            counts.append(queries_of_image)
         starts = torch.cat([_starts(count) for count in counts])
         position_N, lead_F, text_N, place_B, starts = send(
             (position_N, lead_F, text_N, place_B, starts), device
         )
         parts = torch.split(starts.to(torch.int32), [len(count) + 1 for count in counts])
         lengths = [Lengths(start, int(count.max())) for start, count in zip(parts, counts, strict=True)]
-        if queries_of_image is None:
-            return cls(position_N, lead_F, text_N, queries, *lengths, None, None)
-        return cls(position_N, lead_F, text_N, queries, *lengths, place_B)
+        whole, alone, leads, *of_images = lengths
+        images = of_images[0] if of_images else None
+        return cls(position_N, lead_F, text_N, queries, whole, alone, leads, images, place_B)
 
     def attend(self, qkv_R3D: Tensor, heads: int, dropout: float, lead_only: bool = False) -> Tensor:
         """See `Layout.attend`."""
@@ -156,19 +157,19 @@ class Sequences:
         of_q = self.whole
         if lead_only:
             q, of_q = collect(q, self.lead_F), self.leads
-        q, k, v = (part.unflatten(1, (heads, -1)) for part in (q, k, v))
+        q, k, v = (_by_head(part, heads) for part in (q, k, v))
         return flash(q, k, v, of_q, self.whole, dropout, causal=False).flatten(1)
 
     def attend_after(self, qkv_N3D: Tensor, own: KeyValue, heads: int, dropout: float) -> Tensor:
         """See `Layout.attend_after`."""
-        q, k, v = (part.unflatten(1, (heads, -1)) for part in qkv_N3D.chunk(3, dim=1))
+        q, k, v = (_by_head(part, heads) for part in qkv_N3D.chunk(3, dim=1))
         k, v = (self.rows((_end_to_end(before), x)) for before, x in zip(own, (k, v), strict=True))
         return flash(q, k, v, self.texts, self.whole, dropout, causal=True).flatten(1)
 
     def attend_images(self, q_MQD: Tensor, memory: KeyValue, heads: int, dropout: float) -> Tensor:
         """See `PairPlan.attend_images`; the pairs are in the order of the sequences."""
         assert self.images is not None  # made by `of_pairs`
-        q = q_MQD.flatten(0, 1).unflatten(1, (heads, -1))
+        q = _by_head(q_MQD.flatten(0, 1), heads)
         k, v = map(_end_to_end, memory)
         images, tokens = memory[0].shape[0], memory[0].shape[2]
         start = torch.arange(0, (images + 1) * tokens, tokens, dtype=torch.int32, device=q.device)
@@ -196,13 +197,17 @@ class Sequences:
 
     def in_order(self, query_MQD: Tensor) -> Tensor:
         """See `Layout.in_order`."""
-        assert self.place_M is not None  # made by `of_pairs`
         return collect(query_MQD.flatten(1), self.place_M).view(query_MQD.shape)
 
 
 def _starts(count_B: Tensor) -> Tensor:
     """[B] -> [B + 1]."""
     return torch.cat([count_B.new_zeros(1), count_B.cumsum(0)])
+
+
+def _by_head(x_RD: Tensor, heads: int) -> Tensor:
+    """[R, D] -> [R, H, D/H]."""
+    return x_RD.view(len(x_RD), heads, -1)
 
 
 def _end_to_end(x_BHSE: Tensor) -> Tensor:
