@@ -163,6 +163,7 @@ class Block(nn.Module):
     ) -> Parts:  # fmt: skip
         """Bi-directional pass of queries and text, see `Layout.join`; or of the queries alone, [M * Q, D]."""
         attention, before = self.attention, [halved(part) for part in parts]
+        # put in order in half precision, where that moves half as much as it would after the norms
         qkv = attention.qkv(layout.rows(tuple(half for _, half in before)))
         mixed = layout.attend(qkv, attention.heads, attention.dropped, queries_only)
         parts = tuple(whole for whole, _ in before)
@@ -265,7 +266,8 @@ class QFormer(nn.Module):
         parts = layout.join(self._embed_queries(pairs).flatten(0, 1), self._embed_text(text, layout))
         for layer, (block, cross) in enumerate(zip(self._blocks(), memory.cross, strict=True), 1):
             arguments = (parts, layout, cross, plan, layer == len(self.blocks))
-            # layer by layer: the whole pass would be in memory at once again, beside all that is kept
+            # layer by layer: the whole pass would be in memory at once again, beside all that is kept;
+            # dropout draws the same numbers again, as the state of its generator is kept too
             parts = (
                 checkpoint(block.pairs, *arguments, use_reentrant=False)
                 if recompute
