@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from medunifier_cli.data.contract import PackedText
 from medunifier_cli.evaluate.reports.decoding import Constraints, beam_search
 from medunifier_cli.evaluate.reports.text_cache import TextCache
+from medunifier_cli.model.attention.memory import ImageMemory
 from medunifier_cli.model.medunifier import MedUnifier
-from medunifier_cli.model.qformer import ImageMemory
 from medunifier_cli.recipe.load import load_recipe
 
 THREADS, VOCABULARY, LONGEST = 2, 30523, 95

@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from medunifier_cli.distributed import world
 from medunifier_cli.model import norm
+from medunifier_cli.model.attention import sequences
+from medunifier_cli.model.attention.sequences import Lengths
 
 LOW = {
     F.linear, F.conv2d, F.conv_transpose2d, torch.conv2d, torch.conv_transpose2d, torch.matmul, torch.mm,
@@ -27,6 +29,8 @@ HIGH = {
     torch.softmax, torch.log_softmax, torch.exp, torch.log, torch.cumsum, Tensor.exp, Tensor.log,
 }  # fmt: skip
 """Functions that autocast computes in fp32."""
+CAPABILITY = (9, 0)
+"""An H100's."""
 ALIGNED = 16
 """Columns of which an attention mask has a multiple, or is padded to."""
 
@@ -99,6 +103,38 @@ class _Attention(torch.autograd.Function):
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None, None
 
 
+class _Flash(torch.autograd.Function):
+    """`sequences.flash`: what `_Attention` is without a mask, for sequences of their own lengths."""
+
+    trace: Trace
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, of_q: Lengths, of_k: Lengths, dropout: float, causal: bool
+    ) -> Tensor:
+        lengths = (of_q.start_B1.inner.diff(), of_k.start_B1.inner.diff())
+        if any(int(own.sum()) != len(x) for own, x in zip(lengths, (q, k), strict=True)):
+            raise RuntimeError("sequences end elsewhere than their rows")
+        if any(int(own.max()) != of.longest for own, of in zip(lengths, (of_q, of_k), strict=True)):
+            raise RuntimeError("the longest sequence has another length")
+        if {x.dtype for x in (q, k, v)} != {torch.bfloat16} or of_q.start_B1.dtype != torch.int32:
+            raise RuntimeError("the kernel does not take this")
+        # whole blocks are counted, as flop counters do: what a causal mask leaves out too
+        ctx.products = float((lengths[0] * lengths[1]).sum()) * q.shape[1] * q.shape[2]
+        out, norms = torch.empty_like(q), torch.empty(q.shape[1], len(q), device=CUDA)
+        ctx.save_for_backward(q, k, v, out, norms)
+        size = sum(t.numel() * t.element_size() for t in (q, k, v, out))
+        _Flash.trace.note("attention", 4 * ctx.products, size, q.dtype)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, _ = ctx.saved_tensors
+        size = sum(t.numel() * t.element_size() for t in (q, k, v, out, grads[0], q, k, v))
+        _Flash.trace.note("attention backward", 10 * ctx.products, size, q.dtype, 3)
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None, None, None, None
+
+
 class _BatchNorm(torch.autograd.Function):
     """`model.norm.Synchronised`: two passes over the input each way, and an exchange."""
 
@@ -143,6 +179,11 @@ def _high(value: Any) -> Any:
 @contextmanager
 def functions_of_cuda(trace: Trace) -> Iterator[Functions]:
     """Imitate them for the time of a block."""
-    _BatchNorm.trace = trace
-    with mock.patch.object(norm, "Synchronised", _BatchNorm), Functions(trace) as functions:
+    _BatchNorm.trace = _Flash.trace = trace
+    with (
+        mock.patch.object(norm, "Synchronised", _BatchNorm),
+        mock.patch.object(sequences, "flash", _Flash.apply),
+        mock.patch.object(torch.cuda, "get_device_capability", return_value=CAPABILITY),
+        Functions(trace) as functions,
+    ):
         yield functions

@@ -109,7 +109,8 @@ def _files(vit: VitConfig) -> list[Path]:
 
         known = timm.get_pretrained_cfg(vit.name)
         repository = (known and known.hf_hub_id) or ""
-        names += filter(None, [known and known.hf_hub_filename])
+        if known and known.hf_hub_filename:
+            names.append(known.hf_hub_filename)
     # of a named revision, or from another cache: hashed at each start
     if not is_hub_name(repository) or "@" in repository or "TIMM_USE_OLD_CACHE" in os.environ:
         return []

@@ -22,9 +22,9 @@ from medunifier_cli.data.loader import SplitSource, eval_batches, eval_workers
 from medunifier_cli.data.split_source import Room, SplitView
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.errors import DataError
+from medunifier_cli.model.attention.memory import ImageMemory
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.model.precision import measuring
-from medunifier_cli.model.qformer import ImageMemory
 from medunifier_cli.scores.partners import chance_ranks, partner_ranks, rank_scores
 from medunifier_cli.scores.ranking import DIRECTIONS, KS
 from medunifier_cli.terminal.say import say

@@ -9,9 +9,10 @@ the multi-modal causal one only the text's rows are computed (`causal_rows`). Th
 `tests/reference/full_mask.py`.
 
 Rows are packed (texts end to end, no padding) wherever a row costs a matrix product. Only inside attention,
-3 % of the work at paper sizes, are they laid out as a padded grid, as wide as the longest text of the batch.
+3 % of the work at paper sizes, are they laid out as a padded grid, as wide as the longest text of the batch;
+and on a GPU not even there, see `attention/sequences.py`, whose layout takes the place of this one.
 
-B texts or images, M pairs, Q queries, L longest text, D width.
+B texts or images, M pairs, Q queries, L longest text, D width, H heads.
 """
 
 from __future__ import annotations
@@ -20,9 +21,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from medunifier_cli.data.batch import send
+
+KeyValue = tuple[Tensor, Tensor]
+"""Keys and values, each [B, H, S, D/H]."""
+Parts = tuple[Tensor, ...]
+"""Rows of pairs, all of them or queries and text apart."""
+
+
+def by_head(x_BSD: Tensor, heads: int) -> Tensor:
+    """[B, S, D] -> [B, H, S, D/H]."""
+    return x_BSD.view(*x_BSD.shape[:2], heads, -1).transpose(1, 2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Attention of each head, [B, H, S, D/H] -> [B, S, D]; `dropout` is that of the attention weights."""
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return mixed.transpose(1, 2).flatten(2)
 
 
 def causal_rows(queries: int, longest: int, device: torch.device) -> Tensor:
@@ -50,15 +68,20 @@ class Layout:
     """int64, index of each text's first token among the tokens."""
     real_BS: Tensor
     """bool, False on padding."""
+    queries: int
+    """Q of the rows; 0 for text alone."""
+    causal: Tensor | None
+    """`causal_rows`, for `attend_after`."""
 
     @classmethod
-    def of(cls, lengths_B: Tensor, device: torch.device, queries: int = 0) -> Layout:
+    def of(cls, lengths_B: Tensor, device: torch.device, queries: int = 0, after: int = 0) -> Layout:
         """Lay out texts of the given lengths, each after `queries` queries.
 
         Args:
             lengths_B: int64, on the CPU.
             device: of the packed rows.
             queries: 0 for text alone.
+            after: queries that are no rows of these, but whose keys and values the text attends to.
         """
         # all of it is computed on the CPU, where the lengths are: `int(max)` and `repeat_interleave` would
         # each make the CPU wait for a GPU, in every pass of every step
@@ -72,7 +95,21 @@ class Layout:
         # own, and this way each is a slice
         slot_R = torch.cat([query_slots.flatten(), row_N * width + queries + position_N])
         slot_R, position_N, start_B, used_B = send((slot_R, position_N, start_B, queries + lengths_B), device)
-        return cls(slot_R, position_N, start_B, torch.arange(width, device=device) < used_B[:, None])
+        real_BS = torch.arange(width, device=device) < used_B[:, None]
+        causal = causal_rows(after, width, device) if after else None
+        return cls(slot_R, position_N, start_B, real_BS, queries, causal)
+
+    @classmethod
+    def of_pairs(
+        cls, image_M: Tensor, images: int, lengths_M: Tensor, device: torch.device, queries: int
+    ) -> tuple[Layout, PairPlan]:
+        """The layout of M pairs, and the plan by which their queries attend to the images.
+
+        Args:
+            image_M: int64, on the CPU: the image of each pair, below `images`.
+            lengths_M: int64, on the CPU: of the texts.
+        """
+        return cls.of(lengths_M, device, queries), PairPlan.of(image_M, images, device)
 
     @property
     def open_keys(self) -> Tensor:
@@ -88,6 +125,50 @@ class Layout:
     def unpad(self, padded_BSD: Tensor) -> Tensor:
         """[B, S, D] -> [R, D]."""
         return collect(padded_BSD.flatten(0, 1), self.slot_R)
+
+    def attend(self, qkv_R3D: Tensor, heads: int, dropout: float, lead_only: bool = False) -> Tensor:
+        """Self-attention of each text, or of each pair's queries and text: [R, 3D] -> [R, D].
+
+        Args:
+            qkv_R3D: queries, keys and values of each row, side by side.
+            dropout: of the attention weights.
+            lead_only: the queries of all pairs [M * Q, D], or the first token of each text [B, D]; the other
+                rows are keys and values alone.
+        """
+        # projected while packed, so that padding costs no matrix product, and then laid out
+        q, k, v = (by_head(part, heads) for part in self.pad(qkv_R3D).chunk(3, dim=2))
+        if not lead_only:
+            return self.unpad(attend(q, k, v, self.open_keys, dropout))
+        return attend(q[:, :, : self.queries or 1], k, v, self.open_keys, dropout).flatten(0, 1)
+
+    def attend_after(self, qkv_N3D: Tensor, own: KeyValue, heads: int, dropout: float) -> Tensor:
+        """Multi-modal causal attention of texts, each after the queries of `own`: [N, 3D] -> [N, D]."""
+        q, k, v = (by_head(part, heads) for part in self.pad(qkv_N3D).chunk(3, dim=2))
+        # queries first, the columns' order in `causal_rows`
+        k, v = torch.cat([own[0], k], dim=2), torch.cat([own[1], v], dim=2)
+        return self.unpad(attend(q, k, v, self.causal, dropout))
+
+    def join(self, queries: Tensor, text: Tensor) -> Parts:
+        """Queries of all pairs [M * Q, D] and their texts [N, D] -> the parts that a block works on."""
+        return (torch.cat([queries, text]),)
+
+    def split(self, parts: Parts) -> tuple[Tensor, Tensor]:
+        """What `join` has joined."""
+        count = self.queries * len(self.start_B)
+        queries, text = torch.split(parts[0], [count, len(parts[0]) - count])
+        return queries, text
+
+    def rows(self, parts: Parts) -> Tensor:
+        """[R, D], the rows in the order of `attend`."""
+        return parts[0]
+
+    def parts(self, rows_RD: Tensor) -> Parts:
+        """What `rows` put in order."""
+        return (rows_RD,)
+
+    def in_order(self, query_MQD: Tensor) -> Tensor:
+        """The queries of each pair, in the order of the pairs."""
+        return query_MQD
 
 
 LONGEST_ROW = 4
@@ -140,6 +221,26 @@ class PairPlan:
         slot_M = row_M * per_image + turn_M % per_image
         slot_M, extra_E = send((slot_M, extra_E), device)
         return cls(slot_M, per_image, images, extra_E)
+
+    def attend_images(self, q_MQD: Tensor, memory: KeyValue, heads: int, dropout: float) -> Tensor:
+        """Attention of each pair's queries to its image, -> [M, Q, D].
+
+        Args:
+            memory: keys and values of all images.
+            dropout: of the attention weights.
+        """
+        pairs, queries, width = q_MQD.shape
+        # no mask: queries of a pair never see those of another here, they only share its keys and values, and
+        # the empty slots of the plan are rows that nobody collects
+        q = spread(q_MQD.flatten(1), self.slot_M, self.rows * self.per_image)
+        q = by_head(q.view(self.rows, self.per_image * queries, width), heads)
+        if not len(self.extra_E):
+            mixed = attend(q, *memory, None, dropout)
+        else:
+            extra = memory[0][self.extra_E], memory[1][self.extra_E]
+            first, further = q[: self.images], q[self.images :]
+            mixed = torch.cat([attend(first, *memory, None, dropout), attend(further, *extra, None, dropout)])
+        return collect(mixed.view(-1, queries * width), self.slot_M).view(pairs, queries, width)
 
 
 # Indexing has a gradient already, but a general one: it allows for repeated indices and so adds rows with

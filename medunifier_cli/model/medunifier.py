@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medunifier_cli.data.contract import Batch, PackedText
+from medunifier_cli.model.attention.memory import ImageMemory
 from medunifier_cli.model.norm import GlobalBatchNorm
-from medunifier_cli.model.precision import at_least_fp32
-from medunifier_cli.model.qformer import LAYER_NORM_EPS, ImageMemory, QFormer, initialise
+from medunifier_cli.model.precision import at_least_fp32, half_type
+from medunifier_cli.model.qformer import LAYER_NORM_EPS, QFormer, initialise
 from medunifier_cli.model.vit import ImageEncoder, pixels
 from medunifier_cli.model.vqvae.generator import Generated, ImageGenerator, Sizes
 from medunifier_cli.recipe.schema import PretrainRecipe
@@ -64,7 +65,8 @@ class WordHead(nn.Module):
         """
         bias_K: Tensor = self.bias
         if self.training and word_KD.device.type == "cuda":
-            word_KD, bias_K = aligned(word_KD, bias_K)
+            # half first, where autocast would cast what is filled up
+            word_KD, bias_K = aligned(word_KD.to(half_type(word_KD.device) or word_KD.dtype), bias_K)
         return F.linear(self.norm(F.gelu(self.transform(text_ND))), word_KD, bias_K)
 
 
@@ -142,10 +144,9 @@ class MedUnifier(nn.Module):
     def encode_features(self, feature_BVD: Tensor) -> ImageMemory:
         """As `encode_image`, from what the image encoder returns, [B, V, D_v]."""
         feature_BVD = self.vision_norm(feature_BVD)
-        if feature_BVD.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
-            # once, and not in front of each layer's keys and values, which would also keep a copy each
-            feature_BVD = feature_BVD.to(torch.get_autocast_dtype("cuda"))
-        return self.qformer.encode_image(feature_BVD)
+        # once, and not in front of each layer's keys and values, which would also keep a copy each
+        dtype = half_type(feature_BVD.device) or feature_BVD.dtype
+        return self.qformer.encode_image(feature_BVD.to(dtype))
 
     def encode(self, image_or_feature: Tensor) -> ImageMemory:
         """As `encode_image`, from uint8 grey levels [B, 1, H, W] or from cached features [B, V, D_v]."""
@@ -158,16 +159,19 @@ class MedUnifier(nn.Module):
         """Uni-modal pass over texts -> f_t_cls [B, D]."""
         return self.qformer.encode_text(text)
 
-    def match(self, memory: ImageMemory, image_M: Tensor, text: PackedText) -> Tensor:
+    def match(
+        self, memory: ImageMemory, image_M: Tensor, text: PackedText, recompute: bool = False
+    ) -> Tensor:
         """Bi-directional pass over M pairs, equation (14): fp32 logits [M, 2] of no match and match.
 
         Args:
             memory: of B images.
             image_M: int64 on the CPU, the image that goes with text m.
             text: M texts.
+            recompute: see `QFormer.fuse`.
         """
         # each query votes and the logits are averaged, not the features: equation (14), as BLIP-2
-        logits_MQ2 = self.match_head(self.qformer.fuse(memory, image_M, text))
+        logits_MQ2 = self.match_head(self.qformer.fuse(memory, image_M, text, recompute))
         return at_least_fp32(logits_MQ2).mean(dim=1)
 
     def decode_text(self, memory: ImageMemory, text: PackedText) -> Tensor:

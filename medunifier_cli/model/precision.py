@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-GPU = "cuda"
+from torch import Tensor
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
     """bf16 and fp16 -> fp32; fp32 and fp64 are returned as they are."""
     # not `x.float()`: the tests compare with slow references in fp64, and a cast down would hide small errors
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """`norm(x)`; on a GPU in mixed precision with bf16, its result is bf16 as well.
-
-    Autocast has norms read and write fp32, and each product that follows casts that anew and keeps a copy.
-    The statistics are fp32 either way. Shapes as of the norm.
-    """
-    if x.device.type != GPU or not torch.is_autocast_enabled(GPU):
-        return norm(x)  # type: ignore[no-any-return]
-    if torch.get_autocast_dtype(GPU) != torch.bfloat16:
-        return norm(x)  # type: ignore[no-any-return]
-    if x.dtype == torch.float32:
-        return norm(x).bfloat16()  # type: ignore[no-any-return]
-    weight, bias = norm.weight.bfloat16(), norm.bias.bfloat16()
-    with torch.autocast(GPU, enabled=False):
-        return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
 @contextmanager
@@ -63,6 +44,46 @@ def _products_in_tf32(on: bool) -> Iterator[None]:
         yield
     finally:
         settings.allow_tf32 = before
+
+
+def half_type(device: torch.device) -> torch.dtype | None:
+    """The type in which autocast has matrix products computed on a GPU now; None without it, and on a CPU."""
+    mixed = device.type == "cuda" and torch.is_autocast_enabled("cuda")
+    return torch.get_autocast_dtype("cuda") if mixed else None
+
+
+def halved(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` for the residual beside a layer, and for the layer: in half precision where it is cast anyway.
+
+    Without this the gradient of the cast is a copy in fp32, which is then added to that of the residual. Here
+    they are added as they come, to the same bits.
+    """
+    dtype = half_type(x.device)
+    if dtype is None or x.dtype != torch.float32 or torch.compiler.is_compiling():  # which fuses them itself
+        return x, x
+    whole, half = _Halved.apply(x, dtype)
+    return whole, half
+
+
+def concatenate(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """`torch.cat` for a layer that autocast computes in half precision: cast before, so that less is moved.
+
+    One part in fp32 would otherwise make all of them fp32 for the time in between.
+    """
+    dtype = half_type(parts[0].device)
+    return torch.cat([part if dtype is None else part.to(dtype) for part in parts], dim=dim)
+
+
+class _Halved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        # a view: an input that comes back as it is would be taken for no result of this function
+        return x.view_as(x), x.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        # one kernel, which reads both types: no copy of the second one in fp32
+        return grads[0] + grads[1], None
 
 
 def full_precision(device: torch.device) -> torch.autocast:

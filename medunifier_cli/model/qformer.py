@@ -14,41 +14,19 @@ The four passes: `encode_image` and `encode_text` (uni-modal mask), `fuse` (bi-d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from medunifier_cli.data.contract import PackedText
-from medunifier_cli.model.masks import Layout, PairPlan, causal_rows, collect, spread
-from medunifier_cli.model.precision import normed
+from medunifier_cli.model.attention.memory import ImageMemory
+from medunifier_cli.model.attention.sequences import Sequences, layout_for
+from medunifier_cli.model.masks import KeyValue, Layout, PairPlan, Parts, attend, by_head
+from medunifier_cli.model.precision import halved
 from medunifier_cli.recipe.schema import QFormerConfig
 
 LAYER_NORM_EPS = 1e-12  # BERT's
-
-KeyValue = tuple[Tensor, Tensor]
-"""Keys and values, each [B, H, S, D/H]."""
-
-
-@dataclass
-class ImageMemory:
-    """What all passes over the same B images share; not detached, so their gradients add up in it."""
-
-    feature_BVD: Tensor
-    """f_v, class token first, after the trainable norm."""
-    query_BQD: Tensor
-    """f_q of the uni-modal pass."""
-    cross: Sequence[KeyValue | None]
-    """Per layer: keys and values of the image tokens, None in a layer without cross-attention."""
-    own: Sequence[KeyValue]
-    """Per layer: the queries' keys and values of self-attention."""
-
-    @property
-    def patch_BVD(self) -> Tensor:
-        """f_local: f_v without the class token."""
-        return self.feature_BVD[:, 1:]
 
 
 class Attention(nn.Module):
@@ -62,8 +40,8 @@ class Attention(nn.Module):
         """Output projection, dropout, residual, norm; both [..., D]."""
         # the norm comes after the residual (post-norm), as in BERT: pre-norm trains more easily from random
         # weights, but no published BERT could be loaded
-        added = F.dropout(self.out(mixed), self.dropout, self.training) + before
-        return normed(self.norm, added)
+        out: Tensor = self.norm(F.dropout(self.out(mixed), self.dropout, self.training) + before)
+        return out
 
 
 class SelfAttention(Attention):
@@ -80,15 +58,18 @@ class SelfAttention(Attention):
 
     def project(self, grid_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, S, 3D] of `qkv` -> queries, keys, values, each [B, H, S, D/H]."""
-        q, k, v = (_by_head(part, self.heads) for part in grid_BSD.chunk(3, dim=2))
+        q, k, v = (by_head(part, self.heads) for part in grid_BSD.chunk(3, dim=2))
         return q, k, v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    @property
+    def dropped(self) -> float:
+        """Dropout of attention weights now."""
+        # unlike a module, a function does not know whether it is being trained
+        return self.dropout if self.training else 0.0
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention over heads -> [B, S, D]."""
-        # unlike a module, the function does not know whether it is being trained
-        p = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
-        return mixed.transpose(1, 2).flatten(2)
+        return attend(q, k, v, None, self.dropped)
 
     def finish(self, mixed: Tensor, before: Tensor) -> Tensor:
         """The third step, which may be compiled."""
@@ -108,31 +89,18 @@ class CrossAttention(Attention):
 
     def keys_values(self, image_BVD: Tensor) -> KeyValue:
         """[B, V, D_v] -> keys and values [B, H, V, D/H]."""
-        k, v = (_by_head(part, self.heads) for part in self.kv(image_BVD).chunk(2, dim=2))
+        k, v = (by_head(part, self.heads) for part in self.kv(image_BVD).chunk(2, dim=2))
         return k, v
 
-    def look(self, query_MQD: Tensor, memory: KeyValue, plan: PairPlan | None) -> Tensor:
+    def look(self, query_MQD: Tensor, memory: KeyValue, plan: PairPlan | Sequences | None) -> Tensor:
         """Cross-attention with its end: [M, Q, D] -> [M, Q, D]. Without a plan pair m looks at image m."""
-        rows, queries, width = query_MQD.shape
-        q = self.q(query_MQD)
-        # no mask: queries of a pair never see those of another here, they only share its keys and values, and
-        # the empty slots of the plan are rows that nobody collects
-        if plan is not None:
-            q = spread(q.flatten(1), plan.slot_M, plan.rows * plan.per_image)
-            q = q.view(plan.rows, plan.per_image * queries, width)
-        if plan is None or not len(plan.extra_E):
-            mixed = self._attend(q, memory)
+        query_MQD, half = halved(query_MQD)
+        q, dropped = self.q(half), self.dropout if self.training else 0.0
+        if plan is None:
+            mixed = attend(by_head(q, self.heads), *memory, None, dropped)
         else:
-            extra = memory[0][plan.extra_E], memory[1][plan.extra_E]
-            mixed = torch.cat([self._attend(q[: plan.images], memory), self._attend(q[plan.images :], extra)])
-        if plan is not None:
-            mixed = collect(mixed.reshape(-1, queries * width), plan.slot_M)
-        return self(mixed.reshape(rows, queries, width), query_MQD)  # type: ignore[no-any-return]
-
-    def _attend(self, q_RSD: Tensor, memory: KeyValue) -> Tensor:
-        p = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(_by_head(q_RSD, self.heads), *memory, dropout_p=p)
-        return mixed.transpose(1, 2)
+            mixed = plan.attend_images(q, memory, self.heads, dropped)
+        return self(mixed, query_MQD)  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):
@@ -147,8 +115,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
+        x, half = halved(x)
         # the exact GELU, not its tanh approximation, as in BERT
-        return normed(self.norm, F.dropout(self.down(F.gelu(self.up(x))), self.dropout, self.training) + x)
+        out = F.dropout(self.down(F.gelu(self.up(half))), self.dropout, self.training)
+        normed: Tensor = self.norm(out + x)
+        return normed
 
 
 class Block(nn.Module):
@@ -165,11 +136,14 @@ class Block(nn.Module):
 
     def queries_only(self, query_BQD: Tensor, cross: KeyValue | None) -> tuple[Tensor, KeyValue]:
         """Uni-modal pass of the queries -> (queries, their own keys and values)."""
-        q, k, v = self.attention.project(self.attention.qkv(query_BQD))
+        query_BQD, half = halved(query_BQD)
+        q, k, v = self.attention.project(self.attention.qkv(half))
         query_BQD = self.attention.finish(self.attention.attend(q, k, v), query_BQD)
         return self.after_attention(query_BQD, cross, None), (k, v)
 
-    def after_attention(self, query_MQD: Tensor, cross: KeyValue | None, plan: PairPlan | None) -> Tensor:
+    def after_attention(
+        self, query_MQD: Tensor, cross: KeyValue | None, plan: PairPlan | Sequences | None
+    ) -> Tensor:
         """Cross-attention and feed-forward of the queries."""
         if self.cross is not None:
             assert cross is not None  # `encode_image` made one for each layer with cross-attention
@@ -177,47 +151,46 @@ class Block(nn.Module):
         out: Tensor = self.ffn_query(query_MQD)
         return out
 
-    def text_only(self, text_ND: Tensor, layout: Layout, cls_only: bool) -> Tensor:
+    def text_only(self, text_ND: Tensor, layout: Layout | Sequences, cls_only: bool) -> Tensor:
         """Uni-modal pass of the text, packed [N, D] -> [N, D], or -> [B, D] of the first tokens."""
-        # projected while packed, so that padding costs no matrix product, and then laid out
-        q, k, v = self.attention.project(layout.pad(self.attention.qkv(text_ND)))
+        attention, (text_ND, half) = self.attention, halved(text_ND)
+        mixed = layout.attend(attention.qkv(half), attention.heads, attention.dropped, cls_only)
         if cls_only:
-            q, text_ND = q[:, :, :1], text_ND[layout.start_B]
-        mixed = self.attention.attend(q, k, v, layout.open_keys)
-        mixed = mixed[:, 0] if cls_only else layout.unpad(mixed)
-        out: Tensor = self.ffn_text(self.attention.finish(mixed, text_ND))
+            text_ND = text_ND[layout.start_B]
+        out: Tensor = self.ffn_text(attention.finish(mixed, text_ND))
         return out
 
-    def text_after_queries(self, text_ND: Tensor, layout: Layout, own: KeyValue, mask: Tensor) -> Tensor:
+    def text_after_queries(self, text_ND: Tensor, layout: Layout | Sequences, own: KeyValue) -> Tensor:
         """Multi-modal causal pass of the text over the queries' keys and values, packed -> packed."""
-        q, k, v = self.attention.project(layout.pad(self.attention.qkv(text_ND)))
-        # queries first, the columns' order in `causal_rows`
-        k, v = torch.cat([own[0], k], dim=2), torch.cat([own[1], v], dim=2)
-        mixed = layout.unpad(self.attention.attend(q, k, v, mask))
-        out: Tensor = self.ffn_text(self.attention.finish(mixed, text_ND))
+        attention, (text_ND, half) = self.attention, halved(text_ND)
+        mixed = layout.attend_after(attention.qkv(half), own, attention.heads, attention.dropped)
+        out: Tensor = self.ffn_text(attention.finish(mixed, text_ND))
         return out
 
     def pairs(
-        self, rows_RD: Tensor, layout: Layout, cross: KeyValue | None, plan: PairPlan, queries_only: bool
-    ) -> Tensor:
-        """Bi-directional pass of packed rows, all queries before all text -> all rows, or the queries'."""
-        pairs, width = len(plan.slot_M), rows_RD.shape[1]
-        count = len(rows_RD) - len(layout.position_N)  # rows of queries, M * Q
-        q, k, v = self.attention.project(layout.pad(self.attention.qkv(rows_RD)))
+        self, parts: Parts, layout: Layout | Sequences, cross: KeyValue | None, plan: PairPlan | Sequences,
+        queries_only: bool,
+    ) -> Parts:  # fmt: skip
+        """Bi-directional pass of queries and text, see `Layout.join`; or of the queries alone, [M * Q, D]."""
+        attention, before = self.attention, [halved(part) for part in parts]
+        # put in order in half precision, where that moves half as much as it would after the norms
+        qkv = attention.qkv(layout.rows(tuple(half for _, half in before)))
+        mixed = layout.attend(qkv, attention.heads, attention.dropped, queries_only)
+        parts = tuple(whole for whole, _ in before)
         if queries_only:
-            q, rows_RD = q[:, :, : count // pairs], rows_RD[:count]
-        mixed = self.attention.attend(q, k, v, layout.open_keys)
-        mixed = mixed.flatten(0, 1) if queries_only else layout.unpad(mixed)
-        both = self.attention.finish(mixed, rows_RD)
+            query = attention.finish(mixed, layout.split(parts)[0])
+            return (self._queries_of_pairs(query, layout, cross, plan),)
+        mixed_parts = layout.parts(mixed)
+        parts = tuple(attention.finish(*both) for both in zip(mixed_parts, parts, strict=True))
         # from here on queries and text part: only queries attend to the image
-        query, text = torch.split(both, [count, len(rows_RD) - count])
-        query = self.after_attention(query.view(pairs, -1, width), cross, plan).view(-1, width)
-        return query if queries_only else torch.cat([query, self.ffn_text(text)])
+        query, text = layout.split(parts)
+        return layout.join(self._queries_of_pairs(query, layout, cross, plan), self.ffn_text(text))
 
-
-def _by_head(x_BSD: Tensor, heads: int) -> Tensor:
-    """[B, S, D] -> [B, H, S, D/H]."""
-    return x_BSD.view(*x_BSD.shape[:2], heads, -1).transpose(1, 2)
+    def _queries_of_pairs(
+        self, query: Tensor, layout: Layout | Sequences, cross: KeyValue | None, plan: PairPlan | Sequences
+    ) -> Tensor:
+        width = query.shape[1]
+        return self.after_attention(query.view(-1, layout.queries, width), cross, plan).view(-1, width)
 
 
 class QFormer(nn.Module):
@@ -232,7 +205,7 @@ class QFormer(nn.Module):
 
     def __init__(self, recipe: QFormerConfig, image_width: int, vocabulary: int, max_tokens: int) -> None:
         super().__init__()
-        self.dropout = recipe.dropout
+        self.dropout, self.heads = recipe.dropout, recipe.heads
         self.query_tokens = nn.Parameter(torch.empty(recipe.queries, recipe.width))
         # no token types as in BERT: type 0, its only one here, is added to the positions when BERT is loaded
         self.word = nn.Embedding(vocabulary, recipe.width)
@@ -255,13 +228,18 @@ class QFormer(nn.Module):
         """Q."""
         return self.query_tokens.shape[0]
 
+    @property
+    def head_width(self) -> int:
+        """D / H."""
+        return self.query_tokens.shape[1] // self.heads
+
     def _embed_queries(self, rows: int) -> Tensor:
         # normalised once for the batch; dropout comes after `expand`, so each row has a mask of its own
-        rows_BQD = normed(self.norm, self.query_tokens).expand(rows, -1, -1)
-        return F.dropout(rows_BQD, self.dropout, self.training)
+        normed = self.norm(self.query_tokens).expand(rows, -1, -1)
+        return F.dropout(normed, self.dropout, self.training)
 
-    def _embed_text(self, text: PackedText, layout: Layout) -> Tensor:
-        embedded = normed(self.norm, self.word(text.ids_N) + self.position(layout.position_N))
+    def _embed_text(self, text: PackedText, layout: Layout | Sequences) -> Tensor:
+        embedded = self.norm(self.word(text.ids_N) + self.position(layout.position_N))
         return F.dropout(embedded, self.dropout, self.training)
 
     def encode_image(self, image_BVD: Tensor) -> ImageMemory:
@@ -277,38 +255,48 @@ class QFormer(nn.Module):
 
     def encode_text(self, text: PackedText) -> Tensor:
         """Uni-modal pass of the text -> f_t_cls [B, D], the features of each text's first token."""
-        layout = Layout.of(text.lengths_B, text.ids_N.device)
+        device = text.ids_N.device
+        layout = layout_for(device, self.head_width).of(text.lengths_B, device)
         text_ND = self._embed_text(text, layout)
         for layer, block in enumerate(self._blocks(), 1):
             text_ND = block.text_only(text_ND, layout, cls_only=layer == len(self.blocks))
         return text_ND
 
-    def fuse(self, memory: ImageMemory, image_M: Tensor, text: PackedText) -> Tensor:
+    def fuse(self, memory: ImageMemory, image_M: Tensor, text: PackedText, recompute: bool = False) -> Tensor:
         """M pairs, bi-directional mask -> f_q [M, Q, D].
 
         Args:
             memory: of B images.
             image_M: int64 on the CPU, the image that goes with text m.
             text: M texts.
+            recompute: keep a layer's input alone for the backward pass, and compute the layer again there.
         """
         pairs, device = len(image_M), text.ids_N.device
-        layout = Layout.of(text.lengths_B, device, self.queries)
-        plan = PairPlan.of(image_M, memory.query_BQD.shape[0], device)
+        layout, plan = layout_for(device, self.head_width).of_pairs(
+            image_M, memory.query_BQD.shape[0], text.lengths_B, device, self.queries
+        )
         # queries start anew from their tokens, not from `memory`: here they see the text from the first layer
         # on, so only the image's keys and values can be taken over
-        rows = torch.cat([self._embed_queries(pairs).flatten(0, 1), self._embed_text(text, layout)])
+        parts = layout.join(self._embed_queries(pairs).flatten(0, 1), self._embed_text(text, layout))
         for layer, (block, cross) in enumerate(zip(self._blocks(), memory.cross, strict=True), 1):
-            rows = block.pairs(rows, layout, cross, plan, queries_only=layer == len(self.blocks))
-        return rows.view(pairs, self.queries, -1)
+            arguments = (parts, layout, cross, plan, layer == len(self.blocks))
+            # layer by layer: the whole pass would be in memory at once again, beside all that is kept;
+            # dropout draws the same numbers again, as the state of its generator is kept too
+            parts = (
+                checkpoint(block.pairs, *arguments, use_reentrant=False)
+                if recompute
+                else block.pairs(*arguments)
+            )
+        return layout.in_order(parts[0].view(pairs, self.queries, -1))
 
     def decode_text(self, memory: ImageMemory, text: PackedText) -> Tensor:
         """Text b after the queries of image b, multi-modal causal mask -> packed f_t [N, D]."""
-        layout = Layout.of(text.lengths_B, text.ids_N.device)
+        device = text.ids_N.device
+        layout = layout_for(device, self.head_width).of(text.lengths_B, device, after=self.queries)
         text_ND = self._embed_text(text, layout)
-        mask = causal_rows(self.queries, layout.real_BS.shape[1], text_ND.device)
         # the queries themselves are not computed again: text attends to their stored keys and values
         for block, own in zip(self._blocks(), memory.own, strict=True):
-            text_ND = block.text_after_queries(text_ND, layout, own, mask)
+            text_ND = block.text_after_queries(text_ND, layout, own)
         return text_ND
 
     def _blocks(self) -> list[Block]:

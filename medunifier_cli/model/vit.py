@@ -129,11 +129,6 @@ class ImageEncoder(nn.Module):
         with torch.no_grad(), full_precision(x.device) if x.device.type == "cuda" else nullcontext():
             return self.vit.forward_features(x.to(self.dtype)).float()  # type: ignore[no-any-return]
 
-    def regions(self) -> Iterator[tuple[nn.Module, bool]]:
-        """Parts that are worth compiling, each as one, and whether their sizes change from step to step."""
-        for block in getattr(self.vit, "blocks", ()):  # none where cached features stand in
-            yield block, False
-
     def own_weights(self) -> None:
         """Copy the weights out of the file that they may be mapped from: whoever writes to it would change
         them."""

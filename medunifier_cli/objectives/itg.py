@@ -6,16 +6,17 @@ B texts, N tokens, P = N - B predicted tokens, K vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from medunifier_cli.data.batch import send
 from medunifier_cli.data.contract import PackedText
 from medunifier_cli.distributed import world
-from medunifier_cli.model.precision import at_least_fp32
+from medunifier_cli.model.precision import at_least_fp32, half_type
 from medunifier_cli.objectives.objective import EncodedBatch, LossAndMonitors, Objective
 
 
@@ -38,6 +39,31 @@ def decoder_inputs_and_targets(text: PackedText, dec_id: int) -> tuple[PackedTex
     return PackedText(ids_N[input_P], text.lengths_B - 1), text.ids_N[target_P]
 
 
+class TokenLoss(torch.autograd.Function):
+    """Cross-entropy of logits in half precision, as a sum: computed in fp32, its gradient in half precision.
+
+    PyTorch's own makes three more tensors of P x K in fp32 on the way back, of 360 MB each at paper sizes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_PK: Tensor, target_P: Tensor) -> Tensor:
+        """Scalar, fp32 at least."""
+        log_share_PK = torch.log_softmax(at_least_fp32(logits_PK), dim=1)
+        ctx.save_for_backward(log_share_PK, target_P)
+        ctx.dtype = logits_PK.dtype
+        return -log_share_PK.gather(1, target_P[:, None]).sum()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """Shares minus targets, in place of what was kept."""
+        log_share_PK, target_P = ctx.saved_tensors
+        share_PK, own_P1 = log_share_PK.exp_(), target_P[:, None]
+        share_PK.scatter_(1, own_P1, share_PK.gather(1, own_P1) - 1)
+        half = torch.empty(share_PK.shape, dtype=ctx.dtype, device=share_PK.device)
+        return torch.mul(share_PK, grads[0], out=half), None
+
+
 def itg_loss(logits_PK: Tensor, target_P: Tensor) -> LossAndMonitors:
     """Equation (15): sum over the P predicted tokens, to be divided by their global number.
 
@@ -45,7 +71,10 @@ def itg_loss(logits_PK: Tensor, target_P: Tensor) -> LossAndMonitors:
     real tokens. Where a step accumulates micro-batches, it is the mean of their means.
     """
     # a sum: ranks hold different numbers of tokens, and only the caller knows those of all
-    loss = F.cross_entropy(at_least_fp32(logits_PK), target_P, reduction="sum")
+    if half_type(logits_PK.device) is not None:
+        loss: Tensor = TokenLoss.apply(logits_PK, target_P)
+    else:
+        loss = F.cross_entropy(at_least_fp32(logits_PK), target_P, reduction="sum")
     hits = (logits_PK.argmax(dim=1) == target_P).float().sum()
     return LossAndMonitors(loss, {"itg_hits": hits.detach()})
 

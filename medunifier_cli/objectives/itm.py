@@ -118,7 +118,8 @@ class ImageTextMatching(Objective):
         text = take_texts(unpack_texts(texts_of_all[0]) if texts_of_all else batch.text.on_host(), text_M)
         (ids_N,) = send((text.ids_N,), device)
         text = PackedText(ids_N, text.lengths_B)
-        loss, counts = itm_loss(model.match(encoded.memory, image_M, text), matched_M)
+        logits_M2 = model.match(encoded.memory, image_M, text, model.recipe.train.recompute_itm)
+        loss, counts = itm_loss(logits_M2, matched_M)
         rows = float(picks_2G.shape[1] + (picks_2G >= 0).sum())
         rows_of_all = torch.full((), rows, dtype=torch.float32, device=device)
         return LossAndMonitors(

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from medunifier_cli.data.contract import Batch
+from medunifier_cli.model.attention.memory import ImageMemory
 from medunifier_cli.model.medunifier import MedUnifier
-from medunifier_cli.model.qformer import ImageMemory
 from medunifier_cli.objectives.similarity import Similarity, global_similarity
 
 

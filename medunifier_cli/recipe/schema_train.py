@@ -63,6 +63,9 @@ class LoopConfig:
     """Samples per rank and forward pass; 0 for the rank's whole share of the global batch."""
     precision: Literal["no", "bf16", "fp16"] = "bf16"
     """Mixed precision; losses are always computed in fp32."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """Precision in which ranks exchange gradients: `bf16` halves what goes over the network, which pays where
+    they are on several nodes, and rounds each rank's gradient to 8 significant bits."""
     processes: Processes = 0
     """Processes to start; 0 for one per GPU, or one without a GPU."""
     threads: Processes = 0
@@ -126,6 +129,9 @@ class TrainConfig(LoopConfig):
 class PretrainTrainConfig(TrainConfig, CompileConfig):
     """Length, batch size and intervals of training; which validation is the best."""
 
+    recompute_itm: bool = False
+    """Compute each layer of ITM's pass again in the backward pass instead of keeping it: less memory for more
+    work; losses and gradients are the same."""
     valid_pairs: Pairs = 500
     """Pairs of the valid split on which each validation also ranks the own partner of every image and text
     (recall@1, 5 and 10, median rank) and asks ITM for the own text against another one; 0 for none. Needs

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import (
+    DDPCommunicationHookType,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+)
 
 from medunifier_cli.distributed import world
 from medunifier_cli.distributed.group import JOIN_LIMIT, gathering
@@ -19,6 +23,8 @@ from medunifier_cli.run.processors import limit_threads, ranks_here
 from medunifier_cli.terminal.say import say
 from medunifier_cli.train.determinism import use_deterministic_kernels
 
+HOOKS = {"fp32": DDPCommunicationHookType.NO, "bf16": DDPCommunicationHookType.BF16}
+"""What `train.gradients` has DistributedDataParallel do before it exchanges a bucket."""
 MARGIN = 60.0
 """Seconds by which torch's time-out is longer than ours, which can say more."""
 
@@ -61,6 +67,7 @@ def accelerator_of(settings: LoopConfig, folder: Path, leaves_weights_unused: bo
                     broadcast_buffers=False,
                     find_unused_parameters=leaves_weights_unused,
                     gradient_as_bucket_view=not cpu,  # gradients live in the buckets that are exchanged
+                    comm_hook=HOOKS[settings.gradients],
                 ),
                 InitProcessGroupKwargs(timeout=limit),
             ],

@@ -82,7 +82,8 @@ def regions(module: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
         elif isinstance(part, RectifiedDeconvolution):
             yield part, False
         elif isinstance(part, ImageEncoder):
-            yield from ((block, False) for block in part.vit.blocks)
+            blocks = getattr(part.vit, "blocks", ())  # none where cached features stand in for them
+            yield from ((block, False) for block in blocks)
 
 
 @contextmanager

@@ -136,8 +136,8 @@ class Saver:
         Args:
             done: steps done.
             now: in any case, and wait until it is whole. Otherwise it is put off in a row of skipped steps:
-                it would hold nothing new, and push out the checkpoints from before the row, which a lower rate
-                may have to start from.
+                it would hold nothing new, and push out the checkpoints from before the row, which a lower
+                rate may have to start from.
             validated: False if a signal ended the validation that belongs to this step; it is made up for.
 
         Raises:

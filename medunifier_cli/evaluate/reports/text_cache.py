@@ -12,8 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from medunifier_cli.model.attention.memory import ImageMemory
 from medunifier_cli.model.medunifier import MedUnifier
-from medunifier_cli.model.qformer import Block, ImageMemory
+from medunifier_cli.model.qformer import Block
 
 
 class TextCache:

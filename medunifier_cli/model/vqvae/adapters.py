@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medunifier_cli.model.norm import GlobalBatchNorm, map_norm
+from medunifier_cli.model.precision import concatenate
 from medunifier_cli.recipe.schema import GeneratorConfig
 
 
@@ -181,5 +182,5 @@ class BottomAdapter(nn.Module):
         """f_local [B, G*G, D_v] and f_t_cls [B, D] -> [B, C, G, G]."""
         # the same text vector at every position, concatenated with the features (paper, section 3.4)
         text = text_BD[:, None].expand(-1, local_BVD.shape[1], -1)
-        out: Tensor = self.residual(self.nonlinear(torch.cat([local_BVD, text], dim=2)))
+        out: Tensor = self.residual(self.nonlinear(concatenate([local_BVD, text], dim=2)))
         return out

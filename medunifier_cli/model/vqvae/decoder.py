@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medunifier_cli.model.norm import map_norm
+from medunifier_cli.model.precision import concatenate
 from medunifier_cli.recipe.schema import GeneratorConfig
 
 MID_GREY = 0.5
@@ -81,7 +82,7 @@ class Decoder(nn.Module):
     def forward(self, top_BCTT: Tensor, bottom_BCGG: Tensor) -> Tensor:
         """[B, C, T, T] and [B, C, G, G] -> [B, 3, S, S], about [0, 1] and not clamped."""
         raised = self.raise_top(top_BCTT)
-        joined = torch.cat([raised, bottom_BCGG], dim=1)
+        joined = concatenate([raised, bottom_BCGG], dim=1)
         if joined.device.type == "cuda":
             # the layout of a GPU's fast convolutions, which all layers keep; weights stay as they are saved
             joined = joined.contiguous(memory_format=torch.channels_last)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medunifier_cli.errors import MuError
+from medunifier_cli.model.precision import concatenate
 from medunifier_cli.model.vqvae.adapters import BottomAdapter, TopAdapter
 from medunifier_cli.model.vqvae.decoder import Decoder, blocks_for, deconvolution
 from medunifier_cli.model.vqvae.quantizer import Quantised, Quantiser
@@ -99,7 +100,7 @@ class ImageGenerator(nn.Module):
         bottom = self.adapt_bottom(local_BVD, text_BD)
         # the top takes from `draws` first: both levels share one stream of random numbers, so another order
         # would be another run
-        joined = self.join(torch.cat([self.raise_top(top.z_q_BCHW), bottom], dim=1))
+        joined = self.join(concatenate([self.raise_top(top.z_q_BCHW), bottom], dim=1))
         return top, self.quantise_bottom(joined, draws)
 
     def forward(

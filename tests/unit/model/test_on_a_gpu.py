@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medunifier_cli.model import medunifier
+from medunifier_cli.model import medunifier, precision
 from medunifier_cli.model.medunifier import aligned
 from medunifier_cli.model.norm import Synchronised
-from medunifier_cli.model.precision import exact_products, measuring
+from medunifier_cli.model.precision import concatenate, exact_products, halved, measuring
+from medunifier_cli.objectives.itg import TokenLoss
 
 
 def test_aligned_rows_change_neither_loss_nor_prediction_nor_gradient(
@@ -34,6 +35,64 @@ def test_aligned_rows_change_neither_loss_nor_prediction_nor_gradient(
     assert width == 16
     for plain, with_rows in zip(*outcomes, strict=True):
         torch.testing.assert_close(with_rows, plain)
+
+
+@pytest.fixture
+def in_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under a GPU's autocast."""
+    monkeypatch.setattr(precision, "half_type", lambda _: torch.bfloat16)
+
+
+@pytest.mark.usefixtures("in_half")
+def test_a_cast_beside_a_residual_has_the_gradient_of_a_cast() -> None:
+    torch.manual_seed(0)
+    start, weight = torch.randn(9, 4), torch.randn(9, 4)
+    gradients = []
+    for ours in (True, False):
+        x = start.clone().requires_grad_()
+        inner = x * 1.5
+        whole, half = halved(inner) if ours else (inner, inner.to(torch.bfloat16))
+        assert (whole.dtype, half.dtype) == (torch.float32, torch.bfloat16)
+        (whole * weight + (half * half).float()).sum().backward()
+        assert x.grad is not None
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
+
+
+def test_without_autocast_nothing_is_cast() -> None:
+    x, double = torch.randn(3, 2), torch.randn(3, 2, dtype=torch.float64)
+    assert halved(x) == (x, x)
+    assert concatenate([x, double], dim=1).dtype == torch.float64
+
+
+@pytest.mark.usefixtures("in_half")
+def test_parts_are_cast_before_they_are_joined_to_the_same_values() -> None:
+    torch.manual_seed(0)
+    parts = [torch.randn(2, 3), torch.randn(2, 5).bfloat16()]
+    joined = concatenate(parts, dim=1)
+    assert joined.dtype == torch.bfloat16
+    assert torch.equal(joined, torch.cat(parts, dim=1).bfloat16())
+
+
+def test_the_loss_of_tokens_is_pytorchs_with_its_gradient() -> None:
+    torch.manual_seed(0)
+    start, target = torch.randn(7, 16) * 4, torch.randint(13, (7,))
+    start[:, 13:] = -torch.inf  # rows of the word head that are filled up
+    for dtype, near in ((torch.bfloat16, 2**-7), (torch.float64, 1e-9)):
+        outcomes = []
+        for ours in (True, False):
+            logits = start.to(dtype, copy=True).requires_grad_()
+            whole = logits.float() if dtype == torch.bfloat16 else logits
+            if ours:
+                loss = TokenLoss.apply(logits, target)
+            else:
+                loss = F.cross_entropy(whole, target, reduction="sum")
+            (loss * 0.3).backward()
+            assert logits.grad is not None
+            assert logits.grad.dtype == dtype
+            outcomes.append((loss.detach(), logits.grad))
+        torch.testing.assert_close(outcomes[0][0], outcomes[1][0], rtol=1e-6, atol=0)
+        torch.testing.assert_close(outcomes[0][1], outcomes[1][1], rtol=near, atol=1e-7)
 
 
 class Kernels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import (
+    DDPCommunicationHookType,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+)
 
 from medunifier_cli.distributed.group import JOIN_LIMIT
 from medunifier_cli.errors import MuError
@@ -73,3 +78,61 @@ def test_the_number_of_threads_is_the_recipes(tmp_path: Path, monkeypatch: pytes
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def handed_over(
+    settings: LoopConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> DistributedDataParallelKwargs:
+    """What Accelerate is told of DistributedDataParallel."""
+    handlers: list[Any] = []
+
+    def record(kwargs_handlers: list[Any], **_: object) -> Accelerator:
+        handlers.extend(kwargs_handlers)
+        return Accelerator(cpu=True)
+
+    monkeypatch.setattr(accelerator_module, "Accelerator", record)
+    accelerator_of(settings, folder)
+    (told,) = (handler for handler in handlers if isinstance(handler, DistributedDataParallelKwargs))
+    return told
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_gradients_live_in_their_buckets_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
+    """That both ways give the same gradients is in `tests/parity/test_exchanges`."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    told = handed_over(LoopConfig(precision="no", tensorboard=False), tmp_path, monkeypatch)
+    assert told.gradient_as_bucket_view is gpu
+    assert told.comm_hook is DDPCommunicationHookType.NO
+
+
+def test_gradients_are_exchanged_in_the_precision_of_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = LoopConfig(precision="no", gradients="bf16", tensorboard=False)
+    assert handed_over(settings, tmp_path, monkeypatch).comm_hook is DDPCommunicationHookType.BF16
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("", ""), ("PYTORCH_CUDA_ALLOC_CONF", "backend:native"), ("PYTORCH_ALLOC_CONF", "backend:native")],
+)
+def test_a_gpus_memory_grows_in_segments_unless_the_user_says_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is as it was afterwards
+        monkeypatch.delenv(name)
+    if variable:
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    for gpu in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        handed_over(LoopConfig(precision="no", tensorboard=False), tmp_path, monkeypatch)
+        given = {name: os.environ[name] for name in names if name in os.environ}
+        grown = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"} if gpu else {}
+        assert given == ({variable: value} if variable else grown)
