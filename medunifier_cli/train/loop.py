@@ -49,7 +49,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     validated = facts.get("validated", True)
     if validated and (first >= stage.steps or stage.over()):
         return 0
-    module, optimizer = _prepare(stage, accelerator, optimizer)
+    module, optimizer = prepare(stage, accelerator, optimizer)
     log = Log(run.log, first, validated) if world.is_main() else None
     progress = _progress(stage, train.global_batch, first)
     counts = counts_of(facts, str(run.folder))
@@ -72,8 +72,8 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
             last = _make_up(stage, accelerator, log, progress, saver, first, stop) or last
         for step, micro_batches in enumerate(() if last else pace.timed(batches), first):
             rate = learning_rate(optim, step, stage.steps)
-            _begin_step(optimizer, rate, train.seed, step)
-            values = _optimise(
+            begin_step(optimizer, rate, train.seed, step)
+            values = optimise(
                 stage, module, accelerator, optimizer, micro_batches, step, optim.clip_norm, skips
             )
             done = step + 1
@@ -132,7 +132,7 @@ def _is_over(stage: Stage, done: int, progress: Progress) -> bool:
     return bool(why)
 
 
-def _prepare(stage: Stage, accelerator: Accelerator, optimizer: Any) -> tuple[nn.Module, Any]:
+def prepare(stage: Stage, accelerator: Accelerator, optimizer: Any) -> tuple[nn.Module, Any]:
     """The module and its optimiser as Accelerate wraps them for the ranks and the precision of this run."""
     module, optimizer = accelerator.prepare(stage.module, optimizer)
     # `prepare` also replaces the `forward` of the module itself by one in mixed precision, and validation
@@ -160,14 +160,15 @@ def _stopped(stop: TrainingStop, done: int, steps: int) -> Stopped:
     )
 
 
-def _begin_step(optimizer: Any, rate: float, seed: int, step: int) -> None:
+def begin_step(optimizer: Any, rate: float, seed: int, step: int) -> None:
+    """Set the learning rate, and seed what a step draws."""
     set_rate(optimizer, rate)
     # Seeded anew in each step, so that dropout depends on nothing drawn before: a resumed run draws the same
     # masks as the uninterrupted one, and so does one that validates more often.
     torch.manual_seed(draws.step_seed(seed, draws.DROPOUT, step, world.rank()))
 
 
-def _optimise(
+def optimise(
     stage: Stage, module: nn.Module, accelerator: Accelerator, optimizer: Any, micro_batches: list[Any],
     step: int, clip_norm: float, skips: Skips,
 ) -> Values:  # fmt: skip

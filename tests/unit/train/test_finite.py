@@ -21,7 +21,7 @@ from medunifier_cli.recipe.schema import GeneratorConfig
 from medunifier_cli.recipe.schema_train import LoopConfig
 from medunifier_cli.run.log import without_times
 from medunifier_cli.train.finite import OVERFLOWS, Counts, Skips, not_finite
-from medunifier_cli.train.loop import _optimise, fit
+from medunifier_cli.train.loop import fit, optimise
 from medunifier_cli.train.optim import adamw
 from medunifier_cli.train.stage import Values
 from tests.tiny import tiny_recipe
@@ -244,7 +244,7 @@ def test_no_step_makes_the_cpu_wait(accelerator: Accelerator, clip_norm: float) 
     module, optimizer = accelerator.prepare(stage.module, adamw(stage.module, OPTIM))
     skips = Skips(stage.module, torch.device("cpu"), 3, False, Counts())
     with Reads() as reads:
-        _optimise(stage, module, accelerator, optimizer, batch, 0, clip_norm, skips)
+        optimise(stage, module, accelerator, optimizer, batch, 0, clip_norm, skips)
     assert reads.count == 0
     with Reads() as reads:
         bool(torch.ones(()) > 0)
