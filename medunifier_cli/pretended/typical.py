@@ -15,7 +15,7 @@ WORD = 5
 
 
 def typical_batch(recipe: PretrainRecipe, pairs: int) -> Batch:
-    """Pairs on the CPU whose texts are spread as those of `LENGTHS`, cut at the recipe's longest; all differ."""
+    """Pairs on the CPU whose texts are spread as those of `LENGTHS`, cut at `text.max_tokens`; all differ."""
     places = (np.arange(pairs) + 0.5) / pairs * (len(LENGTHS) - 1)
     lengths = np.interp(places, range(len(LENGTHS)), LENGTHS).round().astype(int)
     lengths = np.random.default_rng(0).permutation(lengths.clip(2, recipe.text.max_tokens))

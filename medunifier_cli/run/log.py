@@ -12,7 +12,7 @@ from medunifier_cli.parsing import Count
 from medunifier_cli.run.lines import whole_lines
 
 TIMES = ("seconds", "samples_per_s", "waiting", "peak_gib", "mfu")
-"""Numbers of a line that tell of the machine and of what else it does. Two runs that are equal differ in them:
+"""Numbers of a line that tell of the machine and what else it does, and differ between runs that are equal:
 `seconds` of the step alone; of the steps since the last line `samples_per_s` over all ranks, `waiting`, the
 share of their time in which rank 0 waited for its data, and `mfu`, model FLOP utilisation, the share of what
 the card's data sheet promises for bf16; and `peak_gib`, the most memory so far of rank 0, GiB of its card, or

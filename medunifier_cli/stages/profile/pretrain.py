@@ -88,10 +88,10 @@ def report(profile: Profile, global_batch: int) -> list[str]:
     """Lines for the terminal: both tables, and where the trace is."""
     on_gpu = profile.device == "cuda"
     whose = "the GPU's kernels" if on_gpu else "the CPU"
+    steps = f"{profile.steps} step{'s' if profile.steps > 1 else ''}"
     return [
-        f"one of {profile.steps} step{'s' if profile.steps > 1 else ''} took {profile.seconds * 1000:,.1f} ms "
-        f"under the profiler, {global_batch / profile.seconds:,.4g} pairs/s; the largest parts of it, by the "
-        f"time of {whose} on rank 0:",
+        f"{steps} of {profile.seconds * 1000:,.1f} ms each under the profiler, "
+        f"{global_batch / profile.seconds:,.4g} pairs/s; the largest parts, by the time of {whose} on rank 0:",
         *_table("part", profile.parts, with_most=True),
         "",
         *_table("kernel" if on_gpu else "operation", profile.kernels, with_most=False),

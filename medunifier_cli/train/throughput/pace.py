@@ -41,7 +41,7 @@ class Pace:
         """When the batch of a step that is not counted yet was asked for."""
         self._came = 0.0
         self._at_peak: float | None = None
-        """Seconds that a step would take on the card at its peak; None as long as or where that is unknown."""
+        """Seconds that a step would take on the card at its peak; None where that is unknown."""
         self._times: dict[str, float] = {}
 
     def timed(self, batches: Iterator[list[Any]]) -> Iterator[list[Any]]:

@@ -29,7 +29,7 @@ from medunifier_cli.train.stage import Stage
 WARM_UP, STEPS = 5, 3
 """Steps before the profiler, in which memory is allocated, kernels chosen and parts compiled; and with it."""
 LOG_LEVEL, QUIET = "KINETO_LOG_LEVEL", "99"
-"""Variable of PyTorch's profiler, which otherwise reports that it starts, and on a CPU that it finds no GPU."""
+"""Variable of PyTorch's profiler, which otherwise reports that it starts, and that a CPU is no GPU."""
 PREFIX = "mu: "
 """Begins the name of a range that is ours, as a trace shows it."""
 REST, WAITING, UPDATE = "the rest", "waiting for data", "optimiser"
