@@ -23,6 +23,7 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.recipe.schema_train import LoopConfig, OptimConfig
+from medunifier_cli.run.processors import ranks_here, why
 from medunifier_cli.run.provenance import code_facts, command_line, data_facts
 from medunifier_cli.run.record import Run, flatten
 from medunifier_cli.terminal.say import say
@@ -133,12 +134,13 @@ def _check_shared(run: Run) -> None:
         path.unlink(missing_ok=True)
 
 
-def _threads(accelerator: Accelerator) -> str:
-    """How many threads compute in each process, where they do: a GPU leaves them idle."""
+def _threads(accelerator: Accelerator, of_recipe: int) -> str:
+    """How many threads compute in each process, and why, where they do: a GPU leaves them idle."""
     if accelerator.device.type != "cpu":
         return ""
     count = torch.get_num_threads()
-    return f", {count} thread{'s' if count > 1 else ''}{' each' if world.size() > 1 else ''}"
+    each = " each" if world.size() > 1 else ""
+    return f", {count} thread{'s' if count > 1 else ''}{each} (by {why(count, of_recipe, ranks_here())})"
 
 
 def train_stage(
@@ -156,7 +158,7 @@ def train_stage(
     if world.is_main():
         say(
             f"{run.folder}: {subject}; {stage.steps:,} steps of {train.global_batch} on {world.size()} "
-            f"{accelerator.device.type} process{'es' if world.size() > 1 else ''}{_threads(accelerator)}"
+            f"{accelerator.device.type} process{'es' if world.size() > 1 else ''}{_threads(accelerator, train.threads)}"
         )
     if train.tensorboard:
         accelerator.init_trackers("tensorboard")
