@@ -156,9 +156,10 @@ def train_stage(
         MuError: the loss is not finite.
     """
     if world.is_main():
+        threads = _threads(accelerator, train.threads)
         say(
             f"{run.folder}: {subject}; {stage.steps:,} steps of {train.global_batch} on {world.size()} "
-            f"{accelerator.device.type} process{'es' if world.size() > 1 else ''}{_threads(accelerator, train.threads)}"
+            f"{accelerator.device.type} process{'es' if world.size() > 1 else ''}{threads}"
         )
     if train.tensorboard:
         accelerator.init_trackers("tensorboard")

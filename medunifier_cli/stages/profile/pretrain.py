@@ -91,7 +91,7 @@ def report(profile: Profile, global_batch: int) -> list[str]:
     steps = f"{profile.steps} step{'s' if profile.steps > 1 else ''}"
     return [
         f"{steps} of {profile.seconds * 1000:,.1f} ms each under the profiler, "
-        f"{global_batch / profile.seconds:,.4g} pairs/s; the largest parts, by the time of {whose} on rank 0:",
+        f"{global_batch / profile.seconds:,.4g} pairs/s; the largest parts by the time of {whose} on rank 0:",
         *_table("part", profile.parts, with_most=True),
         "",
         *_table("kernel" if on_gpu else "operation", profile.kernels, with_most=False),
