@@ -62,6 +62,15 @@ class Exchanges:
         """Counted; the sum is left as it is."""
         self.count += 1
 
+    def all_gather_into_tensor(self, rows: Tensor, x: Tensor) -> None:
+        """Counted; every rank's rows are this rank's own."""
+        self.count += 1
+        rows.copy_(x.repeat(len(rows) // len(x), *[1] * (x.dim() - 1)))
+
+    def reduce_scatter_tensor(self, own: Tensor, rows: Tensor) -> None:
+        """Counted; what it would write is left as it is."""
+        self.count += 1
+
     def all_gather(self, parts: list[Tensor], x: Tensor) -> None:
         """Counted; every part is this rank's own."""
         self.count += 1
