@@ -37,15 +37,13 @@ from medunifier_cli.data.texts.tokenizer import TextTokenizer  # noqa: E402
 from medunifier_cli.distributed import draws  # noqa: E402
 from medunifier_cli.model.medunifier import MedUnifier  # noqa: E402
 from medunifier_cli.objectives.pretraining import PretrainingLoss  # noqa: E402
+from medunifier_cli.pretended.typical import LENGTHS  # noqa: E402
 from medunifier_cli.recipe.load import load_recipe  # noqa: E402
 from tests.reference.plain_encoder import plain_weights  # noqa: E402
 from tests.reference.plain_objectives import PaddedTexts, PlainObjectives  # noqa: E402
 
 VOCABULARY, CLS, SEP = 30523, 2, 3  # CXR-BERT's words and [DEC], which is the last
 REPORTS = ROOT.parent / "shared/data/open-i/NLMCXR_reports.tgz"
-STAND_IN = (6, 21, 25, 28, 30, 32, 34, 36, 38, 41, 43, 45, 47, 50, 53, 57, 62, 68, 78, 93, 95)
-"""Every 5th percentile of the token counts of the 3,927 Open-i reports with findings or impression, [CLS] and
-[SEP] included, cut at 95; WordPieces learned on them. Their mean is 46.8."""
 TOLERANCE = 1e-4
 NO_VIT = (
     "model.vit.name=vit_tiny_patch16_224", "model.vit.weights=random", "model.vit.patch_size=14",
@@ -90,8 +88,8 @@ class Given(nn.Module):
 def all_lengths(vocabulary: int) -> tuple[list[int], str]:
     """Token counts of the reports, sorted, and where they come from."""
     if vocabulary != VOCABULARY or not REPORTS.is_file():
-        places = np.linspace(0, len(STAND_IN) - 1, 4001)
-        return np.interp(places, range(len(STAND_IN)), STAND_IN).round().astype(int).tolist(), "stand-in"
+        places = np.linspace(0, len(LENGTHS) - 1, 4001)
+        return np.interp(places, range(len(LENGTHS)), LENGTHS).round().astype(int).tolist(), "stand-in"
     texts = []
     with tarfile.open(REPORTS) as tar:
         for member in tar:

@@ -15,15 +15,12 @@ from typing import Any
 import torch
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.run.log import read_log
+from medunifier_cli.run.log import read_log, without_times
 
 
 def log_of(run: Path) -> list[dict[str, Any]]:
     """All lines, less the time each step took."""
-    return [
-        {name: value for name, value in line.items() if name != "seconds"}
-        for line in read_log(run / "log.jsonl")
-    ]
+    return [without_times(line) for line in read_log(run / "log.jsonl")]
 
 
 def differences(before: Path, after: Path) -> list[str]:

@@ -13,13 +13,24 @@ from medunifier_cli.stages.start import StartOptions, training_options
 
 @click.command()
 @training_options
-def pretrain(recipe: str, **options: Any) -> None:
+@click.option(
+    "--profile", is_flag=True,
+    help="Profile a few steps and train nothing: writes a trace, prints the largest parts of a step.",
+)  # fmt: skip
+def pretrain(recipe: str, profile: bool, **options: Any) -> None:
     """Pre-train MedUnifier on prepared shards; resumes from the last checkpoint.
 
     RECIPE is a YAML file or the name of a shipped one, such as `full` or `demo`.
     """
     start = StartOptions(**options)
     loaded = load_recipe(recipe, start.overrides, PretrainRecipe)
+    if profile:
+        if start.fresh or start.job:
+            raise click.UsageError("--profile trains nothing, so there is nothing to start over with --fresh")
+        from medunifier_cli.stages.profile.pretrain import run_profile
+
+        start.start(run_profile, loaded, loaded.name, loaded.data.workers)
+        return
     from medunifier_cli.stages.pretrain import run_pretraining
 
     start.start(run_pretraining, loaded, loaded.name, loaded.data.workers)

@@ -13,6 +13,8 @@ own loss alone, a rank would miss what its features contribute to the losses of 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,8 @@ class _Place:
     size: int = 1
     meeting: Meeting | None = None
     lifeline: Lifeline | None = None
+    alone: bool = False
+    """See `alone`."""
 
 
 _place = _Place()
@@ -74,6 +78,8 @@ def join(timeout: float) -> None:
 
 def size() -> int:
     """Number of ranks."""
+    if _place.alone:
+        return 1
     if dist.is_available() and dist.is_initialized():
         _place.rank, _place.size = dist.get_rank(), dist.get_world_size()
     return _place.size
@@ -87,6 +93,16 @@ def rank() -> int:
 def is_main() -> bool:
     """True on the rank that writes files."""
     return rank() == 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Compute as if this process were the only one, without an exchange: for what is no part of the run."""
+    before, _place.alone = _place.alone, True
+    try:
+        yield
+    finally:
+        _place.alone = before
 
 
 def tick() -> None:

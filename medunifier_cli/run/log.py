@@ -11,6 +11,13 @@ from medunifier_cli.files import append_line, write_text
 from medunifier_cli.parsing import Count
 from medunifier_cli.run.lines import whole_lines
 
+TIMES = ("seconds", "samples_per_s", "waiting", "peak_gib", "mfu")
+"""Numbers of a line that tell of the machine and what else it does, and differ between runs that are equal:
+`seconds` of the step alone; of the steps since the last line `samples_per_s` over all ranks, `waiting`, the
+share of their time in which rank 0 waited for its data, and `mfu`, model FLOP utilisation, the share of what
+the card's data sheet promises for bf16; and `peak_gib`, the most memory so far of rank 0, GiB of its card, or
+of its process on a CPU."""
+
 
 class LogLine(TypedDict):
     """What every line of `log.jsonl` has besides its numbers."""
@@ -28,6 +35,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         DataError: the file cannot be read at all.
     """
     return whole_lines(path, LogLine)
+
+
+def without_times(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line without the numbers of `TIMES`, by which runs can be compared."""
+    return {name: value for name, value in line.items() if name not in TIMES}
 
 
 class Log:

@@ -105,6 +105,22 @@ def limit_threads(ranks: int = 1) -> Share | None:
     return allowed
 
 
+def why(threads: int, of_recipe: int, ranks: int = 1) -> str:
+    """What decides the number of threads that compute, for messages.
+
+    Args:
+        threads: their number.
+        of_recipe: `train.threads`, 0 where the recipe leaves it open.
+        ranks: as of `share`.
+    """
+    if of_recipe:
+        return "train.threads"
+    if os.environ.get(THREADS) == str(threads):
+        return THREADS
+    allowed = share(ranks)
+    return (allowed.limit or "the cores") if threads == allowed.threads else "PyTorch"
+
+
 def limit_new_threads() -> Share | None:
     """As `limit_threads` for one process, before torch is imported: by OpenMP's variable.
 

@@ -56,6 +56,7 @@ class Run:
         self.results = folder / "results"
         self.samples = folder / "samples"
         self.cache = folder / "cache"
+        self.profile = folder / "profile"
 
     @property
     def writable(self) -> bool:
@@ -191,8 +192,10 @@ class Run:
         """
         if not self.folder.exists():
             return None
-        # a start that was killed early leaves an empty folder, or one with no more than the lock
-        if not self.recipe.exists() and any(path.name not in (LOCK, JOB) for path in self.folder.iterdir()):
+        # a start that was killed early leaves an empty folder, or one with no more than the lock; and
+        # `--profile` one with its own folder alone
+        own = (LOCK, JOB, self.profile.name)
+        if not self.recipe.exists() and any(path.name not in own for path in self.folder.iterdir()):
             raise CheckpointError(
                 f"{self.folder} holds no run (it has no {self.recipe.name}), so --fresh leaves it as it is; "
                 "give the run another name with --run"

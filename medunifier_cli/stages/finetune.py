@@ -37,6 +37,7 @@ from medunifier_cli.evaluate.results import Metric, read_results, table
 from medunifier_cli.files import sha256, write_text
 from medunifier_cli.model.precision import measuring
 from medunifier_cli.objectives.classify import balanced, classification_loss
+from medunifier_cli.objectives.without_data import without_data
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run
 from medunifier_cli.run.provenance import data_facts
@@ -100,6 +101,11 @@ class Finetuning:
     def step(self, module: nn.Module, batch: Labelled, step: int, micro: int) -> tuple[Values, Values]:
         """The loss of one micro-batch."""
         return classification_loss(module(batch.input), batch.target, self.weight_2C)
+
+    def dry(self, batch: Labelled) -> Tensor:
+        """The loss without data, and without the weights of classes."""
+        empty = without_data(batch)
+        return classification_loss(without_data(self.module)(empty.input), empty.target)[0]["total"]
 
     def doubt(self, numbers: Mapping[str, float]) -> str:
         """Nothing: no number of this stage shows within a hundred steps that training fails."""

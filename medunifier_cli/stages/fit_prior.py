@@ -26,6 +26,7 @@ from medunifier_cli.distributed import draws, world
 from medunifier_cli.distributed.agreement import Facts, agree
 from medunifier_cli.evaluate.benchmark import Benchmark
 from medunifier_cli.evaluate.results import Metric, Result, table
+from medunifier_cli.objectives.without_data import without_data
 from medunifier_cli.prior.baseline import Baseline, baseline, refuse_collapsed
 from medunifier_cli.prior.pair import CodeBatch
 from medunifier_cli.recipe.schema_prior import PriorRecipe
@@ -125,6 +126,12 @@ class PriorFitting:
         """Nats per code and accuracy of one micro-batch."""
         losses_and_monitors: tuple[Values, Values] = module(batch)
         return losses_and_monitors
+
+    def dry(self, batch: CodeBatch) -> Tensor:
+        """Nats per code without data."""
+        losses, _ = without_data(self.module)(without_data(batch))
+        total: Tensor = losses["total"]
+        return total
 
     def doubt(self, numbers: Mapping[str, float]) -> str:
         """Nothing: no number of this stage shows within a hundred steps that training fails."""

@@ -38,6 +38,7 @@ from medunifier_cli.objectives.pretraining import (
     build_model,
     leaves_weights_unused,
 )
+from medunifier_cli.objectives.without_data import loss_without_data
 from medunifier_cli.plugin_index import prepared_dataset
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.run.record import Run
@@ -114,6 +115,10 @@ class Pretraining:
         revival = draws.generator(self.recipe.train.seed, draws.REVIVAL, step, micro)
         losses_and_monitors: tuple[Values, Values] = module(batch, revival)
         return losses_and_monitors
+
+    def dry(self, batch: Batch) -> Tensor:
+        """The loss of all objectives without data; ITM's negatives are any."""
+        return loss_without_data(self.module, batch)
 
     def doubt(self, numbers: Mapping[str, float]) -> str:
         """What an objective's monitors say is going wrong."""

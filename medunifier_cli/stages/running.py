@@ -23,6 +23,7 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.recipe.schema_train import CompileConfig, LoopConfig, OptimConfig
+from medunifier_cli.run.processors import ranks_here, why
 from medunifier_cli.run.provenance import code_facts, command_line, data_facts
 from medunifier_cli.run.record import Run, flatten
 from medunifier_cli.terminal.say import say
@@ -134,12 +135,13 @@ def _check_shared(run: Run) -> None:
         path.unlink(missing_ok=True)
 
 
-def _threads(accelerator: Accelerator) -> str:
-    """How many threads compute in each process, where they do: a GPU leaves them idle."""
+def _threads(accelerator: Accelerator, of_recipe: int) -> str:
+    """How many threads compute in each process, and why, where they do: a GPU leaves them idle."""
     if accelerator.device.type != "cpu":
         return ""
     count = torch.get_num_threads()
-    return f", {count} thread{'s' if count > 1 else ''}{' each' if world.size() > 1 else ''}"
+    each = " each" if world.size() > 1 else ""
+    return f", {count} thread{'s' if count > 1 else ''}{each} (by {why(count, of_recipe, ranks_here())})"
 
 
 def compiles_here(train: LoopConfig, device: torch.device) -> bool:
@@ -176,9 +178,10 @@ def train_stage(
         MuError: the loss is not finite.
     """
     if world.is_main():
+        threads = _threads(accelerator, train.threads)
         say(
             f"{run.folder}: {subject}; {stage.steps:,} steps of {train.global_batch} on {world.size()} "
-            f"{accelerator.device.type} process{'es' if world.size() > 1 else ''}{_threads(accelerator)}"
+            f"{accelerator.device.type} process{'es' if world.size() > 1 else ''}{threads}"
             f"{', compiled in the first step' if compiles else ''}"
         )
     if train.tensorboard:

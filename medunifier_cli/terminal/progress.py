@@ -64,7 +64,9 @@ class Progress:
         """
         self.done, self.note = done, note or self.note
         if self.bar is not None:
-            self.bar.set_postfix_str(self.note, refresh=False)
+            # the bar's own rate counts units, which say little where one is a batch
+            rate = self._rate(time.monotonic()) if self.per_unit > 1 else ""
+            self.bar.set_postfix_str("  ".join(filter(None, (self.note, rate))), refresh=False)
             self.bar.update(done - self.bar.n)
         elif not self.hidden:
             due = time.monotonic() - self.printed >= PLAIN_EVERY
@@ -80,9 +82,12 @@ class Progress:
         """One line of units done, latest numbers and rate."""
         self.printed = time.monotonic()
         of = f"/{self.total:,}" if self.total is not None else ""
-        rate = (self.done - self.skipped) * self.per_unit / max(self.printed - self.started, 1e-9)
-        parts = [f"{self.unit} {self.done:,}{of}", self.note, f"{rate:.3g} {self.rate_unit}/s"]
+        parts = [f"{self.unit} {self.done:,}{of}", self.note, self._rate(self.printed)]
         return "  ".join(part for part in parts if part)
+
+    def _rate(self, now: float) -> str:
+        rate = (self.done - self.skipped) * self.per_unit / max(now - self.started, 1e-9)
+        return f"{rate:.3g} {self.rate_unit}/s"
 
     def say(self, line: str) -> None:
         """Print a line on stderr, above the bar if there is one; clean of what a file name may bring."""

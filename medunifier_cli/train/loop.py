@@ -7,7 +7,6 @@ rank), and everything else is in the checkpoint. A resumed run equals the uninte
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from typing import Any
@@ -28,6 +27,7 @@ from medunifier_cli.train.optim import adamw, learning_rate, leave_unchanged, se
 from medunifier_cli.train.saving import Saver, resume
 from medunifier_cli.train.stage import CHANCE, Stage, Values
 from medunifier_cli.train.stop import AnyStop, TrainingStop, ValidationEndedError, stop_on_signals
+from medunifier_cli.train.throughput.pace import Pace, pace_line
 
 WARM, DOUBTED = 50, 100
 """Steps between which a stage is asked whether its numbers look wrong: early enough to stop a run that would
@@ -50,13 +50,14 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     validated = facts.get("validated", True)
     if validated and (first >= stage.steps or stage.over()):
         return 0
-    module, optimizer = _prepare(stage, accelerator, optimizer)
+    module, optimizer = prepare(stage, accelerator, optimizer)
     log = Log(run.log, first, validated) if world.is_main() else None
     progress = _progress(stage, train.global_batch, first)
     counts = counts_of(facts, str(run.folder))
     skips = Skips(stage.module, accelerator.device, train.skip_limit, accelerator.scaler is not None, counts)
     saver = Saver(stage, run, accelerator, optimizer, train, skips, counts, meant, progress, first, validated)
     numbers, stops = dict[str, float](), AnyStop(accelerator.device, first)
+    pace = Pace(stage, train.global_batch, accelerator.device)
     done, logged, doubted, last = first, first, False, first >= stage.steps
     # In each step: log, validate, save, stop, in this order.
     # - Log before save: a kill between the two leaves a line of a step that is in no checkpoint, which `Log`
@@ -70,11 +71,10 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     ):  # fmt: skip
         if not validated:  # made up for first, so that the run ends as if no signal had come
             last = _make_up(stage, accelerator, log, progress, saver, first, stop) or last
-        for step, micro_batches in enumerate(() if last else batches, first):
-            started = time.monotonic()
+        for step, micro_batches in enumerate(() if last else pace.timed(batches), first):
             rate = learning_rate(optim, step, stage.steps)
-            _begin_step(optimizer, rate, train.seed, step)
-            values = _optimise(
+            begin_step(optimizer, rate, train.seed, step)
+            values = optimise(
                 stage, module, accelerator, optimizer, micro_batches, step, optim.clip_norm, skips
             )
             done = step + 1
@@ -83,11 +83,11 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
             # first step is logged so that a wrong loss or a slow start shows at once.
             if done % train.log_every == 0 or last or done in (1, DOUBTED):
                 numbers = {**_numbers(values), "lr": rate, **skips.read().shown()}
-                _log(log, accelerator, done, numbers, time.monotonic() - started)
                 logged = done
+                _log(log, accelerator, done, numbers, pace.read())
                 doubted = doubted or _doubt(stage, numbers, done, progress)
                 saver.look(done)
-            progress.advance(done, _note(numbers, stage.shown, logged, done))
+            progress.advance(done, _note(numbers, pace.stepped(), stage.shown, logged, done))
             due = last or bool(train.valid_every and done % train.valid_every == 0)
             validated = not due or _validate(stage, accelerator, log, progress, done, stop)
             last = last or (due and validated and _is_over(stage, done, progress))
@@ -133,7 +133,7 @@ def _is_over(stage: Stage, done: int, progress: Progress) -> bool:
     return bool(why)
 
 
-def _prepare(stage: Stage, accelerator: Accelerator, optimizer: Any) -> tuple[nn.Module, Any]:
+def prepare(stage: Stage, accelerator: Accelerator, optimizer: Any) -> tuple[nn.Module, Any]:
     """The module and its optimiser as Accelerate wraps them for the ranks and the precision of this run."""
     module, optimizer = accelerator.prepare(stage.module, optimizer)
     # `prepare` also replaces the `forward` of the module itself by one in mixed precision, and validation
@@ -161,7 +161,8 @@ def _stopped(stop: TrainingStop, done: int, steps: int) -> Stopped:
     )
 
 
-def _begin_step(optimizer: Any, rate: float, seed: int, step: int) -> None:
+def begin_step(optimizer: Any, rate: float, seed: int, step: int) -> None:
+    """Set the learning rate, and seed what a step draws."""
     set_rate(optimizer, rate)
     # Seeded anew in each step, so that dropout depends on nothing drawn before: a resumed run draws the same
     # masks as the uninterrupted one, and so does one that validates more often.
@@ -169,7 +170,7 @@ def _begin_step(optimizer: Any, rate: float, seed: int, step: int) -> None:
 
 
 @tell_of_compiler
-def _optimise(
+def optimise(
     stage: Stage, module: nn.Module, accelerator: Accelerator, optimizer: Any, micro_batches: list[Any],
     step: int, clip_norm: float, skips: Skips,
 ) -> Values:  # fmt: skip
@@ -215,20 +216,25 @@ def _numbers(values: Values) -> dict[str, float]:
 
 
 def _log(
-    log: Log | None, accelerator: Accelerator, done: int, numbers: Mapping[str, float], seconds: float
-) -> None:
+    log: Log | None, accelerator: Accelerator, done: int, numbers: Mapping[str, float],
+    times: Mapping[str, float],
+) -> None:  # fmt: skip
     """Write the numbers of a step to the log and to TensorBoard."""
     if log is not None:
-        log.write("train", done, {**numbers, "seconds": round(seconds, 4)})
-    accelerator.log({f"train/{name}": value for name, value in numbers.items()}, step=done)
+        log.write("train", done, {**numbers, **times})
+    named = {f"train/{name}": value for name, value in numbers.items()}
+    accelerator.log(named | {f"pace/{name}": value for name, value in times.items()}, step=done)
 
 
-def _note(numbers: Mapping[str, float], shown: Sequence[str], logged: int, done: int) -> str:
+def _note(
+    numbers: Mapping[str, float], times: Mapping[str, float], names: Sequence[str], logged: int, done: int
+) -> str:
     """For the progress line, which shows the numbers of the last line of the log until the next one: it says
     of which step they are."""
-    return (
-        _line("train" if logged == done else f"train at step {logged:,}", numbers, shown) if numbers else ""
-    )
+    if not numbers:
+        return ""
+    event = "train" if logged == done else f"train at step {logged:,}"
+    return f"{_line(event, numbers, names)}  {pace_line(times)}"
 
 
 def _line(event: str, numbers: Mapping[str, float], shown: Sequence[str]) -> str:

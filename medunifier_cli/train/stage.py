@@ -41,6 +41,12 @@ class Stage(Protocol):
     def step(self, module: nn.Module, batch: Any, step: int, micro: int) -> tuple[Values, Values]:
         """Forward pass -> losses (with `total`) and monitors; their averages over ranks are global."""
 
+    def dry(self, batch: Any) -> Tensor:
+        """The total loss of a micro-batch, on copies of it and of `module` without data, to count with.
+
+        See `objectives.without_data`. Called once, where `world.alone` holds.
+        """
+
     def doubt(self, numbers: Mapping[str, float]) -> str:
         """What the numbers of a step say is going wrong, and the keys to change, in one line; or nothing."""
 

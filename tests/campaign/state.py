@@ -10,6 +10,8 @@ from typing import Any
 
 import h5py
 
+from medunifier_cli.run.log import without_times
+
 State = Mapping[str, str]
 """Path of a file relative to the folder -> hash of what must be equal in it."""
 
@@ -55,7 +57,7 @@ def _bytes(path: Path) -> bytes:
 def _log(path: Path) -> bytes:
     """All lines, less the time each step took."""
     lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
-    return json.dumps([{k: v for k, v in line.items() if k != "seconds"} for line in lines]).encode()
+    return json.dumps([without_times(line) for line in lines]).encode()
 
 
 def _provenance(path: Path) -> bytes:

@@ -22,7 +22,7 @@ from medunifier_cli.files import sha256
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
-from medunifier_cli.run.log import read_log
+from medunifier_cli.run.log import read_log, without_times
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages import finetune
 from tests.run.finetune_runs import QUICK, FinetuneRuns
@@ -49,7 +49,7 @@ def final_state(folder: Path) -> dict[str, Any]:
         "step": step,
         "tensors": {path.name: sha256(path) for path in files},
         "best": [path.joinpath("DONE").read_text() for path in (folder / "best").iterdir()],
-        "log": [{name: value for name, value in line.items() if name != "seconds"} for line in lines],
+        "log": [without_times(line) for line in lines],
         "results": {path.name: path.read_bytes() for path in (folder / "results").iterdir()},
     }
 

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.cli import mu as group
+from medunifier_cli.run.log import without_times
 
 Start = Callable[..., subprocess.Popen[str]]
 Mu = Callable[..., tuple[int, str]]
@@ -34,7 +35,7 @@ def final_state(run: Path) -> dict[str, object]:
     return {
         "step": last.name,
         "tensors": hashes,
-        "log": [{k: v for k, v in line.items() if k != "seconds"} for line in lines],
+        "log": [without_times(line) for line in lines],
     }
 
 

@@ -8,35 +8,23 @@ convolutions read bf16, losses fp32; attention keeps its output and one number a
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 from medunifier_cli.data.batch import Batch, PackedText
-from medunifier_cli.objectives.itm import ImageTextMatching
 from medunifier_cli.objectives.pretraining import PretrainingLoss, active_objectives, build_model
+from medunifier_cli.objectives.without_data import META, countable
+from medunifier_cli.pretended.functions import Autocast
+from medunifier_cli.pretended.shapes import Shapes, tensors_in
 from medunifier_cli.recipe.schema import LIVE, PretrainRecipe
 
-META = torch.device("meta")
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-PRODUCTS = {
-    F.linear, F.conv2d, F.conv_transpose2d, F.conv3d, torch.matmul, torch.mm, torch.bmm, torch.addmm,
-    torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.__rmatmul__,
-}  # fmt: skip
-"""Functions that read half precision under autocast."""
-WIDE = {
-    F.layer_norm, F.group_norm, F.cross_entropy, F.mse_loss, F.normalize, torch.softmax, F.softmax,
-    torch.log_softmax, F.log_softmax, torch.exp, torch.Tensor.exp, torch.log, torch.Tensor.log, torch.cumsum,
-}  # fmt: skip
-"""Functions that read fp32 under autocast."""
 
 
 @dataclass(frozen=True)
@@ -53,47 +41,84 @@ class Memory:
     """The most that is alive at once: all of these, gradients, activations, and what a kernel returns."""
 
 
-def step_memory(recipe: PretrainRecipe, micro_batch: int, ranks: int = 1) -> Memory:
-    """Count a step of the recipe on one rank.
+class StepMemory:
+    """Counts steps of a recipe on one rank, of any number of pairs.
 
     Texts are as long as `text.max_tokens` allows, which is the most that can come. Not counted: what CUDA
     and its libraries take for themselves (1 to 2 GiB), work space inside a kernel, fragmentation, and what
     batch norm over several ranks keeps more than over one.
 
     Args:
-        micro_batch: pairs of a forward pass on the rank, 2 or more.
         ranks: that share the batch. Features and texts of the others are small, and not counted.
     """
-    vocabulary = recipe.text.vocabulary
-    # the vocabulary of a tokenizer that is yet to be trained is not known: its limit and [DEC]
-    with META:
-        model = build_model(recipe, vocabulary + 1, load=False)
-        # as on a GPU, which a recipe of mixed precision is for
-        if recipe.train.precision != "no" and recipe.model.vit.frozen:
-            model.vit.vit.to(torch.bfloat16)
-    cached = recipe.data.features != LIVE
-    tokens_and_width = (model.vit.tokens, model.vit.width) if cached else None
-    if cached:
-        model.vit.leave_out()
-    objectives = [
-        _AnyNegatives() if objective.name == "itm" else objective for objective in active_objectives(recipe)
-    ]
-    module = PretrainingLoss(model, vocabulary, objectives).train()
-    weights = _bytes_of(module)
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    alive = _Alive(weights)
-    half = HALF.get(recipe.train.precision)
-    with ExitStack() as stack:
-        # the flag alone: it acts on no meta tensor, and `_Card` and the model ask for it
-        stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=half is not None))
-        stack.enter_context(alive)
-        stack.enter_context(_Card(half or torch.float32))
-        losses, monitors = module(_batch(recipe, micro_batch, tokens_and_width))
-        losses["total"].backward()
-        del losses, monitors
-    gradients = sum(4 * parameter.numel() for parameter in trained)
-    moments, buckets = 2 * gradients, gradients if ranks > 1 else 0
-    return Memory(weights, moments, buckets, alive.peak + moments + buckets)
+
+    def __init__(self, recipe: PretrainRecipe, ranks: int = 1) -> None:
+        self.recipe, self.ranks = recipe, ranks
+        vocabulary = recipe.text.vocabulary
+        # the vocabulary of a tokenizer that is yet to be trained is not known: its limit and [DEC]
+        with META:
+            self.model = build_model(recipe, vocabulary + 1, load=False)
+            # as on a GPU, which a recipe of mixed precision is for
+            if recipe.train.precision != "no" and recipe.model.vit.frozen:
+                self.model.vit.vit.to(torch.bfloat16)
+        self._cached: tuple[int, int] | None = None
+        if recipe.data.features != LIVE:
+            self._cached = self.model.vit.tokens, self.model.vit.width
+            self.model.vit.leave_out()
+        objectives = countable(active_objectives(recipe))
+        self._module = PretrainingLoss(self.model, vocabulary, objectives).train()
+        self.weights = _bytes_of(self._module)
+        self.gradients = sum(4 * p.numel() for p in self._module.parameters() if p.requires_grad)
+        self._known: dict[int, Memory] = {}
+
+    def of(self, micro_batch: int) -> Memory:
+        """Count a step of 2 or more pairs on the rank; each number of pairs is counted once."""
+        if micro_batch not in self._known:
+            alive, half = _Alive(self.weights), HALF.get(self.recipe.train.precision)
+            with ExitStack() as stack:
+                # the flag alone: it acts on no meta tensor, and `_Card` and the model ask for it
+                stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=half is not None))
+                stack.enter_context(alive)
+                stack.enter_context(_Card(half or torch.float32))
+                losses, monitors = self._module(_batch(self.recipe, micro_batch, self._cached))
+                losses["total"].backward()
+                del losses, monitors
+            self._module.zero_grad()
+            moments, buckets = 2 * self.gradients, self.gradients if self.ranks > 1 else 0
+            peak = alive.peak + moments + buckets
+            self._known[micro_batch] = Memory(self.weights, moments, buckets, peak)
+        return self._known[micro_batch]
+
+
+def step_memory(recipe: PretrainRecipe, micro_batch: int, ranks: int = 1) -> Memory:
+    """A step of `StepMemory`, where one number of pairs is all that is asked for."""
+    return StepMemory(recipe, ranks).of(micro_batch)
+
+
+def largest_batch(peak: Callable[[int], int], room: int, known: tuple[int, int]) -> int:
+    """The most pairs whose step takes no more than `room` bytes; 0 where two take more.
+
+    Memory is nearly a line in the number of pairs: the answer is where the line through the two nearest
+    counts meets the room, and each such answer is counted itself before it is believed.
+
+    Args:
+        peak: bytes of a step of so many pairs.
+        known: two numbers of pairs that have been counted, from which to start.
+    """
+    counts = {pairs: peak(pairs) for pairs in known}
+    while True:
+        below, above = ({n for n in counts if (counts[n] <= room) == fits} for fits in (True, False))
+        low, high = max(below, default=1), min(above, default=None)
+        if high is not None and high - low == 1:
+            return low if low > 1 else 0
+        first, second = sorted(sorted(counts, key=lambda n: abs(counts[n] - room))[:2])
+        each = max(1.0, (counts[second] - counts[first]) / (second - first))
+        guess = first + int((room - counts[first]) // each)
+        if guess == low:  # the next larger one does not fit, by the same line
+            return low
+        # between what is known to fit and what is known not to: then every count tells something new
+        guess = max(guess, low + 1) if high is None else min(max(guess, low + 1), high - 1)
+        counts[guess] = peak(guess)
 
 
 def _batch(recipe: PretrainRecipe, micro_batch: int, features: tuple[int, int] | None = None) -> Batch:
@@ -119,16 +144,6 @@ def _bytes_of(module: nn.Module) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
-class _AnyNegatives(ImageTextMatching):
-    """ITM with negatives drawn at random: those of the similarity would need its values."""
-
-    def draw(self, weights_2BG: Tensor, positions: Sequence[int], seed: int) -> Tensor:
-        """For each of B pairs another one, twice."""
-        pairs = len(positions)
-        steps_2B = torch.randint(1, max(2, pairs), (2, pairs), generator=torch.Generator().manual_seed(0))
-        return (torch.arange(pairs) + steps_2B) % pairs
-
-
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the storages of meta tensors that are alive.
 
@@ -140,21 +155,18 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = held
         self._seen: dict[int, weakref.ref[Any]] = {}
+        self._shapes = Shapes()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        inputs = {
-            id(one.untyped_storage())
-            for one in tree_flatten((args, kwargs))[0]
-            if isinstance(one, Tensor) and one.is_meta
-        }
         kwargs = dict(kwargs or {})
+        inputs = {id(one.untyped_storage()) for one in tensors_in(args, kwargs) if one.is_meta}
         if func is torch.ops.aten.bincount.default and args[0].is_meta:  # its length depends on the data
             return torch.empty(args[2], dtype=torch.int64, device=META)
-        out = func(*args, **kwargs)
-        for tensor in tree_flatten(out)[0]:
-            if isinstance(tensor, Tensor) and tensor.is_meta:
+        out = self._shapes.call(func, args, kwargs)
+        for tensor in tensors_in(out):
+            if tensor.is_meta:
                 storage = tensor.untyped_storage()
                 if id(storage) not in inputs:
                     self._add(storage)
@@ -189,49 +201,21 @@ class _Attention(torch.autograd.Function):
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-class _Card(TorchFunctionMode):
-    """Autocast, attention and dropout as a card has them.
+class _Card(Autocast):
+    """Autocast, attention and dropout as a card has them, on meta tensors.
 
     Args:
         half: what matrix products read under autocast.
     """
 
     def __init__(self, half: torch.dtype) -> None:
-        super().__init__()
-        self.half = half
-        self._cast: dict[int, Tensor] = {}
+        super().__init__("cpu", half)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        auto = torch.is_autocast_enabled("cpu")
-        if func is F.scaled_dot_product_attention and args[0].is_meta:
-            return _Attention.apply(*(tree_map(self._low, args[:3]) if auto else args[:3]))
-        if func is F.dropout and args[0].is_meta:
-            return _dropout(*args, **kwargs)
-        if auto and func in PRODUCTS:
-            return func(*tree_map(self._low, args), **tree_map(self._low, kwargs))
-        if auto and func in WIDE:
-            return func(*tree_map(_wide, args), **tree_map(_wide, kwargs))
-        return func(*args, **kwargs)
+    def is_here(self, tensor: Tensor) -> bool:
+        """Whether a tensor stands for one of the card."""
+        return tensor.is_meta
 
-    def _low(self, value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.is_meta or value.dtype != torch.float32:
-            return value
-        if not (value.is_leaf and value.requires_grad):
-            return value.to(self.half)
-        # a weight is cast once, and kept until the end of the forward pass
-        if id(value) not in self._cast:
-            self._cast[id(value)] = value.to(self.half)
-        return self._cast[id(value)]
-
-
-def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    dropped: Tensor = torch.native_dropout(x, p, True)[0] if training and p else x
-    return dropped
-
-
-def _wide(value: Any) -> Any:
-    half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
-    return value.float() if half else value
+    def attend(self, mixed: bool, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """What a fused kernel keeps, whatever the mask."""
+        out: Tensor = _Attention.apply(*(map(self.low, (q, k, v)) if mixed else (q, k, v)))
+        return out

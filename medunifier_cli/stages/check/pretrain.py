@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 from medunifier_cli.data.loader import micro_batch_size
 from medunifier_cli.data.shards import Shards
@@ -37,6 +38,7 @@ def check_pretrain(recipe: PretrainRecipe, processes: int = 0, hashes: bool = Fa
     """
     data = recipe.data
     folder = shards_of(data.dataset, data.shards)
+    images: dict[str, int] = {}
     yield from run_check("data set", check_dataset, recipe)
     readable = folder.is_dir()
     if folder.is_dir():
@@ -44,6 +46,8 @@ def check_pretrain(recipe: PretrainRecipe, processes: int = 0, hashes: bool = Fa
             checks = list(run_check(f"shards of {split}", check_split, folder, split, hashes))
             yield from checks
             readable = readable and all(check.ok for check in checks)
+            if all(check.ok for check in checks):
+                images[split] = count_images(folder, split)
             if split == data.train and all(check.ok for check in checks):  # else it would be told twice
                 yield from run_check("texts", check_texts, recipe)
         yield from run_check("image size", check_image_size, data.dataset, data.image_size, folder)
@@ -58,7 +62,9 @@ def check_pretrain(recipe: PretrainRecipe, processes: int = 0, hashes: bool = Fa
     if all(check.ok for check in (*model, *batch)):  # else it would be told twice
         if recipe.model.vit.frozen and readable:
             yield from run_check("cached features", check_features, recipe, hashes)
-        yield from run_check("memory", check_memory, recipe, processes or recipe.train.processes)
+        from medunifier_cli.stages.check.size import check_sizes
+
+        yield from check_sizes(recipe, processes or recipe.train.processes, images)
     yield from run_check("precision", check_device, recipe.train)
     yield from run_check("compiled", check_compiler, recipe.train, recipe.train.compile)
     yield from run_check("runs folder", check_runs_folder)
@@ -69,6 +75,12 @@ def check_dataset(recipe: PretrainRecipe) -> str:
     plugin = prepared_dataset(recipe.data.dataset, recipe.data.shards)
     sections = ", ".join(recipe.data.sections or plugin.text_sections)
     return f"{plugin.title}; text: {sections}"
+
+
+def count_images(folder: Path, split: str) -> int:
+    """Samples of a split that is in order, those without text included."""
+    with closing(Shards.open(folder, split)) as shards:
+        return len(shards)
 
 
 def check_texts(recipe: PretrainRecipe) -> str:
@@ -131,21 +143,3 @@ def check_contrast_batch(recipe: PretrainRecipe, processes: int) -> str:
     train, ranks = recipe.train, processes or 1
     micro = micro_batch_size(train.global_batch, train.micro_batch, ranks)
     return f"{result}; ITC and ITM contrast among {micro * ranks}"
-
-
-def check_memory(recipe: PretrainRecipe, processes: int) -> str:
-    """Count what a step needs on each card, or in each process, see `step_memory`."""
-    from medunifier_cli.stages.check.memory import step_memory
-
-    train, ranks = recipe.train, processes or 1
-    pairs = micro_batch_size(train.global_batch, train.micro_batch, ranks)
-    memory = step_memory(recipe, pairs, ranks)
-    peak, weights, moments, buckets = (
-        f"{count / 2**30:.2f}" for count in (memory.peak, memory.weights, memory.moments, memory.buckets)
-    )
-    exchange = f", exchange of gradients {buckets}" if ranks > 1 else ""
-    where = "process" if train.precision == "no" else "card; CUDA and its libraries take 1 to 2 GiB more"
-    return (
-        f"{peak} GiB in a step of {pairs} pairs with the longest texts (weights {weights}, AdamW {moments}"
-        f"{exchange}, the rest gradients and activations), counted without a GPU; for each {where}"
-    )

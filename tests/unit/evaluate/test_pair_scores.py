@@ -18,6 +18,7 @@ from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.evaluate.pair_scores import PairScores
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.model.vit import pixels
+from medunifier_cli.run.log import without_times
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.pretrain import Pretraining
 from medunifier_cli.train.accelerator import accelerator_of
@@ -140,9 +141,7 @@ def trained(folder: Path, *settings: str) -> tuple[list[dict[str, Any]], dict[st
     run.begin(recipe, {}, ["mu", "pretrain"])
     stage = Pretraining(recipe, run, source, source, TOKENIZER, CPU)
     fit(stage, run, accelerator_of(recipe.train, run.folder), recipe.train, recipe.optim)
-    log = [json.loads(line) for line in run.log.read_text().splitlines()]
-    for line in log:
-        line.pop("seconds", None)
+    log = [without_times(json.loads(line)) for line in run.log.read_text().splitlines()]
     return log, dict(stage.model.state_dict())
 
 

@@ -24,6 +24,7 @@ from medunifier_cli.model.vit import pixels
 from medunifier_cli.objectives.tig import TextGroundedImageGeneration
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.run.log import without_times
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.heldout import evaluate
 from medunifier_cli.stages.pretrain import Pretraining
@@ -92,7 +93,7 @@ class Killed(Exception):
 
 def log_of(run: Run) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in run.log.read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return [without_times(line) for line in lines]
 
 
 def name_of(chosen: tuple[str, ...]) -> str:

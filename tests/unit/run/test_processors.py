@@ -169,3 +169,23 @@ def test_the_entry_point_has_threads_wait_passively(given: dict[str, str], expec
         env={**environment, **given},
     )
     assert done.stdout.splitlines()[-1] == f"{expected} False"
+
+
+@pytest.mark.parametrize(
+    ("variables", "threads", "of_recipe", "ranks", "expected"),
+    [
+        ({}, 16, 0, 1, "the cores"),
+        ({}, 4, 0, 4, "the cores for 4 ranks"),
+        ({}, 3, 3, 1, "train.threads"),
+        ({"OMP_NUM_THREADS": "5"}, 5, 0, 1, "OMP_NUM_THREADS"),
+        ({"SLURM_CPUS_PER_TASK": "8"}, 8, 0, 1, "SLURM_CPUS_PER_TASK=8"),
+        ({"SLURM_CPUS_PER_TASK": "8"}, 7, 0, 1, "PyTorch"),
+    ],
+)
+def test_what_decides_the_number_is_told(
+    variables: dict[str, str], threads: int, of_recipe: int, ranks: int, expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert processors.why(threads, of_recipe, ranks) == expected

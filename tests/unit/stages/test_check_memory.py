@@ -11,8 +11,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from medunifier_cli.data.batch import Batch
 from medunifier_cli.objectives.pretraining import PretrainingLoss, build_model
-from medunifier_cli.stages.check.memory import META, _Alive, _Attention, step_memory
-from medunifier_cli.stages.check.pretrain import check_memory
+from medunifier_cli.objectives.without_data import META
+from medunifier_cli.stages.check.memory import StepMemory, _Alive, _Attention, largest_batch, step_memory
+from medunifier_cli.stages.check.size import check_memory
 from tests.tiny import draw_batch, pack, tiny_recipe
 
 PLAIN = ("train.precision=no", "data.image_size=64", "text.max_tokens=24")
@@ -100,8 +101,27 @@ def test_more_pairs_take_more_in_proportion() -> None:
 
 
 def test_the_line_of_mu_check_says_for_what() -> None:
-    line = check_memory(tiny_recipe("train.precision=bf16"), 1)
+    line = check_memory(StepMemory(tiny_recipe("train.precision=bf16")))
     assert "GiB in a step of 8 pairs" in line
     assert "CUDA and its libraries take 1 to 2 GiB more" in line
-    assert "exchange of gradients" in check_memory(tiny_recipe("train.micro_batch=4"), 2)
-    assert check_memory(tiny_recipe("train.precision=no"), 1).endswith("for each process")
+    assert "exchange of gradients" in check_memory(StepMemory(tiny_recipe("train.micro_batch=4"), 2))
+    assert check_memory(StepMemory(tiny_recipe("train.precision=no"))).endswith("for each process")
+
+
+@pytest.mark.parametrize("room", [0, 149, 150, 151, 1000, 12345, 99999])
+@pytest.mark.parametrize("bend", [0, 100, 400])
+def test_the_largest_batch_fits_and_the_next_one_does_not(room: int, bend: int) -> None:
+    """Against trying every number: a line of memory, and one that gets steeper."""
+
+    def peak(pairs: int) -> int:
+        counted.append(pairs)
+        return 100 + 25 * pairs + 40 * max(0, pairs - bend if bend else 0)
+
+    counted: list[int] = []
+    tried = max(
+        (n for n in range(2, 5000) if 100 + 25 * n + 40 * max(0, n - bend if bend else 0) <= room), default=0
+    )
+    assert largest_batch(peak, room, (4, 16)) == tried
+    assert len(counted) < 30
+    if tried:
+        assert tried in counted, "what is said to fit has been counted"

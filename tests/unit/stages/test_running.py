@@ -120,13 +120,15 @@ def test_what_is_trained_is_said_first_and_a_complete_run_at_the_end(
 ) -> None:
     monkeypatch.setattr(running, "fit", lambda *_: steps)
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
     recipe, accelerator = load_recipe("demo"), FakeAccelerator()
     stage: Any = FakeStage()
     with_types: Any = accelerator
     train_stage(stage, run, with_types, recipe.train, recipe.optim, "40 pairs of phantom/train")
     first, *rest = capsys.readouterr().err.splitlines()
-    assert (
-        first == f"mu: {run.folder}: 40 pairs of phantom/train; 1,200 steps of 32 on 1 cpu process, 3 threads"
+    assert first == (
+        f"mu: {run.folder}: 40 pairs of phantom/train; 1,200 steps of 32 on 1 cpu process, "
+        "3 threads (by OMP_NUM_THREADS)"
     )
     assert [tracker.finished for tracker in accelerator.trackers] == [1]
     assert rest == ([f"mu: {run.folder} is complete: 1,200 steps"] if complete else [])

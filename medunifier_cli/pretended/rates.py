@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pretended.record import Launch
+from medunifier_cli.pretended.record import Launch
 
+CARD = "H100 (80 GB, SXM)"
 BANDWIDTH, GATHERS, NORMS_BACKWARD = 2.6e12, 1.6e12, 1.8e12
 """Bytes a second: of element-wise kernels, of those that gather or fill with zeros, of norms backward."""
 TOWER, PRODUCTS, PRODUCTS_FP32 = 620e12, 450e12, 45e12

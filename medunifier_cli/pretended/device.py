@@ -17,10 +17,11 @@ from typing import Any
 from unittest import mock
 
 import torch
-from pretended.record import Launch, Transfer
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_map
-from torch.utils.flop_counter import flop_registry
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from medunifier_cli.pretended.operations import facts_of, values_of
+from medunifier_cli.pretended.record import Launch, Transfer
+from medunifier_cli.pretended.shapes import Shapes, mapped, tensors_in
 
 CUDA = torch.device("cuda", 0)
 aten = torch.ops.aten
@@ -30,12 +31,6 @@ SMALL = 4096
 """Elements up to which a float tensor that is made on the device keeps its values."""
 ROUNDED = 512
 """Bytes of which allocations are multiples, as of PyTorch's allocator."""
-FREE = {
-    aten.detach.default, aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default,
-    aten.new_empty.default, aten.new_empty_strided.default, aten._reshape_alias.default, aten.alias.default,
-    aten._unsafe_view.default, aten.lift_fresh.default, aten.record_stream.default,
-}  # fmt: skip
-"""Operations that launch nothing."""
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 WAITING = {aten.nonzero.default, aten.masked_select.default, aten._unique2.default, aten.bincount.default}
 """Operations whose result has a shape that only the device knows."""
@@ -44,13 +39,13 @@ WAITING = {aten.nonzero.default, aten.masked_select.default, aten._unique2.defau
 class Pretended(torch.Tensor):
     """A tensor that says it is on `cuda:0`; what it holds, if anything, is `inner`."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
-    inner: torch.Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    inner: torch.Tensor  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> Pretended:
-        with _disable_current_modes():
-            shape = torch.empty_strided(inner.size(), inner.stride(), dtype=inner.dtype, device="meta")
+        # made where no mode is on: in a handler of the trace's, or by who switches them off
+        shape = torch.empty_strided(inner.size(), inner.stride(), dtype=inner.dtype, device="meta")
         made: Pretended = torch.Tensor._make_subclass(cls, shape, False, device_for_backend_keys=CUDA)
         made.inner = inner
         return made
@@ -66,7 +61,7 @@ class Pretended(torch.Tensor):
         return f"Pretended({tuple(self.shape)}, {self.dtype})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         if func is torch.ops.prim.device.default:
             return CUDA
         raise RuntimeError(f"{func} outside of the trace")
@@ -85,11 +80,11 @@ class _Event:
         self.trace.note_transfer("event", 0, blocking=True)
 
 
-class Trace(TorchDispatchMode):
+class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """What happened on the pretended device since `clear`."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launches: list[Launch] = []
         self.transfers: list[Transfer] = []
         self.part = ""
@@ -97,6 +92,7 @@ class Trace(TorchDispatchMode):
         self._holders: Counter[int] = Counter()
         self._size: dict[int, int] = {}
         self._pinned: set[int] = set()
+        self._shapes = Shapes()
 
     def clear(self) -> None:
         """Forget what happened; what lives stays, and is the new peak."""
@@ -135,8 +131,7 @@ class Trace(TorchDispatchMode):
         if func is torch.ops.prim.device.default:
             return CUDA
         kwargs = dict(kwargs or {})
-        flat = tree_flatten((args, kwargs))[0]
-        here = any(isinstance(value, Pretended) for value in flat)
+        here = any(isinstance(tensor, Pretended) for tensor in tensors_in(args, kwargs))
         device = kwargs.get("device")
         if not here and (device is None or torch.device(device).type not in ON_DEVICE):
             return self._on_cpu(func, args, kwargs)
@@ -171,8 +166,7 @@ class Trace(TorchDispatchMode):
         return made
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        flat = tree_flatten((args, kwargs))[0]
-        tensors = [value for value in flat if isinstance(value, torch.Tensor)]
+        tensors = list(tensors_in(args, kwargs))
         meta = any(isinstance(t, Pretended) and t.inner.device.type == "meta" for t in tensors)
         if kwargs.get("device") is not None:
             kwargs["device"] = "meta" if meta else "cpu"
@@ -180,7 +174,8 @@ class Trace(TorchDispatchMode):
                 shape = func(*args, **{**kwargs, "device": "meta"})
                 few = not shape.is_floating_point() or (shape.numel() <= SMALL and "rand" not in func.name())
                 return self._made(func, args, kwargs, func(*args, **kwargs) if few else shape)
-        written = _written(func, args, kwargs)
+        facts = facts_of(func)
+        written = values_of(facts.written, args, kwargs) if facts.written else []
         if meta:
             for tensor in written:
                 if isinstance(tensor, Pretended) and tensor.inner.device.type != "meta":
@@ -191,11 +186,9 @@ class Trace(TorchDispatchMode):
             moves = meta and isinstance(value, torch.Tensor) and value.device.type != "meta"
             return value.to("meta") if moves else value
 
-        some_args, some_kwargs = tree_map(inner, (args, kwargs))
-        result = func(*some_args, **some_kwargs)
-        returns = func._schema.returns
-        if written and returns and all(r.alias_info is not None and r.alias_info.is_write for r in returns):
-            return self._made(func, args, kwargs, written[0] if len(returns) == 1 else tuple(written))
+        result = self._shapes.call(func, mapped(inner, args), mapped(inner, kwargs))
+        if written and facts.returns_written:
+            return self._made(func, args, kwargs, written[0] if facts.returns == 1 else tuple(written))
         return self._made(func, args, kwargs, result)
 
     def _made(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
@@ -205,17 +198,14 @@ class Trace(TorchDispatchMode):
             bare = isinstance(value, torch.Tensor) and not isinstance(value, Pretended)
             return self.wrap(value) if bare else value
 
-        result = tree_map(wrapped, result)
-        returns = func._schema.returns
-        info = returns[0].alias_info if returns else None
-        if func in FREE or (info is not None and not info.is_write):
-            return result  # a view
-        ins = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
-        outs = [t for t in tree_flatten(result)[0] if isinstance(t, torch.Tensor)]
+        result = mapped(wrapped, result)
+        facts = facts_of(func)
+        if facts.free:
+            return result
+        ins, outs = list(tensors_in(args, kwargs)), list(tensors_in(result))
         size = sum(map(_bytes, ins)) + sum(_bytes(t) for t in outs if not any(t is i for i in ins))
-        count = flop_registry.get(func._overloadpacket)
-        flop = float(count(*args, **kwargs, out_val=result)) if count is not None else 0.0
-        self.note(func.name().removeprefix("aten::"), flop, size, ins[0].dtype if ins else None)
+        flop = float(facts.flop(*args, **kwargs, out_val=result)) if facts.flop is not None else 0.0
+        self.note(facts.name, flop, size, ins[0].dtype if ins else None)
         return result
 
     def _copy(self, source: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
@@ -226,7 +216,8 @@ class Trace(TorchDispatchMode):
                 made = aten._to_copy.default(source.inner, **kwargs)
                 return self._made(aten._to_copy.default, (source,), {}, made)
             self.note_transfer("to the CPU", size, blocking=True)
-            return _values(source).to(kwargs.get("dtype") or source.dtype)
+            values: torch.Tensor = _values(source).to(kwargs.get("dtype") or source.dtype)
+            return values
         self._note_sent(source, size, rushes)
         kept = source.detach().to(kwargs.get("dtype") or source.dtype).clone()
         return self.wrap(kept.to("meta") if kept.is_floating_point() and kept.numel() > SMALL else kept)
@@ -283,15 +274,6 @@ def _values(source: Pretended) -> torch.Tensor:
     """What a copy to the CPU holds: ones where a float tensor holds nothing."""
     inner = source.inner
     return inner.clone() if inner.device.type != "meta" else torch.ones(inner.shape, dtype=inner.dtype)
-
-
-def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
-    written: list[Any] = []
-    for number, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[number] if number < len(args) else kwargs.get(argument.name)
-            written += value if isinstance(value, list | tuple) else [value]
-    return written
 
 
 def _bytes(tensor: torch.Tensor) -> int:

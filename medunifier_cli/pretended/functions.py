@@ -9,21 +9,21 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from pretended.device import CUDA, Pretended, Trace
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 from medunifier_cli.distributed import world
 from medunifier_cli.model import norm
 from medunifier_cli.model.attention import sequences
 from medunifier_cli.model.attention.sequences import Lengths
+from medunifier_cli.pretended.device import CUDA, Pretended, Trace
+from medunifier_cli.pretended.shapes import mapped, tensors_in
 
 LOW = {
-    F.linear, F.conv2d, F.conv_transpose2d, torch.conv2d, torch.conv_transpose2d, torch.matmul, torch.mm,
-    torch.bmm, torch.addmm, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__,
+    F.linear, F.conv2d, F.conv_transpose2d, F.conv3d, torch.conv2d, torch.conv_transpose2d, torch.matmul,
+    torch.mm, torch.bmm, torch.addmm, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__,
 }  # fmt: skip
-"""Functions that autocast computes in bf16."""
+"""Functions that autocast computes in half precision."""
 HIGH = {
     F.layer_norm, F.cross_entropy, F.mse_loss, F.normalize, F.softmax, F.log_softmax, F.group_norm,
     torch.softmax, torch.log_softmax, torch.exp, torch.log, torch.cumsum, Tensor.exp, Tensor.log,
@@ -31,49 +31,80 @@ HIGH = {
 """Functions that autocast computes in fp32."""
 CAPABILITY = (9, 0)
 """An H100's."""
+HALVES = (torch.bfloat16, torch.float16)
 ALIGNED = 16
 """Columns of which an attention mask has a multiple, or is padded to."""
 
 
-class Functions(TorchFunctionMode):
-    """CUDA's autocast to bf16, and functions of several kernels."""
+class Autocast(TorchFunctionMode):
+    """What a card's autocast, dropout and attention make of functions of tensors that are on it.
 
-    def __init__(self, trace: Trace) -> None:
+    Args:
+        device: type of the device whose autocast says whether precision is mixed.
+        half: what products read then.
+    """
+
+    def __init__(self, device: str, half: torch.dtype) -> None:
         super().__init__()
-        self.trace = trace
+        self.device, self.half = device, half
         self.cast: dict[int, Tensor] = {}
+
+    def is_here(self, tensor: Tensor) -> bool:
+        """Whether a tensor is on the card."""
+        raise NotImplementedError
+
+    def attend(self, mixed: bool, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """In place of `scaled_dot_product_attention`."""
+        raise NotImplementedError
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        here = any(isinstance(value, Pretended) for value in tree_flatten((args, kwargs))[0])
-        if not here:
+        if not any(map(self.is_here, tensors_in(args, kwargs))):
             return func(*args, **kwargs)
-        mixed = torch.is_autocast_enabled("cuda")
+        mixed = torch.is_autocast_enabled(self.device)
         if func is F.dropout:
             return _dropout(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
-            return self._attention(mixed, *args, **kwargs)
+            return self.attend(mixed, *args, **kwargs)
         if mixed and func in LOW:
-            return func(*tree_map(self._low, args), **tree_map(self._low, kwargs))
+            return func(*mapped(self.low, args), **mapped(self.low, kwargs))
         if mixed and func in HIGH:
-            return func(*tree_map(_high, args), **tree_map(_high, kwargs))
+            return func(*mapped(self._high, args), **mapped(self._high, kwargs))
         return func(*args, **kwargs)
 
-    def _low(self, value: Any) -> Any:
-        if not isinstance(value, Pretended) or value.dtype != torch.float32:
+    def low(self, value: Any) -> Any:
+        """A value as a product reads it under autocast."""
+        if not isinstance(value, Tensor) or value.dtype != torch.float32 or not self.is_here(value):
             return value
         if not (value.is_leaf and value.requires_grad):
-            return value.to(torch.bfloat16)
+            return value.to(self.half)
         if id(value) not in self.cast:  # a weight is cast once a pass
-            self.cast[id(value)] = value.to(torch.bfloat16)
+            self.cast[id(value)] = value.to(self.half)
         return self.cast[id(value)]
 
-    def _attention(
+    def _high(self, value: Any) -> Any:
+        here = isinstance(value, Tensor) and value.dtype in HALVES and self.is_here(value)
+        return value.float() if here else value
+
+
+class Functions(Autocast):
+    """CUDA's autocast to bf16, and functions of several kernels."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__("cuda", torch.bfloat16)
+        self.trace = trace
+
+    def is_here(self, tensor: Tensor) -> bool:
+        """Whether a tensor is on the pretended GPU."""
+        return isinstance(tensor, Pretended)
+
+    def attend(  # type: ignore[override]
         self, mixed: bool, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None,
         dropout_p: float = 0.0, is_causal: bool = False, **_: Any,
     ) -> Tensor:  # fmt: skip
+        """The mask as numbers, and one kernel."""
         if mixed:
-            q, k, v = self._low(q), self._low(k), self._low(v)
+            q, k, v = self.low(q), self.low(k), self.low(v)
         if attn_mask is not None:  # a boolean mask becomes numbers, in aligned rows
             shut = torch.full((), -1e9, device=CUDA, dtype=q.dtype)
             attn_mask = torch.where(attn_mask, torch.zeros((), device=CUDA, dtype=q.dtype), shut)
@@ -112,7 +143,8 @@ class _Flash(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, of_q: Lengths, of_k: Lengths, dropout: float, causal: bool
     ) -> Tensor:
-        lengths = (of_q.start_B1.inner.diff(), of_k.start_B1.inner.diff())
+        starts: Any = (of_q.start_B1, of_k.start_B1)
+        lengths = [start.inner.diff() for start in starts]
         if any(int(own.sum()) != len(x) for own, x in zip(lengths, (q, k), strict=True)):
             raise RuntimeError("sequences end elsewhere than their rows")
         if any(int(own.max()) != of.longest for own, of in zip(lengths, (of_q, of_k), strict=True)):
@@ -170,10 +202,6 @@ def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
         return x
     dropped: Tensor = torch.native_dropout(x, p, True)[0]
     return dropped
-
-
-def _high(value: Any) -> Any:
-    return value.float() if isinstance(value, Pretended) and value.dtype == torch.bfloat16 else value
 
 
 @contextmanager
