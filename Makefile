@@ -49,7 +49,7 @@ bench: $(VENV)/.installed-test
 
 # Seven recipes, three seeds: 40 minutes on two cores. A stopped ablation resumes; writes docs/ablation.md.
 ablation: $(VENV)/.installed
-	$(BIN)/python experiments/ablation.py
+	$(BIN)/python -m experiments.ablation
 
 # small.yaml on real pairs, three variants, three seeds; RAW is the table, needed at the first start. A stopped one
 # resumes; writes docs/real-pairs.md.
