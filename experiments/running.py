@@ -1,4 +1,4 @@
-"""Run verbs of `mu` in an experiment's own folders, and put its tables between two marks in a page of docs/."""
+"""Run verbs of `mu` in an experiment's own folders, and put its tables into a page of docs/."""
 
 from __future__ import annotations
 
