@@ -1,4 +1,4 @@
-"""What a card does, in one command of under eight minutes: parity with the CPU, rates, memory, resume, samples.
+"""What a card does, in under eight minutes: parity with the CPU, rates, memory, parts, resume, sampling.
 
 Each section runs in a process of its own with a limit in seconds, so that one that fails or hangs leaves the
 others' numbers. Where there are several cards, steps run on one and on all of them. Steps are full.yaml's
@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
 WHOLE = 470.0
 """Seconds that all sections together may take."""
 PATIENCE = 5
@@ -171,6 +169,7 @@ def main() -> None:
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if options.section:
+        sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(measure(options.section, options.ranks, options, Path(folder))))
         return

@@ -1,4 +1,4 @@
-"""New images from random priors of the paper's sizes, through full.yaml's decoder, as `mu synthesize` makes them."""
+"""New images from random priors of the paper's sizes and full.yaml's decoder, as by `mu synthesize`."""
 
 from __future__ import annotations
 

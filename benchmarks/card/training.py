@@ -52,7 +52,7 @@ class Pinned(nn.Module):
 
 
 class Training:
-    """One batch, the objectives on it, and the optimiser, on the card that Accelerate gives this rank, or a CPU.
+    """One batch, the objectives on it, and the optimiser, on this rank's card or on a CPU.
 
     Args:
         pairs: of this rank.
