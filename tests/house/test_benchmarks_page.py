@@ -16,6 +16,7 @@ from benchmarks.page.meaning import MEANINGS, meaning_of
 from benchmarks.page.write import Ran, page, section, sections_of, shown
 from tests.house.file_map import ROOT
 
+SCRIPT = ROOT / "benchmarks" / "run.py"
 RESULT = {"benchmark": "tig", "share_alone": 0.51234, "median_s": {"tig": 1.5, "three": 12}, "spread": [1, 2]}
 
 
@@ -131,7 +132,7 @@ def test_runs_as_a_script(tmp_path: Path) -> None:
     """With the cheapest one, which finds no GPU or needs two tiny steps of it."""
     target = tmp_path / "page.md"
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "run.py", "--only", "deterministic", "--tiny", "--page", target],
+        [sys.executable, SCRIPT, "--only", "deterministic", "--tiny", "--page", target],
         capture_output=True, text=True, encoding="utf-8", check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
