@@ -133,10 +133,13 @@ def peak_of(name: str) -> float | None:
     return next((rate for card, rate in PEAK.items() if card in name), None)
 
 
-def rate_of(training: Training, rounds: int, steps: int) -> dict[str, Any]:
-    """Samples a second over all ranks, memory, arithmetic and utilisation of one rank's card."""
+def rate_of(training: Training, rounds: int, steps: int, work: float) -> dict[str, Any]:
+    """Samples a second over all ranks, memory, arithmetic and utilisation of one rank's card.
+
+    Args:
+        work: FLOP of a sample.
+    """
     training.run(WARM_UP)
-    work = flops(training.run) / training.pairs  # on every rank, as a step is something they do together
     memory = peak_gib(training, 1)
     ranks = world.size()
     rates = [ranks * training.pairs * steps / training.seconds(steps) for _ in range(rounds)]
@@ -154,7 +157,9 @@ def rates_on_rank(kind: str, overrides: tuple[str, ...], options: dict[str, Any]
     tiny = options["tiny"]
     sizes = TINY if tiny else Sizes()
     training = Training(options["batch"], sizes, kind, Path(out).parent, overrides)
-    found = rate_of(training, *((1, 2) if tiny else (ROUNDS, STEPS)))
+    # on every rank, as a step is something that they do together
+    work = flops(training.run) / training.pairs
+    found = rate_of(training, *((1, 2) if tiny else (ROUNDS, STEPS)), work)
     if world.is_main():
         Path(out).write_text(json.dumps(found), encoding="utf-8")
     world.leave()
