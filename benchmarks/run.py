@@ -37,7 +37,7 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {
-    "decoding": Benchmark("--images 2 --lengths 3"),
+    "decoding": Benchmark("--images 1 --lengths 3"),
     "deterministic": Benchmark(keys=("ratio", "spread", "median_s", "repeats_bit_for_bit")),
     "gpu": Benchmark(
         keys=(
@@ -46,14 +46,14 @@ BENCHMARKS = {
         )
     ),
     "growth": Benchmark(),
-    "loader": Benchmark("--images 512 --small 5000 --rounds 3"),
-    "objectives": Benchmark("--batch 2 --repeats 2 --threads 1"),
-    "prepare": Benchmark("--images 36 --records 10000 --kills 3 --rounds 1"),
-    "ranking": Benchmark("--large 10000 --rows 50"),
+    "loader": Benchmark("--images 256 --small 2000 --rounds 3"),
+    "objectives": Benchmark("--batch 2 --repeats 1 --threads 1"),
+    "prepare": Benchmark("--images 36 --records 5000 --kills 3 --rounds 1"),
+    "ranking": Benchmark("--pairs 3000 --large 8000 --rows 50"),
     "sampling": Benchmark("--rounds 1"),
     "step": Benchmark("--ranks 1 4 32"),
     "threads": Benchmark("--seconds 5 --repeats 1"),
-    "tig": Benchmark("--batch 2 --repeats 2 --threads 1"),
+    "tig": Benchmark("--batch 2 --repeats 1 --threads 1"),
 }
 """Every benchmark of this folder."""
 

@@ -68,6 +68,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "share_1": "images a second with 1 worker, as a share of bare decoding in one process",
         "share_2": "the same with 2 workers", "share_in_process": "the same without workers",
         "decode_images_per_s": "PNGs of 224 x 224 decoded a second by one process",
+        "decode_images_per_cpu_s": "the same per second of CPU time, so of a core that does nothing else",
         "loader_images_per_s": "images a second that reach the loop, by workers",
         "processor_share_1": "as share_1, by CPU time of all processes", "processor_share_2": "as share_2",
         "spread_decode": "largest less smallest rate of bare decoding, over the median",

@@ -26,7 +26,8 @@ KEYS = {
             *(f"{rate}_1_{kind}" for rate in gpu.RATES for kind in gpu.STEPS)},
     "growth": {"sizes", *(f"{part}_{name}" for part in ("retrieval", "embedding", "copies", "fid")
                           for name in ("mib", "cpu_seconds"))},
-    "loader": {"share_of_decode", "share_1", "share_2", "processor_share_1", "growth_mib", "small_samples"},
+    "loader": {"share_of_decode", "share_1", "share_2", "processor_share_1", "growth_mib", "small_samples",
+               "decode_images_per_cpu_s"},
     "objectives": {"ratio", "flop_ratio", "ratio_alternate", "median_s", "peak_mib", "largest_difference"},
     "prepare": {"ratio_1", "ratio_grey_1", "mean_difference", "kills", "identical_after_kills", "images"},
     "ranking": {"ratio", "largest_difference", "large_peak_mib", "large_within_2_gib"},
