@@ -51,7 +51,7 @@ BENCHMARKS = {
     "prepare": Benchmark("--images 36 --records 5000 --kills 3 --rounds 1"),
     "ranking": Benchmark("--pairs 3000 --large 8000 --rows 50"),
     "sampling": Benchmark("--rounds 1"),
-    "step": Benchmark("--ranks 1 4 32"),
+    "step": Benchmark(),
     "threads": Benchmark("--seconds 5 --repeats 1"),
     "tig": Benchmark("--batch 2 --repeats 1 --threads 1"),
 }

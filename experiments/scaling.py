@@ -23,7 +23,12 @@ IMAGES, EPOCHS, PAIRS = 243_300, 30, 64
 """Images of MIMIC-CXR, epochs of the recipe, pairs of a card in a step."""
 CARDS, NODE = (1, 4, 32), 4
 """Numbers of cards that are compared, and cards of a node."""
+STEPPED = {1: 1, 4: 4, 32: 4}
+"""Ranks of the step in BENCHMARKS.md that stands for each number of cards. All pretended ranks hold the same
+pairs, so 32 of them would choose each rank's images as negatives 32 times as often, or not at all; the mean
+work of a rank does not depend on their number."""
 KINDS = ("live", "cached")
+CASES = tuple((ranks, kind) for ranks in sorted(set(STEPPED.values())) for kind in KINDS)
 VOCABULARY = 30_523
 CHECKPOINT_EVERY, KEPT = 1000, 3
 """Steps between two checkpoints, and how many there are at a time: two that are kept, one being written."""
@@ -35,7 +40,6 @@ CONTEXT_GIB = 2.0
 """GiB of a card that CUDA and NCCL take."""
 WRITING, HASHING = 1.0e9, 1.5e9
 """Bytes a second at which a checkpoint is written, and read back and hashed."""
-HEADS = {"n": "a number", "counted": "counted", "predicted": "predicted", "measured": "measured"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Inputs:
     """What the page is computed from, by card numbers and kinds of step where it depends on them."""
 
     rate: Mapping[str, float]
-    """`4 live` -> pairs a second and card."""
+    """`4 live` -> pairs a second and card, by ranks of the step."""
     peak_gib: Mapping[str, float]
     """`4 live` -> most memory of tensors."""
     trained: int
@@ -80,7 +84,7 @@ def inputs(benchmarks: str) -> Inputs:
     """Read the measured and predicted ones from BENCHMARKS.md, and count the others.
 
     Raises:
-        KeyError: a benchmark was not run, or not with 32 ranks.
+        KeyError: a benchmark was not run.
     """
     values = values_of(benchmarks)
 
@@ -95,7 +99,7 @@ def inputs(benchmarks: str) -> Inputs:
     embeddings = (recipe.model.qformer.queries + 1) * recipe.objectives.embed_width
 
     def by_kind(key: str) -> dict[str, float]:
-        return {f"{n} {kind}": number("step", f"{key}_{n}_{kind}") for n in CARDS for kind in KINDS}
+        return {f"{n} {kind}": number("step", f"{key}_{n}_{kind}") for n, kind in CASES}
 
     return Inputs(
         by_kind("predicted_samples_per_s"), by_kind("peak_gib"), trained, frozen,
@@ -123,7 +127,7 @@ def gradient_seconds(given: Inputs, cards: int) -> float:
 def step_seconds(given: Inputs, cards: int, kind: str) -> float:
     """A step with what the exchanges between cards add to it."""
     hidden = max(0.0, gradient_seconds(given, cards) - BACKWARD)
-    return PAIRS / given.rate[f"{cards} {kind}"] + gather_seconds(given, cards) + hidden
+    return PAIRS / given.rate[f"{STEPPED[cards]} {kind}"] + gather_seconds(given, cards) + hidden
 
 
 def samples_per_s(given: Inputs, cards: int, kind: str) -> float:
@@ -171,7 +175,9 @@ def memory(given: Inputs) -> str:
     rows = []
     for cards in CARDS:
         buckets = 4 * given.trained / 2**30 if cards > 1 else 0.0
-        cells = [f"{given.peak_gib[f'{cards} {kind}'] + buckets + CONTEXT_GIB:.1f}" for kind in KINDS]
+        cells = [
+            f"{given.peak_gib[f'{STEPPED[cards]} {kind}'] + buckets + CONTEXT_GIB:.1f}" for kind in KINDS
+        ]
         rows.append([str(cards), *cells])
     return table(("cards", "live, GiB", "cached, GiB"), rows)
 
@@ -217,7 +223,7 @@ def gathers(given: Inputs) -> str:
     for cards, pairs in ((4, 64), (32, 64), (32, 128)):
         count, queries = cards * pairs, load_recipe("full").model.qformer.queries
         milliseconds = 1000 * gather_seconds(given, cards, pairs)
-        step = milliseconds / 1000 + pairs / given.rate[f"{cards} live"]
+        step = milliseconds / 1000 + pairs / given.rate[f"{STEPPED[cards]} live"]
         rows.append([
             f"{count:,} ({cards} x {pairs})", f"{count * given.gathered_bytes / 1e6:.1f}",
             f"{2 * pairs * queries * count * 4 / 1e6:,.0f}", f"{milliseconds:.1f}",
@@ -246,8 +252,9 @@ def inputs_of(page_text: str) -> Inputs:
     found: dict[str, object] = {}
     for field in fields(Inputs):
         if field.name in ("rate", "peak_gib"):
-            cases = [f"{cards} {kind}" for cards in CARDS for kind in KINDS]
-            found[field.name] = {case: float(values[f"{field.name} {case}"]) for case in cases}
+            found[field.name] = {
+                f"{n} {kind}": float(values[f"{field.name} {n} {kind}"]) for n, kind in CASES
+            }
         else:
             found[field.name] = (int if field.type == "int" else float)(values[field.name])
     return Inputs(**found)  # type: ignore[arg-type]

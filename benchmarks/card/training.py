@@ -63,7 +63,7 @@ class Training:
     def __init__(
         self, pairs: int, sizes: Sizes, kind: str, folder: Path, overrides: tuple[str, ...] = ()
     ) -> None:
-        vit = () if kind == "live" and not sizes.overrides else NO_VIT
+        vit = NO_VIT if kind == "pinned" or sizes.overrides else ()
         self.recipe = load_recipe("full", [*RANDOM, *vit, *sizes.overrides, *overrides])
         self.accelerator = accelerator_of(self.recipe.train, folder)
         self.device = self.accelerator.device
@@ -184,7 +184,8 @@ def rates(
 
 
 def largest_parts(training: Training, steps: int, count: int = 10) -> dict[str, dict[str, float]]:
-    """The kernels that take most of a step, by PyTorch's profiler: milliseconds a step and share of all."""
+    """The operations whose kernels take most of a step, by PyTorch's profiler: milliseconds, share of all."""
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = training.device.type == "cuda"
@@ -193,9 +194,11 @@ def largest_parts(training: Training, steps: int, count: int = 10) -> dict[str, 
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
         training.run(steps)
         training.wait()
+    # kernels are events of their own too, and count for the operations that launch them
     taken = {
         event.key: float(event.self_device_time_total if on_gpu else event.self_cpu_time_total)
         for event in profiler.key_averages()
+        if event.device_type == DeviceType.CPU
     }
     whole, largest = sum(taken.values()), sorted(taken, key=lambda name: taken[name], reverse=True)[:count]
     return {

@@ -39,7 +39,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "gradient_fp32": "length of the difference of all gradients from the CPU's over their length, fp32",
         "gradient_bf16": "the same with the card in bf16",
         "within_fp32": "both are within 0.0001 and 0.001", "within_bf16": "both are within 0.03 and 0.1",
-        "largest_parts": "kernels that take most of a step, by PyTorch's profiler",
+        "largest_parts": "operations whose kernels take most of a step, by PyTorch's profiler",
         "killed_at": "step of the last checkpoint when the run was killed",
         "resumed_bit_equal": "the run that was killed and resumed ended as one that was left alone",
         "resumed_difference": "largest relative difference of their logged losses",
