@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = 470.0
 """Seconds that all sections together may take."""
-PATIENCE = 5
+PATIENCE = 40
 """Times as long as all limits on a CPU, where the sections only have to run."""
 SHORTEST = 5.0
 """Seconds with less than which no section is begun."""

@@ -99,7 +99,7 @@ def main() -> None:
         today = datetime.date.today()
         when = f"{today.day} {today:%B %Y}"
         sections[name] = section(name, ran, when, where, BENCHMARKS[name].keys)
-        options.page.write_text(page(sections), encoding="utf-8")
+        options.page.write_text(page(sections, BENCHMARKS), encoding="utf-8")
     print(options.page)
     sys.exit(failed)
 

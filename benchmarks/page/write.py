@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.page.meaning import meaning_of
@@ -14,6 +14,7 @@ Written by `python benchmarks/run.py`; sections that were not run again keep the
 and rates per second, that were measured beside other work say little; ratios were measured in turns on the same cores
 and can be compared. What is counted (launches, transfers, bytes, floating point operations) does not depend on the
 machine, and what is predicted is marked so. Rows without a value need a GPU, and none was at hand."""  # noqa: E501
+MISSING = "Not run yet: "
 OWN = ("benchmark",)
 """Keys that only repeat the name."""
 
@@ -73,6 +74,12 @@ def sections_of(page: str) -> dict[str, str]:
     return {part.split("\n", 1)[0].removeprefix("## "): part.rstrip() + "\n" for part in parts}
 
 
-def page(sections: Mapping[str, str]) -> str:
-    """The whole page, sections in order of their names."""
-    return "\n".join([HEADING, "", *(sections[name] for name in sorted(sections))])
+def page(sections: Mapping[str, str], names: Iterable[str] = ()) -> str:
+    """The whole page, sections in order of their names.
+
+    Args:
+        names: all benchmarks; those without a section are named at the top.
+    """
+    missing = ", ".join(sorted(set(names) - set(sections)))
+    note = [f"{MISSING}{missing}; `python benchmarks/run.py --missing` does.", ""] if missing else []
+    return "\n".join([HEADING, "", *note, *(sections[name] for name in sorted(sections))])
