@@ -43,13 +43,13 @@ test-slow: $(VENV)/.installed-test
 campaign: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign all --seed $(or $(SEED),0) --minutes $(or $(MINUTES),0) --write
 
-# Every benchmark; each ends with one JSON line.
+# Every benchmark, half an hour on two cores; writes BENCHMARKS.md. ONLY="growth step" runs these alone.
 bench: $(VENV)/.installed-test
-	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+	$(BIN)/python benchmarks/run.py $(if $(ONLY),--only $(ONLY))
 
 # Seven recipes, three seeds: 40 minutes on two cores. A stopped ablation resumes; writes docs/ablation.md.
 ablation: $(VENV)/.installed
-	$(BIN)/python experiments/ablation.py
+	$(BIN)/python -m experiments.ablation
 
 # small.yaml on real pairs, three variants, three seeds; RAW is the table, needed at the first start. A stopped one
 # resumes; writes docs/real-pairs.md.

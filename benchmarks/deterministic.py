@@ -2,79 +2,58 @@
 
 A step is all four objectives forward and backward, clipping and AdamW, in bf16, from image features on; the
 two kinds of steps take turns. Two runs with deterministic kernels must also give the same weights, bit for
-bit. On a CPU the option changes nothing, so there is nothing to measure.
+bit. On a CPU the option changes nothing, so there is nothing to measure; `--device cpu --tiny` runs the code.
 
-    python benchmarks/deterministic.py [--repeats 20] [--batch 64] [--tiny]
+    python benchmarks/deterministic.py [--repeats 20] [--batch 64] [--device cpu] [--tiny]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-from objectives import build, make_batch
-from torch import nn
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from medunifier_cli.data.batch import to_device
-from medunifier_cli.recipe.schema_train import OptimConfig
-from medunifier_cli.train.determinism import use_deterministic_kernels
-from medunifier_cli.train.optim import adamw
+import torch  # noqa: E402
+from card.training import Training  # noqa: E402
+from objectives import TINY, Sizes  # noqa: E402
+
+from medunifier_cli.train.determinism import use_deterministic_kernels  # noqa: E402
 
 WARM_UP = 3
 
 
-class Training:
-    """The paper's objectives on one batch on the GPU, and the optimiser."""
-
-    def __init__(self, size: int) -> None:
-        device = torch.device("cuda")
-        batch, self.lengths = make_batch(size)
-        self.objectives = build(batch).to(device)
-        vit: Any = self.objectives.model.vit
-        vit.features = vit.features.to(device)
-        self.batch = to_device(batch, device)
-        self.optimizer = adamw(self.objectives, OptimConfig())
-
-    def step(self) -> float:
-        """One step; seconds."""
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        with torch.autocast("cuda", torch.bfloat16):
-            losses, _ = self.objectives(self.batch)
-        losses["total"].backward()
-        nn.utils.clip_grad_norm_(self.objectives.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        torch.cuda.synchronize()
-        return time.perf_counter() - started
-
-
-def weights_after(steps: int, size: int) -> list[torch.Tensor]:
+def weights_after(steps: int, build: Callable[[], Training]) -> list[torch.Tensor]:
     """All weights after some steps from the same start."""
-    training = Training(size)
-    for _ in range(steps):
-        training.step()
-    return [parameter.detach().cpu() for parameter in training.objectives.parameters()]
+    training = build()
+    training.run(steps)
+    return [parameter.detach().cpu() for parameter in training.module.parameters()]
 
 
-def measure(repeats: int, size: int) -> dict[str, Any]:
+def measure(repeats: int, build: Callable[[], Training]) -> dict[str, Any]:
     """Seconds of a step without and with deterministic kernels, their ratio, and whether runs repeat."""
     use_deterministic_kernels(cpu=False)  # before anything starts cuBLAS
-    training = Training(size)
+    training = build()
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for number in range(WARM_UP + repeats):
         for deterministic in (False, True):
             torch.use_deterministic_algorithms(deterministic)
-            taken = training.step()
+            torch.backends.cudnn.benchmark = not deterministic
+            taken = training.seconds(1)
             if number >= WARM_UP:
                 seconds[deterministic].append(taken)
     ratios = [with_it / without for without, with_it in zip(seconds[False], seconds[True], strict=True)]
     del training
-    one, other = weights_after(WARM_UP, size), weights_after(WARM_UP, size)
+    one, other = weights_after(WARM_UP, build), weights_after(WARM_UP, build)
+    torch.use_deterministic_algorithms(False)
     return {
         "ratio": round(median(ratios), 3), "spread": [round(min(ratios), 3), round(max(ratios), 3)],
         "median_s": {
@@ -89,16 +68,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--tiny", action="store_true", help="Two steps of four pairs.")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="two steps of four pairs")
     options = parser.parse_args()
     if options.tiny:
         options.repeats, options.batch = 2, 4
     result: dict[str, Any] = {"benchmark": "deterministic", "batch": options.batch}
-    if torch.cuda.is_available():
-        result |= {"device": torch.cuda.get_device_name(), **measure(options.repeats, options.batch)}
-    else:
-        result |= {"device": "cpu", "ratio": None}
+    on_gpu = torch.cuda.is_available() and options.device == "cuda"
+    name = torch.cuda.get_device_name() if on_gpu else "cpu"
+    if options.device == "cuda" and not on_gpu:
+        result |= {"device": None, "ratio": None}
         print("no GPU is there; on a CPU --deterministic changes nothing, so it costs nothing")
+    else:
+        exact = ("train.deterministic=true", *(() if on_gpu else ("train.precision=no",)))
+        sizes = TINY if options.tiny else Sizes()
+        with tempfile.TemporaryDirectory() as folder:
+            build = partial(Training, options.batch, sizes, "cached", Path(folder), exact)
+            result |= {"device": name, **measure(options.repeats, build)}
     print(json.dumps(result))
 
 

@@ -147,6 +147,7 @@ def speed(folder: Path, images: int, rounds: int) -> dict[str, Any]:
         "share_2": shares[2],
         "share_in_process": shares[0],
         "decode_images_per_s": round(base),
+        "decode_images_per_cpu_s": round(processor_base),
         "loader_images_per_s": {str(workers): round(rate) for workers, rate in medians.items()},
         "processor_share_1": round(processor[1] / processor_base, 3),
         "processor_share_2": round(processor[2] / processor_base, 3),

@@ -20,6 +20,7 @@ import tarfile
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -168,9 +169,15 @@ class Sides:
         torch.stack(list(losses.values())).sum().backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def differences(self) -> tuple[float, float]:
-        """Of losses, and of gradients relative to the largest entry of each matrix's gradient."""
-        ours, theirs = self.ours(), self.theirs()
+    def differences(self) -> tuple[float, float, dict[str, float]]:
+        """Of losses, and of gradients relative to the largest entry of each matrix's gradient; and the
+        floating point operations of both sides."""
+        kept: dict[str, dict[str, Tensor]] = {}
+        work = {
+            "ours": flops(lambda: kept.update(ours=self.ours())),
+            "plain": flops(lambda: kept.update(plain=self.theirs())),
+        }
+        ours, theirs = kept["ours"], kept["plain"]
         loss = max(float((ours[name] - theirs[name]).abs()) for name in theirs)
         named = self.objectives.model.named_parameters()
         gradients = plain_weights({name: p.grad for name, p in named if p.grad is not None})
@@ -182,7 +189,7 @@ class Sides:
             # a key's bias has no gradient but rounding: softmax does not see it
             scale = max(float(grad.abs().max()), 1e-3)
             worst = max(worst, float((ours_grad - grad).abs().max()) / scale)
-        return loss, worst
+        return loss, worst, work
 
 
 def flops(call: Callable[[], Any]) -> float:
@@ -214,29 +221,34 @@ def peak_mib(call: Callable[[], Any]) -> float:
         return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def interleave(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, one after the other in every round."""
+def interleave(
+    calls: dict[str, Callable[[], Any]], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of each call, one after the other in every round, and MiB of memory at its peak."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    memory = dict.fromkeys(calls, 0.0)
+
+    def timed(name: str) -> None:
+        start = time.perf_counter()
+        calls[name]()
+        seconds[name].append(time.perf_counter() - start)
+
     for number in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+        for name in calls:
+            memory[name] = max(memory[name], peak_mib(partial(timed, name)))
         print(f"round {number + 1}:", {name: round(s[-1], 2) for name, s in seconds.items()}, flush=True)
-    return seconds
+    return seconds, memory
 
 
 def compare(batch: Batch, sizes: Sizes, every: int, repeats: int) -> dict[str, Any]:
     """Both sides with cross-attention in every `every`-th block."""
     sides = Sides(batch, sizes, every)
-    loss, gradient = sides.differences()
+    loss, gradient, work = sides.differences()
     print(f"cross-attention every {every}: losses differ by {loss:.1e}, gradients by {gradient:.1e}")
     assert loss < TOLERANCE, "losses differ"
     assert gradient < TOLERANCE, "gradients differ"
-    work = {"ours": flops(sides.ours), "plain": flops(sides.theirs)}
     print(f"TFLOP: ours {work['ours'] / 1e12:.3f}, plain {work['plain'] / 1e12:.3f}")
-    memory = {"ours": peak_mib(sides.ours), "plain": peak_mib(sides.theirs)}
-    seconds = interleave({"ours": sides.ours, "plain": sides.theirs}, repeats)
+    seconds, memory = interleave({"ours": sides.ours, "plain": sides.theirs}, repeats)
     ratios = [plain / ours for plain, ours in zip(seconds["plain"], seconds["ours"], strict=True)]
     return {
         "ratio": round(median(seconds["plain"]) / median(seconds["ours"]), 3),

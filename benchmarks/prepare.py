@@ -1,6 +1,6 @@
 """`mu prepare`: speed against a slow reference, memory, and restarts after ten kills.
 
-    python benchmarks/prepare.py [--images 72] [--records 50000] [--kills 10] [--tiny]
+    python benchmarks/prepare.py [--images 72] [--records 50000] [--kills 10] [--rounds 3] [--tiny]
 
 Speed: JPEGs of 2544 x 3056 (MIMIC-CXR-JPG's commonest size, about its mean file size of 1.5 MB) to 224 x 224.
 The reference processes them in one process as the paper does: it decodes each fully, as three channels,
@@ -243,6 +243,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=72)
     parser.add_argument("--records", type=int, default=50_000)
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3, help="of the measurement of speed")
     parser.add_argument("--child", nargs=3, metavar=("RAW", "OUT", "N"), help=argparse.SUPPRESS)
     parser.add_argument(
         "--tiny",
@@ -250,16 +251,16 @@ def main() -> None:
         help="the same on tiny sizes, to see that this file runs; the numbers mean nothing",
     )
     args = parser.parse_args()
-    size, rounds, few_records = (2544, 3056), 3, 1000
+    size, few_records = (2544, 3056), 1000
     if args.tiny:
-        size, rounds, few_records = (128, 152), 1, 110
+        size, args.rounds, few_records = (128, 152), 1, 110
         args.images, args.records, args.kills = FIRST + 4, 120, 1
     if args.child:
         prepare_files(Path(args.child[0]), Path(args.child[1]), int(args.child[2]))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        result = speed(folder, args.images, size, rounds)
+        result = speed(folder, args.images, size, args.rounds)
         few = made(folder / "few", small_pngs, few_records)
         result[f"parent_mib_{few_records}"] = peak(few, folder / "few-out", few_records)
         many = made(folder / "many", small_pngs, args.records)

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from objectives import TINY, Sizes, build, flops, interleave, make_batch, peak_mib
+from objectives import TINY, Sizes, build, flops, interleave, make_batch
 
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.objectives.pretraining import PretrainingLoss
@@ -85,8 +85,7 @@ def main() -> None:
     calls: dict[str, Any] = {"three": parts.texts, "tig": parts.tig, "tig_alone": parts.tig_alone}
     work = {name: flops(call) for name, call in calls.items()}
     print("TFLOP:", {name: round(f / 1e12, 3) for name, f in work.items()})
-    memory = {name: peak_mib(call) for name, call in calls.items()}
-    seconds = interleave(calls, options.repeats)
+    seconds, memory = interleave(calls, options.repeats)
     medians = {name: median(s) for name, s in seconds.items()}
     shares = [tig / three for tig, three in zip(seconds["tig"], seconds["three"], strict=True)]
     result = {

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,9 +16,9 @@ from pathlib import Path
 
 import click
 
+from experiments.running import ROOT, mu, write_part
 from medunifier_cli.recipe.load import load_recipe
 
-ROOT = Path(__file__).parents[1]
 # in the order of the paper's IDs
 RECIPES = ("itc", "itc-itm", "itc-itm-itg", "itc-itm-tig", "full", "tig-0.8", "tig-1.2")
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
@@ -93,18 +90,6 @@ def train_and_measure(recipe: str, seed: int, steps: int, home: Path) -> None:
             mu(command, home, log.fileno())
     done.write_text(str(steps))
     click.echo(f"{name}: done")
-
-
-def mu(command: Sequence[str], home: Path, output: int | None = None) -> None:
-    """Run a verb in the ablation's own data and run folders, on one thread."""
-    environment = {**os.environ, "MU_DATA": str(home / "data"), "MU_RUNS": str(home / "runs"),
-                   "OMP_NUM_THREADS": "1"}  # fmt: skip
-    ran = subprocess.run(
-        [sys.executable, "-m", "medunifier_cli", *command], env=environment, stdout=output, stderr=output,
-        check=False, cwd=ROOT,
-    )  # fmt: skip
-    if ran.returncode:
-        raise click.ClickException(f"`mu {command[0]}` ended with {ran.returncode}: see {home}/*.log")
 
 
 def measured(home: Path, recipe: str, seed: int, figure: Figure) -> float | None:
@@ -190,11 +175,7 @@ def main(home: Path, seeds: int, steps: int, together: int) -> None:
             job.result()
     text = page(home, seeds, steps)
     click.echo(text)
-    begin, end = "<!-- written by experiments/ablation.py -->", "<!-- end -->"
-    target = ROOT / "docs" / "ablation.md"
-    before, _, rest = target.read_text().partition(begin)
-    _, _, after = rest.partition(end)
-    target.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+    write_part("ablation", text)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments import codes
-from experiments.ablation import ROOT, interval
-from experiments.codes import PAIRS, PHANTOM, Data, Training, mu
+from experiments.ablation import interval
+from experiments.codes import PAIRS, PHANTOM, Data, Training
+from experiments.running import ROOT, mu
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.scores.bootstrap import Interval, intervals

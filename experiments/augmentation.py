@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.ablation import interval
+from experiments.running import ROOT, mu, write_part
 from medunifier_cli.scores.bootstrap import Interval, intervals
 from medunifier_cli.scores.classification import auroc
 
-ROOT = Path(__file__).parents[1]
 SIZE = "64"
 """Edge of all images in pixels, that of the demo's model."""
 FRACTION = "0.1"
@@ -72,16 +69,8 @@ class Experiment:
         if self.done.exists() and line in self.done.read_text().splitlines():
             return
         click.echo(f"mu {line}")
-        environment = {**os.environ, "MU_DATA": str(self.home / "data"), "MU_RUNS": str(self.home / "runs"),
-                       "OMP_NUM_THREADS": "1"}  # fmt: skip
-        with (self.home / "log.txt").open("a") as log:
-            ran = subprocess.run(
-                [sys.executable, "-m", "medunifier_cli", *map(str, words)], env=environment, cwd=ROOT,
-                stdout=log, stderr=log, check=False,
-            )  # fmt: skip
-        if ran.returncode:
-            log_path = self.home / "log.txt"
-            raise click.ClickException(f"`mu {line}` ended with {ran.returncode}: see {log_path}")
+        with (self.home / "experiment.log").open("a") as log:
+            mu([str(word) for word in words], self.home, log.fileno())
         with self.done.open("a") as file:
             file.write(line + "\n")
 
@@ -251,17 +240,8 @@ def main(home: Path, pairs: Path, films: Path, seeds: int, steps: int) -> None:
     for seed in range(seeds):
         experiment.seed(seed)
         # seed by seed, so that a stopped experiment leaves a table
-        write_page(page(home, range(seeds), patients))
+        write_part("augmentation", page(home, range(seeds), patients))
     click.echo(page(home, range(seeds), patients))
-
-
-def write_page(text: str) -> None:
-    """Put the table between its marks in docs/augmentation.md."""
-    begin, end = "<!-- written by experiments/augmentation.py -->", "<!-- end -->"
-    target = ROOT / "docs" / "augmentation.md"
-    before, _, rest = target.read_text().partition(begin)
-    _, _, after = rest.partition(end)
-    target.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 if __name__ == "__main__":

@@ -3,15 +3,12 @@
 Runs the commands that a user would type, with a small model on phantom and, with `--pairs`, on a table of
 real pairs, and writes docs/codes.md. Finished runs are not repeated, so a stopped experiment resumes.
 
-python experiments/codes.py --pairs rocov2-chest/pairs.csv
+python -m experiments.codes --pairs rocov2-chest/pairs.csv
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -20,11 +17,11 @@ from typing import Any
 
 import click
 
+from experiments.running import ROOT, mu, write_part
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema import GeneratorConfig, ObjectivesConfig
 from medunifier_cli.run.log import read_log
 
-ROOT = Path(__file__).parents[1]
 BATCH = 8
 """Pairs of a step, and so the largest perplexity at one position that a step's log can show."""
 WARM = 100
@@ -137,18 +134,6 @@ def train(run: Training, home: Path) -> None:
     click.echo(f"{run.name}: done")
 
 
-def mu(command: Sequence[str], home: Path, output: int | None = None) -> None:
-    """Run a verb in the experiment's own data and run folders, on one thread."""
-    environment = {**os.environ, "MU_DATA": str(home / "data"), "MU_RUNS": str(home / "runs"),
-                   "OMP_NUM_THREADS": "1"}  # fmt: skip
-    ran = subprocess.run(
-        [sys.executable, "-m", "medunifier_cli", *command], env=environment, stdout=output, stderr=output,
-        check=False, cwd=ROOT,
-    )  # fmt: skip
-    if ran.returncode:
-        raise click.ClickException(f"`mu {command[0]}` ended with {ran.returncode}: see {home}/*.log")
-
-
 def prepare(data: Sequence[Data], pairs: Path | None, home: Path) -> None:
     """Shards of 64 x 64 pixels; a prepared folder stays as it is."""
     for one in data:
@@ -233,11 +218,7 @@ def main(
             job.result()
     text = page(pilots, long, home)
     click.echo(text)
-    begin, end = "<!-- written by experiments/codes.py -->", "<!-- end -->"
-    target = ROOT / "docs" / "codes.md"
-    before, _, rest = target.read_text().partition(begin)
-    _, _, after = rest.partition(end)
-    target.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+    write_part("codes", text)
 
 
 if __name__ == "__main__":

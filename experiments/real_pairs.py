@@ -18,8 +18,9 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.ablation import ROOT, interval, mu
+from experiments.ablation import interval
 from experiments.pair_baselines import Pairs, linear_ranks, neighbour_ranks, neighbour_texts
+from experiments.running import ROOT, mu
 from medunifier_cli.data.images.stored import decode_grey
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.recipe.load import load_recipe

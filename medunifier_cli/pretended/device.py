@@ -214,7 +214,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(source, Pretended):
             if device is None or torch.device(device).type in ON_DEVICE:
                 made = aten._to_copy.default(source.inner, **kwargs)
-                return self._made(aten._to_copy.default, (source,), {}, made)
+                there: torch.Tensor = self._made(aten._to_copy.default, (source,), {}, made)
+                return there
             self.note_transfer("to the CPU", size, blocking=True)
             values: torch.Tensor = _values(source).to(kwargs.get("dtype") or source.dtype)
             return values
