@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from loader import WORDS, Stand
 
-from medunifier_cli.checkpoint.encoder_features import open_features
+from medunifier_cli.checkpoint.encoder.features import open_features
 from medunifier_cli.data.cached_features import SplitFeatures
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.split_source import SplitSource

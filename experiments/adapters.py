@@ -26,6 +26,7 @@ from experiments.codes import PAIRS, PHANTOM, Data, Training
 from experiments.running import ROOT, mu
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.recipe.load import load_recipe
+from medunifier_cli.recipe.schema import GeneratorConfig
 from medunifier_cli.scores.bootstrap import Interval, intervals
 from medunifier_cli.scores.classification import auroc
 
@@ -35,13 +36,15 @@ PUBLISHED: dict[str, object] = {
     "upsample": "nearest",
     "residual": "bottleneck",
 }
-"""The adapters of the authors' code; ours are the recipes' defaults."""
+"""The adapters of the authors' code, which `small.yaml` has."""
+DEFAULT: dict[str, object] = {key: asdict(GeneratorConfig())[key] for key in PUBLISHED}
+"""Ours: the defaults of the same keys."""
 FORMS: dict[str, dict[str, object]] = {
-    OURS: {},
+    OURS: DEFAULT,
     THEIRS: PUBLISHED,
-    **{f"{OURS} but {key}": {key: value} for key, value in PUBLISHED.items()},
+    **{f"{OURS} but {key}": {**DEFAULT, key: value} for key, value in PUBLISHED.items()},
 }
-"""Form of the adapters -> what it changes in ours; the last three change one key each."""
+"""Form of the adapters -> its keys; the last three are ours but for one."""
 GENERATORS = ("small", "full")
 """Recipes whose generator is tried: the first with all forms, the other with ours and the published one."""
 SIZES: dict[str, object] = {"code_width": 64, "base_width": 64, "residual_width": 64}

@@ -141,7 +141,7 @@ def checkpoint_bytes(given: Inputs) -> int:
 
 
 def checkpoint_seconds(given: Inputs) -> float:
-    """Written, read back and hashed by a thread of the main rank while steps go on."""
+    """Written, read back and hashed by a thread of the main rank beside the steps."""
     return checkpoint_bytes(given) / WRITING + checkpoint_bytes(given) / HASHING
 
 

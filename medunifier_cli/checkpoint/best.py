@@ -46,6 +46,18 @@ class Best:
         """Whether enough validations have passed without a better one."""
         return bool(self.patience) and self.since >= self.patience
 
+    def over(self, score: str) -> str:
+        """Why training ends before its last step; empty unless enough validations were no better.
+
+        Args:
+            score: name of what was compared.
+        """
+        if not self.enough:
+            return ""
+        return (
+            f"no better {score} in {self.since} validations than {abs(self.value):.4g} at step {self.step:,}"
+        )
+
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it."""
         record = torch.tensor([self.value, self.step, self.since], dtype=torch.float64)

@@ -11,8 +11,8 @@ import torch
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.best import best_of, without_best
+from medunifier_cli.checkpoint.encoder.tower import load_tower
 from medunifier_cli.checkpoint.lineage import pretrained_of
-from medunifier_cli.checkpoint.tower import load_tower
 from medunifier_cli.data.texts.tokenizer import MEND, TextTokenizer
 from medunifier_cli.distributed import world
 from medunifier_cli.errors import CheckpointError, RecipeError

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medunifier_cli.checkpoint.encoder_features import folder_of, has_features, open_features
+from medunifier_cli.checkpoint.encoder.features import folder_of, has_features, open_features
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.contract import Batch, DatasetPlugin
 from medunifier_cli.data.loader import SplitSource, eval_batches, eval_workers

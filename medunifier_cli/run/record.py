@@ -33,7 +33,7 @@ FREE = (
     "train.compile",
 )  # fmt: skip
 """Recipe keys that may change when a run is resumed, because none of them changes a weight; `train.compile`
-does by rounding alone, and a run that cannot be compiled must go on. Cached features in place of live ones
+does by rounding alone, and a run that cannot be compiled must resume. Cached features in place of live ones
 are those of a GPU, and on a CPU rounded, which the provenance of the start says."""
 LOCK = ".lock"
 """File that the process which trains a run holds locked."""

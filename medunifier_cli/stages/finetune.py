@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.best import Best
 from medunifier_cli.checkpoint.classifier import build_classifier
-from medunifier_cli.checkpoint.encoder_features import features_fact, open_features
+from medunifier_cli.checkpoint.encoder.features import features_fact, open_features
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.data.cached_features import SplitFeatures
 from medunifier_cli.data.labels.labelled import Labelled, LabelledFeatures, LabelledImages, counts
@@ -126,13 +126,7 @@ class Finetuning:
 
     def over(self) -> str:
         """Why training ends before the last epoch, if the validations have stopped to get better."""
-        best = self.best
-        if not best.enough:
-            return ""
-        return (
-            f"no better {self.task.metric} in {best.since} validations than {best.value:.3f} at step "
-            f"{best.step:,}"
-        )
+        return self.best.over(self.task.metric)
 
     def predict(self, source: Source, watch: Watch = iter) -> NDArray[np.float32]:
         """Logits of every sample in order, [n, C], on every rank; evaluation mode, no mixed precision.
@@ -295,14 +289,10 @@ def _finish(
         if world.is_main():
             tuned = dataclasses.replace(trained, run=run, step=stage.best.step, identity=identity)
             pretrained = {"run": trained.run.folder.name, "step": trained.step, "hash": trained.identity}
-            best_epoch = {
-                "epoch": round(epoch, 2),
-                "metric": stage.task.metric,
-                "validation": stage.best.value,
-            }
+            kept = {"epoch": round(epoch, 2), "metric": stage.task.metric, "validation": stage.best.value}
             metrics = measure(
                 tuned, recipe, test, logits, stage.task.plugin.classes,
-                {"samples": samples, "pretrained": pretrained, "best": best_epoch},
+                {"samples": samples, "pretrained": pretrained, "best": kept},
             )  # fmt: skip
     if world.is_main() and metrics is not None:
         n = len(stage.sources["test"])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.encoder_features import features_fact
+from medunifier_cli.checkpoint.encoder.features import features_fact
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.checkpoint.priors import build_pair
 from medunifier_cli.data.loader import micro_batch_size
@@ -124,14 +124,11 @@ class PriorFitting:
 
     def step(self, module: nn.Module, batch: CodeBatch, step: int, micro: int) -> tuple[Values, Values]:
         """Nats per code and accuracy of one micro-batch."""
-        losses_and_monitors: tuple[Values, Values] = module(batch)
-        return losses_and_monitors
+        return module(batch)  # type: ignore[no-any-return]
 
     def dry(self, batch: CodeBatch) -> Tensor:
         """Nats per code without data."""
-        losses, _ = without_data(self.module)(without_data(batch))
-        total: Tensor = losses["total"]
-        return total
+        return without_data(self.module)(without_data(batch))[0]["total"]
 
     def doubt(self, numbers: Mapping[str, float]) -> str:
         """Nothing: no number of this stage shows within a hundred steps that training fails."""
@@ -213,17 +210,14 @@ def run_fitting(recipe: PriorRecipe, folder: Path) -> None:
     with open_run(run, recipe, train.plugin.name, train.shards, splits, lambda: Begin(facts=read)):
         say_texts(train)
         codes = _codes(recipe, run, trained, parts)
-        train_codes = codes[train.split]
-        valid_codes = codes[valid.split] if valid is not None else None
+        train_codes, valid_codes = codes[train.split], codes[valid.split] if valid is not None else None
         # before the hours of fitting: priors on codes that are the same for every image learn nothing
         baselines = _baselines(train_codes, valid_codes or train_codes, trained)
         stage = PriorFitting(recipe, trained, train_codes, valid_codes, accelerator.device)
         shapes = " and ".join(f"{m.shape[1]}x{m.shape[2]}" for m in maps_of(train_codes))
         of = f" of {recipe.data.dataset}" if recipe.data.dataset else ""
-        subject = (
-            f"{len(train_codes):,} maps of {shapes} codes{of} from {trained.run.folder}, condition "
-            f"{recipe.prior.condition}"
-        )
+        subject = f"{len(train_codes):,} maps of {shapes} codes{of} from {trained.run.folder}, condition "
+        subject += recipe.prior.condition
         train_stage(stage, run, accelerator, recipe.train, recipe.optim, subject)
         if valid is not None and valid_codes is not None:
             _measure(stage, run, trained, valid, valid_codes, baselines)
@@ -266,8 +260,7 @@ def _codes(
     path = run.folder / CODES
     facts = made_of(recipe, trained, splits)
     if not path.exists():
-        sources = {split.split: split.source for split in splits}
-        encode_splits(trained, sources, recipe.prior.sections, path, facts)
+        encode_splits(trained, {of.split: of.source for of in splits}, recipe.prior.sections, path, facts)
     return read_codes(path, tuple(split.split for split in splits), facts)
 
 
@@ -322,6 +315,6 @@ def _metrics(
             Metric(f"{level} codes, perplexity", exp(numbers[level]), base.perplexity, "under the prior"),
         ]
         if without_text:
-            nats = without_text[level]
-            metrics.append(Metric(f"{level} prior without text, nats per code", nats, base.unigram))
+            name = f"{level} prior without text, nats per code"
+            metrics.append(Metric(name, without_text[level], base.unigram))
     return metrics

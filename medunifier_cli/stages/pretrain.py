@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from medunifier_cli.checkpoint.best import Best, without_best
 from medunifier_cli.checkpoint.contrast import PAIRS, free_keys, pairs_per_pass
 from medunifier_cli.checkpoint.convert import load_bert
-from medunifier_cli.checkpoint.encoder_features import features_fact, open_features, refuse_other_encoder
+from medunifier_cli.checkpoint.encoder.features import features_fact, open_features, refuse_other_encoder
+from medunifier_cli.checkpoint.encoder.tower import load_tower
 from medunifier_cli.checkpoint.pretrained import restore
 from medunifier_cli.checkpoint.run_tokenizer import split_folder, tokenizer_of
-from medunifier_cli.checkpoint.tower import load_tower
 from medunifier_cli.data.batch import to_device
 from medunifier_cli.data.cached_features import SplitFeatures
 from medunifier_cli.data.contract import Batch
@@ -137,13 +137,7 @@ class Pretraining:
 
     def over(self) -> str:
         """Why training ends before the last step, if the validations have stopped to get better."""
-        best = self.best
-        if not best.enough:
-            return ""
-        return (
-            f"no better {self.recipe.train.best} in {best.since} validations than {abs(best.value):.4g} at "
-            f"step {best.step:,}"
-        )
+        return self.best.over(self.recipe.train.best)
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """All weights and buffers except those of a frozen image encoder, whose hash is in `facts`; and, if

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medunifier_cli.checkpoint.tower import tensors_hash
+from medunifier_cli.checkpoint.encoder.tower import tensors_hash
 from medunifier_cli.data.batch import Fetched
 from medunifier_cli.data.cached_features import (
     FeatureFacts,

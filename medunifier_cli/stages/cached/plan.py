@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from medunifier_cli.checkpoint.encoder_features import facts_of, folder_of
+from medunifier_cli.checkpoint.encoder.features import facts_of, folder_of
 from medunifier_cli.checkpoint.pretrained import starting_run
 from medunifier_cli.checkpoint.priors import splits_of
 from medunifier_cli.checkpoint.run_tokenizer import split_folder

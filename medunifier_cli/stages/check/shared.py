@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec
 
-from medunifier_cli.checkpoint.encoder_features import open_features
+from medunifier_cli.checkpoint.encoder.features import open_features
 from medunifier_cli.checkpoint.pretrained import starting_run
 from medunifier_cli.data.disk.manifest import Manifest, again, read_manifest
 from medunifier_cli.data.loader import micro_batch_size

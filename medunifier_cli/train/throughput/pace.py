@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from medunifier_cli.distributed import world
+from medunifier_cli.files import read_text
 from medunifier_cli.terminal.say import say
 from medunifier_cli.train.throughput.cards import peak_of
 from medunifier_cli.train.throughput.flop import Counted, flop_of
@@ -119,7 +120,7 @@ def peak_gib(device: torch.device) -> float:
         return float(torch.cuda.max_memory_allocated(device)) / GIB
     try:
         # not `getrusage`, which on Linux counts the process that started this one
-        return int(STATUS.read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]) * 1024 / GIB
+        return int(read_text(STATUS).split("VmHWM:")[1].split()[0]) * 1024 / GIB
     except (OSError, IndexError):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak * (1 if sys.platform == "darwin" else 1024) / GIB

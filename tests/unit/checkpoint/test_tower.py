@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from medunifier_cli.checkpoint import tower
-from medunifier_cli.checkpoint.tower import load_tower, tensors_hash
+from medunifier_cli.checkpoint.encoder import tower
+from medunifier_cli.checkpoint.encoder.tower import load_tower, tensors_hash
 from medunifier_cli.errors import MuError
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.model.vit import ImageEncoder, timm_arguments
