@@ -107,9 +107,9 @@ class CompileConfig:
     compile: Literal["auto", "always", "never"] = "auto"
     """Compile blocks of the image encoder, of the image-text encoder and of the image decoder by PyTorch's
     compiler, for training steps alone: `auto` on a GPU, unless `train.deterministic` is set or the compiler
-    lacks something, of which a line tells; `always` on a CPU too, or an error; `never`. The first step of each start
-    takes longer, less so where PyTorch finds its cache of an earlier one (TORCHINDUCTOR_CACHE_DIR). Losses
-    change by rounding, and dropout draws other masks."""
+    lacks something, of which a line tells; `always` on a CPU too, or an error; `never`. The first step of
+    each start takes longer, less so where PyTorch finds its cache of an earlier one
+    (TORCHINDUCTOR_CACHE_DIR). Losses change by rounding, and dropout draws other masks."""
 
 
 @dataclass(frozen=True)

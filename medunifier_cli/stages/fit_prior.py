@@ -128,7 +128,7 @@ class PriorFitting:
 
     def dry(self, batch: CodeBatch) -> Tensor:
         """Nats per code without data."""
-        return without_data(self.module)(without_data(batch))[0]["total"]
+        return without_data(self.module)(without_data(batch))[0]["total"]  # type: ignore[no-any-return]
 
     def doubt(self, numbers: Mapping[str, float]) -> str:
         """Nothing: no number of this stage shows within a hundred steps that training fails."""

@@ -98,8 +98,8 @@ def step_memory(recipe: PretrainRecipe, micro_batch: int, ranks: int = 1) -> Mem
 def largest_batch(peak: Callable[[int], int], room: int, known: tuple[int, int]) -> int:
     """The most pairs whose step takes no more than `room` bytes; 0 where two take more.
 
-    Memory is nearly a line in the number of pairs: the answer is where the line through the two nearest
-    counts meets the room, and each such answer is counted itself before it is believed.
+    Memory is nearly a line in the number of pairs: the next number to count is where the line through two
+    counts meets the room, and every second time the middle of what is left, as the line may bend.
 
     Args:
         peak: bytes of a step of so many pairs.
@@ -107,17 +107,20 @@ def largest_batch(peak: Callable[[int], int], room: int, known: tuple[int, int])
     """
     counts = {pairs: peak(pairs) for pairs in known}
     while True:
-        below, above = ({n for n in counts if (counts[n] <= room) == fits} for fits in (True, False))
-        low, high = max(below, default=1), min(above, default=None)
+        low = max((n for n in counts if counts[n] <= room), default=1)
+        high = min((n for n in counts if counts[n] > room), default=None)
         if high is not None and high - low == 1:
             return low if low > 1 else 0
-        first, second = sorted(sorted(counts, key=lambda n: abs(counts[n] - room))[:2])
-        each = max(1.0, (counts[second] - counts[first]) / (second - first))
-        guess = first + int((room - counts[first]) // each)
-        if guess == low:  # the next larger one does not fit, by the same line
-            return low
+        if high is not None and len(counts) % 2:
+            guess = (low + high) // 2
+        else:
+            # around the room, or the nearest two to one side of it
+            of = [low, high] if high and low in counts else sorted(counts)[-2:] if low > 1 else sorted(counts)
+            first, second = of[0], of[1]
+            each = max(1.0, (counts[second] - counts[first]) / (second - first))
+            guess = max(low + 1, first + int((room - counts[first]) // each))
         # between what is known to fit and what is known not to: then every count tells something new
-        guess = max(guess, low + 1) if high is None else min(max(guess, low + 1), high - 1)
+        guess = guess if high is None else min(max(guess, low + 1), high - 1)
         counts[guess] = peak(guess)
 
 

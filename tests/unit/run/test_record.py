@@ -149,7 +149,7 @@ CHANGES = {
     "train.log_every": "7", "train.valid_every": "7", "train.valid_batches": "7",
     "data.features": "cached", "train.patience": "7",
     "train.checkpoint_every": "7", "train.keep": "7", "train.tensorboard": "false",
-    "train.skip_limit": "7",
+    "train.skip_limit": "7", "train.compile": "never",
     "train.timeout": "7", "train.change_contrast": "true",
 }  # fmt: skip
 

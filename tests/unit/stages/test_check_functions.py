@@ -132,7 +132,7 @@ def test_checks_that_need_the_run_are_left_out_without_it(runs: Path) -> None:
     names = {check.name: check.ok for check in check_finetune(finetune)}
     assert names == {
         "data set": True, "head": True, "pre-trained run": False, "shards": False, "batch": True,
-        "precision": True, "runs folder": True,
+        "precision": True, "compiled": True, "runs folder": True,
     }  # fmt: skip
     prior = load_recipe("prior-demo", (), PriorRecipe)
     names = {check.name: check.ok for check in check_fit_prior(prior)}
