@@ -32,10 +32,8 @@ from medunifier_cli.scores.classification import auroc
 
 OURS, THEIRS = "ours", "published"
 PUBLISHED: dict[str, object] = {
-    "nonlinear": "linear-relu-linear",
-    "upsample": "nearest",
-    "residual": "bottleneck",
-}
+    "nonlinear": "linear-relu-linear", "upsample": "nearest", "residual": "bottleneck",
+}  # fmt: skip
 """The adapters of the authors' code, which `small.yaml` has."""
 DEFAULT: dict[str, object] = {key: asdict(GeneratorConfig())[key] for key in PUBLISHED}
 """Ours: the defaults of the same keys."""

@@ -68,7 +68,7 @@ class TestMistakes:
             (
                 "text:\n  zzzzzzzz: 1\n",
                 "2: text.zzzzzzzz is not a recipe key; available: "
-                "tokenizer, vocabulary, max_tokens, strip_deidentified, section_marks",
+                "tokenizer, vocabulary, max_tokens, strip_deidentified, section_marks, drop",
             ),
             ("train:\n  seed: true\n", "2: train.seed: expected a whole number, not 'true'"),
             ("train:\n  seed: 1.5\n", "2: train.seed: expected a whole number, not '1.5'"),
