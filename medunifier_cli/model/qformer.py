@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from medunifier_cli.data.contract import PackedText
+from medunifier_cli.model.attention.masks import KeyValue, Layout, PairPlan, Parts, attend, by_head
 from medunifier_cli.model.attention.memory import ImageMemory
 from medunifier_cli.model.attention.sequences import Sequences, layout_for
-from medunifier_cli.model.masks import KeyValue, Layout, PairPlan, Parts, attend, by_head
 from medunifier_cli.model.precision import halved
 from medunifier_cli.recipe.schema import QFormerConfig
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from medunifier_cli.data.batch import Batch, Fetched, PackedText, send
 from medunifier_cli.distributed import draws, world
-from medunifier_cli.model.masks import Layout
+from medunifier_cli.model.attention.masks import Layout
 from medunifier_cli.model.precision import at_least_fp32
 from medunifier_cli.objectives.objective import EncodedBatch, LossAndMonitors, Objective
 from medunifier_cli.objectives.similarity import Similarity

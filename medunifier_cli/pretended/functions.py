@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,7 +37,7 @@ ALIGNED = 16
 """Columns of which an attention mask has a multiple, or is padded to."""
 
 
-class Autocast(TorchFunctionMode):
+class Autocast(TorchFunctionMode, ABC):
     """What a card's autocast, dropout and attention make of functions of tensors that are on it.
 
     Args:
@@ -49,13 +50,13 @@ class Autocast(TorchFunctionMode):
         self.device, self.half = device, half
         self.cast: dict[int, Tensor] = {}
 
+    @abstractmethod
     def is_here(self, tensor: Tensor) -> bool:
         """Whether a tensor is on the card."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attend(self, mixed: bool, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """In place of `scaled_dot_product_attention`."""
-        raise NotImplementedError
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

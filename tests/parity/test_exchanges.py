@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor
 
-from tests.folders import ROOT
 from tests.parity.exchange_ranks import RANKS, ROWS, inputs, network, weights
-
-TIME_LIMIT_S = 300
+from tests.parity.processes import run_together
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """What each rank came to."""
     out = tmp_path_factory.mktemp("exchanges")
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.parity.exchange_ranks", str(out), str(rank)],
-            cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(RANKS)
-    ]  # fmt: skip
-    try:
-        for process in running:
-            _, errors = process.communicate(timeout=TIME_LIMIT_S)
-            assert process.returncode == 0, errors
-    finally:
-        for process in running:
-            process.kill()
+    run_together("tests.parity.exchange_ranks", [(out, rank) for rank in range(RANKS)])
     return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

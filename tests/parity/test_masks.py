@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medunifier_cli.data.contract import PackedText
-from medunifier_cli.model.masks import Layout, causal_rows
+from medunifier_cli.model.attention.masks import Layout, causal_rows
 from medunifier_cli.model.qformer import QFormer
 from tests.reference.full_mask import full_mask
 from tests.reference.plain_encoder import BI_DIRECTIONAL, CAUSAL, UNI_MODAL, figure_2_mask

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medunifier_cli.model.masks import LONGEST_ROW, PairPlan
+from medunifier_cli.model.attention.masks import LONGEST_ROW, PairPlan
 from tests.tiny import draw_texts, pack, tiny_model
 
 CPU = torch.device("cpu")

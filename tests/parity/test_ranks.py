@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 
-from tests.folders import ROOT
 from tests.hand_made import write_split
+from tests.parity.processes import run_together
 from tests.parity.two_ranks import VARIANTS
 from tests.tiny import tiny_model
-
-TIME_LIMIT_S = 300
 
 
 @pytest.fixture(scope="module")
@@ -23,20 +19,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("ranks")
     write_split(out / "shards", "valid", 80, per_shard=40)
     commands = [(0, 1), (0, 2), (1, 2)]
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.parity.two_ranks", str(out), str(rank), str(ranks)],
-            cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        )
-        for rank, ranks in commands
-    ]  # fmt: skip
-    try:
-        for process in running:
-            _, errors = process.communicate(timeout=TIME_LIMIT_S)
-            assert process.returncode == 0, errors
-    finally:
-        for process in running:
-            process.kill()
+    run_together("tests.parity.two_ranks", [(out, *command) for command in commands])
     return {f"{r} of {n}": torch.load(out / f"{r}-of-{n}.pt", weights_only=True) for r, n in commands}
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from medunifier_cli.model.attention import sequences
+from medunifier_cli.model.attention.masks import Layout
 from medunifier_cli.model.attention.sequences import Lengths, Sequences, flash, has_kernel, layout_for
-from medunifier_cli.model.masks import Layout
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.objectives.pretraining import PretrainingLoss
 from tests.reference.slow_sequences import slow_flash

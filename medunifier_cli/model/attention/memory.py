@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from medunifier_cli.model.masks import KeyValue
+from medunifier_cli.model.attention.masks import KeyValue
 
 
 @dataclass

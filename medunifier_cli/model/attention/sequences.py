@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from medunifier_cli.data.batch import send
-from medunifier_cli.model.masks import KeyValue, Layout, Parts, collect
+from medunifier_cli.model.attention.masks import KeyValue, Layout, Parts, collect
 from medunifier_cli.model.precision import half_type
 
 WIDEST_HEAD = 256

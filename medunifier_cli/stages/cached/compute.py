@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medunifier_cli.checkpoint.encoder.tower import tensors_hash
+from medunifier_cli.checkpoint.encoder.tower import load_tower
 from medunifier_cli.data.batch import Fetched
 from medunifier_cli.data.cached_features import (
     FeatureFacts,
@@ -83,8 +83,8 @@ def compute_features(job: FeatureJob) -> None:
     own = together(lambda: _begin(plan, sizes, job.part) if world.is_main() else [])
     # the main rank's: others may look when the first files are written already
     missing: Missing = [(split, number) for split, number in world.exchange(own)[0]]  # lists by then
-    encoder = together(lambda: _load_encoder(plan))
-    facts = with_weights(sizes, tensors_hash(dict(encoder.frozen_tensors())))
+    encoder, weights = together(lambda: _load_encoder(plan))
+    facts = with_weights(sizes, weights)
     together(lambda: _check_folder(plan, facts, missing, job.part) if world.is_main() else None)
     if accelerator.device.type == "cuda":
         encoder.vit.to(torch.bfloat16)  # as `MedUnifier.to_device` has it
@@ -133,10 +133,11 @@ def _begin(plan: FeaturePlan, sizes: Mapping[str, FeatureFacts], part: tuple[int
     return missing
 
 
-def _load_encoder(plan: FeaturePlan) -> ImageEncoder:
-    """The image encoder as pre-training has it before it is moved to a device."""
+def _load_encoder(plan: FeaturePlan) -> tuple[ImageEncoder, str]:
+    """The image encoder as pre-training has it, on the CPU, and the hash of its weights."""
     torch.manual_seed(plan.encoder.train.seed)  # random weights are drawn first in pre-training, too
-    return ImageEncoder(plan.encoder.model.vit, plan.encoder.data.image_size).eval()
+    encoder, weights = load_tower(plan.encoder)
+    return encoder.eval(), weights
 
 
 def _check_folder(

@@ -96,14 +96,14 @@ def step_memory(recipe: PretrainRecipe, micro_batch: int, ranks: int = 1) -> Mem
 
 
 def largest_batch(peak: Callable[[int], int], room: int, known: tuple[int, int]) -> int:
-    """The most pairs whose step takes no more than `room` bytes; 0 where two take more.
+    """The largest batch whose step needs no more than `room` bytes; 0 where even two pairs need more.
 
-    Memory is nearly a line in the number of pairs: the next number to count is where the line through two
-    counts meets the room, and every second time the middle of what is left, as the line may bend.
+    Memory is nearly linear in the number of pairs. So the search interpolates between two counts, and bisects
+    what is left every second time in case the line bends.
 
     Args:
-        peak: bytes of a step of so many pairs.
-        known: two numbers of pairs that have been counted, from which to start.
+        peak: number of pairs -> bytes that a step of them needs.
+        known: two numbers of pairs to start from.
     """
     counts = {pairs: peak(pairs) for pairs in known}
     while True:
@@ -114,9 +114,10 @@ def largest_batch(peak: Callable[[int], int], room: int, known: tuple[int, int])
         if high is not None and len(counts) % 2:
             guess = (low + high) // 2
         else:
-            # around the room, or the nearest two to one side of it
-            of = [low, high] if high and low in counts else sorted(counts)[-2:] if low > 1 else sorted(counts)
-            first, second = of[0], of[1]
+            # around the room, or the nearest two on one side of it
+            tried = sorted(counts)
+            at = tried.index(high) - 1 if high is not None else len(tried) - 2
+            first, second = tried[max(0, at) : max(0, at) + 2]
             each = max(1.0, (counts[second] - counts[first]) / (second - first))
             guess = max(low + 1, first + int((room - counts[first]) // each))
         # between what is known to fit and what is known not to: then every count tells something new

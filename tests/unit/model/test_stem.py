@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from medunifier_cli.errors import MuError
-from medunifier_cli.model.vit import ImageEncoder, convolutional_stem, prime_factors
+from medunifier_cli.model.stem import convolutional_stem, prime_factors
+from medunifier_cli.model.vit import ImageEncoder
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema import VitConfig
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -125,3 +126,16 @@ def test_the_largest_batch_fits_and_the_next_one_does_not(room: int, bend: int) 
     assert len(counted) < 30
     if tried:
         assert tried in counted, "what is said to fit has been counted"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_largest_batch_on_a_ragged_curve(seed: int) -> None:
+    """Memory that grows by another amount with each pair."""
+    rng = np.random.default_rng(seed)
+    bytes_n = np.cumsum(rng.integers(1, 100, 400))
+    room = int(rng.integers(0, bytes_n[-1]))
+    tried = max((n for n in range(2, 400) if bytes_n[n] <= room), default=0)
+    assert (
+        largest_batch(lambda pairs: int(bytes_n[min(pairs, 399)]) + (pairs > 399) * 10**6, room, (4, 16))
+        == tried
+    )
