@@ -12,7 +12,7 @@ TIME_LIMIT_S = 300
 
 
 def run_together(module: str, calls: Sequence[Sequence[object]]) -> None:
-    """Run `python -m module` with each list of arguments; all must end well, or the errors of one are told."""
+    """Run `python -m module` with each list of arguments; all must end with 0."""
     running = [
         subprocess.Popen(
             [sys.executable, "-m", module, *map(str, call)], cwd=ROOT, stderr=subprocess.PIPE, text=True

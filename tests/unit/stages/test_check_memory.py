@@ -135,7 +135,8 @@ def test_the_largest_batch_on_a_ragged_curve(seed: int) -> None:
     bytes_n = np.cumsum(rng.integers(1, 100, 400))
     room = int(rng.integers(0, bytes_n[-1]))
     tried = max((n for n in range(2, 400) if bytes_n[n] <= room), default=0)
-    assert (
-        largest_batch(lambda pairs: int(bytes_n[min(pairs, 399)]) + (pairs > 399) * 10**6, room, (4, 16))
-        == tried
-    )
+
+    def peak(pairs: int) -> int:
+        return int(bytes_n[pairs]) if pairs < len(bytes_n) else room + pairs
+
+    assert largest_batch(peak, room, (4, 16)) == tried
