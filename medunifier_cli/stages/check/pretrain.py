@@ -40,15 +40,15 @@ def check_pretrain(recipe: PretrainRecipe, processes: int = 0, hashes: bool = Fa
     folder = shards_of(data.dataset, data.shards)
     images: dict[str, int] = {}
     yield from run_check("data set", check_dataset, recipe)
-    readable = folder.is_dir()
+    splits = dict.fromkeys(filter(None, (data.train, data.valid, data.test)))
     if folder.is_dir():
-        for split in dict.fromkeys(filter(None, (data.train, data.valid, data.test))):
+        for split in splits:
             checks = list(run_check(f"shards of {split}", check_split, folder, split, hashes))
             yield from checks
-            readable = readable and all(check.ok for check in checks)
-            if all(check.ok for check in checks):
-                images[split] = count_images(folder, split)
-            if split == data.train and all(check.ok for check in checks):  # else it would be told twice
+            if not all(check.ok for check in checks):
+                continue  # it would be told twice
+            images[split] = count_images(folder, split)
+            if split == data.train:
                 yield from run_check("texts", check_texts, recipe)
         yield from run_check("image size", check_image_size, data.dataset, data.image_size, folder)
     else:
@@ -60,7 +60,7 @@ def check_pretrain(recipe: PretrainRecipe, processes: int = 0, hashes: bool = Fa
     batch = list(run_check("batch", check_contrast_batch, recipe, processes or recipe.train.processes))
     yield from (*model, *batch)
     if all(check.ok for check in (*model, *batch)):  # else it would be told twice
-        if recipe.model.vit.frozen and readable:
+        if recipe.model.vit.frozen and images.keys() == splits.keys():
             yield from run_check("cached features", check_features, recipe, hashes)
         from medunifier_cli.stages.check.size import check_sizes
 

@@ -67,7 +67,7 @@ def check_cards(counted: StepMemory) -> str:
     sizes = ", ".join(f"{pairs or 'none'} on {card} GB" for card, pairs in found.items())
     return (
         f"at most {sizes}, with the longest texts and {RESERVE // GIB} GiB left to CUDA and its libraries; "
-        "train.global_batch is a multiple of it"
+        "train.global_batch must be a multiple of it"
     )
 
 
@@ -114,7 +114,7 @@ def check_speed(recipe: PretrainRecipe, ranks: int, images: int) -> str:
         hours = steps * train.global_batch / (rate * ranks) / 3600
         length = f"{hours:.2g} hours for {steps:,} steps"
     else:
-        length = f"how long train.epochs={train.epochs:g} take shows when the split is there"
+        length = f"hours for train.epochs={train.epochs:g} once the train split is prepared"
     all_of_them = f", {rate * ranks:,.0f} on {ranks}" if ranks > 1 else ""
     return (
         f"{rate:,.0f} pairs/s on one {CARD}{all_of_them}; {length}: predicted by assumed rates of its "

@@ -54,7 +54,7 @@ def test_hours_follow_from_the_rate_and_the_steps(overrides: tuple[str, ...]) ->
     rate, both, hours = (float(number.replace(",", "")) for number in found.groups())
     assert both == pytest.approx(2 * rate, rel=0.01)
     assert hours == pytest.approx(3e6 / both / 3600, rel=0.06)
-    assert "shows when the split is there" in size.check_speed(recipe, 2, 0)
+    assert "once the train split is prepared" in size.check_speed(recipe, 2, 0)
 
 
 def test_a_checkpoint_is_as_large_as_is_said(
