@@ -112,9 +112,11 @@ def test_a_full_disk_is_the_same_line_as_ever_and_with_room_the_end_is_the_same(
 ) -> None:
     class Waiting(Steps):
         def step(self, module: nn.Module, batch: Tensor, step: int, micro: int) -> tuple[Values, Values]:
+            # before the step, which lets the write of step 4 reach its end
+            writers = [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
             values = super().step(module, batch, step, micro)
             if step == 5:  # the disk is found to be full by then
-                writers = [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
+                assert len(writers) == 1
                 writers[0].join(PATIENCE)
             return values
 
