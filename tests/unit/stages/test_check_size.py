@@ -86,7 +86,9 @@ def test_a_checkpoint_is_as_large_as_is_said(
 
 
 def test_recipes_for_a_cpu_are_promised_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(size, "CARDS", (3,))  # a larger one takes more of these small pairs than is counted soon
+    monkeypatch.setattr(
+        size, "CARDS", (3,)
+    )  # a larger one takes more of these small pairs than is counted soon
     names = [check.name for check in size.check_sizes(tiny_recipe("train.precision=no"), 1, {})]
     assert names == ["memory", "disk"]
     names = [check.name for check in size.check_sizes(tiny_recipe(*HALF), 1, {"train": 10})]
