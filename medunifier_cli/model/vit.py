@@ -7,14 +7,14 @@ follows in `medunifier.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from medunifier_cli.errors import MissingWeightsError, MuError
-from medunifier_cli.model.precision import full_precision
+from medunifier_cli.model.precision import full_precision, own_attention
 from medunifier_cli.model.stem import convolutional_stem
 from medunifier_cli.model.weights import (
     existing_path,
@@ -120,12 +120,13 @@ class ImageEncoder(nn.Module):
             raise RuntimeError("an image without cached features, in a model without its image encoder")
         x = (image_BCHW - self.mean) / self.std
         if not self.recipe.frozen:
-            features: Tensor = self.vit.forward_features(x)
-            return features
+            with own_attention(x.device):
+                return self.vit.forward_features(x)  # type: ignore[no-any-return]
         # no graph through a billion frozen parameters, whoever calls; fp32 out, since the trained norm that
         # follows sums over 1,408 channels. On a GPU the weights are bf16 and autocast would only send the 78
         # norms to fp32 and back: without it training has the features that evaluation has.
-        with torch.no_grad(), full_precision(x.device) if x.device.type == "cuda" else nullcontext():
+        alone = full_precision if x.device.type == "cuda" else own_attention
+        with torch.no_grad(), alone(x.device):
             return self.vit.forward_features(x.to(self.dtype)).float()  # type: ignore[no-any-return]
 
     def own_weights(self) -> None:

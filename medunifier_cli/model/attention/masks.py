@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from medunifier_cli.data.batch import send
+from medunifier_cli.model.precision import attention
 
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values, each [B, H, S, D/H]."""
@@ -39,7 +39,7 @@ def by_head(x_BSD: Tensor, heads: int) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """Attention of each head, [B, H, S, D/H] -> [B, S, D]; `dropout` is that of the attention weights."""
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    mixed = attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return mixed.transpose(1, 2).flatten(2)
 
 
