@@ -10,7 +10,6 @@ import ast
 import difflib
 import errno
 import importlib
-import io
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from medunifier_cli.errors import explain, one_line, traceback_text
 from medunifier_cli.files import read_text
 from medunifier_cli.run.processors import limit_new_threads
 from medunifier_cli.stopping import as_stop, installed
+from medunifier_cli.terminal.say import keep_any_letter
 
 COMMANDS = Path(__file__).parent / "commands"
 
@@ -112,10 +112,7 @@ class Verbs(click.Group):
             raise _clean(error) from None
 
     def invoke(self, ctx: click.Context) -> object:
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                # hours of work must not end because the terminal's encoding lacks a letter of a report
-                stream.reconfigure(errors="backslashreplace")
+        keep_any_letter()
         try:
             return super().invoke(ctx)
         except click.ClickException as error:

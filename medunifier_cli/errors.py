@@ -11,6 +11,8 @@ from pathlib import Path
 
 INTERRUPTED = 130
 """Exit code of Ctrl-C: 128 + SIGINT, as shells report it."""
+USAGE = 2
+"""Exit code of a command line that is wrong, as click has it."""
 
 
 NO_DETERMINISTIC_KERNEL = " does not have a deterministic implementation"

@@ -154,7 +154,7 @@ def _compute_features(
     name: str, overrides: tuple[str, ...], out: Path | None, part: tuple[int, int], workers: int | None
 ) -> None:
     """`--features`: in this process, or in one for each GPU; or as a rank of a group that was joined."""
-    from medunifier_cli.distributed import group, variables
+    from medunifier_cli.distributed import group, launch, variables
     from medunifier_cli.recipe.load import load_any
     from medunifier_cli.recipe.schema import PretrainRecipe
     from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
@@ -165,10 +165,9 @@ def _compute_features(
     variables.check_variables(recipe.train.precision)
     joined = group.joined_group()
     from medunifier_cli.stages.cached.compute import FeatureJob, compute_features
-    from medunifier_cli.stages.start import in_ranks
 
     job = FeatureJob(recipe, out, part, workers)
-    in_ranks(joined, 0, recipe.train.processes, compute_features, job)
+    launch.in_ranks(joined, 0, recipe.train.processes, compute_features, job)
 
 
 def plugin_options(plugin: DatasetPlugin, overrides: tuple[str, ...]) -> dict[str, Any]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from medunifier_cli.evaluate.ranks import WRITTEN, on_ranks
 from medunifier_cli.terminal.options import (
     CLASSES,
     LIMIT,
@@ -23,6 +24,16 @@ from medunifier_cli.terminal.say import say, show
 if TYPE_CHECKING:
     from medunifier_cli.checkpoint.pretrained import PretrainedRun
     from medunifier_cli.evaluate.reports.writer import Decoding
+
+
+def _count(files: tuple[Path, ...], name: str, dataset: str, split: str, limit: int, **_: Any) -> int:
+    from medunifier_cli.evaluate.benchmark import count_samples
+    from medunifier_cli.evaluate.reports.writer import files_under
+
+    if files:
+        return len(files_under(files))
+    count = count_samples("report", name, dataset, split)
+    return min(count, limit or count)
 
 
 @click.command()
@@ -82,6 +93,7 @@ if TYPE_CHECKING:
 @click.option(
     "--clinical", is_flag=True, help="Add CheXbert and RadGraph F1, RadCliQ and RaTEScore (extra `clinical`)."
 )
+@on_ranks(large=WRITTEN, count=_count)
 def report(
     files: tuple[Path, ...], name: str, dataset: str, split: str, limit: int, out: Path | None, as_json: bool,
     clinical: bool, **decoding: float,
@@ -93,6 +105,7 @@ def report(
     """
     from medunifier_cli.checkpoint.pretrained import pretrained_run, restore
     from medunifier_cli.evaluate.reports.writer import Decoding, files_under
+    from medunifier_cli.evaluate.sharing import everywhere
 
     for_split = {"--data": dataset, "--split": split, "--limit": limit, "--out": out, "--clinical": clinical}
     misplaced = [flag for flag, value in for_split.items() if value]
@@ -101,7 +114,7 @@ def report(
     if as_json and not files:
         raise click.UsageError("--json is for files; the reports of a split are JSON lines anyway")
     paths = files_under(files)
-    trained = restore(pretrained_run(name, "report"))
+    trained = everywhere(restore, pretrained_run(name, "report"))
     settings = Decoding(**decoding)  # type: ignore[arg-type]
     if files:
         _report_files(trained, settings, paths, as_json)

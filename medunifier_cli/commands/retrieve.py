@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from medunifier_cli.evaluate.ranks import ENCODED, on_ranks
 from medunifier_cli.terminal.options import Whole
 from medunifier_cli.terminal.say import show
+
+
+def _count(name: str, dataset: str, split: str, ids: Path | None, **_: Any) -> int:
+    from medunifier_cli.evaluate.benchmark import count_samples
+
+    return count_samples("retrieve", name, dataset, split, ids)
 
 
 @click.command()
@@ -31,6 +39,7 @@ from medunifier_cli.terminal.say import show
     help="Number of hits that a search shows.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the gallery; by default in the run.")
+@on_ranks(large=ENCODED, count=_count)
 def retrieve(
     name: str, dataset: str, split: str, ids: Path | None, rerank: int, query: str | None, image: Path | None,
     top: int, out: Path | None,
@@ -47,8 +56,9 @@ def retrieve(
     from medunifier_cli.checkpoint.pretrained import pretrained_run, restore
     from medunifier_cli.evaluate.benchmark import open_benchmark
     from medunifier_cli.evaluate.results import table
+    from medunifier_cli.evaluate.sharing import everywhere
 
-    trained = restore(pretrained_run(name, "retrieve"))
+    trained = everywhere(restore, pretrained_run(name, "retrieve"))
     benchmark = open_benchmark(trained, dataset, split, need_text=False, ids=ids, prefer_benchmark=True)
     if query is not None or image is not None:
         from medunifier_cli.evaluate.retrieval.search import search_by_image, search_by_text

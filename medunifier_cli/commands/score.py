@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from medunifier_cli.evaluate.ranks import ENCODED, on_ranks
 from medunifier_cli.roots import find_run, newest_run
 from medunifier_cli.terminal.options import LIMIT, SEED
 from medunifier_cli.terminal.say import say, show
@@ -46,6 +47,17 @@ class ScoreOptions:
             self.fake, self.real, self.heldout, self.classifier, self.inception, self.rad_dino
         )  # fmt: skip
         return any((*only_for_images, self.copies, self.images))
+
+
+def _count(runs: tuple[str, ...], fake: str, **_: Any) -> int:
+    if not fake:
+        return 0
+    folder = Path(fake)
+    if folder.is_dir():
+        return sum(1 for path in folder.rglob("*") if path.is_file())
+    from medunifier_cli.evaluate.benchmark import count_samples
+
+    return count_samples("score --fake", runs[0] if runs else "", split=fake)
 
 
 @click.command()
@@ -107,6 +119,7 @@ class ScoreOptions:
     "--seed", type=SEED, default=0, show_default=True,
     help="Seed of the selected images and of intervals.",
 )  # fmt: skip
+@on_ranks(large=ENCODED, count=_count)
 def score(runs: tuple[str, ...], **options: Any) -> None:
     """Print what one or several runs reached: the paper's tables with these runs, or all numbers.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from medunifier_cli.errors import CheckpointError
+from medunifier_cli.evaluate.ranks import SAMPLED, on_ranks
+from medunifier_cli.files import text_lines
 from medunifier_cli.roots import find_run, newest_run
 from medunifier_cli.terminal.options import (
     CLASSES,
@@ -28,6 +30,20 @@ HELD_OUT = "the held-out split"
 """Stands for the split that `--reconstruct` takes if it is given none."""
 DEFAULT_N = 16
 """Images synthesized when neither a number nor prompts are given."""
+
+
+def _count(
+    n: int | None, prompts: str, reconstructed: str, name: str, data: str, split: str, **_: Any
+) -> int:  # fmt: skip
+    if n:
+        return n
+    if reconstructed:
+        from medunifier_cli.evaluate.benchmark import count_samples
+
+        of_split = split if reconstructed == HELD_OUT else reconstructed
+        return count_samples("--reconstruct", name, data, of_split)
+    path = Path(prompts)
+    return len(text_lines(path)) if prompts and path.is_file() else DEFAULT_N
 
 
 @click.command()
@@ -93,6 +109,7 @@ DEFAULT_N = 16
     help="Run of `mu fit-prior`, or the pre-training run its priors were fitted on; by default the newest.",
 )
 @click.option("--batch", type=Whole(1, 100_000), help="Batch size; does not affect the images.")
+@on_ranks(large=SAMPLED, count=_count)
 def synthesize(
     n: int | None, out: Path, seed: int, temperature: float, top_k: int, top_p: float, prompt: str,
     prompts: str, of_class: str, guidance: float, reconstructed: str, data: str, split: str, figure: str,
@@ -126,12 +143,16 @@ def _reconstruct(name: str, data: str, split: str, out: Path, n: int) -> SampleF
     from medunifier_cli.checkpoint.priors import restore_priors
     from medunifier_cli.evaluate.benchmark import open_benchmark
     from medunifier_cli.evaluate.results import table
+    from medunifier_cli.evaluate.sharing import everywhere
     from medunifier_cli.evaluate.synthesis.synthesis import reconstruct
     from medunifier_cli.recipe.schema_prior import PriorRecipe
     from medunifier_cli.stages.codes import say_texts
 
     run = pretrained_run(name, "--reconstruct")
-    pretrained = restore_priors(run).pretrained if is_run_of(run, PriorRecipe) else restore(run)
+    if is_run_of(run, PriorRecipe):
+        pretrained = everywhere(restore_priors, run).pretrained
+    else:
+        pretrained = everywhere(restore, run)
     benchmark = open_benchmark(pretrained, data, split, class_texts=True)
     say_texts(benchmark)
     folder, quality = reconstruct(pretrained, benchmark, out, n)
@@ -146,11 +167,12 @@ def _sample(
     """Sample images from the priors of a run, with the prompts of the data set that these were fitted on."""
     from medunifier_cli.checkpoint.priors import on_their_data, restore_priors
     from medunifier_cli.evaluate.benchmark import open_benchmark
+    from medunifier_cli.evaluate.sharing import everywhere
     from medunifier_cli.evaluate.synthesis.requests import read_requests
     from medunifier_cli.evaluate.synthesis.synthesis import synthesize, write_figure
     from medunifier_cli.plugin_index import prepared_dataset
 
-    fitted = restore_priors(_priors_run(name))
+    fitted = everywhere(restore_priors, _priors_run(name))
     trained = on_their_data(fitted)
     data = trained.recipe.data
     prompt, prompts, of_class = asked

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from medunifier_cli.evaluate.ranks import ENCODED, on_ranks
 from medunifier_cli.terminal.options import LIMIT, SEED
 from medunifier_cli.terminal.say import say, show
+
+
+def _count(
+    files: tuple[Path, ...], name: str, dataset: str, split: str, ids: Path | None,
+    save_prompts: Path | None, **_: Any,
+) -> int:  # fmt: skip
+    from medunifier_cli.evaluate.benchmark import count_samples
+
+    if save_prompts:
+        return 0
+    return len(files) or count_samples("zeroshot", name, dataset, split, ids)
 
 
 @click.command()
@@ -35,6 +48,7 @@ from medunifier_cli.terminal.say import say, show
 @click.option(
     "--save-prompts", type=click.Path(path_type=Path), help="Write the prompt set as YAML to edit, and stop."
 )
+@on_ranks(large=ENCODED, count=_count)
 def zeroshot(
     files: tuple[Path, ...], name: str, dataset: str, split: str, ids: Path | None, prompts: str,
     count: int | None, ensemble: str, seed: int, as_json: bool, as_csv: bool,
@@ -55,18 +69,17 @@ def zeroshot(
     from medunifier_cli.checkpoint.pretrained import pretrained_run, restore
     from medunifier_cli.evaluate.benchmark import open_benchmark
     from medunifier_cli.evaluate.retrieval import zeroshot as evaluation
-    from medunifier_cli.evaluate.user_images import read_images
+    from medunifier_cli.evaluate.sharing import everywhere
     from medunifier_cli.plugin_index import prepared_dataset
 
-    trained = restore(pretrained_run(name, "zeroshot"))
+    trained = everywhere(restore, pretrained_run(name, "zeroshot"))
     if files:
         data = trained.recipe.data
         plugin = prepared_dataset(dataset, "") if dataset else prepared_dataset(data.dataset, data.shards)
         ensembles = evaluation.ensembles_of(plugin, prompts, count, ensemble, seed)
         if len(ensembles) > 1:
             raise click.UsageError("files are classified with one prompt set, not with all")
-        images = read_images(files, trained.recipe.data.image_size)
-        rows = evaluation.classify_files(trained, images, plugin.classes, ensembles[0])
+        rows = evaluation.classify_files(trained, files, plugin.classes, ensembles[0])
         show(evaluation.render_files(rows, plugin.classes, form))
         return
     benchmark = open_benchmark(trained, dataset, split, need_text=False, ids=ids, prefer_benchmark=True)

@@ -20,9 +20,10 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import Any
 
-from medunifier_cli.distributed.rank import run_spawned
-from medunifier_cli.errors import INTERRUPTED, MuError
-from medunifier_cli.stopping import SIGNALS, handled, held
+from medunifier_cli.distributed.group import joined_rank
+from medunifier_cli.distributed.rank import run_rank, run_spawned
+from medunifier_cli.errors import INTERRUPTED, USAGE, MuError
+from medunifier_cli.stopping import SIGNALS, handled, held, installed
 from medunifier_cli.terminal.say import say
 
 GRACE = 5.0
@@ -54,6 +55,24 @@ def wanted_processes(requested: int, recipe: int) -> int:
     return ranks
 
 
+def in_ranks(
+    joined: bool, requested: int, in_recipe: int, work: Callable[..., None], *arguments: Any
+) -> None:
+    """Call `work(*arguments)` as the rank that this process is, alone, or in each of several new processes.
+
+    Args:
+        joined: of `group.joined_group`.
+        requested, in_recipe: numbers of ranks, see `wanted_processes`.
+        work: picklable.
+    """
+    if joined:
+        run_rank(work, arguments, joined_rank())
+    processes = wanted_processes(requested, in_recipe)
+    if processes > 1:
+        sys.exit(run_ranks(processes, work, arguments))
+    work(*arguments)
+
+
 def run_ranks(processes: int, work: Callable[..., None], arguments: Sequence[Any]) -> int:
     """Call `work(*arguments)` in `processes` new processes that form a group; returns the exit code.
 
@@ -68,10 +87,11 @@ def run_ranks(processes: int, work: Callable[..., None], arguments: Sequence[Any
     # `spawn`, as CUDA does not survive a fork
     context = multiprocessing.get_context("spawn")
     task = pickle.dumps((work, tuple(arguments)))
+    request = installed()
+    resumes = request is None or request.training
+    method = multiprocessing.get_start_method()
     ranks = [
-        context.Process(
-            target=run_spawned, args=(number, os.getpid(), sys.argv, multiprocessing.get_start_method(), task)
-        )
+        context.Process(target=run_spawned, args=(number, os.getpid(), sys.argv, method, task, resumes))
         for number in range(processes)
     ]
     with patch_environment(
@@ -177,7 +197,7 @@ def _cause(codes: Sequence[int | None]) -> str:
             memory = "; the usual cause is memory: give the job more, or take a smaller train.micro_batch"
             return f"rank {number} was killed by {name}{memory if name == 'SIGKILL' else ''}"
     for number, code in enumerate(codes):
-        if code not in (None, 0, 1, 75, INTERRUPTED):
+        if code not in (None, 0, 1, USAGE, 75, INTERRUPTED):
             return f"rank {number} ended with exit code {code}, and did not say why"
     return ""
 

@@ -28,7 +28,9 @@ LOOK = 1.0
 """Seconds between two looks at whether the launcher is still there, where there is no `prctl`."""
 
 
-def run_spawned(number: int, launcher: int, argv: Sequence[str], method: str, work: bytes) -> NoReturn:
+def run_spawned(
+    number: int, launcher: int, argv: Sequence[str], method: str, work: bytes, resumes: bool = True
+) -> NoReturn:
     """The work of a rank that `launch.run_ranks` started, see `run_rank`.
 
     Called in a new process in which `SIGNALS` are still held back.
@@ -40,9 +42,10 @@ def run_spawned(number: int, launcher: int, argv: Sequence[str], method: str, wo
         method: how this rank's own processes start. A spawned process would spawn them too, and each loader
             process import torch anew; in a run of one process and in a launcher's group none does.
         work: pickled (function, arguments).
+        resumes: Ctrl-C ends it with 75, as the same command resumes; else with 130.
     """
     request = StopRequest()
-    request.training = request.ranked = True
+    request.training, request.ranked = resumes, True
     request.quiet = number > 0
     request.install()
     sys.argv = list(argv)

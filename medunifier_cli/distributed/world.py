@@ -96,9 +96,13 @@ def is_main() -> bool:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Compute as if this process were the only one, without an exchange: for what is no part of the run."""
-    before, _place.alone = _place.alone, True
+def alone(on: bool = True) -> Iterator[None]:
+    """Compute as if this process were the only one, without an exchange: for what is no part of the run.
+
+    Args:
+        on: False sees all ranks again, within such a block.
+    """
+    before, _place.alone = _place.alone, on
     try:
         yield
     finally:

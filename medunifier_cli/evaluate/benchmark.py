@@ -13,14 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medunifier_cli.checkpoint.encoder.features import folder_of, has_features, open_features
-from medunifier_cli.checkpoint.pretrained import PretrainedRun
+from medunifier_cli.checkpoint.lineage import base_of, recipe_of
+from medunifier_cli.checkpoint.pretrained import PretrainedRun, run_for
 from medunifier_cli.data.contract import Batch, DatasetPlugin
+from medunifier_cli.data.disk.manifest import read_manifest
 from medunifier_cli.data.loader import SplitSource, eval_batches, eval_workers
 from medunifier_cli.data.subset import open_keys, open_part, parts_of, read_keys
 from medunifier_cli.errors import MuError
 from medunifier_cli.plugin_index import prepared_dataset
-from medunifier_cli.recipe.schema import LIVE
+from medunifier_cli.recipe.schema import LIVE, DataConfig, PretrainRecipe
+from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import shards_folder
+from medunifier_cli.run.record import Run
 from medunifier_cli.terminal.say import say
 
 
@@ -64,16 +68,14 @@ def open_benchmark(
     own = trained.recipe.data
     name = dataset or own.dataset
     same = name == own.dataset
-    given = shards or (own.shards if same else "")
-    folder = Path(given) if given else shards_folder(name)
+    folder = _shards_of(own, name, shards)
     plugin = prepared_dataset(name, folder)
     if ids is not None:
         split = f"ids-{re.sub(r'[^A-Za-z0-9_-]+', '-', ids.stem)}"
         opened = open_keys(folder, split, read_keys(ids))
     else:
-        split = split or _default_split(
-            trained, plugin, folder, own.test if same else "test", prefer_benchmark
-        )
+        heldout = own.test if same else "test"
+        split = split or _default_split(trained.run, plugin, folder, heldout, prefer_benchmark)
         opened = open_part(folder, split)
     data = own if same else dataclasses.replace(own, sections=(), limit=0)
     data = dataclasses.replace(data, dataset=plugin.name)
@@ -100,21 +102,22 @@ def _features_of_run(trained: PretrainedRun, dataset: str, split: str) -> str:
 
 
 def evaluation_batches(
-    source: SplitSource, batch_size: int, batches: int = 0, first: int = 0
+    source: SplitSource, batch_size: int, batches: int = 0, first: int = 0, rank: int = 0, ranks: int = 1
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Every sample of a split once and in order, read for this process alone by the recipe's workers.
+    """Every sample of a split once and in order, read by the recipe's workers; of several ranks, its turns.
 
     Args:
-        batches: stop after this many; 0 reads the whole split.
+        batches: stop after this many, of all ranks together; 0 reads the whole split.
         first: begin with this sample.
+        rank, ranks: as of a `sharing.Share`.
 
     Returns:
-        Batch and mask_B, see `eval_batches`.
+        Batch and mask_B, see `eval_batches`: a rank whose turn is behind the end gets a mask of False.
     """
-    count = batches or -(-(len(source) - first) // batch_size)
+    count = -(-(batches or -(-(len(source) - first) // batch_size)) // ranks)
     return eval_batches(
-        source, batch_size=batch_size, rank=0, world=1, workers=eval_workers(source.data.workers, count),
-        batches=batches, first=first,
+        source, batch_size=batch_size, rank=rank, world=ranks,
+        workers=eval_workers(source.data.workers, count), batches=count, first=first,
     )  # fmt: skip
 
 
@@ -124,15 +127,47 @@ def patients(source: SplitSource, numbers: NDArray[np.int64]) -> NDArray[np.uint
     return patient_n if len(np.unique(patient_n)) > 1 else None
 
 
+def count_samples(verb: str, name: str, dataset: str = "", split: str = "", ids: Path | None = None) -> int:
+    """How many samples a verb opens, about, by the manifest alone; 1 where that does not say.
+
+    Args:
+        verb, name: as for `pretrained_run`.
+        dataset, split, ids: as for `open_benchmark`.
+
+    Raises:
+        MuError: no such run, data set or list.
+    """
+    run = base_of(run_for(name, verb, PretrainRecipe, PriorRecipe))
+    if ids is not None:
+        return len(read_keys(ids))
+    recipe = recipe_of(run) if run is not None else None
+    if not isinstance(recipe, PretrainRecipe):
+        return 1
+    own = recipe.data
+    folder = _shards_of(own, dataset or own.dataset)
+    manifest = read_manifest(folder) or {}
+    subset = manifest.get("subsets", {}).get(split)
+    if subset is not None:
+        return len(subset["keys"])
+    heldout = own.test if dataset in ("", own.dataset) else "test"
+    return manifest.get("splits", {}).get(split or heldout, {}).get("samples", 1)
+
+
+def _shards_of(own: DataConfig, name: str, given: str = "") -> Path:
+    """Folder of the shards of a data set, for a run whose recipe says `own`."""
+    given = given or (own.shards if name == own.dataset else "")
+    return Path(given) if given else shards_folder(name)
+
+
 def _default_split(
-    trained: PretrainedRun, plugin: DatasetPlugin, folder: Path, heldout: str, prefer_benchmark: bool
+    run: Run, plugin: DatasetPlugin, folder: Path, heldout: str, prefer_benchmark: bool
 ) -> str:
     benchmark = plugin.benchmark_split
     prepared = [name for names in parts_of(folder) for name in names] if folder.is_dir() else []
     if benchmark in prepared and (prefer_benchmark or heldout not in prepared):
         return benchmark
     if not heldout:
-        raise MuError(f"{trained.run.folder}: its recipe names no data.test; give --split")
+        raise MuError(f"{run.folder}: its recipe names no data.test; give --split")
     if benchmark and prefer_benchmark and heldout in prepared:
         say(f"{folder} has no {benchmark}, the benchmark of {plugin.name}; using {heldout}")
     return heldout

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +17,10 @@ from medunifier_cli.data.contract import FileImage
 from medunifier_cli.data.images.image import image_from
 from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.errors import DataError
+from medunifier_cli.evaluate.sharing import each
 from medunifier_cli.terminal.say import say
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,27 +44,50 @@ def read_images(paths: Sequence[Path], size: int) -> UserImages:
     Raises:
         DataError: none can be read.
     """
-    (images,) = read_image_batches(paths, size, len(paths))
-    return images
+    (images,) = of_files(_unchanged, paths, size, len(paths))
+    return images[1]
 
 
-def read_image_batches(paths: Sequence[Path], size: int, batch: int) -> Iterator[UserImages]:
-    """The same, `batch` files at a time; a batch may hold no readable image."""
+def of_files(
+    compute: Callable[[UserImages], T], paths: Sequence[Path], size: int, batch: int
+) -> Iterator[tuple[UserImages, T]]:
+    """The same, `batch` files at a time and on all ranks, with what is computed from them.
+
+    Args:
+        compute: picklable; a batch may hold no readable image.
+
+    Returns:
+        In the order of the files: a batch, with its pixels left out, and what was computed.
+    """
     left_out = 0
-    for start in range(0, len(paths), batch):
-        readable, images, skipped = [], [], {}
-        for path in paths[start : start + batch]:
-            try:
-                images.append(image_from(FileImage(path), size).pixels)
-                readable.append(path)
-            except (BadImage, DataError) as error:
-                skipped[path] = str(error).rstrip(": ")
-                say(f"{path}: left out ({skipped[path]})")
-        left_out += len(skipped)
-        if left_out == len(paths):
-            few = f"{paths[0]} is no" if len(paths) == 1 else f"none of {len(paths):,} files is an"
-            raise DataError(f"{few} image that can be read")
-        grey_BHW = np.stack(images) if images else np.empty((0, size, size), np.uint8)
-        yield UserImages(readable, torch.from_numpy(grey_BHW[:, None]), skipped)
+    batches = [paths[start : start + batch] for start in range(0, len(paths), batch)]
+    with closing(each(partial(_read_and_compute, compute, size), batches)) as computed:
+        for files, result in computed:
+            for path, why in files.skipped.items():
+                say(f"{path}: left out ({why})")
+            left_out += len(files.skipped)
+            if left_out == len(paths):
+                few = f"{paths[0]} is no" if len(paths) == 1 else f"none of {len(paths):,} files is an"
+                raise DataError(f"{few} image that can be read")
+            yield files, result
     if left_out:
         say(f"{left_out:,} of {len(paths):,} files left out")
+
+
+def _read_and_compute(
+    compute: Callable[[UserImages], T], size: int, paths: Sequence[Path]
+) -> tuple[UserImages, T]:
+    readable, images, skipped = [], [], {}
+    for path in paths:
+        try:
+            images.append(image_from(FileImage(path), size).pixels)
+            readable.append(path)
+        except (BadImage, DataError) as error:
+            skipped[path] = str(error).rstrip(": ")
+    grey_BHW = np.stack(images) if images else np.empty((0, size, size), np.uint8)
+    files = UserImages(readable, torch.from_numpy(grey_BHW[:, None]), skipped)
+    return replace(files, image_B1HW=files.image_B1HW[:0].clone()), compute(files)
+
+
+def _unchanged(files: UserImages) -> UserImages:
+    return files

@@ -133,6 +133,16 @@ def limit_new_threads() -> Share | None:
     return allowed
 
 
+def divide_new_threads(ranks: int) -> None:
+    """What `limit_new_threads` has set for one process, divided among ranks that this process starts.
+
+    The user's own number stays, unless it is the very same.
+    """
+    allowed = share()
+    if ranks > 1 and allowed.threads < len(_bound()) and os.environ.get(THREADS) == str(allowed.threads):
+        os.environ[THREADS] = str(max(1, allowed.threads // ranks))
+
+
 def _bound() -> set[int]:
     """The cores that this process is bound to."""
     if hasattr(os, "sched_getaffinity"):

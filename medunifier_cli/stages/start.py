@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from medunifier_cli.distributed import group, launch, rank, sbatch, variables
+from medunifier_cli.distributed import group, launch, sbatch, variables
 from medunifier_cli.files import read_text, write_text
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
@@ -64,24 +64,6 @@ def training_options(verb: Verb) -> Verb:
     for option in reversed(_OPTIONS):
         verb = option(verb)
     return click.argument("recipe")(verb)  # type: ignore[no-any-return]
-
-
-def in_ranks(
-    joined: bool, requested: int, in_recipe: int, work: Callable[..., None], *arguments: Any
-) -> None:
-    """Call `work(*arguments)` as the rank that this process is, alone, or in each of several new processes.
-
-    Args:
-        joined: of `group.joined_group`.
-        requested, in_recipe: numbers of ranks, see `launch.wanted_processes`.
-        work: picklable.
-    """
-    if joined:
-        rank.run_rank(work, arguments, group.joined_rank())
-    processes = launch.wanted_processes(requested, in_recipe)
-    if processes > 1:
-        sys.exit(launch.run_ranks(processes, work, arguments))
-    work(*arguments)
 
 
 @dataclass(frozen=True)
@@ -143,7 +125,7 @@ class StartOptions:
         # rank starts: all must agree on "the newest run", which may change while they start
         if fill_in is not None:
             recipe = fill_in(recipe, folder)
-        in_ranks(joined, self.num_processes or 0, in_recipe, train, recipe, folder)
+        launch.in_ranks(joined, self.num_processes or 0, in_recipe, train, recipe, folder)
 
     def _set_aside(self, run: Run) -> None:
         """Move an earlier run out of the way; in a job, unless it is the run that this job began."""

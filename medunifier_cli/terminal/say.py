@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import click
 
 from medunifier_cli.errors import one_line, printable
+
+
+def keep_any_letter() -> None:
+    """Have stdout and stderr write out a letter that the terminal's encoding lacks.
+
+    Hours of work must not end because of a letter of a report.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(line: str) -> None:

@@ -37,6 +37,7 @@ class _SplitEntry(TypedDict):
 class SplitEntry(_SplitEntry, total=False):
     """One split."""
 
+    samples: Count
     synthetic: dict[str, Count]
     """Origin -> number of synthetic images; absent where all are real."""
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +24,8 @@ from medunifier_cli.errors import CheckpointError, MuError
 from medunifier_cli.evaluate.benchmark import evaluation_batches
 from medunifier_cli.evaluate.reports.decoding import Constraints, DecodedText, beam_search, greedy, nucleus
 from medunifier_cli.evaluate.reports.text_cache import TextCache
-from medunifier_cli.evaluate.user_images import read_image_batches
+from medunifier_cli.evaluate.sharing import in_order
+from medunifier_cli.evaluate.user_images import UserImages, of_files
 from medunifier_cli.files import make_folder, write_text
 from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.sampling import Draws
@@ -166,16 +169,33 @@ def write_split(
     rows: list[dict[str, Any]] = []
     cut = 0
     source = source.with_features(source.features, images=False)
-    batches = evaluation_batches(source, BATCH, batches=-(-total // BATCH))
-    with Progress(total, "report") as progress:
-        for batch, _ in batches:
-            count = min(BATCH, total - len(rows))
-            reports = writer.write(batch.image_or_feature[:count], batch.keys[:count])
-            for number, key, report in zip(batch.position_B.tolist(), batch.keys, reports, strict=False):
-                rows.append({"key": key, "dataset": dataset} | _row(source, number, report))
-                cut += not report.ended
+    with (
+        Progress(total, "report") as progress,
+        closing(in_order(partial(_reports, writer, source, dataset, total))) as parts,
+    ):
+        for some, cut_here in parts:
+            rows += some
+            cut += cut_here
             progress.advance(len(rows))
     return rows, cut
+
+
+def _reports(
+    writer: Writer, source: SplitSource, dataset: str, total: int, rank: int, ranks: int
+) -> Generator[tuple[list[dict[str, Any]], int] | None, None, None]:
+    """One rank's share of the reports: rows, and how many of them were cut, a batch at a time."""
+    batches = -(-total // BATCH)
+    for batch, mask_B in evaluation_batches(source, BATCH, batches, rank=rank, ranks=ranks):
+        count = int((mask_B & (batch.position_B < total)).sum())
+        if not count:
+            yield None
+            continue
+        reports = writer.write(batch.image_or_feature[:count], batch.keys[:count])
+        rows = [
+            {"key": key, "dataset": dataset} | _row(source, number, report)
+            for number, key, report in zip(batch.position_B.tolist(), batch.keys, reports, strict=False)
+        ]
+        yield rows, sum(not report.ended for report in reports)
 
 
 def write_files(writer: Writer, paths: Sequence[Path]) -> Iterator[tuple[Path, GeneratedReport | str]]:
@@ -184,15 +204,17 @@ def write_files(writer: Writer, paths: Sequence[Path]) -> Iterator[tuple[Path, G
     Raises:
         DataError: none can be read.
     """
+    size, done = writer.trained.recipe.data.image_size, 0
     with Progress(len(paths), "file", hidden=sys.stdout.isatty()) as progress:
-        done = 0
-        for files in read_image_batches(paths, writer.trained.recipe.data.image_size, BATCH):
-            if files.paths:
-                reports = writer.write(files.image_B1HW, [path.name for path in files.paths])
-                yield from zip(files.paths, reports, strict=True)
+        for files, reports in of_files(partial(_reports_of_files, writer), paths, size, BATCH):
+            yield from zip(files.paths, reports, strict=True)
             yield from files.skipped.items()
             done += len(files.paths) + len(files.skipped)
             progress.advance(done)
+
+
+def _reports_of_files(writer: Writer, files: UserImages) -> list[GeneratedReport]:
+    return writer.write(files.image_B1HW, [path.name for path in files.paths]) if files.paths else []
 
 
 def files_under(paths: Sequence[Path]) -> list[Path]:

@@ -6,7 +6,9 @@ n samples, Q queries, E joint space.
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.benchmark import evaluation_batches
 from medunifier_cli.evaluate.retrieval.prompts import LONGEST_PROMPT
+from medunifier_cli.evaluate.sharing import in_order
 from medunifier_cli.model.precision import measuring
 from medunifier_cli.recipe.schema import CACHED
 from medunifier_cli.run.cache import Arrays
@@ -146,19 +149,34 @@ def check_finite(trained: PretrainedRun, *features: NDArray[np.float32]) -> None
 
 def _embed(trained: PretrainedRun, source: SplitSource, first: int) -> Generator[Arrays, None, None]:
     """The columns of the cache from a row on, by name of the data set in the file."""
-    model, done = trained.model, first
-    with Progress(len(source), "sample", first=first) as progress:
-        for batch, mask_B in evaluation_batches(source, BATCH, first=first):
-            batch, real = to_device(batch, trained.device), mask_B.numpy()
-            image_BQE = embed_images(trained, batch.image_or_feature)[real]
-            with measuring():
-                text_BE = model.text_head(model.encode_text(batch.text)).cpu().numpy()[real]
-            check_finite(trained, image_BQE, text_BE)  # before it is cached
-            yield {
-                "image": image_BQE,
-                "text": text_BE,
-                "label": batch.label_B.cpu().numpy()[real],
-                "has_text": batch.text.lengths_B.numpy()[real] > SPECIAL,
-            }
-            done += int(real.sum())
+    done = first
+    with (
+        Progress(len(source), "sample", first=first) as progress,
+        closing(in_order(partial(_embedded, trained, source, first))) as parts,
+    ):
+        for rows in parts:
+            yield rows
+            done += len(rows["label"])
             progress.advance(done)
+
+
+def _embedded(
+    trained: PretrainedRun, source: SplitSource, first: int, rank: int, ranks: int
+) -> Generator[Arrays | None, None, None]:
+    """One rank's share of `_embed`, a batch at a time."""
+    model = trained.model
+    for batch, mask_B in evaluation_batches(source, BATCH, first=first, rank=rank, ranks=ranks):
+        if not mask_B.any():
+            yield None
+            continue
+        batch, real = to_device(batch, trained.device), mask_B.numpy()
+        image_BQE = embed_images(trained, batch.image_or_feature)[real]
+        with measuring():
+            text_BE = model.text_head(model.encode_text(batch.text)).cpu().numpy()[real]
+        check_finite(trained, image_BQE, text_BE)  # before it is cached
+        yield {
+            "image": image_BQE,
+            "text": text_BE,
+            "label": batch.label_B.cpu().numpy()[real],
+            "has_text": batch.text.lengths_B.numpy()[real] > SPECIAL,
+        }

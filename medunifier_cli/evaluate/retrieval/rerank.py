@@ -6,6 +6,8 @@ P pairs of n images and texts; L_q queries, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.batch import PackedText
 from medunifier_cli.errors import CheckpointError
+from medunifier_cli.evaluate.sharing import each
 from medunifier_cli.model.precision import measuring
 from medunifier_cli.scores.search import Top, reorder
 from medunifier_cli.terminal.progress import Progress
@@ -41,6 +44,9 @@ def match_scores(
     The difference and not the logit of the match alone: both logits depend on the image, and only their
     difference is comparable between images.
 
+    Args:
+        images, texts: picklable.
+
     Raises:
         CheckpointError: the run was trained without ITM.
     """
@@ -51,23 +57,36 @@ def match_scores(
     # Sorted by image, so that an image with many candidate texts is encoded once.
     order = np.lexsort((text_P, image_P))
     image, text = image_P[order], text_P[order]
-    distinct, first, count = np.unique(image, return_index=True, return_counts=True)
-    out = np.empty(len(order), np.float32)
-    with measuring(), Progress(len(order), "pair") as progress:
-        for start in range(0, len(distinct), IMAGES_AT_ONCE):
-            some = distinct[start : start + IMAGES_AT_ONCE]
-            low, high = first[start], first[start + len(some) - 1] + count[start + len(some) - 1]
-            memory = trained.model.encode(images(some).to(trained.device))
-            # Of each pair: row of its image in `memory`, and rank of its text among that image's texts.
-            image_row = np.searchsorted(some, image[low:high])
-            text_rank = np.arange(low, high) - first[start + image_row]
-            for lowest in range(0, int(text_rank.max()) + 1, TEXTS_AT_ONCE):
-                batch = np.flatnonzero((text_rank >= lowest) & (text_rank < lowest + TEXTS_AT_ONCE))
-                packed = PackedText.of([texts(int(number)) for number in text[low + batch]], trained.device)
-                logits_M2 = trained.model.match(memory, torch.from_numpy(image_row[batch]), packed)
-                out[order[low + batch]] = (logits_M2[:, 1] - logits_M2[:, 0]).cpu().numpy()
-            progress.advance(int(high))
+    # Where the pairs of each block of images begin, and where the last ones end.
+    first = np.unique(image, return_index=True)[1]
+    edges = [*first[::IMAGES_AT_ONCE].tolist(), len(order)]
+    blocks = [(image[low:high], text[low:high]) for low, high in pairwise(edges)]
+    out, done = np.empty(len(order), np.float32), 0
+    with Progress(len(order), "pair") as progress:
+        for odds in each(partial(_match_block, trained, images, texts), blocks):
+            out[order[done : done + len(odds)]] = odds
+            done += len(odds)
+            progress.advance(done)
     return out
+
+
+def _match_block(
+    trained: PretrainedRun, images: Images, texts: Texts, pairs: tuple[NDArray[np.int64], NDArray[np.int64]]
+) -> NDArray[np.float32]:
+    """Log-odds of the pairs of some images, sorted by image."""
+    image, text = pairs
+    distinct, first, image_row = np.unique(image, return_index=True, return_inverse=True)
+    # Of each pair: row of its image in `memory`, and rank of its text among that image's texts.
+    text_rank = np.arange(len(image)) - first[image_row]
+    odds = np.empty(len(image), np.float32)
+    with measuring():
+        memory = trained.model.encode(images(distinct).to(trained.device))
+        for lowest in range(0, int(text_rank.max()) + 1, TEXTS_AT_ONCE):
+            batch = np.flatnonzero((text_rank >= lowest) & (text_rank < lowest + TEXTS_AT_ONCE))
+            packed = PackedText.of([texts(int(number)) for number in text[batch]], trained.device)
+            logits_M2 = trained.model.match(memory, torch.from_numpy(image_row[batch]), packed)
+            odds[batch] = (logits_M2[:, 1] - logits_M2[:, 0]).cpu().numpy()
+    return odds
 
 
 def rerank(

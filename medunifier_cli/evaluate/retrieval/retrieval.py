@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
+from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, patients
 from medunifier_cli.evaluate.results import Metric, Result, write_samples
@@ -52,6 +54,21 @@ class _Pairs:
     patients: NDArray[Any] | None
     ks: tuple[int, ...]
     """Those of `KS` that there are enough pairs for."""
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """The samples that are ranked, by their place among them; picklable."""
+
+    source: SplitSource
+    numbers: NDArray[np.int64]
+    """Of the samples in the split."""
+
+    def images(self, places: NDArray[np.int64]) -> Tensor:
+        return self.source.images_or_features(self.numbers[places])
+
+    def token_ids(self, place: int) -> list[int]:
+        return self.source.token_ids(int(self.numbers[place]))
 
 
 def measure_retrieval(
@@ -104,9 +121,9 @@ def measure_retrieval(
     heading = "same class, by similarity"
     out[heading] = _write(trained, benchmark, pairs, "retrieval", PROTOCOL, ranked.top, left_out)
     if rerank:
+        ranked_samples = _Ranked(source, numbers)
         to_text, to_image = rerank_by_match(
-            trained, lambda i: source.images_or_features(numbers[i]),
-            lambda i: source.token_ids(int(numbers[i])), ranked.top["image_to_text"],
+            trained, ranked_samples.images, ranked_samples.token_ids, ranked.top["image_to_text"],
             ranked.top["text_to_image"], rerank,
         )  # fmt: skip
         protocol = f"{PROTOCOL}. The best {rerank} of each ranking ordered by ITM (log-odds of a match)"

@@ -6,7 +6,9 @@ import hashlib
 import io
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,7 @@ from medunifier_cli.page.gallery import GalleryImage, write_gallery
 from medunifier_cli.scores.search import similarity, top_k
 from medunifier_cli.terminal.say import show
 
+T = TypeVar("T")
 PATIENT_DATA = "Images and reports are those of the split: keep this page only where the data may be kept."
 
 
@@ -64,7 +67,7 @@ def search_by_text(
         ids = trained.tokenizer.encode(text, trained.recipe.text.max_tokens)
         images = np.array([hit.number for hit in hits[:rerank]])
         read = benchmark.source.images_or_features
-        logodds = match_scores(trained, read, lambda _: ids, images, np.zeros_like(images))
+        logodds = match_scores(trained, read, partial(_given, ids), images, np.zeros_like(images))
         hits = _by_match(hits, logodds)
     folder = out or _folder(trained, benchmark, "text", text.encode())
     about = {"query": text, **_about(trained, benchmark, len(scores_n), rerank)}
@@ -103,8 +106,9 @@ def search_by_image(
     if rerank:
         texts = np.array([hit.number for hit in hits[:rerank]])
         logodds = match_scores(
-            trained, lambda _: uploaded.image_B1HW, benchmark.source.token_ids, np.zeros_like(texts), texts
-        )
+            trained, partial(_given, uploaded.image_B1HW), benchmark.source.token_ids, np.zeros_like(texts),
+            texts,
+        )  # fmt: skip
         hits = _by_match(hits, logodds)
     folder = out or _folder(trained, benchmark, "image", path.read_bytes())
     about = {"query": path.name, **_about(trained, benchmark, len(scores_n), rerank)}
@@ -120,6 +124,10 @@ class _Hit:
     similarity: float
     match: float | None = None
     """Log-odds of a match by the ITM head, where it was benchmark."""
+
+
+def _given(value: T, _: object) -> T:
+    return value
 
 
 def _best(scores_n: NDArray[np.float32], numbers: NDArray[np.int64], count: int) -> list[_Hit]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from medunifier_cli.evaluate.retrieval.embed import (
     embed_texts,
     need_itc,
 )
-from medunifier_cli.evaluate.user_images import UserImages
+from medunifier_cli.evaluate.user_images import UserImages, of_files
 from medunifier_cli.page.confusion import save_confusion
 from medunifier_cli.scores.bootstrap import intervals
 from medunifier_cli.scores.classification import classification_scores, confusion_matrix, softmax
@@ -216,22 +217,30 @@ def render_outcomes(outcomes: Sequence[tuple[Ensemble, Outcome]], default: str, 
 
 
 def classify_files(
-    trained: PretrainedRun, files: UserImages, classes: tuple[str, ...], ensemble: Ensemble
+    trained: PretrainedRun, files: Sequence[Path], classes: tuple[str, ...], ensemble: Ensemble
 ) -> list[dict[str, Any]]:
     """Class probabilities of the user's own images.
 
     They use the temperature that the run learned for ITC: without one, as in the benchmark, all classes look
     equally likely.
 
+    Args:
+        files: PNG, JPEG or DICOM; unreadable ones are reported on stderr, counted and skipped.
+
+    Raises:
+        DataError: none can be read.
+
     Returns:
-        Per file `file`, `class` (the likeliest), `probabilities` and `similarities` by class.
+        Per readable file `file`, `class` (the likeliest), `probabilities` and `similarities` by class.
     """
     need_itc(trained)
     prompts = ensemble.sampled(classes)
+    paths: list[Path] = []
     parts = []
-    for start in range(0, len(files.paths), BATCH):
-        image_B1HW = files.image_B1HW[start : start + BATCH]
-        parts.append(embed_images(trained, image_B1HW.to(trained.device)))
+    size = trained.recipe.data.image_size
+    for some, image_BQE in of_files(partial(_embed_files, trained), files, size, BATCH):
+        paths += some.paths
+        parts += [image_BQE] if some.paths else []
     image_nQE = np.concatenate(parts)
     check_finite(trained, image_nQE)
     scores_nC = class_scores(trained, image_nQE, prompts, ensemble.over)
@@ -243,8 +252,14 @@ def classify_files(
             "probabilities": _by_class(classes, probability_C),
             "similarities": _by_class(classes, scores_C),
         }
-        for path, probability_C, scores_C in zip(files.paths, probability_nC, scores_nC, strict=True)
+        for path, probability_C, scores_C in zip(paths, probability_nC, scores_nC, strict=True)
     ]
+
+
+def _embed_files(trained: PretrainedRun, files: UserImages) -> NDArray[np.float32]:
+    if not files.paths:
+        return np.empty(0, np.float32)
+    return embed_images(trained, files.image_B1HW.to(trained.device))
 
 
 def render_files(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], form: str) -> str:

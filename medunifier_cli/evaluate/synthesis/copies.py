@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import MuError
 from medunifier_cli.evaluate.benchmark import open_benchmark
 from medunifier_cli.evaluate.results import Metric, Result, mean
+from medunifier_cli.evaluate.sharing import each
 from medunifier_cli.evaluate.synthesis.frechet import Scorer
 from medunifier_cli.evaluate.synthesis.image_sets import (
     CodedImages,
@@ -180,25 +182,46 @@ def _nearest_training(
     pretrained: PretrainedRun, train: ImageSet, images: ImageSet, n: int
 ) -> NearestTraining:
     """Nearest training image of images 0 to n - 1."""
-    numbers, distances, features = [], [], []
+    numbers: list[int] = []
+    distances: list[float] = []
+    features: list[float] = []
     train_tD = encoder_features(pretrained, train)
     for first in range(0, n, SEARCHED):
         chunks = [range(i, min(i + CHUNK, n)) for i in range(first, min(first + SEARCHED, n), CHUNK)]
-        greys = [images.pick(chunk) for chunk in chunks]
-        candidates_nC, feature_distance = nearest(
-            np.concatenate([query_means(pretrained, grey) for grey in greys]), train_tD, CANDIDATES
-        )
+        greys, means = zip(*each(partial(_seen, pretrained, images), chunks), strict=True)
+        candidates_nC, feature_distance = nearest(np.concatenate(means), train_tD, CANDIDATES)
         features += feature_distance[:, 0].tolist()
-        for chunk, grey in zip(chunks, greys, strict=True):
-            candidates = candidates_nC[chunk.start - first : chunk.stop - first]
-            # Many images share candidates; each training image is decoded once per chunk.
-            unique, position = np.unique(candidates, return_inverse=True)
-            pictures = train.pick(unique.tolist())[position.reshape(candidates.shape)]
-            for image, rows, others in zip(grey, candidates, pictures, strict=True):
-                correlations = correlation(image, others)
-                numbers.append(int(rows[correlations.argmax()]))
-                distances.append(1.0 - float(correlations.max()))
+        pairs = [
+            (grey, candidates_nC[chunk.start - first : chunk.stop - first])
+            for chunk, grey in zip(chunks, greys, strict=True)
+        ]
+        for of_chunk in each(partial(_most_correlated, train), pairs):
+            numbers += [number for number, _ in of_chunk]
+            distances += [1.0 - correlated for _, correlated in of_chunk]
     return NearestTraining(np.array(numbers), np.array(distances), np.array(features))
+
+
+def _seen(
+    pretrained: PretrainedRun, images: ImageSet, numbers: range
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Grey levels and features of some images."""
+    grey_BSS = images.pick(numbers)
+    return grey_BSS, query_means(pretrained, grey_BSS)
+
+
+def _most_correlated(
+    train: ImageSet, pair: tuple[NDArray[np.uint8], NDArray[np.int64]]
+) -> list[tuple[int, float]]:
+    """Of each image the training image, among its candidates [B, C], whose pixels correlate most, and how."""
+    grey_BSS, candidates_BC = pair
+    # Many images share candidates; each training image is decoded once.
+    unique, position = np.unique(candidates_BC, return_inverse=True)
+    pictures = train.pick(unique.tolist())[position.reshape(candidates_BC.shape)]
+    found = []
+    for image, rows, others in zip(grey_BSS, candidates_BC, pictures, strict=True):
+        correlations = correlation(image, others)
+        found.append((int(rows[correlations.argmax()]), float(correlations.max())))
+    return found
 
 
 def _show(

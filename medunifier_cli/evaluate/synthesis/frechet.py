@@ -18,6 +18,7 @@ from medunifier_cli.checkpoint.pretrained import PretrainedRun, is_run_of, resto
 from medunifier_cli.checkpoint.priors import on_their_data, restore_priors
 from medunifier_cli.errors import MissingWeightsError, MuError
 from medunifier_cli.evaluate.results import Metric, Result, mean
+from medunifier_cli.evaluate.sharing import everywhere
 from medunifier_cli.evaluate.synthesis.image_sets import ImageSet, encoder_features, open_images
 from medunifier_cli.evaluate.synthesis.inception import fid_and_kid, load_inception
 from medunifier_cli.evaluate.synthesis.rad_dino import EDGE, load_rad_dino
@@ -71,8 +72,8 @@ class Scorer:
 def open_scorer(run: Run) -> Scorer:
     """A pre-training run, or a run of priors with the model whose codes they model."""
     if not is_run_of(run, PriorRecipe):
-        return Scorer(run, restore(run), 0)
-    fitted = restore_priors(run)
+        return Scorer(run, everywhere(restore, run), 0)
+    fitted = everywhere(restore_priors, run)
     return Scorer(run, on_their_data(fitted), fitted.recipe.data.limit, fitted.recipe.inception)
 
 
@@ -141,11 +142,11 @@ def _extract(
     wanted = EXTRACTORS[extractor]
     facts: dict[str, Any]
     # before any image is read: missing weights must not cost the hour that another extractor takes
-    dino = load_rad_dino(rad_dino, pretrained.device) if RAD_DINO in wanted else None
+    dino = everywhere(load_rad_dino, rad_dino, pretrained.device) if RAD_DINO in wanted else None
     inception = None
     if FID in wanted:
         try:
-            inception = load_inception(weights, pretrained.device)
+            inception = everywhere(load_inception, weights, pretrained.device)
         except MissingWeightsError as error:
             if extractor != "auto" or weights:
                 raise

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +26,7 @@ from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.data.loader import collate
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
+from medunifier_cli.evaluate.sharing import each
 from medunifier_cli.evaluate.synthesis.requests import requests_hash
 from medunifier_cli.evaluate.synthesis.sample_folder import (
     FIGURE,
@@ -43,7 +47,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp")
 
 
 class ImageSet(Protocol):
-    """Images by number."""
+    """Images by number. Picklable, without the data set plugin, which need not be; `pick` works without."""
 
     name: str
     """Name in results."""
@@ -82,6 +86,9 @@ class SplitImages:
         self.kind = "train" if benchmark.split == train else "validation"
         self.label = benchmark.split
         self.origin: Mapping[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"benchmark": replace(self.benchmark, plugin=None)}  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         return len(self.benchmark.source)
@@ -169,6 +176,9 @@ class FolderImages:
         if not self.paths:
             raise DataError(f"{folder}: no image in it")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"plugin": None}
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -231,13 +241,29 @@ def open_images(pretrained: PretrainedRun, folder_or_split: str) -> ImageSet:
     )
 
 
-def batches(images: ImageSet, first: int = 0) -> Iterator[NDArray[np.uint8]]:
-    """All images from a number on, in order, [B, S, S]."""
-    with Progress(len(images), "image", first=first) as progress:
-        for start in range(first, len(images), BATCH):
-            stop = min(start + BATCH, len(images))
-            yield images.pick(range(start, stop))
-            progress.advance(stop)
+def of_batches(
+    compute: Callable[[NDArray[np.uint8]], NDArray[Any]], images: ImageSet, first: int = 0
+) -> Generator[NDArray[Any], None, None]:
+    """`compute` of all images from a number on, in order, on all ranks.
+
+    Args:
+        compute: of grey levels [B, S, S]; gives B rows. Picklable.
+    """
+    starts = range(first, len(images), BATCH)
+    numbers = [range(start, min(start + BATCH, len(images))) for start in starts]
+    with (
+        Progress(len(images), "image", first=first) as progress,
+        closing(each(partial(_picked_and_computed, compute, images), numbers)) as parts,
+    ):
+        for some, rows in zip(numbers, parts, strict=True):
+            yield rows
+            progress.advance(some.stop)
+
+
+def _picked_and_computed(
+    compute: Callable[[NDArray[np.uint8]], NDArray[Any]], images: ImageSet, numbers: range
+) -> NDArray[Any]:
+    return compute(images.pick(numbers))
 
 
 def encoder_features(pretrained: PretrainedRun, images: ImageSet) -> NDArray[np.float32]:
@@ -247,7 +273,8 @@ def encoder_features(pretrained: PretrainedRun, images: ImageSet) -> NDArray[np.
     path = pretrained.run.folder / "cache" / f"pooled-{digest}.h5"
 
     def encode(first: int) -> Generator[Arrays, None, None]:
-        return ({"pooled": query_means(pretrained, grey)} for grey in batches(images, first))
+        with closing(of_batches(partial(query_means, pretrained), images, first)) as parts:
+            yield from ({"pooled": rows} for rows in parts)
 
     return encoded(path, made_of, len(images), encode)["pooled"]
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from medunifier_cli.errors import MissingWeightsError
-from medunifier_cli.evaluate.synthesis.image_sets import ImageSet, batches
+from medunifier_cli.evaluate.synthesis.image_sets import ImageSet, of_batches
 from medunifier_cli.files import sha256
 
 FEATURES = "2048"
@@ -32,13 +32,14 @@ class Inception:
 
     def features(self, images: ImageSet) -> NDArray[np.float32]:
         """[n, 2048]; the network resizes to 299x299 itself, as TensorFlow 1 did."""
-        features = []
-        with torch.no_grad():
-            for grey in batches(images):
-                rgb = torch.from_numpy(grey)[:, None].expand(-1, 3, -1, -1).to(self.device)
-                features.append(self.network(rgb)[0].cpu().numpy())
-        result: NDArray[np.float32] = np.concatenate(features)
+        result: NDArray[np.float32] = np.concatenate(list(of_batches(self._features_of, images)))
         return result
+
+    def _features_of(self, grey_BSS: NDArray[np.uint8]) -> NDArray[np.float32]:
+        rgb = torch.from_numpy(grey_BSS)[:, None].expand(-1, 3, -1, -1).to(self.device)
+        with torch.no_grad():
+            features_BD: NDArray[np.float32] = self.network(rgb)[0].cpu().numpy()
+        return features_BD
 
 
 def load_inception(weights: str, device: torch.device) -> Inception:

@@ -6,7 +6,6 @@ well, as no generator can be expected to exceed it. C classes, n images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import open_benchmark, patients
 from medunifier_cli.evaluate.results import Metric, Result, mean
+from medunifier_cli.evaluate.sharing import everywhere
 from medunifier_cli.evaluate.synthesis.frechet import Scorer
-from medunifier_cli.evaluate.synthesis.image_sets import FolderImages, SplitImages, batches
+from medunifier_cli.evaluate.synthesis.image_sets import FolderImages, SplitImages, of_batches
 from medunifier_cli.evaluate.synthesis.synthesis import reconstructed_batches
 from medunifier_cli.model.classifier import Classifier
 from medunifier_cli.recipe.load import load_saved
@@ -42,15 +42,12 @@ class _Judge:
     network: Classifier
     classes: tuple[str, ...]
 
-    def classify(self, images: Iterable[NDArray[np.uint8]]) -> NDArray[np.int64]:
-        """Most likely class of each image, int64 [n], from batches of grey levels [B, S, S]."""
-        classes = []
-        for grey in images:
-            with torch.no_grad():
-                query_BQD = self.network.queries(torch.from_numpy(grey)[:, None].to(self.run.device))
-                classes.append(self.network.head(query_BQD).argmax(dim=1).cpu().numpy())
-        result: NDArray[np.int64] = np.concatenate(classes)
-        return result
+    def classify(self, grey_BSS: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Most likely class of each image, int64 [B]."""
+        with torch.no_grad():
+            query_BQD = self.network.queries(torch.from_numpy(grey_BSS)[:, None].to(self.run.device))
+            class_B: NDArray[np.int64] = self.network.head(query_BQD).argmax(dim=1).cpu().numpy()
+        return class_B
 
 
 @dataclass(frozen=True)
@@ -78,9 +75,9 @@ def measure_adherence(scorer: Scorer, fake: str, classifier: str) -> list[Metric
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     images = FolderImages(folder, scorer.pretrained.recipe.data.image_size)
-    judge = _Judge(*restore_classifier(Run(find_run(classifier))))
+    judge = _Judge(*everywhere(restore_classifier, Run(find_run(classifier))))
     requested_n = _requested(images, judge.classes)
-    predicted_n = judge.classify(batches(images))
+    predicted_n = np.concatenate(list(of_batches(judge.classify, images)))
     real = _on_real(judge, scorer.pretrained)
     metrics = _metrics(requested_n, predicted_n, real, judge.classes)
     _write(scorer, images, judge, requested_n, predicted_n, real, metrics)
@@ -147,13 +144,15 @@ def _on_real(judge: _Judge, generator: PretrainedRun) -> _OnReal:
     single = real.source.labels >= 0
     if not single.any():
         raise DataError(f"{real.shards}: no image of {split!r} has exactly one class to compare with")
-    images = {"held-out real images": batches(SplitImages(real, recipe.data.train))}
+    classes = {"held-out real images": of_batches(judge.classify, SplitImages(real, recipe.data.train))}
     if recipe.data.dataset == generator.recipe.data.dataset and generator.recipe.objectives.tig:
         coded = open_benchmark(generator, split=split, need_text=False, class_texts=True)
-        images["those images reconstructed"] = (
-            image_BSS for _, image_BSS in reconstructed_batches(generator, coded)
+        classes["those images reconstructed"] = (
+            judge.classify(image_BSS) for _, image_BSS in reconstructed_batches(generator, coded)
         )
-    hits = {what: (judge.classify(some) == real.source.labels)[single] for what, some in images.items()}
+    hits = {
+        what: (np.concatenate(list(some)) == real.source.labels)[single] for what, some in classes.items()
+    }
     return _OnReal(int(single.sum()), hits, patients(real.source, np.flatnonzero(single)))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medunifier_cli.errors import MissingWeightsError
-from medunifier_cli.evaluate.synthesis.image_sets import ImageSet, batches
+from medunifier_cli.evaluate.synthesis.image_sets import ImageSet, of_batches
 from medunifier_cli.files import sha256
 from medunifier_cli.model.weights import TRANSFORMERS_FILES, weights_path
 
@@ -40,16 +40,18 @@ class RadDino:
 
     def features(self, images: ImageSet) -> NDArray[np.float32]:
         """[n, D], D = 768 for RAD-DINO: the class token after the last norm."""
-        features = []
-        for grey_BSS in batches(images):
-            squashed = [Image.fromarray(grey).resize((EDGE, EDGE), Image.Resampling.BILINEAR)
-                        for grey in grey_BSS]  # fmt: skip
-            inputs = self.processor(images=[image.convert("RGB") for image in squashed], return_tensors="pt")
-            with torch.inference_mode():
-                pooled_BD = self.network(inputs["pixel_values"].to(self.network.device)).pooler_output
-            features.append(pooled_BD.float().cpu().numpy())
-        result: NDArray[np.float32] = np.concatenate(features)
+        result: NDArray[np.float32] = np.concatenate(list(of_batches(self._features_of, images)))
         return result
+
+    def _features_of(self, grey_BSS: NDArray[np.uint8]) -> NDArray[np.float32]:
+        squashed = [
+            Image.fromarray(grey).resize((EDGE, EDGE), Image.Resampling.BILINEAR) for grey in grey_BSS
+        ]
+        inputs = self.processor(images=[image.convert("RGB") for image in squashed], return_tensors="pt")
+        with torch.inference_mode():
+            pooled_BD = self.network(inputs["pixel_values"].to(self.network.device)).pooler_output
+        features_BD: NDArray[np.float32] = pooled_BD.float().cpu().numpy()
+        return features_BD
 
 
 def load_rad_dino(source: str, device: torch.device) -> RadDino:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +23,12 @@ from torch import Tensor
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.checkpoint.priors import FittedPriors
 from medunifier_cli.data.batch import Batch, first_pairs, to_device
-from medunifier_cli.data.loader import collate
+from medunifier_cli.data.loader import SplitSource, collate
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, evaluation_batches, patients
 from medunifier_cli.evaluate.fidelity import mean_image, psnr
 from medunifier_cli.evaluate.results import Metric, mean
+from medunifier_cli.evaluate.sharing import each, in_order, share_of_rank
 from medunifier_cli.evaluate.synthesis.requests import ImageRequest, requests_hash, text_features
 from medunifier_cli.evaluate.synthesis.sample_folder import (
     FIGURE,
@@ -40,6 +43,7 @@ from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.sampling import Draws
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.pictures import save_rows
+from medunifier_cli.prior.prepared import tile_rows
 from medunifier_cli.prior.sampling import Inputs, sample
 from medunifier_cli.terminal.progress import Progress
 
@@ -82,39 +86,48 @@ def synthesize(
     folder = SampleFolder(out, settings, texts_of, origin_of(fitted.run.folder.name, fitted.identity))
     if len(folder.done) > n:
         raise DataError(f"{out}: holds {len(folder.done):,} images already; set --n to at least that")
-    batch = batch or DEFAULT_BATCH.get(fitted.pretrained.device.type, 64)
     missing = [number for number in range(n) if number not in folder.done]
-    with Progress(n, "image", first=n - len(missing)) as progress:
-        for start in range(0, n, batch):
-            gaps = [number for number in missing if start <= number < start + batch]
-            if gaps:
-                # `sample` takes consecutive numbers: what lies between two gaps is sampled again, and not
-                # saved.
-                numbers = range(gaps[0], gaps[-1] + 1)
-                _sample_images(fitted, folder, numbers, requests, feature_WD, draws)
-                progress.advance(len(folder.done))
+    # no more than the ranks need to have one batch each
+    most = share_of_rank(n, tile_rows(fitted.pretrained.device))
+    batch = min(batch or DEFAULT_BATCH.get(fitted.pretrained.device.type, 64), most)
+    starts = range(0, n, batch)
+    gaps = [[number for number in missing if start <= number < start + batch] for start in starts]
+    compute = partial(_sample_images, fitted, feature_WD, draws)
+    with (
+        Progress(n, "image", first=n - len(missing)) as progress,
+        closing(each(compute, list(filter(None, gaps)))) as batches,
+    ):
+        for images in batches:
+            for number, image_SS, codes in images:
+                request = requests[number % len(requests)] if requests else ImageRequest("", "")
+                line = {"prompt": request.prompt, "class": request.name, "codes": codes, **asdict(draws)}
+                folder.add(number, f"{number:06d}.png", image_SS, line)
+            progress.advance(len(folder.done))
     folder.finish()
     return folder
 
 
 def _sample_images(
-    fitted: FittedPriors, folder: SampleFolder, numbers: range, requests: Sequence[ImageRequest],
-    feature_WD: Tensor | None, draws: Draws,
-) -> None:  # fmt: skip
+    fitted: FittedPriors, feature_WD: Tensor | None, draws: Draws, wanted: Sequence[int]
+) -> list[tuple[int, NDArray[np.uint8], str]]:
+    """Number, grey levels [S, S] and hash of the codes of each image.
+
+    Args:
+        feature_WD: one row for each request; None for no prompts.
+        wanted: numbers of images, in ascending order.
+    """
     generator = fitted.pretrained.model.generator
-    text = None if feature_WD is None else feature_WD[[number % len(requests) for number in numbers]]
+    # `sample` takes consecutive numbers: what lies between two gaps is sampled again, and not saved
+    numbers = range(wanted[0], wanted[-1] + 1)
+    text = None if feature_WD is None else feature_WD[[number % len(feature_WD) for number in numbers]]
     top_size, bottom_size = (generator.top, generator.top), (generator.grid, generator.grid)
     top = sample(fitted.pair.top, top_size, numbers, draws, Inputs(text))
     bottom = sample(fitted.pair.bottom, bottom_size, numbers, draws, Inputs(text, top))
-    for row, number in enumerate(numbers):
-        if number in folder.done:
-            continue
-        request = requests[number % len(requests)] if requests else ImageRequest("", "")
-        line = {
-            "prompt": request.prompt, "class": request.name, "codes": codes_hash(top[row], bottom[row]),
-            **asdict(draws),
-        }  # fmt: skip
-        folder.add(number, f"{number:06d}.png", decode(fitted.pretrained, top[row], bottom[row]), line)
+    rows = [(number, number - numbers.start) for number in wanted]
+    return [
+        (number, decode(fitted.pretrained, top[row], bottom[row]), codes_hash(top[row], bottom[row]))
+        for number, row in rows
+    ]
 
 
 def reconstructed_batches(
@@ -129,9 +142,21 @@ def reconstructed_batches(
         In the order of the split: a batch without padding, and its reconstructions [B, S, S].
     """
     n = min(n or len(benchmark.source), len(benchmark.source))
-    batches = evaluation_batches(benchmark.source, RECONSTRUCT_BATCH, batches=-(-n // RECONSTRUCT_BATCH))
-    for batch, mask_B in batches:
-        batch = first_pairs(batch, min(int(mask_B.sum()), n - int(batch.position_B[0])))
+    with closing(in_order(partial(_reconstructed, pretrained, benchmark.source, n))) as parts:
+        yield from parts
+
+
+def _reconstructed(
+    pretrained: PretrainedRun, source: SplitSource, n: int, rank: int, ranks: int
+) -> Generator[tuple[Batch, NDArray[np.uint8]] | None, None, None]:
+    """One rank's share of `reconstructed_batches`."""
+    batches = -(-n // RECONSTRUCT_BATCH)
+    for batch, mask_B in evaluation_batches(source, RECONSTRUCT_BATCH, batches, rank=rank, ranks=ranks):
+        count = int((mask_B & (batch.position_B < n)).sum())
+        if not count:
+            yield None
+            continue
+        batch = first_pairs(batch, count)
         yield batch, reconstruct_batch(pretrained, batch)
 
 

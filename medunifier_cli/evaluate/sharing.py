@@ -1,0 +1,325 @@
+"""Share the work of a verb that measures over ranks: the main one runs it, the others compute their part.
+
+A verb is written as for one process, and the main rank alone runs it: it opens data, reads caches, ranks,
+prints and writes. What takes long it hands out: the model is loaded by `everywhere`, and samples are encoded,
+decoded or drawn by `in_order` or `each`. There all ranks compute their part, and the others wait otherwise.
+Samples come in the same blocks as in one process, so no number depends on how many ranks there are.
+
+What is handed out, and what comes back, travels pickled between the processes of one command. Networks do not
+travel: a reference to one stands for that which each rank has loaded itself.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, fields, is_dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from medunifier_cli.distributed import world
+from medunifier_cli.distributed.group import gathering
+from medunifier_cli.errors import MuError
+from medunifier_cli.run.processors import limit_threads, ranks_here
+from medunifier_cli.stopping import installed
+from medunifier_cli.terminal.say import say
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+Share = Callable[[int, int], Generator[T | None, None, None]]
+"""(rank, ranks) -> the parts number rank, rank + ranks, ... of the work; picklable.
+
+All ranks get equally many: None where there is no such part any more."""
+LIMIT = 3600.0
+"""Seconds after which a rank ends all that is silent, or not done with a part for which the others wait: far
+longer than any part takes, as one that fails or dies is noticed at once."""
+MARGIN = 60.0
+"""Seconds by which torch's time-out is longer, which cannot say who hangs."""
+LOOK = 0.001
+"""Seconds between two looks at whether an exchange is complete."""
+PART, END, FAILED = range(3)
+"""What a rank brings to a round: a part, nothing any more, or the error that it ran into."""
+
+
+@dataclass
+class _Crew:
+    """What this process knows of the ranks that share the work."""
+
+    leads: bool = False
+    """It is the main rank of several, and runs the verb."""
+    modules: list[nn.Module] = field(default_factory=list)
+    """All networks that `everywhere` has loaded and their parts, in the same order on all ranks."""
+    share: object = None
+    """Stands for the share that the ranks are at; None between two."""
+
+
+_crew = _Crew()
+
+
+def on_all_ranks(verb: Callable[[], None]) -> None:
+    """Run a verb on the main rank of the group that this process belongs to; the others compute for it.
+
+    Raises:
+        MuError: of the verb, on the main rank; or the group cannot be formed.
+    """
+    with gathering():
+        # gloo on GPUs as well: what is exchanged is written or ranked on the CPU
+        dist.init_process_group("gloo", timeout=timedelta(seconds=LIMIT + MARGIN))
+    if cards := torch.cuda.device_count():
+        # a task of `srun --gpus-per-task=1` sees its own card alone
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % cards)
+    world.join(LIMIT)
+    if (share := limit_threads(ranks_here())) and not cards and world.is_main():
+        say(f"{share}; OMP_NUM_THREADS sets another number")
+    if world.is_main():
+        _crew.leads = True
+        try:
+            with world.alone():
+                verb()
+            _send(None)
+        finally:
+            _crew.leads = False
+    else:
+        while (task := _received()) is not None:
+            task()
+
+
+def everywhere(make: Callable[..., T], *arguments: Any) -> T:
+    """`make(*arguments)` on all ranks; networks in what it returns are known to them all from then on.
+
+    Args:
+        make, arguments: picklable.
+
+    Raises:
+        MuError: it failed on some rank; the others compute on for what the main rank does instead.
+    """
+    if not _crew.leads:
+        return make(*arguments)
+    _send(partial(_follow_load, make, *arguments))
+    with world.alone(False):
+        return _load(make, *arguments)
+
+
+def each(compute: Callable[[Item], T], items: Sequence[Item]) -> Generator[T, None, None]:
+    """`compute` of each item, in order; the ranks take turns.
+
+    Args:
+        compute, items: picklable; results are not None.
+
+    Raises:
+        MuError: of the first item that cannot be computed.
+    """
+    return in_order(partial(_turns, compute, items))
+
+
+def in_order(share: Share[T]) -> Generator[T, None, None]:
+    """All parts of a work in order, of which each rank computes its own; a process of its own all of them.
+
+    Raises:
+        MuError: of the first part that cannot be computed.
+    """
+    if not _crew.leads:
+        with closing(share(0, 1)) as parts:
+            yield from (part for part in parts if part is not None)
+        return
+    _send(partial(_compute_share, share))
+    token = _crew.share = object()
+    with world.alone(False):
+        ranks = world.size()
+    try:
+        with closing(share(0, ranks)) as parts:
+            over = False
+            while not over:
+                if _crew.share is not token:
+                    raise RuntimeError("another share has begun before the end of this one")
+                own = _next(parts)
+                heads, others = _round(own[0])
+                if over := _is_over(heads):
+                    _crew.share = None
+                yield from _results([own, *zip([kind for kind, _ in heads[1:]], others, strict=True)])
+    except GeneratorExit:  # given up, for example to begin anew on another disk
+        if _crew.share is token:
+            _leave_share()
+        raise
+
+
+def share_of_rank(count: int, multiple: int = 1) -> int:
+    """How many of `count` samples each rank gets if all get as many, rounded up to a multiple."""
+    with world.alone(not _crew.leads):
+        ranks = world.size()
+    return max(1, -(-count // (ranks * multiple))) * multiple
+
+
+def _results(round_: Sequence[tuple[int, Any]]) -> Iterator[Any]:
+    """The parts of one round, rank after rank."""
+    for kind, value in round_:
+        if kind == FAILED:
+            raise value
+        if kind != round_[0][0]:
+            raise RuntimeError("the ranks have unequal numbers of parts")
+        if value is not None:
+            yield value
+
+
+def _turns(
+    compute: Callable[[Item], T], items: Sequence[Item], rank: int, ranks: int
+) -> Generator[T | None, None, None]:
+    for start in range(0, len(items), ranks):
+        own = start + rank
+        yield compute(items[own]) if own < len(items) else None
+
+
+def _compute_share(share: Share[Any]) -> None:
+    """On another rank than the main one: compute this rank's parts."""
+    with closing(share(world.rank(), world.size())) as parts:
+        while True:
+            kind, value = _next(parts)
+            heads, _ = _round(kind, b"" if kind == END else _pickled(value))
+            if _is_over(heads):
+                return
+
+
+def _next(parts: Iterator[Any]) -> tuple[int, Any]:
+    try:
+        return PART, next(parts)
+    except StopIteration:
+        return END, None
+    except MuError as error:
+        return FAILED, error
+
+
+def _is_over(heads: Sequence[tuple[int, int]]) -> bool:
+    """Whether a round is the last one of its share, by what all ranks know of it."""
+    return heads[0][0] == END or any(kind == FAILED for kind, _ in heads)
+
+
+def _leave_share() -> None:
+    """On the main rank: let the others leave a share that is not at its end."""
+    _crew.share = None
+    if not installed():  # else a signal has come, and ends them all
+        _round(END)
+
+
+def _load(make: Callable[..., T], *arguments: Any) -> T:
+    result: T | None = None
+    own: MuError | None = None
+    try:
+        result = make(*arguments)
+    except MuError as error:
+        own = error
+    problems = world.exchange(None if own is None else str(own))
+    if own is not None:
+        raise own
+    for rank, problem in enumerate(problems):
+        if problem is not None:
+            raise MuError(f"rank {rank}: {problem}")
+    for network in _networks(result):
+        _crew.modules += network.modules()
+    return result  # type: ignore[return-value]
+
+
+def _follow_load(make: Callable[..., Any], *arguments: Any) -> None:
+    with suppress(MuError):  # the main rank has it too, and decides
+        _load(make, *arguments)
+
+
+def _networks(value: Any) -> Iterator[nn.Module]:
+    """The networks in a result: dataclasses, tuples and lists of them at any depth."""
+    if isinstance(value, nn.Module):
+        yield value
+    elif is_dataclass(value):
+        for one in fields(value):
+            yield from _networks(getattr(value, one.name))
+    elif isinstance(value, tuple | list):
+        for one in value:
+            yield from _networks(one)
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self._numbers = {id(module): number for number, module in enumerate(_crew.modules)}
+
+    def persistent_id(self, value: Any) -> int | None:
+        if not isinstance(value, nn.Module):
+            return None
+        if id(value) not in self._numbers:
+            raise RuntimeError("a network that `everywhere` has not loaded")
+        return self._numbers[id(value)]
+
+
+class _Unpickler(pickle.Unpickler):
+    def persistent_load(self, number: Any) -> nn.Module:
+        return _crew.modules[number]
+
+
+def _pickled(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer).dump(value)
+    return buffer.getvalue()
+
+
+def _send(task: Callable[[], None] | None) -> None:
+    """On the main rank: what the others do next; None ends them."""
+    if _crew.share is not None:
+        _leave_share()
+    content = _pickled(task)
+    with world.alone(False):
+        # by the store: they may wait for hours, in which no collective operation may run out of time
+        world.exchange(len(content))
+        _wait(dist.broadcast(_tensor_of(content), 0, async_op=True))
+
+
+def _received() -> Callable[[], None] | None:
+    content = torch.empty(world.exchange(0)[0], dtype=torch.uint8)
+    _wait(dist.broadcast(content, 0, async_op=True))
+    task: Callable[[], None] | None = _Unpickler(io.BytesIO(content.numpy())).load()
+    return task
+
+
+def _round(kind: int, content: bytes = b"") -> tuple[list[tuple[int, int]], list[Any]]:
+    """Exchange what each rank brings.
+
+    Returns:
+        On all ranks the kind and the bytes of each rank's; on the main one the values of the other ranks.
+    """
+    with world.alone(False):
+        ranks, is_main = world.size(), world.is_main()
+        world.tick()
+    head = torch.tensor([kind, len(content)])
+    heads_R2 = [torch.empty_like(head) for _ in range(ranks)]
+    _wait(dist.all_gather(heads_R2, head, async_op=True))
+    heads = [(int(of_rank[0]), int(of_rank[1])) for of_rank in heads_R2]
+    longest = max(length for _, length in heads)
+    if not longest:
+        return heads, [None] * (ranks - 1)
+    own = torch.zeros(longest, dtype=torch.uint8)
+    own[: len(content)] = _tensor_of(content)
+    rows = [torch.empty_like(own) for _ in range(ranks)] if is_main else None
+    _wait(dist.gather(own, rows, 0, async_op=True))
+    parts = zip(rows or [], heads, strict=False)
+    values = [_Unpickler(io.BytesIO(row[:n].numpy())).load() if n else None for row, (_, n) in parts]
+    return heads, values[1:]
+
+
+def _tensor_of(content: bytes) -> Tensor:
+    if not content:  # which `frombuffer` refuses
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+def _wait(work: Any) -> None:
+    """Wait for a collective operation in Python, where signal handlers run, and not in C++."""
+    while not work.is_completed():
+        time.sleep(LOOK)
+    work.wait()
