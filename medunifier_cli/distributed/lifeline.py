@@ -57,10 +57,12 @@ class Lifeline:
         ranks: how many there are.
         timeout: seconds after which a rank that is silent or behind counts as hanging.
         launched: a parent process watches the ranks, and reports how one of them died.
+        setting: what sets the time-out, for messages.
     """
 
-    def __init__(self, rank: int, ranks: int, timeout: float, launched: bool) -> None:
+    def __init__(self, rank: int, ranks: int, timeout: float, launched: bool, setting: str = "") -> None:
         self.rank, self.ranks, self.timeout, self.launched = rank, ranks, timeout, launched
+        self.setting = setting
         self.verdict = ""
         """Why the group has ended; empty as long as it has not."""
         self.code = 1
@@ -218,7 +220,7 @@ class Lifeline:
         """Report the first rank that is silent, or behind the others, for longer than the time-out."""
         for rank, peer in list(self._peers.items()):
             if now - peer.heard > self.timeout:
-                self._lost(rank, peer, f"has not answered for {self.timeout:.0f} s (train.timeout)")
+                self._lost(rank, peer, f"has not answered for {self.timeout:.0f} s{self.setting}")
                 return
         if self.rank != 0 or not self._peers:
             return  # only rank 0 knows how far the others are
@@ -233,7 +235,7 @@ class Lifeline:
                 peer.behind_since = now
             elif now - peer.behind_since > self.timeout:
                 self._lost(
-                    rank, peer, f"has not come where the others wait for {self.timeout:.0f} s (train.timeout)"
+                    rank, peer, f"has not come where the others wait for {self.timeout:.0f} s{self.setting}"
                 )
                 return
 

@@ -45,17 +45,18 @@ class _Place:
 _place = _Place()
 
 
-def join(timeout: float) -> None:
+def join(timeout: float, setting: str = " (train.timeout)") -> None:
     """Meet the other ranks of the group that torch has formed, and begin to watch them; nothing for one rank.
 
     Args:
         timeout: seconds after which a rank that is silent or behind ends the run.
+        setting: what sets it, for messages, where the user can.
     """
     if size() == 1 or _place.meeting is not None:
         return
     meeting = _place.meeting = Meeting(rank(), size())
     address = os.environ["MASTER_ADDR"]
-    lifeline = Lifeline(rank(), size(), timeout, launched="FORK_LAUNCHED" in os.environ)
+    lifeline = Lifeline(rank(), size(), timeout, "FORK_LAUNCHED" in os.environ, setting)
     away: list[int] = []
     if is_main():
         server, place = lifeline.listen(address)

@@ -45,8 +45,8 @@ LIMIT = 3600.0
 longer than any part takes, as one that fails or dies is noticed at once."""
 MARGIN = 60.0
 """Seconds by which torch's time-out is longer, which cannot say who hangs."""
-LOOK = 0.001
-"""Seconds between two looks at whether an exchange is complete."""
+LOOK = (0.0005, 0.02)
+"""Seconds between two looks at whether an exchange is complete: at first, and at most."""
 PART, END, FAILED = range(3)
 """What a rank brings to a round: a part, nothing any more, or the error that it ran into."""
 
@@ -57,8 +57,8 @@ class _Crew:
 
     leads: bool = False
     """It is the main rank of several, and runs the verb."""
-    modules: list[nn.Module] = field(default_factory=list)
-    """All networks that `everywhere` has loaded and their parts, in the same order on all ranks."""
+    known: list[object] = field(default_factory=list)
+    """What `everywhere` has made, the networks in it and their parts, in the same order on all ranks."""
     share: object = None
     """Stands for the share that the ranks are at; None between two."""
 
@@ -66,7 +66,7 @@ class _Crew:
 _crew = _Crew()
 
 
-def on_all_ranks(verb: Callable[[], None]) -> None:
+def on_all_ranks(verb: Callable[[], object]) -> None:
     """Run a verb on the main rank of the group that this process belongs to; the others compute for it.
 
     Raises:
@@ -78,7 +78,7 @@ def on_all_ranks(verb: Callable[[], None]) -> None:
     if cards := torch.cuda.device_count():
         # a task of `srun --gpus-per-task=1` sees its own card alone
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % cards)
-    world.join(LIMIT)
+    world.join(LIMIT, setting="")
     if (share := limit_threads(ranks_here())) and not cards and world.is_main():
         say(f"{share}; OMP_NUM_THREADS sets another number")
     if world.is_main():
@@ -95,7 +95,7 @@ def on_all_ranks(verb: Callable[[], None]) -> None:
 
 
 def everywhere(make: Callable[..., T], *arguments: Any) -> T:
-    """`make(*arguments)` on all ranks; networks in what it returns are known to them all from then on.
+    """`make(*arguments)` on all ranks; it and the networks in it are known to them all from then on.
 
     Args:
         make, arguments: picklable.
@@ -108,6 +108,19 @@ def everywhere(make: Callable[..., T], *arguments: Any) -> T:
     _send(partial(_follow_load, make, *arguments))
     with world.alone(False):
         return _load(make, *arguments)
+
+
+def known_everywhere(value: T) -> T:
+    """The value itself, which all ranks get once: what is handed out later holds a reference to it.
+
+    Args:
+        value: of one of our classes, and not changed from here on; picklable.
+    """
+    return everywhere(_itself, value)
+
+
+def _itself(value: T) -> T:
+    return value
 
 
 def each(compute: Callable[[Item], T], items: Sequence[Item]) -> Generator[T, None, None]:
@@ -223,8 +236,10 @@ def _load(make: Callable[..., T], *arguments: Any) -> T:
     for rank, problem in enumerate(problems):
         if problem is not None:
             raise MuError(f"rank {rank}: {problem}")
+    if type(result).__module__.startswith("medunifier_cli."):
+        _crew.known.append(result)
     for network in _networks(result):
-        _crew.modules += network.modules()
+        _crew.known += network.modules()
     return result  # type: ignore[return-value]
 
 
@@ -248,19 +263,18 @@ def _networks(value: Any) -> Iterator[nn.Module]:
 class _Pickler(pickle.Pickler):
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self._numbers = {id(module): number for number, module in enumerate(_crew.modules)}
+        self._numbers = {id(value): number for number, value in enumerate(_crew.known)}
 
     def persistent_id(self, value: Any) -> int | None:
-        if not isinstance(value, nn.Module):
-            return None
-        if id(value) not in self._numbers:
+        number = self._numbers.get(id(value))
+        if number is None and isinstance(value, nn.Module):
             raise RuntimeError("a network that `everywhere` has not loaded")
-        return self._numbers[id(value)]
+        return number
 
 
 class _Unpickler(pickle.Unpickler):
-    def persistent_load(self, number: Any) -> nn.Module:
-        return _crew.modules[number]
+    def persistent_load(self, number: Any) -> object:
+        return _crew.known[number]
 
 
 def _pickled(value: Any) -> bytes:
@@ -320,6 +334,8 @@ def _tensor_of(content: bytes) -> Tensor:
 
 def _wait(work: Any) -> None:
     """Wait for a collective operation in Python, where signal handlers run, and not in C++."""
+    pause = LOOK[0]
     while not work.is_completed():
-        time.sleep(LOOK)
+        time.sleep(pause)
+        pause = min(2 * pause, LOOK[1])
     work.wait()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -18,7 +20,10 @@ import torch
 from safetensors.torch import load_file
 
 from medunifier_cli.checkpoint import store
+from medunifier_cli.evaluate.benchmark import count_samples
 from medunifier_cli.run.log import read_log
+from tests.folders import ROOT
+from tests.run import sharing_ranks
 from tests.run.small_priors import PRIORS, call, fit_small_priors
 
 
@@ -26,6 +31,79 @@ from tests.run.small_priors import PRIORS, call, fit_small_priors
 def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, a pre-training run `model` and its priors `priors` under one folder."""
     return fit_small_priors(tmp_path_factory.mktemp("priors"))
+
+
+SHARED = {
+    "_embedded", "_match_block", "_reports", "_sample_images", "_reconstructed", "_embed_files",
+    "_reports_of_files", "query_means", "_seen", "_most_correlated",
+}  # fmt: skip
+"""What takes long in the verbs that measure, by the function that does it."""
+
+
+def test_every_verb_gives_on_two_ranks_what_one_process_gives(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit of every file, and what is printed is printed once; both ranks compute."""
+    printed, written = [], []
+    for ranks in (1, 2):
+        for name in ("data", "runs/model", "runs/priors"):
+            shutil.copytree(road / name, tmp_path / name)
+        monkeypatch.setenv("MU_DATA", str(tmp_path / "data"))
+        monkeypatch.setenv("MU_RUNS", str(tmp_path / "runs"))
+        before = set(_files(tmp_path))
+        printed.append(_alone(tmp_path) if ranks == 1 else _on_two_ranks(tmp_path))
+        written.append({name: body for name, body in _files(tmp_path).items() if name not in before})
+        if ranks == 1:
+            shutil.rmtree(tmp_path / "data")
+            shutil.rmtree(tmp_path / "runs")
+            shutil.rmtree(tmp_path / "out")
+    assert printed[0] == printed[1]
+    assert "cache/embeddings-phantom-test.h5" in " ".join(written[0])
+    assert sorted(written[1]) == sorted(written[0])
+    assert [name for name, body in written[0].items() if written[1][name] != body] == []
+    computed = [json.loads((tmp_path / f"rank-{number}.json").read_text()) for number in (0, 1)]
+    assert [set(of_rank) for of_rank in computed] == [SHARED, SHARED]
+    assert all(min(of_rank.values()) > 0 for of_rank in computed), computed
+
+
+def test_samples_are_counted_by_the_manifest(road: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To choose how many processes share the work."""
+    monkeypatch.setenv("MU_DATA", str(road / "data"))
+    monkeypatch.setenv("MU_RUNS", str(road / "runs"))
+    (road / "keys.txt").write_text("a\nb\n")
+    assert count_samples("retrieve", "model", split="test") == 40
+    assert count_samples("synthesize", "priors", split="valid") == 30
+    assert count_samples("zeroshot", "model", ids=road / "keys.txt") == 2
+    assert count_samples("zeroshot", "model", split="nope") == 1, "the verb says so"
+
+
+def _files(root: Path) -> dict[str, bytes]:
+    """All files of the verbs; but caches of folders of images are named by when these were written."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for place in (root / "out", root / "runs")
+        for path in place.rglob("*")
+        if path.is_file() and not path.name.startswith("pooled-")
+    }
+
+
+def _alone(root: Path) -> str:
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        sharing_ranks.small_blocks(patch)
+        sharing_ranks.run_all(root)
+    return printed.getvalue()
+
+
+def _on_two_ranks(root: Path) -> str:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "tests.run.sharing_ranks", str(root)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_result_gives_nats_beside_the_unigrams(road: Path) -> None:

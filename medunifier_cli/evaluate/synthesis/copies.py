@@ -31,7 +31,7 @@ from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import MuError
 from medunifier_cli.evaluate.benchmark import open_benchmark
 from medunifier_cli.evaluate.results import Metric, Result, mean
-from medunifier_cli.evaluate.sharing import each
+from medunifier_cli.evaluate.sharing import each, known_everywhere
 from medunifier_cli.evaluate.synthesis.frechet import Scorer
 from medunifier_cli.evaluate.synthesis.image_sets import (
     CodedImages,
@@ -96,13 +96,13 @@ def find_copies(scorer: Scorer, fake: str, real: str = "", heldout: str = "") ->
         MuError: the run names no held-out split and none is given.
     """
     pretrained = scorer.pretrained
-    train = _training_images(scorer, real)
-    fakes = open_images(pretrained, fake)
+    train = known_everywhere(_training_images(scorer, real))
+    fakes = known_everywhere(open_images(pretrained, fake))
     split = heldout or pretrained.recipe.data.test or pretrained.recipe.data.valid
     if not split:
         raise MuError(f"{pretrained.run.folder}: its recipe names no held-out split; name one with --heldout")
     heldout_split = open_benchmark(pretrained, split=split, class_texts=True)
-    unseen = SplitImages(heldout_split, pretrained.recipe.data.train)
+    unseen = known_everywhere(SplitImages(heldout_split, pretrained.recipe.data.train))
     judged, held_out_neighbours = _compare(pretrained, train, fakes, unseen)
     comparisons = {
         name: nearness(judged[name].distance_n, reference.distance_n)
@@ -142,11 +142,11 @@ def _compare(
     judged = {AS_THEY_ARE: plain}
     held_out = {AS_THEY_ARE: _nearest_training(pretrained, train, unseen, count)}
     if pretrained.recipe.objectives.tig:
-        smooth = CodedImages(pretrained, unseen)
+        smooth = known_everywhere(CodedImages(pretrained, unseen))
         judged[RECONSTRUCTED] = plain
         held_out[RECONSTRUCTED] = _nearest_training(pretrained, train, smooth, count)
         if isinstance(train, SplitImages):  # a folder has no texts, which encoding to codes needs
-            coded = CodedImages(pretrained, train)
+            coded = known_everywhere(CodedImages(pretrained, train))
             # The judged images themselves went through the decoder already: once is enough.
             judged[ALL_RECONSTRUCTED] = _nearest_training(pretrained, coded, fakes, len(fakes))
             held_out[ALL_RECONSTRUCTED] = _nearest_training(pretrained, coded, smooth, count)

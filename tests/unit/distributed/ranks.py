@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 
@@ -147,7 +147,7 @@ def work(case: str) -> None:
     CASES[case]()
 
 
-def fork(case: str, rank: int, port: int, out: Path) -> int:
+def fork(case: str, rank: int, port: int, out: Path, work: Callable[[str], None]) -> int:
     """Start one rank of a case; its process number."""
     number = os.fork()
     if number:
@@ -173,12 +173,12 @@ def fork(case: str, rank: int, port: int, out: Path) -> int:
 class Pair:
     """The two ranks of a case; their exit codes are negative for a signal, None for one that does not end."""
 
-    def __init__(self, case: str, out: Path) -> None:
+    def __init__(self, case: str, out: Path, work: Callable[[str], None]) -> None:
         self.case = case
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.running = {rank: fork(case, rank, port, out) for rank in range(2)}
+        self.running = {rank: fork(case, rank, port, out, work) for rank in range(2)}
         self.codes: list[int | None] = [None, None]
         self.deadline = time.monotonic() + PATIENCE
 
@@ -196,11 +196,11 @@ class Pair:
         return not self.running
 
 
-def main(out: Path) -> None:
-    waiting, pairs, done = list(CASES), list[Pair](), list[Pair]()
+def main(out: Path, cases: Iterable[str] = CASES, work: Callable[[str], None] = work) -> None:
+    waiting, pairs, done = list(cases), list[Pair](), list[Pair]()
     while waiting or pairs:
         while waiting and len(pairs) < AT_ONCE:
-            pairs.append(Pair(waiting.pop(0), out))
+            pairs.append(Pair(waiting.pop(0), out, work))
         done += [pair for pair in pairs if pair.ended()]
         pairs = [pair for pair in pairs if pair not in done]
         time.sleep(0.02)
