@@ -1,9 +1,9 @@
-"""All verbs that measure, in small blocks: in this process, or as one of several ranks.
+"""All verbs that measure, in small blocks: in this process, or on two ranks.
 
-python -m torch.distributed.run --nproc-per-node=2 -m tests.run.sharing_ranks ROOT
+python -m tests.run.sharing_ranks ROOT
 
 ROOT has the data and runs of `small_priors.fit_small_priors`. Each rank writes what it has computed to
-ROOT/rank-N.json.
+ROOT/rank-N.json; see `tests.unit.distributed.ranks` for ROOT/ranks.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import pytest
 import torch
 
 from medunifier_cli.cli import mu
-from medunifier_cli.distributed import group, rank
 from medunifier_cli.evaluate import sharing
 from medunifier_cli.evaluate.ranks import _on_rank
 from medunifier_cli.evaluate.reports import writer
 from medunifier_cli.evaluate.retrieval import embed, rerank, zeroshot
 from medunifier_cli.evaluate.synthesis import copies, image_sets, synthesis
 from medunifier_cli.scores.text import meteor
+from tests.unit.distributed import ranks
 
 BLOCKS: dict[Any, dict[str, int]] = {
     embed: {"BATCH": 8}, writer: {"BATCH": 5}, zeroshot: {"BATCH": 3}, rerank: {"IMAGES_AT_ONCE": 7},
@@ -42,8 +42,6 @@ def commands(out: Path) -> list[list[str]]:
     of_test = ("--run", "model", "--split", "test")
     lines: list[tuple[object, ...]] = [
         ("retrieve", *of_test, "--rerank", 5),
-        ("retrieve", *of_test, "--query", "large effusion", "--rerank", 9, "--out", out / "gallery"),
-        ("zeroshot", *of_test),
         ("report", *of_test, "--limit", 23, "--sample", "nucleus", "--max-tokens", 9,
          "--out", out / "reports"),
         ("synthesize", "--run", "priors", "--n", 27, "--prompts", "report", "--guidance", 2, "--batch", 8,
@@ -93,10 +91,9 @@ def work_of(parts: Iterator[Any]) -> str:
     return str(compute.__name__)
 
 
-def main() -> None:
+def measure(root: Path, _: str) -> None:
     """One rank."""
-    root, computed = Path(sys.argv[1]), Counter[str]()
-    next_part = sharing._next
+    computed, next_part = Counter[str](), sharing._next
 
     def counted(parts: Iterator[Any]) -> tuple[int, Any]:
         name = work_of(parts)
@@ -104,16 +101,18 @@ def main() -> None:
         computed[name] += kind == sharing.PART and part is not None
         return kind, part
 
-    def work() -> None:
-        _on_rank(__spec__.name, "everything", {"root": root})
-        (root / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(computed))
-
-    group.joined_group()
     with pytest.MonkeyPatch.context() as patch:
         small_blocks(patch)
         patch.setattr(sharing, "_next", counted)
-        rank.run_rank(work, (), group.joined_rank())
+        _on_rank(__name__, "everything", {"root": root})
+    (root / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(computed))
+
+
+def main(root: Path) -> None:
+    """Both ranks, forked, as imports take longer than the verbs."""
+    (root / "ranks").mkdir()
+    ranks.main(root / "ranks", ["everything"], partial(measure, root))
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -25,6 +25,7 @@ from medunifier_cli.run.log import read_log
 from tests.folders import ROOT
 from tests.run import sharing_ranks
 from tests.run.small_priors import PRIORS, call, fit_small_priors
+from tests.unit.distributed.test_lifeline import Outcomes
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_every_verb_gives_on_two_ranks_what_one_process_gives(
             shutil.rmtree(tmp_path / "data")
             shutil.rmtree(tmp_path / "runs")
             shutil.rmtree(tmp_path / "out")
-    assert printed[0] == printed[1]
+    assert printed[0] == printed[1] != ""
     assert "cache/embeddings-phantom-test.h5" in " ".join(written[0])
     assert sorted(written[1]) == sorted(written[0])
     assert [name for name, body in written[0].items() if written[1][name] != body] == []
@@ -96,14 +97,39 @@ def _alone(root: Path) -> str:
 
 
 def _on_two_ranks(root: Path) -> str:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "tests.run.sharing_ranks", str(root)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    command = [sys.executable, "-m", "tests.run.sharing_ranks", str(root)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run(command, cwd=ROOT, env=environment, timeout=400, check=True)
+    outcomes = Outcomes(root / "ranks")
+    assert outcomes.codes["everything"] == [0, 0], outcomes.printed("everything", 0)
+    assert outcomes.printed("everything", 1, "out") == ""
+    return outcomes.printed("everything", 0, "out")
+
+
+@pytest.mark.slow
+def test_ranks_of_torchrun_and_of_the_option_write_the_reports_of_one_process(
+    road: Path, tmp_path: Path
+) -> None:
+    words = ["report", "--run", "model", "--split", "test", "--max-tokens", "9", "--out"]
+    started = {
+        "one": ["-m", "medunifier_cli", *words],
+        "option": ["-m", "medunifier_cli", *words, "option", "--num-processes", "2"],
+        "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
+                     "medunifier_cli", *words],
+    }  # fmt: skip
+    environment = {
+        **os.environ, "MU_DATA": str(road / "data"), "MU_RUNS": str(road / "runs"), "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    shown = {}
+    for name, command in started.items():
+        command = [sys.executable, *command] + ([] if name in command else [name])
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        shown[name] = done.stdout, {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+    assert shown["one"] == shown["option"] == shown["torchrun"]
 
 
 def test_result_gives_nats_beside_the_unigrams(road: Path) -> None:
