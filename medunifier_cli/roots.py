@@ -102,7 +102,7 @@ def newest_run(fits: Callable[[Path], bool], verb: str) -> Path:
 
     Args:
         fits: whether a run folder has what the verb needs.
-        verb: for the message.
+        verb: for the message; empty prints none.
 
     Raises:
         CheckpointError: there is no such run.
@@ -114,7 +114,8 @@ def newest_run(fits: Callable[[Path], bool], verb: str) -> Path:
             f"no run found under {runs_root()}/ that fits `{verb}`: it needs `mu {needed}` first"
         )
     newest = max(candidates, key=lambda run: (_last_trained(run), run.name))
-    say(f"{verb} uses the newest run that fits: {newest}")
+    if verb:
+        say(f"{verb} uses the newest run that fits: {newest}")
     return newest
 
 

@@ -32,7 +32,7 @@ def _count(files: tuple[Path, ...], name: str, dataset: str, split: str, limit: 
 
     if files:
         return len(files_under(files))
-    count = count_samples("report", name, dataset, split)
+    count = count_samples(name, dataset, split)
     return min(count, limit or count)
 
 

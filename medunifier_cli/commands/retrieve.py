@@ -15,7 +15,7 @@ from medunifier_cli.terminal.say import show
 def _count(name: str, dataset: str, split: str, ids: Path | None, **_: Any) -> int:
     from medunifier_cli.evaluate.benchmark import count_samples
 
-    return count_samples("retrieve", name, dataset, split, ids)
+    return count_samples(name, dataset, split, ids)
 
 
 @click.command()

@@ -57,7 +57,7 @@ def _count(runs: tuple[str, ...], fake: str, **_: Any) -> int:
         return sum(1 for path in folder.rglob("*") if path.is_file())
     from medunifier_cli.evaluate.benchmark import count_samples
 
-    return count_samples("score --fake", runs[0] if runs else "", split=fake)
+    return count_samples(runs[0] if runs else "", split=fake)
 
 
 @click.command()

@@ -41,7 +41,7 @@ def _count(
         from medunifier_cli.evaluate.benchmark import count_samples
 
         of_split = split if reconstructed == HELD_OUT else reconstructed
-        return count_samples("--reconstruct", name, data, of_split)
+        return count_samples(name, data, of_split)
     path = Path(prompts)
     return len(text_lines(path)) if prompts and path.is_file() else DEFAULT_N
 

@@ -20,7 +20,7 @@ def _count(
 
     if save_prompts:
         return 0
-    return len(files) or count_samples("zeroshot", name, dataset, split, ids)
+    return len(files) or count_samples(name, dataset, split, ids)
 
 
 @click.command()

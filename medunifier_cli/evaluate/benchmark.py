@@ -127,17 +127,17 @@ def patients(source: SplitSource, numbers: NDArray[np.int64]) -> NDArray[np.uint
     return patient_n if len(np.unique(patient_n)) > 1 else None
 
 
-def count_samples(verb: str, name: str, dataset: str = "", split: str = "", ids: Path | None = None) -> int:
+def count_samples(name: str, dataset: str = "", split: str = "", ids: Path | None = None) -> int:
     """How many samples a verb opens, about, by the manifest alone; 1 where that does not say.
 
     Args:
-        verb, name: as for `pretrained_run`.
+        name: of a pre-training run or a run of priors; empty for the newest.
         dataset, split, ids: as for `open_benchmark`.
 
     Raises:
         MuError: no such run, data set or list.
     """
-    run = base_of(run_for(name, verb, PretrainRecipe, PriorRecipe))
+    run = base_of(run_for(name, "", PretrainRecipe, PriorRecipe))
     if ids is not None:
         return len(read_keys(ids))
     recipe = recipe_of(run) if run is not None else None

@@ -72,10 +72,10 @@ def test_samples_are_counted_by_the_manifest(road: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("MU_DATA", str(road / "data"))
     monkeypatch.setenv("MU_RUNS", str(road / "runs"))
     (road / "keys.txt").write_text("a\nb\n")
-    assert count_samples("retrieve", "model", split="test") == 40
-    assert count_samples("synthesize", "priors", split="valid") == 30
-    assert count_samples("zeroshot", "model", ids=road / "keys.txt") == 2
-    assert count_samples("zeroshot", "model", split="nope") == 1, "the verb says so"
+    assert count_samples("model", split="test") == 40
+    assert count_samples("priors", split="valid") == 30
+    assert count_samples("model", ids=road / "keys.txt") == 2
+    assert count_samples("model", split="nope") == 1, "the verb says so"
 
 
 def _files(root: Path) -> dict[str, bytes]:
