@@ -150,7 +150,8 @@ def count_samples(name: str, dataset: str = "", split: str = "", ids: Path | Non
     if subset is not None:
         return len(subset["keys"])
     heldout = own.test if dataset in ("", own.dataset) else "test"
-    return manifest.get("splits", {}).get(split or heldout, {}).get("samples", 1)
+    entry = manifest.get("splits", {}).get(split or heldout)
+    return entry.get("samples", 1) if entry is not None else 1
 
 
 def _shards_of(own: DataConfig, name: str, given: str = "") -> Path:

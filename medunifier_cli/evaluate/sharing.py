@@ -116,7 +116,8 @@ def known_everywhere(value: T) -> T:
     Args:
         value: of one of our classes, and not changed from here on; picklable.
     """
-    return everywhere(_itself, value)
+    known: T = everywhere(_itself, value)
+    return known
 
 
 def _itself(value: T) -> T:
@@ -297,7 +298,7 @@ def _send(task: Callable[[], None] | None) -> None:
 def _received() -> Callable[[], None] | None:
     content = torch.empty(world.exchange(0)[0], dtype=torch.uint8)
     _wait(dist.broadcast(content, 0, async_op=True))
-    task: Callable[[], None] | None = _Unpickler(io.BytesIO(content.numpy())).load()
+    task: Callable[[], None] | None = _Unpickler(io.BytesIO(content.numpy().tobytes())).load()
     return task
 
 
@@ -322,7 +323,9 @@ def _round(kind: int, content: bytes = b"") -> tuple[list[tuple[int, int]], list
     rows = [torch.empty_like(own) for _ in range(ranks)] if is_main else None
     _wait(dist.gather(own, rows, 0, async_op=True))
     parts = zip(rows or [], heads, strict=False)
-    values = [_Unpickler(io.BytesIO(row[:n].numpy())).load() if n else None for row, (_, n) in parts]
+    values = [
+        _Unpickler(io.BytesIO(row[:n].numpy().tobytes())).load() if n else None for row, (_, n) in parts
+    ]
     return heads, values[1:]
 
 
