@@ -4,31 +4,36 @@ A verb is written as for one process, and the main rank alone runs it: it opens 
 prints and writes. What takes long it hands out: the model is loaded by `everywhere`, and samples are encoded,
 decoded or drawn by `in_order` or `each`. There all ranks compute their part, and the others wait otherwise.
 Samples come in the same blocks as in one process, so no number depends on how many ranks there are.
-
-What is handed out, and what comes back, travels pickled between the processes of one command. Networks do not
-travel: a reference to one stands for that which each rank has loaded itself.
 """
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from medunifier_cli.distributed import world
 from medunifier_cli.distributed.group import gathering
 from medunifier_cli.errors import MuError
+from medunifier_cli.evaluate.exchange import (
+    END,
+    FAILED,
+    PART,
+    bring,
+    broadcast,
+    pickled,
+    receive,
+    remember,
+    unpickled,
+)
 from medunifier_cli.run.processors import limit_threads, ranks_here
 from medunifier_cli.stopping import installed
 from medunifier_cli.terminal.say import say
@@ -45,10 +50,6 @@ LIMIT = 3600.0
 longer than any part takes, as one that fails or dies is noticed at once."""
 MARGIN = 60.0
 """Seconds by which torch's time-out is longer, which cannot say who hangs."""
-LOOK = (0.0005, 0.02)
-"""Seconds between two looks at whether an exchange is complete: at first, and at most."""
-PART, END, FAILED = range(3)
-"""What a rank brings to a round: a part, nothing any more, or the error that it ran into."""
 
 
 @dataclass
@@ -57,8 +58,6 @@ class _Crew:
 
     leads: bool = False
     """It is the main rank of several, and runs the verb."""
-    known: list[object] = field(default_factory=list)
-    """What `everywhere` has made, the networks in it and their parts, in the same order on all ranks."""
     share: object = None
     """Stands for the share that the ranks are at; None between two."""
 
@@ -157,7 +156,7 @@ def in_order(share: Share[T]) -> Generator[T, None, None]:
                 if _crew.share is not token:
                     raise RuntimeError("another share has begun before the end of this one")
                 own = _next(parts)
-                heads, others = _round(own[0])
+                heads, others = bring(own[0])
                 if over := _is_over(heads):
                     _crew.share = None
                 yield from _results([own, *zip([kind for kind, _ in heads[1:]], others, strict=True)])
@@ -198,7 +197,7 @@ def _compute_share(share: Share[Any]) -> None:
     with closing(share(world.rank(), world.size())) as parts:
         while True:
             kind, value = _next(parts)
-            heads, _ = _round(kind, b"" if kind == END else _pickled(value))
+            heads, _ = bring(kind, b"" if kind == END else pickled(value))
             if _is_over(heads):
                 return
 
@@ -221,7 +220,7 @@ def _leave_share() -> None:
     """On the main rank: let the others leave a share that is not at its end."""
     _crew.share = None
     if not installed():  # else a signal has come, and ends them all
-        _round(END)
+        bring(END)
 
 
 def _load(make: Callable[..., T], *arguments: Any) -> T:
@@ -238,9 +237,9 @@ def _load(make: Callable[..., T], *arguments: Any) -> T:
         if problem is not None:
             raise MuError(f"rank {rank}: {problem}")
     if type(result).__module__.startswith("medunifier_cli."):
-        _crew.known.append(result)
+        remember([result])
     for network in _networks(result):
-        _crew.known += network.modules()
+        remember(network.modules())
     return result  # type: ignore[return-value]
 
 
@@ -261,84 +260,17 @@ def _networks(value: Any) -> Iterator[nn.Module]:
             yield from _networks(one)
 
 
-class _Pickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self._numbers = {id(value): number for number, value in enumerate(_crew.known)}
-
-    def persistent_id(self, value: Any) -> int | None:
-        number = self._numbers.get(id(value))
-        if number is None and isinstance(value, nn.Module):
-            raise RuntimeError("a network that `everywhere` has not loaded")
-        return number
-
-
-class _Unpickler(pickle.Unpickler):
-    def persistent_load(self, number: Any) -> object:
-        return _crew.known[number]
-
-
-def _pickled(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    _Pickler(buffer).dump(value)
-    return buffer.getvalue()
-
-
 def _send(task: Callable[[], None] | None) -> None:
     """On the main rank: what the others do next; None ends them."""
     if _crew.share is not None:
         _leave_share()
-    content = _pickled(task)
+    content = pickled(task)
     with world.alone(False):
         # by the store: they may wait for hours, in which no collective operation may run out of time
         world.exchange(len(content))
-        _wait(dist.broadcast(_tensor_of(content), 0, async_op=True))
+        broadcast(content)
 
 
 def _received() -> Callable[[], None] | None:
-    content = torch.empty(world.exchange(0)[0], dtype=torch.uint8)
-    _wait(dist.broadcast(content, 0, async_op=True))
-    task: Callable[[], None] | None = _Unpickler(io.BytesIO(content.numpy().tobytes())).load()
+    task: Callable[[], None] | None = unpickled(receive(world.exchange(0)[0]))
     return task
-
-
-def _round(kind: int, content: bytes = b"") -> tuple[list[tuple[int, int]], list[Any]]:
-    """Exchange what each rank brings.
-
-    Returns:
-        On all ranks the kind and the bytes of each rank's; on the main one the values of the other ranks.
-    """
-    with world.alone(False):
-        ranks, is_main = world.size(), world.is_main()
-        world.tick()
-    head = torch.tensor([kind, len(content)])
-    heads_R2 = [torch.empty_like(head) for _ in range(ranks)]
-    _wait(dist.all_gather(heads_R2, head, async_op=True))
-    heads = [(int(of_rank[0]), int(of_rank[1])) for of_rank in heads_R2]
-    longest = max(length for _, length in heads)
-    if not longest:
-        return heads, [None] * (ranks - 1)
-    own = torch.zeros(longest, dtype=torch.uint8)
-    own[: len(content)] = _tensor_of(content)
-    rows = [torch.empty_like(own) for _ in range(ranks)] if is_main else None
-    _wait(dist.gather(own, rows, 0, async_op=True))
-    parts = zip(rows or [], heads, strict=False)
-    values = [
-        _Unpickler(io.BytesIO(row[:n].numpy().tobytes())).load() if n else None for row, (_, n) in parts
-    ]
-    return heads, values[1:]
-
-
-def _tensor_of(content: bytes) -> Tensor:
-    if not content:  # which `frombuffer` refuses
-        return torch.empty(0, dtype=torch.uint8)
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
-
-
-def _wait(work: Any) -> None:
-    """Wait for a collective operation in Python, where signal handlers run, and not in C++."""
-    pause = LOOK[0]
-    while not work.is_completed():
-        time.sleep(pause)
-        pause = min(2 * pause, LOOK[1])
-    work.wait()

@@ -64,7 +64,7 @@ def test_damage_ends_all_by_the_line_that_one_process_says(outcomes: Outcomes, c
         ("killed", [1, -signal.SIGKILL], "mu: rank 1 ("),
         ("a_bug", [1, 1], "mu: rank 1: unexpected ValueError in "),
         ("crossed", [1, 1], "mu: unexpected RuntimeError in sharing.py"),
-        ("foreign_network", [1, 1], "mu: unexpected RuntimeError in sharing.py"),
+        ("foreign_network", [1, 1], "mu: unexpected RuntimeError in exchange.py"),
         ("main_fails", [1, 1], "mu: results.json: no space left"),
         ("interrupted", [130, 130], "mu: interrupted"),
     ],
