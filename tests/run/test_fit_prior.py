@@ -114,7 +114,8 @@ def test_ranks_of_torchrun_and_of_the_option_write_the_reports_of_one_process(
     started = {
         "one": ["-m", "medunifier_cli", *words],
         "option": ["-m", "medunifier_cli", *words, "option", "--num-processes", "2"],
-        "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
+        # without `--` it takes `--run` for one of its own
+        "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--",
                      "medunifier_cli", *words],
     }  # fmt: skip
     environment = {
