@@ -1,4 +1,4 @@
-"""Restore the two priors of a run of `mu fit-prior` with the pre-trained model whose codes they model."""
+"""Restore the priors of a run of `mu fit-prior` with the pre-trained model whose codes they model."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
+from medunifier_cli.data.batch import PackedText
 from medunifier_cli.data.subset import parts_of
 from medunifier_cli.errors import CheckpointError
+from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.weights import fitting, without_drawing
+from medunifier_cli.prior.contract import TextStates
+from medunifier_cli.prior.masked.prior import MaskedPrior
+from medunifier_cli.prior.masked.shape import MaskedShape
 from medunifier_cli.prior.pair import PriorPair
 from medunifier_cli.prior.shape import PriorShape
 from medunifier_cli.recipe.load import load_saved, stage_of
@@ -24,11 +30,11 @@ from medunifier_cli.run.record import Run
 
 @dataclass(frozen=True)
 class FittedPriors:
-    """Both priors as a run left them."""
+    """The priors of both levels as a run left them."""
 
     run: Run
     recipe: PriorRecipe
-    pair: PriorPair
+    prior: PriorPair | MaskedPrior
     """In evaluation mode, on the model's device."""
     pretrained: PretrainedRun
     """The pre-trained model whose codes they were fitted on."""
@@ -70,8 +76,20 @@ def on_their_data(fitted: FittedPriors) -> PretrainedRun:
     return replace(trained, recipe=replace(trained.recipe, data=data))
 
 
-def build_pair(recipe: PriorRecipe, pretrained: PretrainedRun) -> PriorPair:
+def build_prior(recipe: PriorRecipe, pretrained: PretrainedRun) -> PriorPair | MaskedPrior:
     """New priors with random weights, in the sizes that the recipe and the pre-trained model require."""
+    if recipe.prior.kind == "pixelsnail":
+        return _build_pair(recipe, pretrained)
+    model = pretrained.recipe.model
+    text = model.qformer.width if recipe.prior.condition == "text" else 0
+    shape = MaskedShape(
+        **vars(recipe.prior.masked), codes=model.generator.codebook_size, text_width=text,
+        top_edge=pretrained.model.generator.top,
+    )  # fmt: skip
+    return MaskedPrior(shape)
+
+
+def _build_pair(recipe: PriorRecipe, pretrained: PretrainedRun) -> PriorPair:
     generator, priors = pretrained.recipe.model.generator, recipe.prior
     codes = generator.codebook_size
     text = pretrained.recipe.model.qformer.width if priors.condition == "text" else 0
@@ -86,6 +104,14 @@ def build_pair(recipe: PriorRecipe, pretrained: PretrainedRun) -> PriorPair:
         pair.top.set_codebooks(top.code_KC.detach().cpu())
         pair.bottom.set_codebooks(bottom.code_KC.detach().cpu(), top.code_KC.detach().cpu())
     return pair
+
+
+def text_states(pretrained: PretrainedRun, text: PackedText) -> TextStates:
+    """The states of the text pass at every token of some texts, as a prior reads them."""
+    with measuring():
+        state_ND = pretrained.model.qformer.encode_text(text, states=True).float()
+    parts = state_ND.split(text.lengths_B.tolist())
+    return TextStates(pad_sequence(parts, batch_first=True), text.lengths_B.to(state_ND.device))
 
 
 def restore_priors(run: Run, device: torch.device | None = None) -> FittedPriors:
@@ -109,10 +135,11 @@ def restore_priors(run: Run, device: torch.device | None = None) -> FittedPriors
             f"{pretrained.run.folder} holds {pretrained.identity}; run `mu fit-prior` with another --run"
         )
     with without_drawing():
-        pair = build_pair(recipe, pretrained)
+        prior = build_prior(recipe, pretrained)
     try:
-        pair.load_state_dict(fitting(pair, checkpoint.tensors["model"]), assign=True)
+        prior.load_state_dict(fitting(prior, checkpoint.tensors["model"]), assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{run.folder}: its checkpoint does not fit its recipe") from error
     identity = store.identity(run.checkpoints, checkpoint.step)
-    return FittedPriors(run, recipe, pair.to(pretrained.device).eval(), pretrained, checkpoint.step, identity)
+    prior = prior.to(pretrained.device).eval()
+    return FittedPriors(run, recipe, prior, pretrained, checkpoint.step, identity)

@@ -26,7 +26,7 @@ from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, evaluation_batches, patients
 from medunifier_cli.evaluate.fidelity import mean_image, psnr
 from medunifier_cli.evaluate.results import Metric, mean
-from medunifier_cli.evaluate.synthesis.requests import ImageRequest, requests_hash, text_features
+from medunifier_cli.evaluate.synthesis.requests import ImageRequest, requests_hash, text_features, token_states
 from medunifier_cli.evaluate.synthesis.sample_folder import (
     FIGURE,
     FIGURE_FACTS,
@@ -40,7 +40,7 @@ from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.sampling import Draws
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.pictures import save_rows
-from medunifier_cli.prior.sampling import Inputs, sample
+from medunifier_cli.prior.contract import TextStates
 from medunifier_cli.terminal.progress import Progress
 
 SHOWN_PAIRS = 12
@@ -74,10 +74,10 @@ def synthesize(
         )
     if draws.guidance != 1 and not requests:
         raise DataError(f"guidance {draws.guidance:g} needs a prompt")
-    feature_WD = torch.from_numpy(text_features(fitted.pretrained, requests)) if requests else None
+    texts = _texts_of(fitted, requests) if requests else None
     settings = {
         "priors": fitted.identity, "pretrained": fitted.pretrained.identity,
-        "prompts": requests_hash(requests), **asdict(draws),
+        "prompts": requests_hash(requests), **asdict(draws), **fitted.prior.decoding,
     }  # fmt: skip
     folder = SampleFolder(out, settings, texts_of, origin_of(fitted.run.folder.name, fitted.identity))
     if len(folder.done) > n:
@@ -91,21 +91,26 @@ def synthesize(
                 # `sample` takes consecutive numbers: what lies between two gaps is sampled again, and not
                 # saved.
                 numbers = range(gaps[0], gaps[-1] + 1)
-                _sample_images(fitted, folder, numbers, requests, feature_WD, draws)
+                _sample_images(fitted, folder, numbers, requests, texts, draws)
                 progress.advance(len(folder.done))
     folder.finish()
     return folder
 
 
+def _texts_of(fitted: FittedPriors, requests: Sequence[ImageRequest]) -> Tensor | TextStates:
+    """The prompts as the priors read them."""
+    if fitted.prior.tokens:
+        return token_states(fitted.pretrained, requests)
+    return torch.from_numpy(text_features(fitted.pretrained, requests))
+
+
 def _sample_images(
     fitted: FittedPriors, folder: SampleFolder, numbers: range, requests: Sequence[ImageRequest],
-    feature_WD: Tensor | None, draws: Draws,
+    texts: Tensor | TextStates | None, draws: Draws,
 ) -> None:  # fmt: skip
-    generator = fitted.pretrained.model.generator
-    text = None if feature_WD is None else feature_WD[[number % len(requests) for number in numbers]]
-    top_size, bottom_size = (generator.top, generator.top), (generator.grid, generator.grid)
-    top = sample(fitted.pair.top, top_size, numbers, draws, Inputs(text))
-    bottom = sample(fitted.pair.bottom, bottom_size, numbers, draws, Inputs(text, top))
+    rows = [number % len(requests) for number in numbers] if requests else []
+    text = texts.rows(rows) if isinstance(texts, TextStates) else None if texts is None else texts[rows]
+    top, bottom = fitted.prior.sample(fitted.pretrained.model.generator.top, numbers, draws, text)
     for row, number in enumerate(numbers):
         if number in folder.done:
             continue

@@ -16,7 +16,8 @@ from medunifier_cli.commands.finetune import finetune
 from medunifier_cli.commands.fit_prior import fit_prior
 from medunifier_cli.commands.pretrain import pretrain
 from medunifier_cli.errors import MuError, explain
-from medunifier_cli.prior.pair import CodeBatch, PriorPair
+from medunifier_cli.prior.contract import CodeBatch
+from medunifier_cli.prior.pair import PriorPair
 from medunifier_cli.prior.shape import PriorShape
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema_train import LoopConfig
