@@ -14,6 +14,7 @@ from medunifier_cli.terminal.options import (
     PROBABILITY,
     SEED,
     TEMPERATURE,
+    BoxType,
     Number,
     Whole,
 )
@@ -82,6 +83,14 @@ DEFAULT_N = 16
 )  # fmt: skip
 @click.option("--split", default="", help="Split of --reconstruct, if it names none.")
 @click.option(
+    "--edit", "film", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Edit this image file instead: what lies outside of --box is kept, the rest drawn for --prompt.",
+)  # fmt: skip
+@click.option(
+    "--box", type=BoxType(), metavar="X0,Y0,X1,Y1",
+    help="Part of the image of --edit that is drawn anew, in its own pixels (default: all of it).",
+)  # fmt: skip
+@click.option(
     "--figure", default="", metavar="SPLIT",
     help="Split of real images for figure.png: some of them, their reconstructions, and synthetic images, "
     "all drawn at random by --seed.",
@@ -95,8 +104,8 @@ DEFAULT_N = 16
 @click.option("--batch", type=Whole(1, 100_000), help="Batch size; does not affect the images.")
 def synthesize(
     n: int | None, out: Path, seed: int, temperature: float, top_k: int, top_p: float, prompt: str,
-    prompts: str, of_class: str, guidance: float, reconstructed: str, data: str, split: str, figure: str,
-    name: str, batch: int | None,
+    prompts: str, of_class: str, guidance: float, reconstructed: str, data: str, split: str,
+    film: Path | None, box: tuple[float, ...] | None, figure: str, name: str, batch: int | None,
 ) -> None:  # fmt: skip
     """Synthesize radiographs, optionally from prompts; the same command resumes after an interruption."""
     if sum(map(bool, (prompt, prompts, reconstructed))) > 1:
@@ -109,6 +118,10 @@ def synthesize(
         raise click.UsageError("--data and --split say what --reconstruct takes; add it")
     if split and reconstructed not in (HELD_OUT, split):
         raise click.UsageError(f"--reconstruct {reconstructed} and --split {split} are two splits; name one")
+    if film is None and box is not None:
+        raise click.UsageError("--box says what --edit draws anew; add it")
+    if film is not None and (not prompt or figure):
+        raise click.UsageError("--edit needs --prompt, and has a sheet of its own in place of --figure")
     if reconstructed:
         of_split = split if reconstructed == HELD_OUT else reconstructed
         folder = _reconstruct(name, data, of_split, out, n or 0)
@@ -116,7 +129,10 @@ def synthesize(
         from medunifier_cli.model.sampling import Draws
 
         draws = Draws(seed, temperature, top_k, top_p, guidance)
-        folder = _sample(name, (prompt, prompts, of_class), draws, out, n or 0, figure, batch or 0)
+        if film is not None:
+            folder = _edit(name, film, box, (prompt, of_class), draws, out, n or 1)
+        else:
+            folder = _sample(name, (prompt, prompts, of_class), draws, out, n or 0, figure, batch or 0)
     show(f"{out}: {len(folder.done):,} images, samples.jsonl, samples.csv, contact.png", err=True)
 
 
@@ -162,6 +178,24 @@ def _sample(
     if shown is not None:
         show(str(write_figure(trained, shown, folder, draws.seed)))
     return folder
+
+
+def _edit(
+    name: str, film: Path, box: tuple[float, ...] | None, asked: tuple[str, str], draws: Draws, out: Path,
+    n: int,
+) -> SampleFolder:  # fmt: skip
+    """Edit an image file by the priors of a run."""
+    from medunifier_cli.checkpoint.priors import on_their_data, restore_priors
+    from medunifier_cli.evaluate.editing import edit
+    from medunifier_cli.evaluate.synthesis.requests import read_requests
+    from medunifier_cli.plugin_index import prepared_dataset
+
+    fitted = restore_priors(_priors_run(name))
+    data = on_their_data(fitted).recipe.data
+    prompt, of_class = asked
+    (request,) = read_requests(prompt, "", prepared_dataset(data.dataset, data.shards), of_class)
+    corners = None if box is None else (box[0], box[1], box[2], box[3])
+    return edit(fitted, film, corners, request, out, n, draws)
 
 
 def _priors_run(name: str) -> Run:

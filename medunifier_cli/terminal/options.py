@@ -31,6 +31,23 @@ class Number(click.FloatRange):
         return number
 
 
+class BoxType(click.ParamType):
+    """Four numbers from 0 on, x0,y0,x1,y1; whether they fit an image, only the image says."""
+
+    name = "box"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        try:
+            numbers = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != 4 or not all(math.isfinite(number) and number >= 0 for number in numbers):
+            self.fail(f"{value!r} is not four numbers from 0 on, as in 10,20,110,120", param, ctx)
+        return numbers
+
+
 SEED = Whole(0)
 LIMIT = Whole(0)
 """Only the first N; 0 for all."""

@@ -165,7 +165,7 @@ class Decoder:
             # Gumbel noise: with a confidence of log p alone, the likeliest codes of all samples come first
             scale = self.noise * (1 - (number + 1) / len(counts))
             sure_RH = sure_RH - scale * (-order_RH.log()).clamp_min(1e-300).log()
-            keep_RH = sure_RH.argsort(1, descending=True, stable=True)[:, : place_RH.shape[1] - left]
+            keep_RH = sure_RH.argsort(dim=1, descending=True, stable=True)[:, : place_RH.shape[1] - left]
             kept_RH = place_RH.gather(1, keep_RH.to(place_RH.device))
             code_RL = code_RL.scatter(1, kept_RH, drawn_RH.gather(1, keep_RH).to(code_RL.device))
             cell_RPS[:, :, level.slots] = code_RL.view(rows, cell_RPS.shape[1], -1)
