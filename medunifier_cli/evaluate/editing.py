@@ -2,7 +2,8 @@
 
 Film -> codes -> those of the box hidden -> drawn by a masked prior -> image.
 
-Letters: S edge of the model's images, T edge of the top map, P = T * T cells of a top code and 2 x 2 bottom codes.
+Letters: S edge of the model's images, T edge of the top map, P = T * T cells of a top code and 2 x 2 bottom
+codes.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from medunifier_cli.data.batch import PackedText
 from medunifier_cli.data.contract import FileImage
 from medunifier_cli.data.images.image import GreyImage, image_from
 from medunifier_cli.data.images.levels import BadImage
-from medunifier_cli.errors import CheckpointError, DataError, MuError
+from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.synthesis.requests import ImageRequest, requests_hash, token_states
 from medunifier_cli.evaluate.synthesis.sample_folder import SHEET, SampleFolder, origin_of, read_grey
-from medunifier_cli.evaluate.synthesis.synthesis import DEFAULT_BATCH, codes_hash, decode
+from medunifier_cli.evaluate.synthesis.synthesis import codes_hash, decode
 from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.sampling import Draws
 from medunifier_cli.page.pictures import save_rows
@@ -96,7 +97,7 @@ def edit(
     """Fill the folder `out` with n edits of a film; those that are there already stay.
 
     The contact sheet shows the film and its reconstruction, then edits, with a line around the cells that were
-    drawn anew. The codes of the film depend on a text by equation (20) of the paper: the prompt.
+    drawn anew. Bottom codes depend on a text (paper, equation 20): those of the film are told with the prompt.
 
     Raises:
         CheckpointError: the priors go code by code, which cannot keep codes that come later, or have no text.
@@ -104,6 +105,39 @@ def edit(
         MuError: a setting out of range.
     """
     draws.check()
+    prior, pretrained = _masked(fitted), fitted.pretrained
+    image, edge = _read(film, pretrained.recipe.data.image_size), pretrained.model.generator.top
+    cells = cells_of(box, image, edge, str(film))
+    text = token_states(pretrained, [request])
+    cell_1PS = _encode(pretrained, image, request)
+    hidden_1PS = cell_1PS.masked_fill(cells.hidden(edge)[None, :, None], prior.network.hidden)
+    settings = {
+        "priors": fitted.identity, "pretrained": pretrained.identity, "prompts": requests_hash([request]),
+        "film": hashlib.sha256(image.pixels.tobytes()).hexdigest()[:16], "cells": asdict(cells),
+        **asdict(draws), **prior.decoding,
+    }  # fmt: skip
+    folder = SampleFolder(out, settings, origin=origin_of(fitted.run.folder.name, fitted.identity))
+    if len(folder.done) > n:
+        raise DataError(f"{out}: holds {len(folder.done):,} images already; set --n to at least that")
+    with Progress(n, "image", first=len(folder.done)) as progress:
+        for number in range(n):
+            if number in folder.done:
+                continue
+            filled = prior.fill(hidden_1PS, range(number, number + 1), draws, text)
+            top_TT, bottom_GG = (maps[0] for maps in to_maps(filled))
+            line = {
+                "prompt": request.prompt, "class": request.name, "codes": codes_hash(top_TT, bottom_GG),
+                **asdict(draws),
+            }  # fmt: skip
+            folder.add(number, f"{number:06d}.png", decode(pretrained, top_TT, bottom_GG), line)
+            progress.advance(len(folder.done))
+    folder.finish()
+    before = decode(pretrained, *(maps[0] for maps in to_maps(cell_1PS)))
+    _write_sheet(folder, [image.pixels / 255.0, before / 255.0], cells, edge)
+    return folder
+
+
+def _masked(fitted: FittedPriors) -> MaskedPrior:
     prior = fitted.prior
     if not isinstance(prior, MaskedPrior):
         raise CheckpointError(
@@ -115,40 +149,7 @@ def edit(
             f"{fitted.run.folder}: this prior was fitted without text; fit another with "
             "`mu fit-prior ... -o prior.condition=text`"
         )
-    image = _read(film, fitted.pretrained.recipe.data.image_size)
-    edge = fitted.pretrained.model.generator.top
-    cells = cells_of(box, image, edge, str(film))
-    states = token_states(fitted.pretrained, [request])
-    cell_1PS = _encode(fitted.pretrained, image, request)
-    hidden_1PS = cell_1PS.masked_fill(cells.hidden(edge)[None, :, None], prior.network.hidden)
-    settings = {
-        "priors": fitted.identity, "pretrained": fitted.pretrained.identity,
-        "prompts": requests_hash([request]), "film": hashlib.sha256(image.pixels.tobytes()).hexdigest()[:16],
-        "cells": asdict(cells), **asdict(draws), **prior.decoding,
-    }  # fmt: skip
-    folder = SampleFolder(out, settings, origin=origin_of(fitted.run.folder.name, fitted.identity))
-    if len(folder.done) > n:
-        raise DataError(f"{out}: holds {len(folder.done):,} images already; set --n to at least that")
-    missing = [number for number in range(n) if number not in folder.done]
-    batch = DEFAULT_BATCH.get(fitted.pretrained.device.type, 64)
-    with Progress(n, "image", first=n - len(missing)) as progress:
-        for start in range(0, len(missing), batch):
-            numbers = range(missing[start], missing[min(start + batch, len(missing)) - 1] + 1)
-            filled = prior.fill(
-                hidden_1PS.expand(len(numbers), -1, -1), numbers, draws, states.rows([0] * len(numbers))
-            )
-            for number, top_TT, bottom_GG in zip(numbers, *to_maps(filled), strict=True):
-                if number not in folder.done:
-                    line = {
-                        "prompt": request.prompt, "class": request.name,
-                        "codes": codes_hash(top_TT, bottom_GG), **asdict(draws),
-                    }  # fmt: skip
-                    folder.add(number, f"{number:06d}.png", decode(fitted.pretrained, top_TT, bottom_GG), line)
-            progress.advance(len(folder.done))
-    folder.finish()
-    before = decode(fitted.pretrained, *(maps[0] for maps in to_maps(cell_1PS)))
-    _write_sheet(folder, [image.pixels / 255.0, before / 255.0], cells, edge)
-    return folder
+    return prior
 
 
 def _read(film: Path, size: int) -> GreyImage:
@@ -170,6 +171,8 @@ def _encode(pretrained: PretrainedRun, film: GreyImage, request: ImageRequest) -
 
 
 def _write_sheet(folder: SampleFolder, film: list[NDArray[np.float64]], cells: Cells, edge: int) -> None:
-    edits = [read_grey(folder.folder / folder.done[number]["image"]) for number in sorted(folder.done)[:SHOWN]]
+    edits = [
+        read_grey(folder.folder / folder.done[number]["image"]) for number in sorted(folder.done)[:SHOWN]
+    ]
     rows = [[cells.outlined(image_SS, edge) for image_SS in images] for images in (film, edits)]
     save_rows(rows, folder.folder / SHEET)

@@ -1,6 +1,7 @@
 """What training and sampling ask of a prior over the codes of a model, whichever kind it is.
 
-Letters: B maps, T top edge, G = 2 T bottom edge, D text width, M tokens of the longest text, N numbers of a row.
+Letters: B maps, T top edge, G = 2 T bottom edge, D text width, M tokens of the longest text, N numbers of a
+row.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Prior(Protocol):
     """Settings of sampling beside `Draws`, by name: with others the same seed gives other images."""
 
     def prepare(self, top_nTT: Tensor, bottom_nGG: Tensor) -> None:
-        """Set what is counted and not learned, from the codes of the training split, before the first step."""
+        """Set what is counted in the codes of the training split, before the first step."""
 
     def forward(self, batch: CodeBatch) -> tuple[Values, Values]:
         """Losses in nats per code (`top`, `bottom`, their sum `total`) and accuracies, means over rows."""

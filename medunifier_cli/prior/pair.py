@@ -20,6 +20,7 @@ from medunifier_cli.prior.pixelsnail import PixelSnail
 from medunifier_cli.prior.sampling import Inputs, sample
 from medunifier_cli.prior.shape import PriorShape
 
+
 class PriorPair(nn.Module):
     """Top and bottom prior as one module; `prior.contract.Prior` says what each method is for."""
 

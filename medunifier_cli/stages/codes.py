@@ -187,9 +187,7 @@ def encode_split(
     return None
 
 
-def _encode(
-    trained: PretrainedRun, source: SplitSource, sections: bool, tokens: bool, first: int
-) -> Batches:
+def _encode(trained: PretrainedRun, source: SplitSource, sections: bool, tokens: bool, first: int) -> Batches:
     """The columns of `Codes` by name, from a sample on, whole on every rank."""
     with Progress(len(source), "sample", first=first, hidden=not world.is_main()) as progress:
         done = first

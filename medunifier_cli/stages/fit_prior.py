@@ -243,9 +243,7 @@ def _codes(
     facts = made_of(recipe, trained, splits)
     if not path.exists():
         sources = {of.split: of.source for of in splits}
-        encode_splits(
-            trained, sources, recipe.prior.sections, path, facts, tokens=recipe.prior.reads_tokens
-        )
+        encode_splits(trained, sources, recipe.prior.sections, path, facts, tokens=recipe.prior.reads_tokens)
     return read_codes(path, tuple(split.split for split in splits), facts)
 
 

@@ -44,15 +44,21 @@ def hidden_by_hand(chance_N: list[float], cells: int) -> tuple[list[list[bool]],
     return first, [[False, *(4 * cell + i in bottom for i in range(4))] for cell in range(cells)]
 
 
-def log_p(network: MaskedNetwork, cells: list[list[int]], tokens: TextStates | None, cell: int, slot: int) -> Tensor:
+def log_p(
+    network: MaskedNetwork, cells: list[list[int]], tokens: TextStates | None, cell: int, slot: int
+) -> Tensor:
     """Log-probabilities [K] of one code of one row; hidden codes are K."""
     with torch.no_grad():
         out = network.body(torch.tensor([cells]), network.read_text(tokens, None, 1))
-        logits = network.top_logits(out)[0, cell] if slot == 0 else network.bottom_logits(out)[0, cell, slot - 1]
+        logits = (
+            network.top_logits(out)[0, cell] if slot == 0 else network.bottom_logits(out)[0, cell, slot - 1]
+        )
     return logits.double().log_softmax(0)
 
 
-def nats_of_all_orders(network: MaskedNetwork, cells: list[list[int]], tokens: TextStates | None, level: int) -> float:
+def nats_of_all_orders(
+    network: MaskedNetwork, cells: list[list[int]], tokens: TextStates | None, level: int
+) -> float:
     """Mean nats of a level's map over every order in which its codes can be told one by one."""
     places = [(cell, FIRST[level] + i) for cell in range(len(cells)) for i in range(SIZES[level])]
     total, orders = 0.0, list(itertools.permutations(places))

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from medunifier_cli.checkpoint import store
@@ -137,3 +138,110 @@ def test_other_shards_under_priors_are_refused(road: Path) -> None:
     assert "split 'train' of phantom has changed since" in printed
     assert "--fresh" in printed
     assert call(road, "fit-prior", PRIORS, "--run", "earlier")[0] == 0
+
+
+MASKED = (
+    "-o", "prior.kind=masked", "-o", "prior.masked.width=16", "-o", "prior.masked.layers=1",
+    "-o", "prior.masked.heads=2", "-o", "prior.masked.top_rounds=2", "-o", "prior.masked.bottom_rounds=3",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def masked(road: Path) -> Path:
+    """A masked prior on the same model, as run `masked`."""
+    code, printed = call(road, "fit-prior", PRIORS, "--run", "masked", "--from", "model", *MASKED)
+    assert code == 0, printed
+    assert "bottom prior without text, nats per code" in printed
+    return road
+
+
+def test_a_masked_prior_has_the_same_result_and_says_what_its_nats_are(masked: Path) -> None:
+    result = json.loads((masked / "runs/masked/results/priors-phantom-valid.json").read_text())
+    metrics = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    for level in ("top", "bottom"):
+        assert 0 < metrics[f"{level} prior, nats per code"] < np.log(16) + 1
+        assert 0 <= metrics[f"{level} prior, accuracy"] <= 1
+    assert "in a random order" in result["protocol"]
+    other = json.loads((masked / "runs/priors/results/priors-phantom-valid.json").read_text())
+    assert "in a random order" not in other["protocol"]
+
+
+def test_codes_of_a_masked_prior_are_those_of_the_pair_and_have_tokens(masked: Path) -> None:
+    with (
+        h5py.File(masked / "runs/masked/codes.h5") as tokens,
+        h5py.File(masked / "runs/priors/codes.h5") as none,
+    ):
+        for split in ("train", "valid"):
+            for name in none[split]:
+                assert np.array_equal(tokens[f"{split}/{name}"][...], none[f"{split}/{name}"][...])
+            assert "token" not in none[split]
+            token_nVM = tokens[f"{split}/token"][...]
+            assert token_nVM.shape[:2] == none[f"{split}/text"].shape[:2]
+            length_nV = (token_nVM >= 0).sum(-1)
+            assert (length_nV > 2).all()
+            # the end alone is filled up
+            assert ((token_nVM >= 0) == (np.arange(token_nVM.shape[2]) < length_nV[:, :, None])).all()
+
+
+def test_a_masked_prior_stopped_and_resumed_equals_one_not_stopped(masked: Path) -> None:
+    whole, half = masked / "runs/masked", masked / "runs/half-masked"
+    shutil.copytree(whole, half)
+    shutil.rmtree(half / "checkpoints/step-00000006")
+    code, printed = call(masked, "fit-prior", PRIORS, "--run", "half-masked", *MASKED)
+    assert code == 0, printed
+    for name in ("model", "optimizer"):
+        a, b = (load_file(run / f"checkpoints/step-00000006/{name}.safetensors") for run in (whole, half))
+        assert a.keys() == b.keys()
+        assert all(a[key].equal(b[key]) for key in a)
+
+
+@pytest.mark.slow
+def test_two_ranks_fit_the_masked_prior_that_one_does(masked: Path) -> None:
+    ask = ("fit-prior", PRIORS, "--from", "model", *MASKED, "-o", "prior.masked.dropout=0")
+    code, printed = call(masked, *ask, "--run", "one-masked", "-o", "train.micro_batch=8")
+    assert code == 0, printed
+    process = start(masked, *ask, "--run", "two-masked", "-o", "train.micro_batch=4", "--num-processes", 2)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    logs = [read_log(masked / "runs" / name / "log.jsonl") for name in ("one-masked", "two-masked")]
+    for one, two in zip(*logs, strict=True):
+        assert one["step"] == two["step"]
+        assert one["total"] == pytest.approx(two["total"], rel=1e-4)
+
+
+def test_masked_images_do_not_depend_on_the_batch_nor_on_a_stop(masked: Path) -> None:
+    ask = ("synthesize", "--run", "masked", "--prompts", "report", "--guidance", 2, "--n", 11)
+    for name, more in (("whole", ()), ("parts", ("--n", 4)), ("parts", ("--batch", 3))):
+        code, printed = call(masked, *ask, *more, "--out", masked / name)
+        assert code == 0, printed
+    pictures = [
+        {p.name: p.read_bytes() for p in (masked / name).glob("0*.png")} for name in ("whole", "parts")
+    ]
+    assert len(pictures[0]) == 11
+    assert pictures[0] == pictures[1]
+    assert (masked / "whole/samples.jsonl").read_bytes() == (masked / "parts/samples.jsonl").read_bytes()
+    settings = json.loads((masked / "whole/settings.json").read_text())
+    assert (settings["top_rounds"], settings["bottom_rounds"]) == (2, 3)
+
+
+def test_edit_keeps_what_lies_outside_of_the_box(masked: Path) -> None:
+    film = masked / "film.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 60), dtype=np.uint8)).save(film)
+    ask = ("synthesize", "--run", "masked", "--edit", film, "--prompt", "Small left effusion.", "--n", 3)
+    code, printed = call(masked, *ask, "--box", "0,0,29,44", "--out", masked / "edits")
+    assert code == 0, printed
+    edits = [np.asarray(Image.open(masked / f"edits/{number:06d}.png")) for number in range(3)]
+    assert len({image.tobytes() for image in edits}) > 1
+    size = edits[0].shape[0]
+    sheet = np.asarray(Image.open(masked / "edits/contact.png"))
+    assert sheet.shape[1] > 3 * size - 1
+    assert sheet.shape[0] > 2 * size
+    code, printed = call(masked, *ask, "--box", "0,0,60,91", "--out", masked / "outside")
+    assert code == 1
+    assert "inside of the 60 x 90 pixels" in printed
+    code, printed = call(masked, *ask[:2], "priors", *ask[3:], "--out", masked / "by-code")
+    assert code == 1
+    assert "go code by code and cannot keep the rest of a film" in printed
+    for wrong in (("--box", "1,2,3"), ("--figure", "test"), ("--prompts", "report")):
+        code, printed = call(masked, *ask, *wrong, "--out", masked / "wrong")
+        assert code == 2, printed

@@ -153,7 +153,8 @@ def _each_prompt(
 ) -> Iterator[tuple[str, PackedText]]:
     """Each different prompt with its tokens, alone.
 
-    In a batch, other prompts could change the last bits of its features, and with them the codes sampled for it.
+    In a batch, other prompts could change the last bits of its features, and with them the codes sampled for
+    it.
 
     Raises:
         DataError: a prompt that is empty or longer than the run's `text.max_tokens`; says which.

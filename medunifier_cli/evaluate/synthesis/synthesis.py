@@ -26,7 +26,12 @@ from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, evaluation_batches, patients
 from medunifier_cli.evaluate.fidelity import mean_image, psnr
 from medunifier_cli.evaluate.results import Metric, mean
-from medunifier_cli.evaluate.synthesis.requests import ImageRequest, requests_hash, text_features, token_states
+from medunifier_cli.evaluate.synthesis.requests import (
+    ImageRequest,
+    requests_hash,
+    text_features,
+    token_states,
+)
 from medunifier_cli.evaluate.synthesis.sample_folder import (
     FIGURE,
     FIGURE_FACTS,

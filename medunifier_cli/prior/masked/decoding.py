@@ -1,12 +1,12 @@
-"""Decode the codes of a masked prior in rounds: all hidden codes are drawn at once, and the surest of them kept.
+"""Decode a masked prior in rounds: all hidden codes are drawn at once, and the surest of them are kept.
 
 First the top codes, with every bottom code hidden, then the bottom codes (MaskGIT, Chang et al. 2022, section
-3.2, once for each level). In a round each hidden code is drawn; the log-probability of what was drawn, plus noise
-that falls to 0 over the rounds, is its confidence; the least confident are hidden again, as many as the cosine
-schedule says.
+3.2, once for each level). In a round each hidden code is drawn; the log-probability of what was drawn, plus
+noise that falls to 0 over the rounds, is its confidence; the least confident are hidden again, as many as the
+cosine schedule says.
 
-Letters: R rows of a tile, P = T * T cells, S = 5 slots of a cell (see `network.py`), L codes of a level, H hidden
-ones, K codes, E code width.
+Letters: R rows of a tile, P = T * T cells, S = 5 slots of a cell (see `network.py`), L codes of a level, H
+hidden ones, K codes, E code width.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from medunifier_cli.prior.masked.shape import MaskedShape
 from medunifier_cli.prior.sampling import Tiles
 
 LEVELS = ((slice(0, 1), 2), (slice(1, 5), 3))
-"""Slots of a cell, and stream of random numbers, of top and bottom codes; the streams of a prior that goes code
-by code are 0 and 1."""
+"""Slots of a cell, and stream of random numbers, of top and of bottom codes. The streams of a prior that goes
+code by code are 0 and 1."""
 MAX_TILES = 1
 """Tiles that a thread computes before the next one takes its turn."""
 
@@ -56,8 +56,9 @@ def fill_tiles(
 ) -> Tensor:
     """int64 [n, P, S]: `MaskedPrior.fill` in evaluation mode.
 
-    As in `prior.sampling`, a sample always has the same row of a tile of R, and one thread computes a tile, in
-    products of one shape. So a sample's codes do not depend on which samples are computed in the same call.
+    As in `prior.sampling`, a sample always has the same row of a tile of R, and one thread computes a tile,
+    in products of one shape. So a sample's codes do not depend on which samples are computed in the same
+    call.
     """
     tiles = Tiles(numbers, network.bias.device)
     # padding hides the same places as the samples do
@@ -140,7 +141,7 @@ class Decoder:
         self, network: MaskedNetwork, texts: Sequence[Text | None], draws: Draws, noise: float,
         stop: threading.Event,
     ) -> None:  # fmt: skip
-        """`texts` are one, or with guidance two: the texts, and none. Once `stop` is set, `decode` returns."""
+        """`texts`: the texts; with guidance, then none. Once `stop` is set, `decode` returns."""
         self.network, self.texts, self.draws, self.noise, self.stop = network, texts, draws, noise, stop
 
     def decode(self, cell_RPS: Tensor, level: Level, chance: Tensor) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 CONTEXT = 0.25
-"""Share of rows whose top codes are told from the bottom codes of the cells not hidden, too, as in editing."""
+"""Share of rows whose top codes are told with the bottom codes of the cells not hidden, as in editing."""
 
 
 def chances(cells: int) -> int:
@@ -20,7 +20,7 @@ def chances(cells: int) -> int:
 
 
 def cosine_share(chance: Tensor) -> Tensor:
-    """The share of codes to hide: cos(pi / 2 * u) of u uniform in [0, 1), equation of MaskGIT, section 3.1."""
+    """The share of codes to hide, cos(pi / 2 * u) of u uniform in [0, 1) (MaskGIT, section 3.1)."""
     return torch.cos(math.pi / 2 * chance)
 
 
@@ -49,7 +49,7 @@ def hidden_in_training(chance_BN: Tensor, cells: int) -> tuple[Tensor, Tensor]:
 
 
 def hidden_in_measuring(chance_BN: Tensor, cells: int, shift: float) -> tuple[Tensor, Tensor]:
-    """As `hidden_in_training`, with any number of hidden codes equally likely, and all bottom codes in the first.
+    """As `hidden_in_training`, with any number of hidden codes equally likely; the first view hides the bottom.
 
     Args:
         shift: added to the shares, modulo 1: the same rows with other numbers of hidden codes.

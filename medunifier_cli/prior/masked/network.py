@@ -1,13 +1,14 @@
-"""A bidirectional transformer over the codes of both levels, some of which are hidden (MaskGIT, Chang et al. 2022).
+"""A bidirectional transformer over the codes of both levels, of which some are hidden (Chang et al. 2022).
 
-The bottom map is twice as wide as the top one: each top code lies over a square of 2 x 2 bottom codes. The five
-codes of such a cell enter as one token and leave as five distributions. So a sequence is as long as the top map
-is large, a fifth of the codes. Level and corner of a code are its slot in the cell (0 top; 1 to 4 bottom, in
-raster order), and each slot has maps of its own in and out; each cell has a learned vector for its place, and
-each code of it a learned bias over the K codes. Text is a sequence of states, read by cross-attention.
+The bottom map is twice as wide as the top one: each top code lies over a square of 2 x 2 bottom codes. The
+five codes of such a cell enter as one token and leave as five distributions. So a sequence is as long as the
+top map is large, a fifth of the codes. Level and corner of a code are its slot in the cell (0 top; 1 to 4
+bottom, in raster order), and each slot has maps of its own in and out; each cell has a learned vector for its
+place, and each code of it a learned bias over the K codes. Text is a sequence of states, read by
+cross-attention.
 
-Letters: B rows, T top edge, G = 2 T bottom edge, P = T * T cells, S = 5 slots, K codes, C width, E code width, D
-text width, M tokens of the longest text.
+Letters: B rows, T top edge, G = 2 T bottom edge, P = T * T cells, S = 5 slots, K codes, C width, E code
+width, D text width, M tokens of the longest text.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class Attention(nn.Module):
         k, v = (self._by_head(part) for part in self.kv(x_BLC).chunk(2, 2))
         return k, v
 
-    def forward(self, x_BPC: Tensor, keys_values: tuple[Tensor, Tensor], seen: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_BPC: Tensor, keys_values: tuple[Tensor, Tensor], seen: Tensor | None = None
+    ) -> Tensor:
         """[B, P, C] -> [B, P, C]; `seen` bool [B, 1, 1, L] are the keys that may be looked at."""
         mixed = F.scaled_dot_product_attention(self._by_head(self.q(x_BPC)), *keys_values, attn_mask=seen)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
@@ -167,7 +170,9 @@ class MaskedNetwork(nn.Module):
         x = self.enter(codes.flatten(2)) + self.place
         for block in self._blocks():
             x = block(x, text)
-        out: Tensor = self.norm_code(F.gelu(self.leave(self.norm(x)).unflatten(2, (SLOTS, -1)), approximate="tanh"))
+        out: Tensor = self.norm_code(
+            F.gelu(self.leave(self.norm(x)).unflatten(2, (SLOTS, -1)), approximate="tanh")
+        )
         return out
 
     def top_logits(self, out_BPSE: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ Training hides part of the codes and asks for them (MaskGIT, Chang et al. 2022, 
 twice in a step, once for either level; see `masking.hidden_in_training`.
 
 Nats are those of decoding a map code by code in a random order, of which all are equally likely (Uria et al.
-2014; Hoogeboom et al. 2022, equation 4): with m of L codes hidden, m uniform from 1 to L, L times the mean over
-hidden codes of their nats is an unbiased estimate. It is an upper bound on the map's -log p by Jensen's
+2014; Hoogeboom et al. 2022, equation 4): with m of L codes hidden, m uniform from 1 to L, L times the mean
+over hidden codes of their nats is an unbiased estimate. It is an upper bound on the map's -log p by Jensen's
 inequality, so it compares with the nats of a prior that has one fixed order.
 
 Letters: B rows, T top edge, P = T * T cells, S = 5 slots of a cell, K codes, N numbers of a row.
@@ -64,7 +64,7 @@ class MaskedPrior(nn.Module):
                     network.bias[place, slot] = (own_K / (rows + POSITION_WEIGHT)).log().to(network.bias)
 
     def forward(self, batch: CodeBatch) -> tuple[Values, Values]:
-        """Nats of a hidden code and accuracy, by level: mean over the hidden codes of a row, then over rows."""
+        """Nats of a hidden code and accuracy, by level: a mean over a row, then over rows."""
         cell_BPS = to_cells(batch.top_BTT, batch.bottom_BGG)
         assert batch.chance_BN is not None
         hidden = hidden_in_training(batch.chance_BN, self.network.cells)
@@ -81,7 +81,7 @@ class MaskedPrior(nn.Module):
 
     @torch.no_grad()
     def sums(self, batch: CodeBatch, mask_B: Tensor) -> Tensor:
-        """Float64 [2, 2]: nats and hits of top and bottom over the codes of the rows in `mask_B`, estimated."""
+        """Float64 [2, 2]: nats and hits of top and bottom, summed over the rows in `mask_B`, estimated."""
         cell_BPS = to_cells(batch.top_BTT, batch.bottom_BGG)
         assert batch.chance_BN is not None
         total = torch.zeros(2, 2, dtype=torch.float64, device=mask_B.device)
@@ -138,7 +138,9 @@ class MaskedPrior(nn.Module):
         out_top, out_bottom = network.body(seen, None if text is None else text.twice()).chunk(2)
         logits = (network.top_logits(out_top)[:, :, None], network.bottom_logits(out_bottom))
         values = {}
-        for level, slots, logits_BPSK, hidden_BPS in zip(("top", "bottom"), LEVELS, logits, hidden, strict=True):
+        for level, slots, logits_BPSK, hidden_BPS in zip(
+            ("top", "bottom"), LEVELS, logits, hidden, strict=True
+        ):
             code_BPS = cell_BPS[:, :, slots]
             # rows of codes: the form for which PyTorch has a deterministic kernel on a GPU
             nats = F.cross_entropy(logits_BPSK.flatten(0, 2), code_BPS.flatten(), reduction="none")

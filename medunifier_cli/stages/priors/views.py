@@ -19,8 +19,10 @@ NO_TOKEN = -1
 """Stands behind the end of a text in a row of token ids."""
 
 
-def section_texts(trained: PretrainedRun, source: SplitSource, places: Sequence[int]) -> list[list[list[int]]]:
-    """Token ids of each section of the recipe's text of some samples, [V - 1][B]; empty where there is none."""
+def section_texts(
+    trained: PretrainedRun, source: SplitSource, places: Sequence[int]
+) -> list[list[list[int]]]:
+    """Token ids of each section of the text of some samples, [V - 1][B]; empty where there is none."""
     settings = trained.recipe.text
     metas = [source.meta(place) for place in places]
     views = []
@@ -33,7 +35,9 @@ def section_texts(trained: PretrainedRun, source: SplitSource, places: Sequence[
     return views
 
 
-def section_features(trained: PretrainedRun, sections: list[list[list[int]]], whole_BD: Tensor) -> list[Tensor]:
+def section_features(
+    trained: PretrainedRun, sections: list[list[list[int]]], whole_BD: Tensor
+) -> list[Tensor]:
     """A feature [B, D] for each section; samples without the section get `whole_BD`."""
     features = []
     for ids in sections:
@@ -47,7 +51,7 @@ def section_features(trained: PretrainedRun, sections: list[list[list[int]]], wh
 
 
 def token_rows(whole: PackedText, sections: list[list[list[int]]], longest: int) -> Tensor:
-    """Token ids of whole texts and sections, int32 [B, V, M]; samples without a section have the whole text."""
+    """Token ids of texts and their sections, int32 [B, V, M]; the whole text where there is no section."""
     whole_ids = [text.tolist() for text in whole.on_host().ids_N.split(whole.lengths_B.tolist())]
     token_BVM = torch.full((len(whole_ids), 1 + len(sections), longest), NO_TOKEN, dtype=torch.int32)
     for view, texts in enumerate([whole_ids, *sections]):

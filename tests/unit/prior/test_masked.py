@@ -1,4 +1,4 @@
-"""The masked prior beside a slow reference: what it hides, what it loses, its likelihood, and its decoding."""
+"""The masked prior beside a slow reference: what it hides, its loss and likelihood, and its decoding."""
 
 from __future__ import annotations
 
@@ -91,7 +91,10 @@ def test_loss_is_a_mean_over_hidden_codes_and_then_over_rows() -> None:
         nats, hits = [], []
         for row in range(6):
             hidden = hidden_by_hand(batch.chance_BN[row].tolist(), 4)[level]
-            seen = [[7 if h else code for code, h in zip(*both, strict=True)] for both in zip(cells[row], hidden, strict=True)]
+            seen = [
+                [7 if h else code for code, h in zip(*both, strict=True)]
+                for both in zip(cells[row], hidden, strict=True)
+            ]
             text = None if row % 2 == 0 else batch.tokens.rows([row])
             told = [
                 (log_p(prior.network, seen, text, cell, slot), cells[row][cell][slot])
@@ -103,7 +106,9 @@ def test_loss_is_a_mean_over_hidden_codes_and_then_over_rows() -> None:
             hits.append(sum(int(p.argmax()) == code for p, code in told) / len(told))
         assert float(losses[name].detach()) == pytest.approx(sum(nats) / 6, rel=1e-5)
         assert float(monitors[f"{name}_accuracy"]) == pytest.approx(sum(hits) / 6)
-    assert float(losses["total"].detach()) == pytest.approx(float((losses["top"] + losses["bottom"]).detach()))
+    assert float(losses["total"].detach()) == pytest.approx(
+        float((losses["top"] + losses["bottom"]).detach())
+    )
 
 
 def test_halves_of_a_batch_train_as_the_whole_does() -> None:
@@ -131,7 +136,9 @@ def test_nats_are_those_of_every_order_in_which_a_map_can_be_told() -> None:
     chance = torch.zeros(24, prior.chances, dtype=torch.float64)
     chance[:, 4:] = torch.tensor(orders) / 4
     tokens = texts(5).rows([3] * 24)
-    batch = CodeBatch(one.top_BTT.expand(24, -1, -1), one.bottom_BGG.expand(24, -1, -1), None, None, tokens, chance)
+    batch = CodeBatch(
+        one.top_BTT.expand(24, -1, -1), one.bottom_BGG.expand(24, -1, -1), None, None, tokens, chance
+    )
     sums = prior.sums(batch, torch.arange(24) < 24)
     cells, text = to_cells(one.top_BTT, one.bottom_BGG)[0].tolist(), texts(5).rows([3])
     for level in (TOP, BOTTOM):
