@@ -96,8 +96,8 @@ def edit(
 ) -> SampleFolder:
     """Fill the folder `out` with n edits of a film; those that are there already stay.
 
-    The contact sheet shows the film and its reconstruction, then edits, with a line around the cells that were
-    drawn anew. Bottom codes depend on a text (paper, equation 20): those of the film are told with the prompt.
+    The contact sheet shows the film and its reconstruction, then edits, with a line around the cells that
+    were drawn anew. Bottom codes depend on a text (paper, equation 20): those of the film on the prompt.
 
     Raises:
         CheckpointError: the priors go code by code, which cannot keep codes that come later, or have no text.

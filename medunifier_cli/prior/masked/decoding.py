@@ -196,5 +196,5 @@ class Decoder:
 
 
 def guidance_of_round(guidance: float, share: float) -> float:
-    """Guidance in a round that ends at this share of all rounds: rising from near 1 to twice what was asked."""
+    """Guidance in a round that ends at this share of all rounds."""
     return guidance

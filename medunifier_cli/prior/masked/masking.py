@@ -49,7 +49,7 @@ def hidden_in_training(chance_BN: Tensor, cells: int) -> tuple[Tensor, Tensor]:
 
 
 def hidden_in_measuring(chance_BN: Tensor, cells: int, shift: float) -> tuple[Tensor, Tensor]:
-    """As `hidden_in_training`, with any number of hidden codes equally likely; the first view hides the bottom.
+    """As `hidden_in_training`, but any number is equally likely, and the first view hides all bottom codes.
 
     Args:
         shift: added to the shares, modulo 1: the same rows with other numbers of hidden codes.

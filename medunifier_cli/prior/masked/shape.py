@@ -11,8 +11,7 @@ from medunifier_cli.recipe.schema_prior import MaskedConfig
 class MaskedShape(MaskedConfig):
     """All sizes of one masked prior."""
 
-    # Not recipe keys: the pre-training run decides them, and `checkpoint.priors.build_prior` reads them
-    there.
+    # Not recipe keys: the pre-training run decides them; `checkpoint.priors.build_prior` reads them there.
 
     codes: int = 512
     """K, size of either codebook."""
