@@ -113,8 +113,8 @@ class PriorConfig:
     """Pre-training run whose codes are modelled, by name or folder; empty for the newest. Same as
     `--from`."""
     condition: Literal["none", "text"] = "none"
-    """`none`: unconditional, as in the paper; `text`: both priors take the text feature, so that images
-    follow prompts."""
+    """`none`: unconditional, as in the paper; `text`: both levels take the text, so that images follow
+    prompts."""
     drop_text: Share = 0.1
     """Share of training samples whose text is dropped, which classifier-free guidance needs."""
     sections: bool = True
@@ -134,7 +134,7 @@ class PriorConfig:
 
 @dataclass(frozen=True)
 class PriorRecipe:
-    """Training of the top and the bottom PixelSNAIL on the codes of a pre-trained run."""
+    """Training of priors on the codes of a pre-trained run: two PixelSNAILs, or one masked transformer."""
 
     stage: Literal["fit-prior"] = "fit-prior"
     """The verb that the recipe is for."""
