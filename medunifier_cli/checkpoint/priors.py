@@ -110,8 +110,8 @@ def text_states(pretrained: PretrainedRun, text: PackedText) -> TextStates:
     """The states of the text pass at every token of some texts, as a prior reads them."""
     with measuring():
         state_ND = pretrained.model.qformer.encode_text(text, states=True).float()
-    parts = state_ND.split(text.lengths_B.tolist())
-    return TextStates(pad_sequence(parts, batch_first=True), text.lengths_B.to(state_ND.device))
+    parts = torch.split(state_ND, text.lengths_B.tolist())
+    return TextStates(pad_sequence(list(parts), batch_first=True), text.lengths_B.to(state_ND.device))
 
 
 def restore_priors(run: Run, device: torch.device | None = None) -> FittedPriors:

@@ -14,13 +14,14 @@ from medunifier_cli.terminal.options import (
     PROBABILITY,
     SEED,
     TEMPERATURE,
-    BoxType,
     Number,
     Whole,
+    box_of,
 )
 from medunifier_cli.terminal.say import show
 
 if TYPE_CHECKING:
+    from medunifier_cli.evaluate.editing import Box
     from medunifier_cli.evaluate.synthesis.sample_folder import SampleFolder
     from medunifier_cli.model.sampling import Draws
     from medunifier_cli.run.record import Run
@@ -87,7 +88,7 @@ DEFAULT_N = 16
     help="Edit this image file instead: what lies outside of --box is kept, the rest drawn for --prompt.",
 )  # fmt: skip
 @click.option(
-    "--box", type=BoxType(), metavar="X0,Y0,X1,Y1",
+    "--box", callback=box_of, metavar="X0,Y0,X1,Y1",
     help="Part of the image of --edit that is drawn anew, in its own pixels (default: all of it).",
 )  # fmt: skip
 @click.option(
@@ -105,7 +106,7 @@ DEFAULT_N = 16
 def synthesize(
     n: int | None, out: Path, seed: int, temperature: float, top_k: int, top_p: float, prompt: str,
     prompts: str, of_class: str, guidance: float, reconstructed: str, data: str, split: str,
-    film: Path | None, box: tuple[float, ...] | None, figure: str, name: str, batch: int | None,
+    film: Path | None, box: Box | None, figure: str, name: str, batch: int | None,
 ) -> None:  # fmt: skip
     """Synthesize radiographs, optionally from prompts; the same command resumes after an interruption."""
     if sum(map(bool, (prompt, prompts, reconstructed))) > 1:
@@ -181,7 +182,7 @@ def _sample(
 
 
 def _edit(
-    name: str, film: Path, box: tuple[float, ...] | None, asked: tuple[str, str], draws: Draws, out: Path,
+    name: str, film: Path, box: Box | None, asked: tuple[str, str], draws: Draws, out: Path,
     n: int,
 ) -> SampleFolder:  # fmt: skip
     """Edit an image file by the priors of a run."""
@@ -194,8 +195,7 @@ def _edit(
     data = on_their_data(fitted).recipe.data
     prompt, of_class = asked
     (request,) = read_requests(prompt, "", prepared_dataset(data.dataset, data.shards), of_class)
-    corners = None if box is None else (box[0], box[1], box[2], box[3])
-    return edit(fitted, film, corners, request, out, n, draws)
+    return edit(fitted, film, box, request, out, n, draws)
 
 
 def _priors_run(name: str) -> Run:

@@ -52,12 +52,17 @@ class CodeBatch:
 class Prior(Protocol):
     """Both levels of codes as one module: p(top, bottom | text)."""
 
-    tokens: bool
-    """Whether it reads texts as sequences, `CodeBatch.tokens`, and not as one vector."""
-    chances: int
-    """N of `CodeBatch.chance_BN`; 0 for none."""
-    decoding: Mapping[str, float]
-    """Settings of sampling beside `Draws`, by name: with others the same seed gives other images."""
+    @property
+    def tokens(self) -> bool:
+        """Whether it reads texts as sequences, `CodeBatch.tokens`, and not as one vector."""
+
+    @property
+    def chances(self) -> int:
+        """N of `CodeBatch.chance_BN`; 0 for none."""
+
+    @property
+    def decoding(self) -> Mapping[str, float]:
+        """Settings of sampling beside `Draws`, by name: with others the same seed gives other images."""
 
     def prepare(self, top_nTT: Tensor, bottom_nGG: Tensor) -> None:
         """Set what is counted in the codes of the training split, before the first step."""

@@ -31,21 +31,19 @@ class Number(click.FloatRange):
         return number
 
 
-class BoxType(click.ParamType):
-    """Four numbers from 0 on, x0,y0,x1,y1; whether they fit an image, only the image says."""
-
-    name = "box"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        try:
-            numbers = tuple(float(part) for part in str(value).split(","))
-        except ValueError:
-            numbers = ()
-        if len(numbers) != 4 or not all(math.isfinite(number) and number >= 0 for number in numbers):
-            self.fail(f"{value!r} is not four numbers from 0 on, as in 10,20,110,120", param, ctx)
-        return numbers
+def box_of(
+    ctx: click.Context | None, param: click.Parameter | None, value: str | None
+) -> tuple[float, float, float, float] | None:
+    """A click callback: x0,y0,x1,y1, numbers from 0 on. Whether they fit an image, only the image says."""
+    if value is None:
+        return None
+    try:
+        x0, y0, x1, y1 = (float(part) for part in value.split(","))
+    except ValueError:
+        x0 = y0 = x1 = y1 = math.nan
+    if not all(0 <= number < math.inf for number in (x0, y0, x1, y1)):
+        raise click.BadParameter(f"{value!r} is not four numbers from 0 on, as in 10,20,110,120", ctx, param)
+    return x0, y0, x1, y1
 
 
 SEED = Whole(0)

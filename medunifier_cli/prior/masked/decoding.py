@@ -62,8 +62,7 @@ def fill_tiles(
     """
     tiles = Tiles(numbers, network.bias.device)
     # padding hides the same places as the samples do
-    cell_TRPS = cell_nPS[:1].expand(tiles.count * tiles.rows, -1, -1).unflatten(0, (tiles.count, tiles.rows))
-    cell_TRPS = cell_TRPS.clone()
+    cell_TRPS = cell_nPS[:1].expand(tiles.count, tiles.rows, -1, -1).clone()
     cell_TRPS[tiles.real_TR] = cell_nPS
     cell_TRPS = cell_TRPS.to(tiles.device)
     states = lengths = None

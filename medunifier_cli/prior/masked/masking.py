@@ -65,4 +65,4 @@ def _views(top_BP: Tensor, under_BP: Tensor, bottom_BQ: Tensor) -> tuple[Tensor,
     """The view for the top, with the cells whose bottom codes are hidden in it; and that for the bottom."""
     first = torch.cat((top_BP[:, :, None], under_BP[:, :, None].expand(-1, -1, 4)), 2)
     none = torch.zeros_like(top_BP)[:, :, None]
-    return first, torch.cat((none, bottom_BQ.unflatten(1, (-1, 4))), 2)
+    return first, torch.cat((none, bottom_BQ.view(len(top_BP), -1, 4)), 2)

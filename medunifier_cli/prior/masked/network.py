@@ -63,7 +63,7 @@ class Attention(nn.Module):
         return out
 
     def _by_head(self, x_BLC: Tensor) -> Tensor:
-        return x_BLC.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x_BLC.view(*x_BLC.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -170,9 +170,8 @@ class MaskedNetwork(nn.Module):
         x = self.enter(codes.flatten(2)) + self.place
         for block in self._blocks():
             x = block(x, text)
-        out: Tensor = self.norm_code(
-            F.gelu(self.leave(self.norm(x)).unflatten(2, (SLOTS, -1)), approximate="tanh")
-        )
+        told = F.gelu(self.leave(self.norm(x)), approximate="tanh")
+        out: Tensor = self.norm_code(told.view(*told.shape[:2], SLOTS, -1))
         return out
 
     def top_logits(self, out_BPSE: Tensor) -> Tensor:

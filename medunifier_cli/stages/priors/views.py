@@ -52,7 +52,7 @@ def section_features(
 
 def token_rows(whole: PackedText, sections: list[list[list[int]]], longest: int) -> Tensor:
     """Token ids of texts and their sections, int32 [B, V, M]; the whole text where there is no section."""
-    whole_ids = [text.tolist() for text in whole.on_host().ids_N.split(whole.lengths_B.tolist())]
+    whole_ids = [text.tolist() for text in torch.split(whole.on_host().ids_N, whole.lengths_B.tolist())]
     token_BVM = torch.full((len(whole_ids), 1 + len(sections), longest), NO_TOKEN, dtype=torch.int32)
     for view, texts in enumerate([whole_ids, *sections]):
         for row, ids in enumerate(texts):
