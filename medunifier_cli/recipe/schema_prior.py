@@ -78,17 +78,17 @@ class PixelSnailConfig:
 class MaskedConfig:
     """A masked prior: one transformer over both levels. Not in the paper; sizes are ours."""
 
-    width: Size = 256
+    width: Size = 192
     """Width C of a token, which holds a top code and the 2 x 2 bottom codes under it; a multiple of 16."""
-    layers: Depth = 4
+    layers: Depth = 3
     """Number of transformer blocks."""
-    heads: Size = 8
+    heads: Size = 6
     """Number of attention heads, which share the width."""
     dropout: Annotated[float, Bounds(0, 0.9)] = 0.1
     """Dropout behind each attention and in each feed-forward network."""
-    top_rounds: Depth = 4
+    top_rounds: Depth = 3
     """Rounds in which `mu synthesize` decodes the top codes."""
-    bottom_rounds: Depth = 6
+    bottom_rounds: Depth = 5
     """Rounds in which it then decodes the bottom codes."""
     choice_noise: NonNegative = 4.5
     """Scale of the Gumbel noise on the confidence that decides which codes of a round are kept; it falls to

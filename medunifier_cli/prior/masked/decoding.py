@@ -160,8 +160,14 @@ class Decoder:
             place_RH = (code_RL == self.network.hidden).nonzero()[:, 1].view(rows, -1)
             logits_RHK = self._logits(cell_RPS, level, place_RH, (number + 1) / len(counts))
             draw_RH, order_RH = (chance[number, kind].gather(1, place_RH.cpu()) for kind in (0, 1))
+            whole_RH = logits_RHK.logsumexp(2)
+            if not whole_RH.isfinite().all():
+                raise MuError(
+                    "the prior gives NaN or infinite logits: its weights are damaged or its training diverged; "
+                    "use an earlier checkpoint or fit it again"
+                )
             drawn_RH = draw_codes(logits_RHK.flatten(0, 1), draw_RH.flatten(), self.draws).view(rows, -1)
-            sure_RH = logits_RHK.log_softmax(2).gather(2, drawn_RH[:, :, None])[:, :, 0]
+            sure_RH = (logits_RHK.gather(2, drawn_RH[:, :, None])[:, :, 0] - whole_RH).double()
             # Gumbel noise: with a confidence of log p alone, the likeliest codes of all samples come first
             scale = self.noise * (1 - (number + 1) / len(counts))
             sure_RH = sure_RH - scale * (-order_RH.log()).clamp_min(1e-300).log()
@@ -171,19 +177,13 @@ class Decoder:
             cell_RPS[:, :, level.slots] = code_RL.view(rows, cell_RPS.shape[1], -1)
 
     def _logits(self, cell_RPS: Tensor, level: Level, place_RH: Tensor, share: float) -> Tensor:
-        """Float64 [R, H, K] on the CPU, of the codes at these places of the level's own numbering."""
+        """Float32 [R, H, K] on the CPU, of the codes at these places of the level's own numbering."""
         logits = [self._pass(cell_RPS, level, place_RH, text) for text in self.texts]
-        result = logits[0]
-        if len(logits) == 2:
-            # classifier-free guidance (Ho and Salimans 2022), in each round anew
-            guidance = guidance_of_round(self.draws.guidance, share)
-            result = logits[1] + guidance * (logits[0] - logits[1])
-        if not result.isfinite().all():
-            raise MuError(
-                "the prior gives NaN or infinite logits: its weights are damaged or its training diverged; "
-                "use an earlier checkpoint or fit it again"
-            )
-        return result
+        if len(logits) == 1:
+            return logits[0]
+        # classifier-free guidance (Ho and Salimans 2022), in each round anew
+        guidance = guidance_of_round(self.draws.guidance, share)
+        return logits[1] + guidance * (logits[0] - logits[1])
 
     def _pass(self, cell_RPS: Tensor, level: Level, place_RH: Tensor, text: Text | None) -> Tensor:
         network = self.network
@@ -191,7 +191,7 @@ class Decoder:
         out_RHE = out_RLE.gather(1, place_RH[:, :, None].expand(-1, -1, out_RLE.shape[2]))
         bias_LK = network.bias[:, level.slots].flatten(0, 1)
         table_KE = (network.top if level.slots.start == 0 else network.bottom).weight[:-1]
-        return (out_RHE @ table_KE.T + bias_LK[place_RH]).double().cpu()
+        return (out_RHE @ table_KE.T + bias_LK[place_RH]).float().cpu()
 
 
 def guidance_of_round(guidance: float, share: float) -> float:

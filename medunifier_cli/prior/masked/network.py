@@ -86,7 +86,7 @@ class Block(nn.Module):
         if self.text is not None and self.norm_text is not None:
             assert text is not None
             x = x + self.dropout(self.text(self.norm_text(x), text.of(self), text.seen))
-        hidden = F.gelu(self.up(self.norm_wide(x)), approximate="tanh")
+        hidden = F.gelu(self.up(self.norm_wide(x)))
         out: Tensor = x + self.dropout(self.down(self.dropout(hidden)))
         return out
 
@@ -170,7 +170,7 @@ class MaskedNetwork(nn.Module):
         x = self.enter(codes.flatten(2)) + self.place
         for block in self._blocks():
             x = block(x, text)
-        told = F.gelu(self.leave(self.norm(x)), approximate="tanh")
+        told = F.gelu(self.leave(self.norm(x)))
         out: Tensor = self.norm_code(told.view(*told.shape[:2], SLOTS, -1))
         return out
 
