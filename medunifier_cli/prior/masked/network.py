@@ -124,7 +124,7 @@ class MaskedNetwork(nn.Module):
         self.top = nn.Embedding(shape.codes + 1, inner)
         self.bottom = nn.Embedding(shape.codes + 1, inner)
         self.enter = nn.Linear(SLOTS * inner, width)
-        self.place = nn.Parameter(torch.randn(self.cells, width) * 0.02)
+        self.place = nn.Parameter(torch.randn(self.cells, width) * 0.5)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, SLOTS * inner)
@@ -134,9 +134,22 @@ class MaskedNetwork(nn.Module):
             self.norm_states = nn.LayerNorm(shape.text_width)
             self.text_in = nn.Linear(shape.text_width, width)
             # stands before every text: all there is to look at where the text is dropped
-            self.no_text = nn.Parameter(torch.randn(width) * 0.02)
+            self.no_text = nn.Parameter(torch.randn(width))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Codes, places and texts enter at unit variance, and what the blocks add to them begins small.
+
+        With PyTorch's own initialisation codes enter at a tenth of what the first block adds.
+        """
         for table in (self.top, self.bottom):
-            nn.init.normal_(table.weight, std=inner**-0.5)
+            nn.init.normal_(table.weight, std=table.embedding_dim**-0.5)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                added = name.endswith((".out", ".down"))
+                scale = (3 * len(self.blocks)) ** -0.5 if added else 1.0
+                nn.init.normal_(module.weight, std=scale * module.in_features**-0.5)
+                nn.init.zeros_(module.bias)
 
     @property
     def hidden(self) -> int:
@@ -167,7 +180,8 @@ class MaskedNetwork(nn.Module):
     def body(self, cell_BPS: Tensor, text: Text | None) -> Tensor:
         """Codes, hidden ones as number K, int64 [B, P, S] -> what each code is told from, [B, P, S, E]."""
         codes = torch.cat((self.top(cell_BPS[:, :, :1]), self.bottom(cell_BPS[:, :, 1:])), 2)
-        x = self.enter(codes.flatten(2)) + self.place
+        # times sqrt(E): a table of unit length serves the logits, one of unit variance the blocks
+        x = self.enter(codes.flatten(2) * codes.shape[3] ** 0.5) + self.place
         for block in self._blocks():
             x = block(x, text)
         told = F.gelu(self.leave(self.norm(x)))
