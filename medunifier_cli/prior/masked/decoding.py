@@ -158,7 +158,7 @@ class Decoder:
             if self.stop.is_set():
                 return
             place_RH = (code_RL == self.network.hidden).nonzero()[:, 1].view(rows, -1)
-            logits_RHK = self._logits(cell_RPS, level, place_RH, (number + 1) / len(counts))
+            logits_RHK = self._logits(cell_RPS, level, place_RH)
             draw_RH, order_RH = (chance[number, kind].gather(1, place_RH.cpu()) for kind in (0, 1))
             whole_RH = logits_RHK.logsumexp(2)
             if not whole_RH.isfinite().all():
@@ -176,14 +176,13 @@ class Decoder:
             code_RL = code_RL.scatter(1, kept_RH, drawn_RH.gather(1, keep_RH).to(code_RL.device))
             cell_RPS[:, :, level.slots] = code_RL.view(rows, cell_RPS.shape[1], -1)
 
-    def _logits(self, cell_RPS: Tensor, level: Level, place_RH: Tensor, share: float) -> Tensor:
+    def _logits(self, cell_RPS: Tensor, level: Level, place_RH: Tensor) -> Tensor:
         """Float32 [R, H, K] on the CPU, of the codes at these places of the level's own numbering."""
         logits = [self._pass(cell_RPS, level, place_RH, text) for text in self.texts]
         if len(logits) == 1:
             return logits[0]
-        # classifier-free guidance (Ho and Salimans 2022), in each round anew
-        guidance = guidance_of_round(self.draws.guidance, share)
-        return logits[1] + guidance * (logits[0] - logits[1])
+        # classifier-free guidance (Ho and Salimans 2022), in each round anew and always at the same scale
+        return logits[1] + self.draws.guidance * (logits[0] - logits[1])
 
     def _pass(self, cell_RPS: Tensor, level: Level, place_RH: Tensor, text: Text | None) -> Tensor:
         network = self.network
@@ -192,8 +191,3 @@ class Decoder:
         bias_LK = network.bias[:, level.slots].flatten(0, 1)
         table_KE = (network.top if level.slots.start == 0 else network.bottom).weight[:-1]
         return (out_RHE @ table_KE.T + bias_LK[place_RH]).float().cpu()
-
-
-def guidance_of_round(guidance: float, share: float) -> float:
-    """Guidance in a round that ends at this share of all rounds."""
-    return guidance
