@@ -74,7 +74,7 @@ def masked_prior(tiny: bool) -> MaskedPrior:
     """The recipe's, with random weights: what it draws costs the same."""
     sizes = vars(load_recipe("prior-masked", (), PriorRecipe).prior.masked)
     if tiny:
-        sizes = {**sizes, "width": 16, "layers": 1}
+        sizes = {**sizes, "width": 16, "layers": 1, "heads": 2}
     return MaskedPrior(MaskedShape(**sizes, codes=512, top_edge=SIZES["top"][0])).eval()
 
 

@@ -163,8 +163,8 @@ class Decoder:
             whole_RH = logits_RHK.logsumexp(2)
             if not whole_RH.isfinite().all():
                 raise MuError(
-                    "the prior gives NaN or infinite logits: its weights are damaged or its training diverged; "
-                    "use an earlier checkpoint or fit it again"
+                    "the prior gives NaN or infinite logits: its weights are damaged or its training "
+                    "diverged; use an earlier checkpoint or fit it again"
                 )
             drawn_RH = draw_codes(logits_RHK.flatten(0, 1), draw_RH.flatten(), self.draws).view(rows, -1)
             sure_RH = (logits_RHK.gather(2, drawn_RH[:, :, None])[:, :, 0] - whole_RH).double()
