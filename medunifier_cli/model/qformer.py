@@ -260,6 +260,7 @@ class QFormer(nn.Module):
         layout = layout_for(device, self.head_width).of(text.lengths_B, device)
         text_ND = self._embed_text(text, layout)
         for layer, block in enumerate(self._blocks(), 1):
+            # the losses read the first token alone; a prior over codes reads all
             text_ND = block.text_only(text_ND, layout, cls_only=layer == len(self.blocks) and not states)
         return text_ND
 

@@ -84,5 +84,6 @@ def draw_codes(logits_RK: Tensor, target_R: Tensor, draws: Draws) -> Tensor:
         scaled = scaled.masked_fill(scaled < last, -torch.inf)
     cumulative = scaled.softmax(-1).cumsum(-1)
     # times the last sum, which rounding may leave below 1, so that no target lies beyond the last code
+    # a search: to compare each target with all K sums takes longer than the softmax
     target_R1 = target_R[:, None].to(cumulative.dtype) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target_R1)[:, 0]

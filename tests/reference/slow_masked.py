@@ -49,7 +49,7 @@ def log_p(
 ) -> Tensor:
     """Log-probabilities [K] of one code of one row; hidden codes are K."""
     with torch.no_grad():
-        out = network.body(torch.tensor([cells]), network.read_text(tokens, None, 1))
+        out = network.body(torch.tensor([cells]), network.keys_of_text(tokens, None, 1))
         logits = (
             network.top_logits(out)[0, cell] if slot == 0 else network.bottom_logits(out)[0, cell, slot - 1]
         )

@@ -76,9 +76,9 @@ def fill_tiles(
             told = None
             if states is not None and lengths is not None:
                 told = TextStates(states[tile], lengths[tile])
-            texts = [network.read_text(told, None, tiles.rows)]
+            texts = [network.keys_of_text(told, None, tiles.rows)]
             if draws.guidance != 1:
-                texts.append(network.read_text(None, None, tiles.rows))
+                texts.append(network.keys_of_text(None, None, tiles.rows))
             decoder = Decoder(network, texts, draws, network.shape.choice_noise, tiles.stop)
             for level in levels_of(network.shape):
                 codes = cell_TRPS[tile, :, :, level.slots][0].numel()

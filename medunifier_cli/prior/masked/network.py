@@ -156,7 +156,7 @@ class MaskedNetwork(nn.Module):
         """The number that stands for a hidden code."""
         return self.shape.codes
 
-    def read_text(self, tokens: TextStates | None, drop_B: Tensor | None, batch: int) -> Text | None:
+    def keys_of_text(self, tokens: TextStates | None, drop_B: Tensor | None, batch: int) -> Text | None:
         """What the blocks read of the texts, or None for a network without text.
 
         Args:

@@ -132,7 +132,7 @@ class MaskedPrior(nn.Module):
     ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Of each level: nats, hits and whether a code is hidden, [B, P, 1] or [B, P, 4]."""
         rows, network = len(cell_BPS), self.network
-        text = network.read_text(batch.tokens, batch.drop_B, rows)
+        text = network.keys_of_text(batch.tokens, batch.drop_B, rows)
         # both views of all rows in one pass
         seen = torch.cat([cell_BPS.masked_fill(hidden_BPS, network.hidden) for hidden_BPS in hidden])
         out_top, out_bottom = network.body(seen, None if text is None else text.twice()).chunk(2)

@@ -154,7 +154,7 @@ def test_a_dropped_text_is_no_text_and_what_follows_a_text_is_not_read() -> None
 
     def out(text: TextStates | None, drop: Tensor | None = None) -> Tensor:
         with torch.no_grad():
-            return prior.network.body(cells, prior.network.read_text(text, drop, 3))
+            return prior.network.body(cells, prior.network.keys_of_text(text, drop, 3))
 
     longer = TextStates(torch.cat((tokens.state_BMD, torch.full((3, 4, 6), 99.0)), 1), tokens.length_B)
     torch.testing.assert_close(out(longer), out(tokens))
