@@ -277,7 +277,7 @@ def prepare(home: Path, raw: Path | None, size: int) -> dict[str, dict[str, floa
     """Shards, the list of the ranked pairs, and the baselines, computed once."""
     shards = home / "data" / "shards" / DATASET
     if raw is not None:
-        mu(["prepare", "table", "--raw", str(raw), "--name", DATASET, "--size", str(size)], home)
+        mu(["prepare", "table", "--raw", str(raw), "--name", DATASET, "--size", str(STORED)], home)
     elif not shards.is_dir():
         raise click.UsageError("--raw: name the table of the pairs, for example rocov2-chest/pairs.csv")
     file = home / "baselines.json"

@@ -37,7 +37,8 @@ class AugmentConfig:
     right."""
 
     crop: Annotated[float, Bounds(0.1, 1)] = 1.0
-    """Smallest share of the image's area that a random crop keeps, enlarged to the whole; 1 for no crop."""
+    """Smallest share of the image's area that a random crop keeps; 1 for no crop. Crops are as sharp as whole
+    images if the shards hold images of at least `data.image_size` / sqrt(crop) pixels."""
     rotation: Annotated[float, Bounds(0, 45)] = 0.0
     """Largest rotation either way, in degrees; what comes in from outside is black."""
     contrast: Annotated[float, Bounds(0, 0.9)] = 0.0

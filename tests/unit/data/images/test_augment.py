@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from medunifier_cli.data.images.augment import Augmented, augment
 from medunifier_cli.data.loader import SplitSource, train_batches
@@ -27,7 +28,7 @@ ALL = AugmentConfig(crop=0.7, rotation=10, contrast=0.3, brightness=0.1)
 
 def many(image_HW: NDArray[np.uint8], config: AugmentConfig, count: int = 300) -> list[NDArray[np.uint8]]:
     generator = np.random.default_rng(0)
-    return [augment(image_HW, config, generator.random(6)) for _ in range(count)]
+    return [augment(image_HW, config, generator.random(6), EDGE) for _ in range(count)]
 
 
 def centre_of(image_HW: NDArray[np.uint8]) -> tuple[float, float]:
@@ -80,6 +81,34 @@ def test_a_crop_keeps_its_share_of_the_area_and_nothing_from_outside() -> None:
     assert 30 < max(lefts) <= 2 * EDGE * (1 - math.sqrt(0.5)) + 2
 
 
+def test_a_crop_of_a_larger_image_shows_the_same_part() -> None:
+    generator = np.random.default_rng(1)
+    coarse = generator.uniform(0, 255, (8, 8))
+    # the same smooth picture at two sizes
+    small, large = (
+        np.asarray(Image.fromarray(coarse.astype(np.uint8)).resize((edge, edge), Image.Resampling.BICUBIC))
+        for edge in (EDGE, 3 * EDGE)
+    )
+    for one, other in zip(many(small, ALL, 20), many(large, ALL, 20), strict=True):
+        inner = np.s_[4:-4, 4:-4]  # at the rim an enlarged picture is extrapolated
+        assert np.abs(one[inner].astype(int) - other[inner]).mean() < 3
+
+
+def test_crops_are_as_sharp_as_whole_images(tmp_path: Path) -> None:
+    recipe = tiny_recipe("data.augment.crop=0.5")
+    size = recipe.data.image_size
+    shards = Shards.open(write_split(tmp_path, "train", 10, per_shard=10, size=2 * size), "train")
+    source = SplitSource(shards, TOKENIZER, recipe.data, recipe.text, HandMade())
+    rows = [(sample, sample) for sample in range(len(source))]
+
+    def detail(images: list[torch.Tensor]) -> float:
+        """Mean difference of neighbours, grey levels."""
+        return float(torch.stack(images).float().diff(dim=-1).abs().mean())
+
+    whole, crops = detail(read(source, *rows)), detail(read(Augmented(source, recipe.data.augment, 0), *rows))
+    assert 0.85 * whole < crops
+
+
 def test_left_stays_left() -> None:
     image = np.zeros((EDGE, EDGE), np.uint8)
     image[:, : EDGE // 2] = 200
@@ -100,7 +129,7 @@ def test_brightness_shifts_and_contrast_stretches_around_the_mean() -> None:
         assert one.mean() == pytest.approx(100, abs=0.6)
         spreads.append(int(one[0, 0]) - int(one[0, 1]))
     assert (min(spreads), max(spreads)) == (60, 100)
-    extreme = many(np.array([[0, 255]], np.uint8), AugmentConfig(contrast=0.9, brightness=0.9))
+    extreme = many(np.array([[0, 255]] * 2, np.uint8), AugmentConfig(contrast=0.9, brightness=0.9))
     assert all(one[0, 0] <= one[0, 1] for one in extreme), "clipped, not wrapped"
 
 
