@@ -29,6 +29,8 @@ from medunifier_cli.scores.partners import rank_scores
 from medunifier_cli.scores.text.report import report_scores
 
 DATASET, SPLIT, SECTION = "rocov2-chest", "valid", "caption"
+STORED = 128
+"""Edge of the stored images, pixels: larger than what the model sees, so that crops are sharp."""
 AMONG = 500
 """Pairs that are ranked against each other: the first of the split."""
 OBJECTIVES = ("itc", "itm", "itg", "tig")
