@@ -7,7 +7,7 @@ of a dataclass checks what its fields must agree on. The strings under the field
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, get_type_hints
 
 from medunifier_cli.recipe.bounds import (
@@ -45,11 +45,13 @@ class AugmentConfig:
     """Largest change of contrast: 0.2 multiplies distances to the mean grey level by 0.8 to 1.2."""
     brightness: Annotated[float, Bounds(0, 0.9)] = 0.0
     """Largest change of brightness, as a share of the whole range from black to white."""
+    share: Share = 1.0
+    """Share of the images that are changed. Where it is 1, whole and upright films are drawn worse."""
 
     @property
     def any(self) -> bool:
         """Whether anything changes."""
-        return self != AugmentConfig()
+        return bool(self.share) and replace(self, share=1.0) != AugmentConfig()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ through `Augmented`; a split that is measured never does.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,17 +45,21 @@ class Augmented(SplitView):
         Raises:
             DataError: damaged image or shard; names shard and key.
         """
-        batch = self.large.read(samples, positions, self.large.empty(len(samples)))
-        large_BHW = batch.image_B1HW[:, 0].numpy()
-        # images alone: a recipe cannot have both these changes and cached features
-        image_B1HW = room[0] if isinstance(room, tuple) else room
-        pixels = image_B1HW.numpy()  # a view: what is written to it is in the room
+        batch = super().read(samples, positions, room)
+        pixels = batch.image_B1HW.numpy()  # a view: what is written to it is in the batch
         epochs = positions // len(self.source)
-        for number, (sample, epoch) in enumerate(zip(samples.tolist(), epochs.tolist(), strict=True)):
-            # words of the counter above the lowest, which counts the numbers that are drawn
-            random = draws.philox(self.seed, draws.AUGMENT, (0, sample, epoch, 0))
-            pixels[number, 0] = augment(large_BHW[number], self.config, random.random(6), pixels.shape[-1])
-        return replace(batch, image_B1HW=image_B1HW)
+        # words of the counter above the lowest, which counts the numbers that are drawn
+        random_B7 = np.array([
+            draws.philox(self.seed, draws.AUGMENT, (0, sample, epoch, 0)).random(7)
+            for sample, epoch in zip(samples.tolist(), epochs.tolist(), strict=True)
+        ])  # fmt: skip
+        changed = np.flatnonzero(random_B7[:, 6] < self.config.share)
+        large_B1HW = pixels[changed]
+        if self.config.crop < 1:
+            large_B1HW = self.large.images(samples[changed]).numpy()
+        for row, (large_HW,) in zip(changed.tolist(), large_B1HW, strict=True):
+            pixels[row, 0] = augment(large_HW, self.config, random_B7[row, :6], pixels.shape[-1])
+        return batch
 
 
 def augment(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,18 @@ def test_an_image_depends_on_seed_sample_and_epoch_alone(tmp_path: Path) -> None
     assert not torch.equal(read(one, (3, 24))[0], alone), "the next epoch"
     assert not torch.equal(read(other, (3, 14))[0], alone)
     assert not torch.equal(read(source, (3, 14))[0], alone)
+
+
+def test_a_share_of_the_images_is_changed(tmp_path: Path) -> None:
+    source = source_in(tmp_path)
+    rows = [(sample, sample + 10 * epoch) for epoch in range(20) for sample in range(10)]
+    plain, every = read(source, *rows), read(Augmented(source, ALL, 0), *rows)
+    some = read(Augmented(source, replace(ALL, share=0.4), 0), *rows)
+    changed = [not torch.equal(one, other) for one, other in zip(some, plain, strict=True)]
+    assert 0.3 < sum(changed) / len(changed) < 0.5
+    # and these as without the key
+    assert all(torch.equal(a, b) for a, b, new in zip(some, every, changed, strict=True) if new)
+    assert not replace(ALL, share=0).any
 
 
 @pytest.mark.parametrize(("ranks", "micro", "workers"), [(1, 8, 2), (2, 4, 0), (1, 2, 0)])
