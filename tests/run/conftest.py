@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.cli import mu as group
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
 from medunifier_cli.run.record import Run
+from tests import warm
 from tests.run import small_run
 
 SIZE = 32
@@ -105,26 +104,18 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def start(tmp_path: Path, shards: Path) -> Callable[..., subprocess.Popen[str]]:
+def start(tmp_path: Path, shards: Path) -> Callable[..., warm.Warm]:
     """Start `mu ARGUMENTS` in its own process group, with runs under `tmp_path / "runs"`."""
 
-    def start(*arguments: object) -> subprocess.Popen[str]:
-        env = {
-            **os.environ,
-            "MU_RUNS": str(tmp_path / "runs"),
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-        }
-        return subprocess.Popen(
-            [sys.executable, "-m", "medunifier_cli", *map(str, arguments)],
-            env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
+    def start(*arguments: object) -> warm.Warm:
+        env = {**os.environ, "MU_RUNS": str(tmp_path / "runs"), "CUDA_VISIBLE_DEVICES": ""}
+        return warm.start(["-m", "medunifier_cli", *arguments], env=env)
 
     return start
 
 
 @pytest.fixture
-def mu(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple[int, str]]:
+def mu(start: Callable[..., warm.Warm]) -> Callable[..., tuple[int, str]]:
     """Run `mu ARGUMENTS` to its end: exit code, and what it printed."""
 
     def run(*arguments: object) -> tuple[int, str]:

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from safetensors.torch import load_file
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.run.log import read_log
+from tests import warm
 from tests.run.small_priors import PRIORS, call, fit_small_priors
 
 
@@ -65,13 +64,10 @@ def test_check_says_whether_priors_can_be_fitted(road: Path, tmp_path: Path) -> 
     assert "fetch https://" in printed
 
 
-def start(root: Path, *arguments: object) -> subprocess.Popen[str]:
+def start(root: Path, *arguments: object) -> warm.Warm:
     """`mu ARGUMENTS` as a process of its own."""
-    env = {**os.environ, "MU_DATA": str(root / "data"), "MU_RUNS": str(root / "runs"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "medunifier_cli", *map(str, arguments)],
-        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+    env = {**os.environ, "MU_DATA": str(root / "data"), "MU_RUNS": str(root / "runs")}
+    return warm.start(["-m", "medunifier_cli", *arguments], env=env)
 
 
 def test_two_ranks_fit_what_one_does(road: Path) -> None:

@@ -19,8 +19,10 @@ from click.testing import CliRunner
 from medunifier_cli.checkpoint import store
 from medunifier_cli.cli import mu as group
 from medunifier_cli.run.log import without_times
+from tests.warm import Warm
 
-Start = Callable[..., subprocess.Popen[str]]
+Process = Warm | subprocess.Popen[str]
+Start = Callable[..., Process]
 Mu = Callable[..., tuple[int, str]]
 
 
@@ -117,7 +119,7 @@ def test_twenty_kills(start: Start, mu: Mu, recipe: Path, shards: Path, tmp_path
 
 
 def signalled_in_training(
-    start: Start, same: list[object], folder: Path, send: Callable[[subprocess.Popen[str]], None]
+    start: Start, same: list[object], folder: Path, send: Callable[[Process], None]
 ) -> tuple[int, str]:
     """Start a run whose only checkpoint is that of a signal, which `send` sends once it trains."""
     process = start(
@@ -141,7 +143,7 @@ def check_saved(folder: Path, code: int, printed: str, name: str) -> None:
     assert store.load(folder / "checkpoints" / f"step-{saved[0]:08d}").step == saved[0] >= 2
 
 
-def ctrl_c(process: subprocess.Popen[str]) -> None:
+def ctrl_c(process: Process) -> None:
     """What a terminal does: the whole group gets the signal, and the launcher passes its own on."""
     os.killpg(process.pid, signal.SIGINT)
 
