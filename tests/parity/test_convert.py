@@ -17,8 +17,8 @@ from medunifier_cli.checkpoint.convert import load_bert
 from medunifier_cli.errors import MissingWeightsError, MuError
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.model.weights import weights_path
-from tests.parity.test_qformer import bert, blip2
 from tests import warm
+from tests.parity.test_qformer import bert, blip2
 from tests.tiny import VOCABULARY, scatter, tiny_model
 
 
