@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,16 +127,22 @@ def mu(start: Callable[..., warm.Warm]) -> Callable[..., tuple[int, str]]:
     return run
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Phantom data and one short run on them, `small`."""
-    root = tmp_path_factory.mktemp("home")
+@pytest.fixture(scope="session")
+def first_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantom data and one short run on them, `small`, which no test changes."""
+    root = tmp_path_factory.mktemp("first")
     sizes = ("-o", "train=24", "-o", "valid=20", "-o", "test=40")
     assert small_run.call(root, "prepare", "phantom", "--size", 32, *sizes)[0] == 0
     changed = ("-o", "train.steps=2", "-o", "data.valid=", "-o", "data.test=", "-o", "objectives.tig=0")
     code, printed = small_run.call(root, "pretrain", small_run.RECIPE, "--run", "small", *changed)
     assert code == 0, printed
     return root
+
+
+@pytest.fixture(scope="module")
+def home(first_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of them that the tests of a file share."""
+    return Path(shutil.copytree(first_home, tmp_path_factory.mktemp("home") / "home"))
 
 
 @pytest.fixture

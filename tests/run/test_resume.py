@@ -84,7 +84,7 @@ def compare_with_undisturbed(
     start: Start, mu: Mu, recipe: Path, shards: Path, runs: Path, ranks: int, kills: int, steps: int
 ) -> None:
     same = ["pretrain", recipe, "--num-processes", ranks]
-    for override in (f"data.shards={shards}", "train.keep=1", f"train.steps={steps}"):
+    for override in (f"data.shards={shards}", "data.test=", "train.keep=1", f"train.steps={steps}"):
         same += ["-o", override]
     if ranks == 1:
         in_this_process(runs, *same, "--run", "calm")
@@ -240,7 +240,7 @@ def test_ranks_of_torchrun_save_when_torchrun_is_asked_to_stop(
 
 def test_ranks_change_no_loss(mu: Mu, recipe: Path, shards: Path, tmp_path: Path) -> None:
     """The first steps of one rank and of two agree to rounding: same samples, same negatives, same losses."""
-    same = ["pretrain", recipe, "-o", f"data.shards={shards}", "-o", "train.steps=4"]
+    same = ["pretrain", recipe, "-o", f"data.shards={shards}", "-o", "data.test=", "-o", "train.steps=3"]
     same += ["-o", "model.qformer.dropout=0"]  # each rank draws its own dropout
     in_this_process(tmp_path / "runs", *same, "--run", "one", "-o", "train.micro_batch=8")
     code, printed = mu(*same, "--run", "two", "--num-processes", 2, "-o", "train.micro_batch=4")
