@@ -244,22 +244,23 @@ def test_prompts_and_a_name_reach_the_data_set(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.skipif(
     not (SHARED / "data" / "rocov2-chest").is_dir(), reason="needs the tables in ../shared/data/rocov2-chest"
 )
-def test_real_tables_need_no_option(tmp_path: Path) -> None:
-    """Every twentieth row of them."""
+@pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.slow)])
+def test_real_tables_need_no_option(tmp_path: Path, every: int) -> None:
+    """One row of so many."""
     rows = {}
     for folder, name in (("rocov2-chest", "pairs.csv"), ("pediatric-pneumonia", "labels.csv")):
         header, *lines = (SHARED / "data" / folder / name).read_text(encoding="utf-8").splitlines(True)
         (tmp_path / name).mkdir()
-        (tmp_path / name / name).write_text(header + "".join(lines[::20]), encoding="utf-8")
+        (tmp_path / name / name).write_text(header + "".join(lines[::every]), encoding="utf-8")
         (tmp_path / name / "images").symlink_to(SHARED / "data" / folder / "images")
-        rows[name] = list(csv.DictReader([header, *lines[::20]]))
+        rows[name] = list(csv.DictReader([header, *lines[::every]]))
     found = prepare("table", tmp_path / "pairs.csv" / "pairs.csv", tmp_path / "pairs")
     wanted = Counter(row["split"] for row in rows["pairs.csv"])
     assert found.splits() == wanted
     assert len(wanted) == 2
     found = prepare("table", tmp_path / "labels.csv" / "labels.csv", tmp_path / "labels")
     ill = [meta["labels"]["pneumonia"] == 1 for meta in found.samples.values()]
-    assert (len(ill), sum(ill)) == (70, sum(row["pneumonia"] == "1" for row in rows["labels.csv"]))
+    assert (len(ill), sum(ill)) == (1400 // every, sum(row["pneumonia"] == "1" for row in rows["labels.csv"]))
     assert 0 < sum(ill) < len(ill)
 
 
