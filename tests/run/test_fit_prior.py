@@ -95,7 +95,9 @@ def test_two_ranks_fit_what_one_does(road: Path) -> None:
 
 
 def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(road: Path) -> None:
-    ask = ("fit-prior", PRIORS, "--run", "stopped", "--from", "model", "-o", "train.steps=120")
+    settings = ("train.steps=60", "train.checkpoint_every=60", "train.valid_every=60")
+    overrides = [word for setting in settings for word in ("-o", setting)]
+    ask = ("fit-prior", PRIORS, "--run", "stopped", "--from", "model", *overrides)
     process = start(road, *ask)
     log = road / "runs/stopped/log.jsonl"
     deadline = time.monotonic() + 120
@@ -107,13 +109,13 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(road: Path) ->
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 75, printed
     assert "stopped by SIGUSR1" in printed
-    assert 0 < store.steps(road / "runs/stopped/checkpoints")[-1] < 120
+    assert 0 < store.steps(road / "runs/stopped/checkpoints")[-1] < 60
     for name in ("stopped", "calm"):
         code, printed = call(road, *ask[:3], name, *ask[4:])
         assert code == 0, printed
     for name in ("model", "optimizer"):
         a, b = (
-            load_file(road / f"runs/{run}/checkpoints/step-00000120/{name}.safetensors")
+            load_file(road / f"runs/{run}/checkpoints/step-00000060/{name}.safetensors")
             for run in ("stopped", "calm")
         )
         assert all(a[key].equal(b[key]) for key in a | b)
