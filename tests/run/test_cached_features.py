@@ -20,6 +20,7 @@ from medunifier_cli.data import cached_features, split_source
 from medunifier_cli.data.cached_features import features_path
 from medunifier_cli.model.vit import ImageEncoder
 from medunifier_cli.recipe.load import load_recipe
+from medunifier_cli.scores.text import meteor
 from medunifier_cli.stages.cached import compute
 from medunifier_cli.stages.check.memory import step_memory
 from tests import warm
@@ -148,7 +149,10 @@ def test_losses_are_the_live_ones_within_bf16_and_the_encoder_never_runs(
     assert "features" not in json.loads((root / "runs/live/provenance.json").read_text())["starts"][-1]
 
 
-def test_all_that_follows_reads_them_too(root: Path, no_encoder: None) -> None:
+def test_all_that_follows_reads_them_too(
+    root: Path, no_encoder: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meteor.shutil, "which", lambda _: None)  # its Java program takes longer than all else
     run(root, "pretrain", RECIPE, *CACHED, *QUICK, "--run", "model")
     assert "rank" in run(root, "retrieve", "--run", "model", "--split", "test")
     assert "accuracy" in run(root, "zeroshot", "--run", "model", "--split", "test")
