@@ -43,7 +43,7 @@ def mu(home: Path, *arguments: str) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of reports and of outputs, and a run with a result; a Java that does not run METEOR for seconds."""
+    """Files of reports and of outputs, and a run with a result; a Java that runs no METEOR."""
     home = tmp_path_factory.mktemp("home")
     java = home / "bin" / "java"
     java.parent.mkdir()
