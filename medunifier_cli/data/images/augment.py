@@ -24,9 +24,8 @@ WHITE = 255
 class Augmented(SplitView):
     """The samples of a training split, each image changed anew in every epoch.
 
-    A crop is cut from a larger image, of which the smallest crop is as large as what the model sees. Enlarged
-    from the model's own size, crops are blurred, and whole images are then sharper than all that was trained
-    on.
+    A crop is cut from a larger image, of which the smallest crop is as large as what the model sees: crops are
+    as sharp as whole images.
 
     Args:
         source: what is read.
