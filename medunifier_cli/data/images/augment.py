@@ -24,8 +24,8 @@ WHITE = 255
 class Augmented(SplitView):
     """The samples of a training split, each image changed anew in every epoch.
 
-    Crops are cut from a larger image, so that the smallest is as large as what the model sees, and as sharp as
-    a whole image.
+    Crops are cut from a larger image, so that the smallest is as large as what the model sees, and as sharp
+    as a whole image.
 
     Args:
         source: what is read.
