@@ -128,7 +128,12 @@ def check(name: str, printed: str) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
-@pytest.mark.parametrize("section", [*gpu.STEPS, "parity", "parts", "sampling"])
+@pytest.mark.parametrize(
+    "section",
+    # what a C++ compiler is given takes longer than all of the others
+    [*(pytest.param(name, marks=pytest.mark.slow if name == "compiled" else ()) for name in gpu.STEPS),
+     "parity", "parts", "sampling"],
+)  # fmt: skip
 def test_sections_of_the_gpu_benchmark_run_on_a_cpu(
     section: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,7 +30,8 @@ print("imported", [name for name in {HEAVY!r} if name in sys.modules])
 def mu(home: Path, *arguments: str) -> tuple[str, str]:
     """Run a verb in a process of its own: (what it printed, the heavy packages in it)."""
     environment = {
-        **os.environ, "MU_DATA": str(home / "data"), "MU_RUNS": str(home / "runs"), "OMP_NUM_THREADS": "1"
+        **os.environ, "MU_DATA": str(home / "data"), "MU_RUNS": str(home / "runs"), "OMP_NUM_THREADS": "1",
+        "PATH": f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *arguments],
@@ -42,8 +43,12 @@ def mu(home: Path, *arguments: str) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of reports and of outputs, and a run with a result."""
+    """Files of reports and of outputs, and a run with a result; a Java that runs no METEOR."""
     home = tmp_path_factory.mktemp("home")
+    java = home / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    java.chmod(0o755)
     reports = [
         {"key": f"a{i}", "reference": f"No focal consolidation {i}.", "hypothesis": f"Clear lungs {i}."}
         for i in range(4)

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from safetensors.torch import load_file
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.run.log import read_log
+from tests import warm
 from tests.run.small_priors import PRIORS, call, fit_small_priors
 
 
@@ -66,13 +65,10 @@ def test_check_says_whether_priors_can_be_fitted(road: Path, tmp_path: Path) -> 
     assert "fetch https://" in printed
 
 
-def start(root: Path, *arguments: object) -> subprocess.Popen[str]:
+def start(root: Path, *arguments: object) -> warm.Warm:
     """`mu ARGUMENTS` as a process of its own."""
-    env = {**os.environ, "MU_DATA": str(root / "data"), "MU_RUNS": str(root / "runs"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "medunifier_cli", *map(str, arguments)],
-        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+    env = {**os.environ, "MU_DATA": str(root / "data"), "MU_RUNS": str(root / "runs")}
+    return warm.start(["-m", "medunifier_cli", *arguments], env=env)
 
 
 def test_two_ranks_fit_what_one_does(road: Path) -> None:
@@ -100,7 +96,9 @@ def test_two_ranks_fit_what_one_does(road: Path) -> None:
 
 
 def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(road: Path) -> None:
-    ask = ("fit-prior", PRIORS, "--run", "stopped", "--from", "model", "-o", "train.steps=120")
+    settings = ("train.steps=60", "train.checkpoint_every=60", "train.valid_every=60")
+    overrides = [word for setting in settings for word in ("-o", setting)]
+    ask = ("fit-prior", PRIORS, "--run", "stopped", "--from", "model", *overrides)
     process = start(road, *ask)
     log = road / "runs/stopped/log.jsonl"
     deadline = time.monotonic() + 120
@@ -112,13 +110,13 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(road: Path) ->
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 75, printed
     assert "stopped by SIGUSR1" in printed
-    assert 0 < store.steps(road / "runs/stopped/checkpoints")[-1] < 120
+    assert 0 < store.steps(road / "runs/stopped/checkpoints")[-1] < 60
     for name in ("stopped", "calm"):
         code, printed = call(road, *ask[:3], name, *ask[4:])
         assert code == 0, printed
     for name in ("model", "optimizer"):
         a, b = (
-            load_file(road / f"runs/{run}/checkpoints/step-00000120/{name}.safetensors")
+            load_file(road / f"runs/{run}/checkpoints/step-00000060/{name}.safetensors")
             for run in ("stopped", "calm")
         )
         assert all(a[key].equal(b[key]) for key in a | b)

@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from medunifier_cli.recipe.load import dump_recipe
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.run import record
 from medunifier_cli.run.record import FREE, Run
-from tests.folders import ROOT
+from tests import warm
 from tests.tiny import tiny_recipe
 
 
@@ -225,9 +224,7 @@ with record.Run(Path(sys.argv[1])).locked(enabled=sys.argv[2] == "yes"):
 
 
 def other_process(folder: Path, enabled: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", LOCK, str(folder), enabled], cwd=ROOT, capture_output=True, text=True
-    )
+    return warm.run(["-c", LOCK, folder, enabled])
 
 
 def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
