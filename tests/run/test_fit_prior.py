@@ -193,7 +193,6 @@ def test_a_masked_prior_stopped_and_resumed_equals_one_not_stopped(masked: Path)
         assert all(a[key].equal(b[key]) for key in a)
 
 
-@pytest.mark.slow
 def test_two_ranks_fit_the_masked_prior_that_one_does(masked: Path) -> None:
     ask = ("fit-prior", PRIORS, "--from", "model", *MASKED, "-o", "prior.masked.dropout=0")
     code, printed = call(masked, *ask, "--run", "one-masked", "-o", "train.micro_batch=8")
