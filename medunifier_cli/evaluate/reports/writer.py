@@ -126,6 +126,14 @@ class Writer:
         with measuring():
             return self._write(image_or_feature.to(self.trained.device), keys)
 
+    def write_many(self, image_n1HW: Tensor, keys: Sequence[str]) -> list[GeneratedReport]:
+        """Reports of any number of images, uint8 grey levels; `keys` as in `write`."""
+        return [
+            report
+            for start in range(0, len(keys), BATCH)
+            for report in self.write(image_n1HW[start : start + BATCH], keys[start : start + BATCH])
+        ]
+
     def _write(self, image_or_feature: Tensor, keys: Sequence[str]) -> list[GeneratedReport]:
         model, settings, constraints = self.trained.model, self.decoding, self.constraints
         memory = model.encode(image_or_feature)
