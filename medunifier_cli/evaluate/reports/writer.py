@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -80,6 +80,9 @@ class GeneratedReport:
     ended: bool
     """False if it was cut at the maximum length."""
 
+    def __str__(self) -> str:
+        return self.text
+
 
 class Writer:
     """Writes reports with one model and one decoding method.
@@ -96,6 +99,8 @@ class Writer:
     def __init__(self, trained: PretrainedRun, decoding: Decoding, sections: Sequence[str]) -> None:
         if not trained.recipe.objectives.itg:
             raise CheckpointError(f"{trained.run.folder}: trained without ITG, it cannot write reports")
+        if decoding.how not in get_args(How):
+            raise MuError(f"reports are written by {', '.join(get_args(How))}, not by {decoding.how!r}")
         self.trained, self.decoding, self.sections = trained, decoding, tuple(sections)
         tokenizer = trained.tokenizer
         trained_length = trained.recipe.text.max_tokens - 2  # [CLS] and [SEP] took two positions in training
