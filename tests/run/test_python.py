@@ -35,13 +35,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("python")
     sizes = ("-o", "train=48", "-o", "valid=8", "-o", "test=6")
     for words in (
-        ("prepare", "phantom", "--size", 32, "--workers", 1, *sizes),
+        ("prepare", "phantom", "--size", 32, *sizes),
         ("pretrain", PRETRAIN, "--run", "demo", "-o", "train.steps=2", "-o", "data.test="),
     ):
         code, printed = call(root, *words)
         assert code == 0, printed
     make_codes_differ(root, "demo")
-    code, printed = call(root, "fit-prior", PRIORS, "--run", "prior-demo", "--from", "demo")
+    code, printed = call(root, "fit-prior", PRIORS, "--run", "prior-demo", "--from", "demo", "-o", "train.steps=2")
     assert code == 0, printed
     shards = Shards.open(root / "data/shards/phantom", "test")
     (root / "films").mkdir()
@@ -130,8 +130,11 @@ def test_classes_are_those_of_the_verb(
 
 def test_reports_are_those_of_the_verb(root: Path, model: medunifier.Model, films: list[Path]) -> None:
     for words, decoding in (
-        ((), None),
-        (("--sample", "nucleus", "--seed", 3), medunifier.Decoding(how="nucleus", seed=3)),
+        (("--max-tokens", 12), medunifier.Decoding(max_tokens=12)),
+        (
+            ("--sample", "nucleus", "--seed", 3, "--max-tokens", 12),
+            medunifier.Decoding(how="nucleus", seed=3, max_tokens=12),
+        ),
     ):
         code, printed = call(root, "report", *films, "--run", "demo", "--json", *words)
         assert code == 0, printed
