@@ -83,20 +83,20 @@ def find_run(name_or_path: str | Path, beside: Path | None = None) -> Path:
     """The folder of a run, given by name (a folder in `runs_root()`) or by path; a name takes precedence.
 
     Args:
-        beside: folder of a run whose recipe gives this name. Next to it the run is looked for last: both may
-            have been moved together, to where `$MU_RUNS` does not point.
+        beside: folder of a run whose recipe gives this name. A run next to it comes first: both were trained
+            in one folder, and may have been moved together to where `$MU_RUNS` does not point.
 
     Raises:
         CheckpointError: no such run; the message suggests the closest name.
     """
+    if beside is not None and (beside.parent / name_or_path / "recipe.yaml").is_file():
+        return beside.parent / name_or_path
     named, path = runs_root() / name_or_path, Path(name_or_path)
     if named.is_dir():
         return named
     # not any folder: beside one called `demo`, the run `demo` of another `$MU_RUNS` would not be missed
     if (path / "recipe.yaml").is_file() or (path / "checkpoints").is_dir():
         return path
-    if beside is not None and (beside.parent / name_or_path / "recipe.yaml").is_file():
-        return beside.parent / name_or_path
     names = sorted(path.name for path in _runs(runs_root()))
     nearest = difflib.get_close_matches(str(name_or_path), names, n=1)
     hint = f"did you mean `{nearest[0]}`?" if nearest else f"available: {', '.join(names) or 'none'}"

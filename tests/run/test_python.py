@@ -249,7 +249,8 @@ def test_runs_that_were_moved_together_find_each_other(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(root / "runs", tmp_path / "elsewhere")
-    monkeypatch.setenv("MU_RUNS", str(tmp_path / "none"))
+    shutil.copytree(root / "runs/prior-demo", tmp_path / "others" / "demo")  # another run of this name
+    monkeypatch.setenv("MU_RUNS", str(tmp_path / "others"))
     for name in ("prior-demo", "demo"):
         assert medunifier.load(tmp_path / "elsewhere" / name).generate(SENTENCE)[0].size == (32, 32)
     shutil.rmtree(tmp_path / "elsewhere" / "prior-demo")
