@@ -54,5 +54,5 @@ class Codes:
         return Codes(self.top[chosen], self.bottom[chosen])
 
     def __repr__(self) -> str:
-        (top, bottom) = ("x".join(map(str, level.shape[1:])) for level in (self.top, self.bottom))
-        return f"Codes({len(self)} images, top {top}, bottom {bottom})"
+        top, bottom = ("x".join(map(str, level.shape[1:])) for level in (self.top, self.bottom))
+        return f"Codes({len(self)} image{'s' * (len(self) != 1)}, top {top}, bottom {bottom})"

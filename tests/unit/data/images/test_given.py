@@ -28,23 +28,30 @@ def of_file(image: Image.Image, folder: Path, **options: Any) -> np.ndarray:  # 
     return image_from(FileImage(folder / "one.png"), SIZE).pixels
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        Image.fromarray(GREY), GREY, GREY[:, :, None], np.stack([GREY] * 3, axis=2), GREY / 255,
-        (GREY / 255).astype(np.float32), torch.from_numpy(GREY), torch.from_numpy(GREY)[None],
-        torch.from_numpy(GREY)[None].repeat(3, 1, 1), torch.from_numpy(GREY / 255).float()[None],
-        np.asfortranarray(GREY),
-    ],
-    ids=str,
-)  # fmt: skip
+SAME = {
+    "picture": Image.fromarray(GREY),
+    "array": GREY,
+    "one channel": GREY[:, :, None],
+    "three equal channels": np.stack([GREY] * 3, axis=2),
+    "floats": GREY / 255,
+    "floats of 32 bits": (GREY / 255).astype(np.float32),
+    "columns first": np.asfortranarray(GREY),
+    "tensor": torch.from_numpy(GREY),
+    "tensor of one channel": torch.from_numpy(GREY)[None],
+    "tensor of three channels": torch.from_numpy(GREY)[None].repeat(3, 1, 1),
+    "tensor of floats": torch.from_numpy(GREY / 255).float()[None],
+}
+
+
+@pytest.mark.parametrize("given", SAME.values(), ids=SAME.keys())
 def test_grey_levels_are_those_of_the_file(given: Any, tmp_path: Path) -> None:
     assert np.array_equal(levels_of(given, SIZE), of_file(Image.fromarray(GREY), tmp_path))
 
 
 @pytest.mark.parametrize(
-    "given", [Image.fromarray(COLOUR), COLOUR, torch.from_numpy(COLOUR).permute(2, 0, 1)]
-)
+    "given", [Image.fromarray(COLOUR), COLOUR, torch.from_numpy(COLOUR).permute(2, 0, 1)],
+    ids=["picture", "array", "tensor"],
+)  # fmt: skip
 def test_colours_are_those_of_the_file(given: Any, tmp_path: Path) -> None:
     assert np.array_equal(levels_of(given, SIZE), of_file(Image.fromarray(COLOUR), tmp_path))
 
