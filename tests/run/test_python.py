@@ -41,7 +41,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         code, printed = call(root, *words)
         assert code == 0, printed
     make_codes_differ(root, "demo")
-    code, printed = call(root, "fit-prior", PRIORS, "--run", "prior-demo", "--from", "demo", "-o", "train.steps=2")
+    fit = ("fit-prior", PRIORS, "--run", "prior-demo", "--from", "demo", "-o", "train.steps=2")
+    code, printed = call(root, *fit)
     assert code == 0, printed
     shards = Shards.open(root / "data/shards/phantom", "test")
     (root / "films").mkdir()
