@@ -31,8 +31,7 @@ from medunifier_cli.scores.text.report import report_scores
 DATASET, SPLIT, SECTION = "rocov2-chest", "valid", "caption"
 STORED = 128
 """Edge of the stored images, pixels: larger than what the model sees, so that crops are sharp."""
-AMONG = 500
-"""Pairs that are ranked against each other: the first of the split."""
+AMONG = 500  # the first pairs of the split are ranked against each other
 OBJECTIVES = ("itc", "itm", "itg", "tig")
 VARIANTS = {"ITC": ("itc",), "ITC ITM ITG": ("itc", "itm", "itg"), "all four": OBJECTIVES}
 DIFFERENCES = (("ITM and ITG added to ITC", "ITC ITM ITG", "ITC"), ("TIG added", "all four", "ITC ITM ITG"))

@@ -10,7 +10,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
+from medunifier_cli.checkpoint.lineage import base_of
+from medunifier_cli.checkpoint.pretrained import PretrainedRun, is_run_of, restore, run_for
 from medunifier_cli.data.batch import PackedText
 from medunifier_cli.data.subset import parts_of
 from medunifier_cli.errors import CheckpointError
@@ -24,7 +25,7 @@ from medunifier_cli.prior.shape import PriorShape
 from medunifier_cli.recipe.load import load_saved, stage_of
 from medunifier_cli.recipe.schema import LIVE, PretrainRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
-from medunifier_cli.roots import find_run, shards_folder
+from medunifier_cli.roots import find_run, newest_run, shards_folder
 from medunifier_cli.run.record import Run
 
 
@@ -114,8 +115,50 @@ def text_states(pretrained: PretrainedRun, text: PackedText) -> TextStates:
     return TextStates(pad_sequence(list(parts), batch_first=True), text.lengths_B.to(state_ND.device))
 
 
-def restore_priors(run: Run, device: torch.device | None = None) -> FittedPriors:
+def priors_run(name: str, verb: str) -> Run:
+    """The run of priors that `verb` uses.
+
+    Args:
+        name: of a run of priors, or of the pre-training run that they were fitted on, by name or folder;
+            empty for the newest run of priors.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not name or not is_run_of(Run(find_run(name)), PretrainRecipe):
+        return run_for(name, verb, PriorRecipe)
+    return priors_on(Run(find_run(name)), verb)
+
+
+def priors_on(pretrained: Run, verb: str) -> Run:
+    """The newest run of priors that were fitted on a pre-training run.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    folder = pretrained.folder
+
+    def fitted_on_it(path: Path) -> bool:
+        base = base_of(Run(path)) if is_run_of(Run(path), PriorRecipe) else None
+        return base is not None and base.folder.resolve() == folder.resolve()
+
+    try:
+        return Run(newest_run(fitted_on_it, verb, folder))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{folder}: no priors were fitted on this run; fit some with "
+            f"`mu fit-prior RECIPE --from {folder.name}`"
+        ) from error
+
+
+def restore_priors(
+    run: Run, device: torch.device | None = None, pretrained: PretrainedRun | None = None
+) -> FittedPriors:
     """The priors of a run's newest intact checkpoint, with the pre-trained model they belong to.
+
+    Args:
+        device: of both; by default the GPU if there is one.
+        pretrained: that model, if it is at hand already; `device` is its own then.
 
     Raises:
         CheckpointError: not such a run, no checkpoint, or the pre-training run is gone or was trained again.
@@ -126,7 +169,8 @@ def restore_priors(run: Run, device: torch.device | None = None) -> FittedPriors
     checkpoint = store.newest(run.checkpoints, only=("model",))
     if checkpoint is None:
         raise CheckpointError(f"{run.folder}: no intact checkpoint; run `mu fit-prior` again")
-    pretrained = restore(Run(find_run(recipe.prior.pretrained)), device)
+    if pretrained is None:
+        pretrained = restore(Run(find_run(recipe.prior.pretrained, run.folder)), device)
     # Codes are indices into one codebook: under other weights the priors would sample noise without an error.
     expected = store.stage_facts(checkpoint, run.folder).get("pretrained")
     if pretrained.identity != expected:

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from medunifier_cli.errors import CheckpointError
-from medunifier_cli.roots import find_run, newest_run
 from medunifier_cli.terminal.options import (
     CLASSES,
     PROBABILITY,
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from medunifier_cli.evaluate.editing import Box
     from medunifier_cli.evaluate.synthesis.sample_folder import SampleFolder
     from medunifier_cli.model.sampling import Draws
-    from medunifier_cli.run.record import Run
 
 HELD_OUT = "the held-out split"
 """Stands for the split that `--reconstruct` takes if it is given none."""
@@ -161,13 +158,13 @@ def _sample(
     name: str, asked: tuple[str, str, str], draws: Draws, out: Path, n: int, figure: str, batch: int
 ) -> SampleFolder:
     """Sample images from the priors of a run, with the prompts of the data set that these were fitted on."""
-    from medunifier_cli.checkpoint.priors import on_their_data, restore_priors
+    from medunifier_cli.checkpoint.priors import on_their_data, priors_run, restore_priors
     from medunifier_cli.evaluate.benchmark import open_benchmark
     from medunifier_cli.evaluate.synthesis.requests import read_requests
     from medunifier_cli.evaluate.synthesis.synthesis import synthesize, write_figure
     from medunifier_cli.plugin_index import prepared_dataset
 
-    fitted = restore_priors(_priors_run(name))
+    fitted = restore_priors(priors_run(name, "synthesize"))
     trained = on_their_data(fitted)
     data = trained.recipe.data
     prompt, prompts, of_class = asked
@@ -186,38 +183,13 @@ def _edit(
     n: int,
 ) -> SampleFolder:  # fmt: skip
     """Edit an image file by the priors of a run."""
-    from medunifier_cli.checkpoint.priors import on_their_data, restore_priors
+    from medunifier_cli.checkpoint.priors import on_their_data, priors_run, restore_priors
     from medunifier_cli.evaluate.editing import edit
     from medunifier_cli.evaluate.synthesis.requests import read_requests
     from medunifier_cli.plugin_index import prepared_dataset
 
-    fitted = restore_priors(_priors_run(name))
+    fitted = restore_priors(priors_run(name, "synthesize"))
     data = on_their_data(fitted).recipe.data
     prompt, of_class = asked
     (request,) = read_requests(prompt, "", prepared_dataset(data.dataset, data.shards), of_class)
     return edit(fitted, film, box, request, out, n, draws)
-
-
-def _priors_run(name: str) -> Run:
-    """The run of priors: named itself, or fitted on the pre-training run that is named, or the newest."""
-    from medunifier_cli.checkpoint.lineage import base_of
-    from medunifier_cli.checkpoint.pretrained import is_run_of, run_for
-    from medunifier_cli.recipe.schema import PretrainRecipe
-    from medunifier_cli.recipe.schema_prior import PriorRecipe
-    from medunifier_cli.run.record import Run
-
-    if not name or not is_run_of(Run(find_run(name)), PretrainRecipe):
-        return run_for(name, "synthesize", PriorRecipe)
-    folder = find_run(name)
-
-    def fitted_on_it(path: Path) -> bool:
-        base = base_of(Run(path)) if is_run_of(Run(path), PriorRecipe) else None
-        return base is not None and base.folder.resolve() == folder.resolve()
-
-    try:
-        return Run(newest_run(fitted_on_it, "synthesize"))
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{folder}: no priors were fitted on this run; fit some with "
-            f"`mu fit-prior RECIPE --from {folder.name}`"
-        ) from error

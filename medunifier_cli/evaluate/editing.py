@@ -25,9 +25,9 @@ from medunifier_cli.data.contract import FileImage
 from medunifier_cli.data.images.image import GreyImage, image_from
 from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.errors import CheckpointError, DataError
+from medunifier_cli.evaluate.codes import codes_hash, decode
 from medunifier_cli.evaluate.synthesis.requests import ImageRequest, requests_hash, token_states
 from medunifier_cli.evaluate.synthesis.sample_folder import SHEET, SampleFolder, origin_of, read_grey
-from medunifier_cli.evaluate.synthesis.synthesis import codes_hash, decode
 from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.sampling import Draws
 from medunifier_cli.page.pictures import save_rows

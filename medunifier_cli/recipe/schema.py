@@ -33,8 +33,7 @@ Weight = Annotated[float, Bounds(0), "weight of an objective"]
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of training images, anew in each epoch. Images are never flipped: reports say left and
-    right."""
+    """Random changes of training images, anew in each epoch. Never a mirror image: reports say left."""
 
     crop: Annotated[float, Bounds(0.1, 1)] = 1.0
     """Smallest share of the image's area that a random crop keeps; 1 for no crop. Crops are as sharp as whole
@@ -317,7 +316,4 @@ class PretrainRecipe:
             if not self.objectives.itc:
                 yield "train.best", f"{train.best} needs objectives.itc, which compares images with texts"
             if train.valid_pairs < 20:
-                yield (
-                    "train.best",
-                    f"{train.best} needs 20 train.valid_pairs or more, not {train.valid_pairs}",
-                )
+                yield "train.best", f"{train.best} needs 20 train.valid_pairs, not {train.valid_pairs}"

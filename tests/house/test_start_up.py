@@ -100,6 +100,20 @@ def test_verbs_without_a_model_import_no_torch(home: Path, arguments: list[str],
     assert imported == "[]", printed
 
 
+def test_import_medunifier_imports_no_model() -> None:
+    """Neither the package nor what an editor lists of it; a mistake in a name is one of Python's own."""
+    script = (
+        "import sys, medunifier\n"
+        "assert {'load', 'MuError', 'Codes'} < set(dir(medunifier))\n"
+        "assert medunifier.Codes.__name__ == 'Codes' and not hasattr(medunifier, 'laod')\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
 def test_opening_shards_and_their_loader_imports_no_model() -> None:
     """Loader processes that are spawned import these modules anew, each of them."""
     script = (

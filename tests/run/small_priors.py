@@ -60,9 +60,9 @@ def _fitted() -> Path:
     return root
 
 
-def make_codes_differ(root: Path) -> None:
+def make_codes_differ(root: Path, name: str = "model") -> None:
     """What minutes of training would do: weights that let images differ, and codebooks spread over them."""
-    run = Run(root / "runs/model")
+    run = Run(root / "runs" / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MU_DATA", str(root / "data"))
         patch.setenv("MU_RUNS", str(root / "runs"))

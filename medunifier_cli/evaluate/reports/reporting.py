@@ -170,7 +170,9 @@ def render_scores(scored: Scored, form: str) -> str:
 
 
 def trained_sections(trained: PretrainedRun) -> tuple[str, ...]:
-    """The text sections that a run was trained on."""
+    """The text sections that the section marks of a run name; none where it was trained without marks."""
+    if not trained.recipe.text.section_marks:
+        return ()  # and no data set is needed to write its reports
     data = trained.recipe.data
     return tuple(data.sections or prepared_dataset(data.dataset, data.shards).text_sections)
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -80,6 +80,9 @@ class GeneratedReport:
     ended: bool
     """False if it was cut at the maximum length."""
 
+    def __str__(self) -> str:
+        return self.text
+
 
 class Writer:
     """Writes reports with one model and one decoding method.
@@ -96,6 +99,8 @@ class Writer:
     def __init__(self, trained: PretrainedRun, decoding: Decoding, sections: Sequence[str]) -> None:
         if not trained.recipe.objectives.itg:
             raise CheckpointError(f"{trained.run.folder}: trained without ITG, it cannot write reports")
+        if decoding.how not in get_args(How):
+            raise MuError(f"reports are written by {', '.join(get_args(How))}, not by {decoding.how!r}")
         self.trained, self.decoding, self.sections = trained, decoding, tuple(sections)
         tokenizer = trained.tokenizer
         trained_length = trained.recipe.text.max_tokens - 2  # [CLS] and [SEP] took two positions in training
@@ -125,6 +130,14 @@ class Writer:
         """
         with measuring():
             return self._write(image_or_feature.to(self.trained.device), keys)
+
+    def write_many(self, image_n1HW: Tensor, keys: Sequence[str]) -> list[GeneratedReport]:
+        """Reports of any number of images, uint8 grey levels; `keys` as in `write`."""
+        return [
+            report
+            for start in range(0, len(keys), BATCH)
+            for report in self.write(image_n1HW[start : start + BATCH], keys[start : start + BATCH])
+        ]
 
     def _write(self, image_or_feature: Tensor, keys: Sequence[str]) -> list[GeneratedReport]:
         model, settings, constraints = self.trained.model, self.decoding, self.constraints

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
@@ -35,25 +35,29 @@ def match_scores(
     texts: Texts,
     image_P: NDArray[np.int64],
     text_P: NDArray[np.int64],
+    quiet: bool = False,
 ) -> NDArray[np.float32]:
     """Log-odds of a match of each pair, [P]: logit of the match minus logit of no match (equation 14).
 
     The difference and not the logit of the match alone: both logits depend on the image, and only their
     difference is comparable between images.
 
+    Args:
+        quiet: show no progress.
+
     Raises:
         CheckpointError: the run was trained without ITM.
     """
     if not trained.recipe.objectives.itm:
         raise CheckpointError(
-            f"{trained.run.folder}: trained without ITM, it cannot re-rank by image-text matching"
+            f"{trained.run.folder}: trained without ITM, it cannot judge whether image and text match"
         )
     # Sorted by image, so that an image with many candidate texts is encoded once.
     order = np.lexsort((text_P, image_P))
     image, text = image_P[order], text_P[order]
     distinct, first, count = np.unique(image, return_index=True, return_counts=True)
     out = np.empty(len(order), np.float32)
-    with measuring(), Progress(len(order), "pair") as progress:
+    with measuring(), Progress(len(order), "pair", hidden=quiet) as progress:
         for start in range(0, len(distinct), IMAGES_AT_ONCE):
             some = distinct[start : start + IMAGES_AT_ONCE]
             low, high = first[start], first[start + len(some) - 1] + count[start + len(some) - 1]
@@ -68,6 +72,13 @@ def match_scores(
                 out[order[low + batch]] = (logits_M2[:, 1] - logits_M2[:, 0]).cpu().numpy()
             progress.advance(int(high))
     return out
+
+
+def match_probability(logodds: ArrayLike) -> NDArray[np.float64]:
+    """Log-odds of a match -> its probability, in [0, 1]."""
+    # exp(-log(1 + exp(-x))): a logit below -700 does not overflow
+    probability: NDArray[np.float64] = np.exp(-np.logaddexp(0.0, -np.asarray(logodds, np.float64)))
+    return probability
 
 
 def rerank(

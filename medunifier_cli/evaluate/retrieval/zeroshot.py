@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.contract import DatasetPlugin
@@ -22,13 +23,11 @@ from medunifier_cli.evaluate.render import number, render
 from medunifier_cli.evaluate.results import Metric, Result, read_result, table, write_samples
 from medunifier_cli.evaluate.retrieval import prompts as prompt_sets
 from medunifier_cli.evaluate.retrieval.embed import (
-    BATCH,
     Chosen,
     check_finite,
-    embed_images,
+    embed_many_images,
     embed_split,
     embed_texts,
-    need_itc,
 )
 from medunifier_cli.evaluate.user_images import UserImages
 from medunifier_cli.page.confusion import save_confusion
@@ -215,27 +214,36 @@ def render_outcomes(outcomes: Sequence[tuple[Ensemble, Outcome]], default: str, 
     return "\n".join(parts)
 
 
+def classify(
+    trained: PretrainedRun, image_n1HW: Tensor, prompts: prompt_sets.Prompts, over: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Class probabilities [n, C] of images, and their similarities to the classes, [n, C] in [-1, 1].
+
+    Probabilities use the temperature that the run learned for ITC: without one, as in the benchmark, all
+    classes look equally likely.
+
+    Args:
+        image_n1HW: uint8 grey levels, on the CPU.
+        prompts: by class; all of them are used.
+        over: `max` or `mean` over the prompts of a class.
+
+    Raises:
+        CheckpointError: the run was trained without ITC, or its embeddings are not finite.
+        DataError: a prompt that is empty or too long.
+    """
+    scores_nC = class_scores(trained, embed_many_images(trained, image_n1HW), prompts, over)
+    return softmax(scores_nC, float(trained.model.temperature.detach())), scores_nC
+
+
 def classify_files(
     trained: PretrainedRun, files: UserImages, classes: tuple[str, ...], ensemble: Ensemble
 ) -> list[dict[str, Any]]:
-    """Class probabilities of the user's own images.
-
-    They use the temperature that the run learned for ITC: without one, as in the benchmark, all classes look
-    equally likely.
+    """Class probabilities of the user's own files, see `classify`.
 
     Returns:
         Per file `file`, `class` (the likeliest), `probabilities` and `similarities` by class.
     """
-    need_itc(trained)
-    prompts = ensemble.sampled(classes)
-    parts = []
-    for start in range(0, len(files.paths), BATCH):
-        image_B1HW = files.image_B1HW[start : start + BATCH]
-        parts.append(embed_images(trained, image_B1HW.to(trained.device)))
-    image_nQE = np.concatenate(parts)
-    check_finite(trained, image_nQE)
-    scores_nC = class_scores(trained, image_nQE, prompts, ensemble.over)
-    probability_nC = softmax(scores_nC, float(trained.model.temperature.detach()))
+    probability_nC, scores_nC = classify(trained, files.image_B1HW, ensemble.sampled(classes), ensemble.over)
     return [
         {
             "file": str(path),

@@ -7,10 +7,9 @@ Letters: B images, T top edge, G bottom edge, D text width.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from medunifier_cli.data.batch import Batch, first_pairs, to_device
 from medunifier_cli.data.loader import collate
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, evaluation_batches, patients
+from medunifier_cli.evaluate.codes import codes_hash, decode, need_tig, to_grey
 from medunifier_cli.evaluate.fidelity import mean_image, psnr
 from medunifier_cli.evaluate.results import Metric, mean
 from medunifier_cli.evaluate.synthesis.requests import (
@@ -71,15 +71,7 @@ def synthesize(
         DataError: the folder cannot be used, or a prompt is too long.
         MuError: a setting out of range, or priors that give logits that are not finite.
     """
-    draws.check()
-    if requests and fitted.recipe.prior.condition == "none":
-        raise CheckpointError(
-            f"{fitted.run.folder}: these priors were fitted without text; fit others with "
-            "`mu fit-prior ... -o prior.condition=text`, or leave the prompt out"
-        )
-    if draws.guidance != 1 and not requests:
-        raise DataError(f"guidance {draws.guidance:g} needs a prompt")
-    texts = _texts_of(fitted, requests) if requests else None
+    prompted = sampler(fitted, requests, draws)
     settings = {
         "priors": fitted.identity, "pretrained": fitted.pretrained.identity,
         "prompts": requests_hash(requests), **asdict(draws), **fitted.prior.decoding,
@@ -96,10 +88,51 @@ def synthesize(
                 # `sample` takes consecutive numbers: what lies between two gaps is sampled again, and not
                 # saved.
                 numbers = range(gaps[0], gaps[-1] + 1)
-                _sample_images(fitted, folder, numbers, requests, texts, draws)
+                _sample_images(folder, prompted, numbers)
                 progress.advance(len(folder.done))
     folder.finish()
     return folder
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Samples codes for prompts from the priors of a run; made by `sampler`."""
+
+    fitted: FittedPriors
+    requests: Sequence[ImageRequest]
+    texts: Tensor | TextStates | None
+    """Of each request, as the priors read them; None without."""
+    draws: Draws
+
+    def codes(self, numbers: range) -> tuple[Tensor, Tensor]:
+        """Top [B, T, T] and bottom [B, G, G] codes of B consecutive samples, int64 on the CPU.
+
+        They depend on the number of a sample and not on the others in the call.
+        """
+        rows = [number % len(self.requests) for number in numbers] if self.requests else []
+        texts = self.texts
+        text = texts.rows(rows) if isinstance(texts, TextStates) else None if texts is None else texts[rows]
+        top_edge = self.fitted.pretrained.model.generator.top
+        return self.fitted.prior.sample(top_edge, numbers, self.draws, text)
+
+
+def sampler(fitted: FittedPriors, requests: Sequence[ImageRequest], draws: Draws) -> Sampler:
+    """What samples codes for requests, taken in turn; empty for no prompts.
+
+    Raises:
+        CheckpointError: prompts for priors that were fitted without text.
+        DataError: a prompt that is empty or too long, or guidance without a prompt.
+        MuError: a setting out of range.
+    """
+    draws.check()
+    if requests and fitted.recipe.prior.condition == "none":
+        raise CheckpointError(
+            f"{fitted.run.folder}: these priors were fitted without text; fit others with "
+            "`mu fit-prior ... -o prior.condition=text`, or leave the prompt out"
+        )
+    if draws.guidance != 1 and not requests:
+        raise DataError(f"guidance {draws.guidance:g} needs a prompt")
+    return Sampler(fitted, requests, _texts_of(fitted, requests) if requests else None, draws)
 
 
 def _texts_of(fitted: FittedPriors, requests: Sequence[ImageRequest]) -> Tensor | TextStates:
@@ -109,22 +142,36 @@ def _texts_of(fitted: FittedPriors, requests: Sequence[ImageRequest]) -> Tensor 
     return torch.from_numpy(text_features(fitted.pretrained, requests))
 
 
-def _sample_images(
-    fitted: FittedPriors, folder: SampleFolder, numbers: range, requests: Sequence[ImageRequest],
-    texts: Tensor | TextStates | None, draws: Draws,
-) -> None:  # fmt: skip
-    rows = [number % len(requests) for number in numbers] if requests else []
-    text = texts.rows(rows) if isinstance(texts, TextStates) else None if texts is None else texts[rows]
-    top, bottom = fitted.prior.sample(fitted.pretrained.model.generator.top, numbers, draws, text)
+def generate(
+    fitted: FittedPriors, n: int, requests: Sequence[ImageRequest], draws: Draws
+) -> list[NDArray[np.uint8]]:
+    """Samples 0 to n - 1 as grey levels [S, S], the images that `synthesize` writes.
+
+    Raises:
+        MuError: see `sampler`.
+    """
+    prompted, pretrained = sampler(fitted, requests, draws), fitted.pretrained
+    images = []
+    batch = DEFAULT_BATCH.get(pretrained.device.type, 64)
+    for start in range(0, n, batch):
+        top, bottom = prompted.codes(range(start, min(start + batch, n)))
+        images += [decode(pretrained, *codes) for codes in zip(top, bottom, strict=True)]
+    return images
+
+
+def _sample_images(folder: SampleFolder, prompted: Sampler, numbers: range) -> None:
+    requests = prompted.requests
+    top, bottom = prompted.codes(numbers)
     for row, number in enumerate(numbers):
         if number in folder.done:
             continue
         request = requests[number % len(requests)] if requests else ImageRequest("", "")
         line = {
             "prompt": request.prompt, "class": request.name, "codes": codes_hash(top[row], bottom[row]),
-            **asdict(draws),
+            **asdict(prompted.draws),
         }  # fmt: skip
-        folder.add(number, f"{number:06d}.png", decode(fitted.pretrained, top[row], bottom[row]), line)
+        image = decode(prompted.fitted.pretrained, top[row], bottom[row])
+        folder.add(number, f"{number:06d}.png", image, line)
 
 
 def reconstructed_batches(
@@ -152,31 +199,6 @@ def reconstruct_batch(pretrained: PretrainedRun, batch: Batch) -> NDArray[np.uin
     return to_grey(image_BCHW)
 
 
-def decode(pretrained: PretrainedRun, top_TT: Tensor, bottom_GG: Tensor) -> NDArray[np.uint8]:
-    """Codes of one image -> grey levels [S, S]. One at a time: the batch size could change rounding."""
-    with measuring():
-        image = pretrained.model.generator.from_codes(
-            top_TT[None].to(pretrained.device), bottom_GG[None].to(pretrained.device)
-        )
-    grey_SS: NDArray[np.uint8] = to_grey(image)[0]
-    return grey_SS
-
-
-def to_grey(image_BCHW: Tensor) -> NDArray[np.uint8]:
-    """[B, 3, S, S] in about [0, 1] -> uint8 [B, S, S], the mean of the three channels."""
-    grey = image_BCHW.float().clamp(0, 1).mean(dim=1)
-    result: NDArray[np.uint8] = (grey * 255).round().to(torch.uint8).cpu().numpy()
-    return result
-
-
-def codes_hash(top_TT: Tensor, bottom_GG: Tensor) -> str:
-    """Short hash of an image's codes: equal for equal codes, whichever machine decoded them."""
-    digest = hashlib.sha256()
-    for codes in (top_TT, bottom_GG):
-        digest.update(f"{tuple(codes.shape)}".encode() + codes.cpu().numpy().astype("<i8").tobytes())
-    return digest.hexdigest()[:16]
-
-
 def reconstruct(
     pretrained: PretrainedRun, benchmark: Benchmark, out: Path, n: int = 0
 ) -> tuple[SampleFolder, Metric]:
@@ -195,8 +217,7 @@ def reconstruct(
         CheckpointError: the model was trained without TIG and has no codes.
         DataError: the folder cannot be used.
     """
-    if not pretrained.recipe.objectives.tig:
-        raise CheckpointError(f"{pretrained.run.folder}: trained without TIG, it reconstructs nothing")
+    need_tig(pretrained)
     split = f"{benchmark.plugin.name}/{benchmark.split}"
     origin = origin_of(pretrained.run.folder.name, pretrained.identity)
     folder = SampleFolder(out, {"reconstruct": split, "pretrained": pretrained.identity}, origin=origin)
