@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.roots import find_run, newest_run
 from medunifier_cli.terminal.options import (
@@ -93,10 +94,11 @@ DEFAULT_N = 16
     help="Run of `mu fit-prior`, or the pre-training run its priors were fitted on; by default the newest.",
 )
 @click.option("--batch", type=Whole(1, 100_000), help="Batch size; does not affect the images.")
+@job_options(resumes=True)
 def synthesize(
     n: int | None, out: Path, seed: int, temperature: float, top_k: int, top_p: float, prompt: str,
     prompts: str, of_class: str, guidance: float, reconstructed: str, data: str, split: str, figure: str,
-    name: str, batch: int | None,
+    name: str, batch: int | None, sbatch: JobOptions | None,
 ) -> None:  # fmt: skip
     """Synthesize radiographs, optionally from prompts; the same command resumes after an interruption."""
     if sum(map(bool, (prompt, prompts, reconstructed))) > 1:
@@ -109,6 +111,9 @@ def synthesize(
         raise click.UsageError("--data and --split say what --reconstruct takes; add it")
     if split and reconstructed not in (HELD_OUT, split):
         raise click.UsageError(f"--reconstruct {reconstructed} and --split {split} are two splits; name one")
+    if sbatch:
+        sbatch.show(resumes=not reconstructed)
+        return
     if reconstructed:
         of_split = split if reconstructed == HELD_OUT else reconstructed
         folder = _reconstruct(name, data, of_split, out, n or 0)
