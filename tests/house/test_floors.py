@@ -11,7 +11,7 @@ from tests.house.file_map import ROOT
 
 FLOORS = (
     "errors", "temporary", "stopping", "files", "budget", "parsing", "terminal", "roots",
-    "distributed", "recipe", "scores", "run", "data", "prepare", "page", "model", "objectives", "prior",
+    "cluster", "distributed", "recipe", "scores", "run", "data", "prepare", "page", "model", "objectives", "prior",
     "plugin_index", "checkpoint", "train", "pretended", "evaluate", "stages", "commands", "cli",
     "__main__",
 )  # fmt: skip
