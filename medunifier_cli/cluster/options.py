@@ -70,7 +70,9 @@ def seconds_of(time: str) -> int:
 
 
 _WISHES = (
-    click.option("--sbatch", cls=JobOption, is_flag=True, help="Print a SLURM script for this command and exit."),
+    click.option(
+        "--sbatch", cls=JobOption, is_flag=True, help="Print a SLURM script for this command and exit."
+    ),
     click.option("--partition", cls=JobOption, type=Word(), help="With --sbatch: partition of the job."),
     click.option("--account", cls=JobOption, type=Word(), help="With --sbatch: account of the job."),
     click.option(
@@ -128,12 +130,13 @@ class JobOptions:
         """
         if resumes and seconds_of(self.wishes.time) <= WARNING_SECONDS:
             raise click.UsageError(
-                f"--time {self.wishes.time} leaves no time to work: SLURM warns {WARNING_SECONDS} s before the "
-                "limit, so that a checkpoint can be saved; give the job more"
+                f"--time {self.wishes.time} leaves no time to work: SLURM warns {WARNING_SECONDS} s before "
+                "the limit, so that a checkpoint can be saved; give the job more"
             )
         job = Job(
-            (*this_mu(), *self.words), name or self.name, self.processes or processes, cores, gpus, self.nodes,
-            self.parts, resumes, self.fresh, os.getcwd(), places(), self.wishes,
+            command=(*this_mu(), *self.words), name=name or self.name, cores=cores, gpus=gpus,
+            processes=self.processes or processes, nodes=self.nodes, parts=self.parts, resumes=resumes,
+            fresh=self.fresh, folder=os.getcwd(), variables=places(), wishes=self.wishes,
         )  # fmt: skip
         click.echo(script(job), nl=False)
 

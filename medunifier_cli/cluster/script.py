@@ -114,16 +114,17 @@ def _traps(job: Job) -> list[str]:
     # runs a trap only between commands, and `wait` is the one command that a signal interrupts. The traps
     # come first: a signal must not meet a shell without them, nor be lost before there is a child. It is sent
     # twice, as a child that bash has just made may lose one.
-    return """\
-# Before the time limit SLURM warns this shell by SIGUSR1. The shell passes it on, mu saves and exits with 75, and the
-# job is queued again. SIGTERM is passed on too, but ends the job: it comes from `scancel`, or at the time limit.
-warned= ended= child=
-pass_on() {
-  if [ -n "$child" ]; then for pause in 2 0; do kill -"$1" "$child"; sleep $pause; done 2>/dev/null & fi
-}
-trap 'warned=1; pass_on USR1' USR1
-trap 'ended=1; pass_on TERM' TERM
-""".split("\n")
+    return [
+        "# Before the time limit SLURM warns this shell by SIGUSR1. The shell passes it on, mu saves and exits with 75,
+# and the job is queued again. SIGTERM, from `scancel` or at the limit, is passed on too, but ends the job.
+warned= ended= child=",
+        "pass_on() {",
+        '  if [ -n "$child" ]; then for pause in 2 0; do kill -"$1" "$child"; sleep $pause; done 2>/dev/null & fi',
+        "}",
+        "trap 'warned=1; pass_on USR1' USR1",
+        "trap 'ended=1; pass_on TERM' TERM",
+        "",
+    ]
 
 
 def _until_stopped(job: Job) -> list[str]:
@@ -154,7 +155,7 @@ if [ -n "$ended" ]; then
 elif [ "$restarts" -ge {job.wishes.requeues} ]; then
   echo "mu: job $job was queued again $restarts times, its limit; submit the script anew to resume" >&2
 elif [ "$limit" != unknown ] && [ "$limit" -le {WARNING_SECONDS} ]; then
-  echo "mu: a time limit of $limit s ends before the warning; submit the script with a longer one to resume" >&2
+  echo "mu: a limit of $limit s leaves no time before the warning; submit the script with more" >&2
 else
   scontrol requeue "$job"
 fi
@@ -164,4 +165,7 @@ exit "$code"
 
 def _once(job: Job) -> list[str]:
     """Run a command that would begin anew, and end at the same limit."""
-    return ["# It starts over when it is stopped, and so its time limit ends the job.", f"exec {_command(job)}"]
+    return [
+        "# It starts over when it is stopped, and so its time limit ends the job.",
+        f"exec {_command(job)}",
+    ]

@@ -90,14 +90,16 @@ class Cluster:
         """What SLURM knows about a job, or about a task of an array."""
         return dict(re.findall(r"(\w+)=(\S*)", self.call("scontrol", "show", "job", "-o", number)))
 
-    def wait(self, number: str, *states: str, restarts: int = 0) -> dict[str, str]:
+    def wait(
+        self, number: str, *states: str, restarts: int = 0, patience: float = PATIENCE
+    ) -> dict[str, str]:
         """Wait until a job is in one of these states, after so many restarts."""
 
         def reached() -> bool:
             job = self.job(number)
             return job["JobState"] in states and int(job["Restarts"]) >= restarts
 
-        until(reached, lambda: f"{number}: {self.call('scontrol', 'show', 'job', number)}")
+        until(reached, lambda: self.call("scontrol", "show", "job", number), patience)
         return self.job(number)
 
     def warn(self, number: str) -> None:
@@ -105,9 +107,11 @@ class Cluster:
         self.call("scancel", "--batch", "--signal=USR1", number)
 
 
-def until(reached: Callable[[], bool], otherwise: Callable[[], str] = str) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + PATIENCE
+def until(
+    reached: Callable[[], bool], otherwise: Callable[[], str] = str, patience: float = PATIENCE
+) -> None:
+    """Wait until something is so; what `otherwise` gives is said where it takes too long."""
+    deadline = time.monotonic() + patience
     while not reached():
         assert time.monotonic() < deadline, otherwise()
         time.sleep(0.2)
@@ -163,9 +167,7 @@ def _configure(folder: Path) -> None:
         for free in sockets:
             free.bind(("127.0.0.1", 0))
         ports = [free.getsockname()[1] for free in sockets]
-    settings = SETTINGS.format(
-        folder=folder, host=socket.gethostname(), user=getpass.getuser(), ports=ports
-    )
+    settings = SETTINGS.format(folder=folder, host=socket.gethostname(), user=getpass.getuser(), ports=ports)
     (folder / "slurm.conf").write_text(settings)
 
 

@@ -14,13 +14,22 @@ from click.testing import CliRunner, Result
 
 from medunifier_cli import cli
 from medunifier_cli.cluster.options import seconds_of, words_of_the_job
-from medunifier_cli.cluster.script import Job, script
 from tests.folders import ROOT
 
 Mu = Callable[..., Result]
 PAGE = (ROOT / "docs" / "slurm.md").read_text(encoding="utf-8")
 LINES = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
-LONG = ("prepare", "pretrain", "fit-prior", "finetune", "retrieve", "zeroshot", "report", "synthesize", "score")
+LONG = (
+    "prepare",
+    "pretrain",
+    "fit-prior",
+    "finetune",
+    "retrieve",
+    "zeroshot",
+    "report",
+    "synthesize",
+    "score",
+)
 
 
 @pytest.fixture
@@ -91,9 +100,7 @@ def test_every_long_verb_has_the_options_of_a_job() -> None:
         assert {"--sbatch", "--partition", "--account", "--time", "--mail"} <= names, verb
 
 
-def test_the_script_says_where_everything_is(
-    mu: Mu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_script_says_where_everything_is(mu: Mu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job has none of the login shell's working folder and perhaps none of its variables."""
     monkeypatch.setenv("MU_DATA", "my data/$x")
     monkeypatch.delenv("MU_RUNS")
@@ -110,9 +117,7 @@ def test_the_script_says_where_everything_is(
     assert f"cd -- {shlex.quote(str(tmp_path))} || exit 1" in lines
 
 
-def test_the_script_starts_the_mu_that_printed_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_script_starts_the_mu_that_printed_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`.venv/bin/mu` works in a job whose shell knows no `mu`; as does a source tree without one."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "a b" / "mu"

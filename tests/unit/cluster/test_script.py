@@ -181,7 +181,7 @@ def test_a_time_limit_that_leaves_nothing_before_the_warning_requeues_nothing(
     """Such a job is warned as soon as it starts, whoever changed the limit that `mu` wrote."""
     assert warn(folder, signal.SIGUSR1, TIMES=times) == 75
     assert (folder / "requeued").exists() == requeued
-    assert ("a time limit of 300 s" in (folder / "log").read_text()) != requeued
+    assert ("a limit of 300 s" in (folder / "log").read_text()) != requeued
     assert "--jobs=17" in (folder / "asked").read_text()
 
 
@@ -194,7 +194,9 @@ def test_all_tasks_of_several_nodes_are_warned_and_the_job_is_requeued(folder: P
     ranks = [folder / f"rank{rank}" for rank in range(4)]
     for rank in ranks:
         rank.mkdir()
-    process = started(folder, start(folder, SLURM_CPUS_PER_TASK="4"), *(f"{rank.name}/started" for rank in ranks))
+    process = started(
+        folder, start(folder, SLURM_CPUS_PER_TASK="4"), *(f"{rank.name}/started" for rank in ranks)
+    )
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=30) == 75
     assert (folder / "requeued").read_text() == "requeue 17\n"
@@ -224,7 +226,7 @@ def in_the_shell(folder: Path, line: str) -> None:
 
 @pytest.mark.parametrize("name", ["USR1", "TERM"])
 def test_a_signal_before_there_is_a_mu_is_not_lost(folder: Path, name: str) -> None:
-    """It ends `mu` before that can answer, or is answered; after the warning the job is queued again either way."""
+    """It ends `mu` before that can answer, or is answered; a warned job is queued again either way."""
     in_the_shell(folder, f"kill -{name} $$")
     assert start(folder).wait(timeout=60) in ((75,) if name == "USR1" else (75, 143))
     assert (folder / "requeued").exists() == (name == "USR1")
