@@ -13,6 +13,23 @@ MEMORY_PER_PROCESS = 48
 MEMORY_PER_CORE = 4
 """Main memory per core of a job without GPUs, in GB."""
 
+# `--signal=B:` warns the shell alone, so bash starts mu in the background and passes the signal on: bash runs
+# a trap only between commands, and `wait` is the one command that a signal interrupts. The traps come first,
+# as a signal must not meet a shell without them, nor be lost before there is a child. It is sent twice: a
+# child that bash has just made may lose one.
+TRAPS = """\
+# Before the time limit SLURM warns this shell by SIGUSR1. The shell passes it on, mu saves and exits with 75,
+# and the job is queued again. SIGTERM, from `scancel` or at the limit, is passed on too, but ends the job.
+warned= ended= child=
+pass_on() {
+  [ -n "$child" ] || return 0
+  for pause in 2 0; do kill -"$1" "$child"; sleep $pause; done 2>/dev/null &
+}
+trap 'warned=1; pass_on USR1' USR1
+trap 'ended=1; pass_on TERM' TERM
+"""
+"""What the shell does with a signal."""
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -64,7 +81,11 @@ def script(job: Job) -> str:
     setting = [f"cd -- {shlex.quote(job.folder)} || exit 1"] if job.folder else []
     setting += [f"export {name}={shlex.quote(value)}" for name, value in job.variables.items()]
     setting += ["export HF_HUB_OFFLINE=1"]
-    body = [*_traps(job), *setting, "", *_until_stopped(job)] if job.resumes else [*setting, "", *_once(job)]
+    body = (
+        [*TRAPS.splitlines(), "", *setting, "", *_until_stopped(job)]
+        if job.resumes
+        else [*setting, "", *_once(job)]
+    )
     return "\n".join(["#!/bin/bash", *_header(job), "", *body]) + "\n"
 
 
@@ -106,25 +127,6 @@ def _command(job: Job) -> str:
         # the first task to end with a code, as 75, ends the others, which may be writing the checkpoint.
         line = f'srun --kill-on-bad-exit=0 --wait=0 --cpus-per-task="$SLURM_CPUS_PER_TASK" {line}'
     return line
-
-
-def _traps(job: Job) -> list[str]:
-    """What the shell does with a signal."""
-    # `--signal=B:` warns the shell alone, so bash starts mu in the background and passes the signal on: bash
-    # runs a trap only between commands, and `wait` is the one command that a signal interrupts. The traps
-    # come first: a signal must not meet a shell without them, nor be lost before there is a child. It is sent
-    # twice, as a child that bash has just made may lose one.
-    return [
-        "# Before the time limit SLURM warns this shell by SIGUSR1. The shell passes it on, mu saves and exits with 75,
-# and the job is queued again. SIGTERM, from `scancel` or at the limit, is passed on too, but ends the job.
-warned= ended= child=",
-        "pass_on() {",
-        '  if [ -n "$child" ]; then for pause in 2 0; do kill -"$1" "$child"; sleep $pause; done 2>/dev/null & fi',
-        "}",
-        "trap 'warned=1; pass_on USR1' USR1",
-        "trap 'ended=1; pass_on TERM' TERM",
-        "",
-    ]
 
 
 def _until_stopped(job: Job) -> list[str]:
