@@ -82,7 +82,7 @@ def script(job: Job) -> str:
     setting += [f"export {name}={shlex.quote(value)}" for name, value in job.variables.items()]
     setting += ["export HF_HUB_OFFLINE=1"]
     body = (
-        [*TRAPS.splitlines(), "", *setting, "", *_until_stopped(job)]
+        [*TRAPS.split("\n"), *setting, "", *_until_stopped(job)]
         if job.resumes
         else [*setting, "", *_once(job)]
     )
