@@ -32,7 +32,8 @@ def job(fresh: bool) -> Callable[..., list[str]]:
             forked.run([*case.words, "-o", "train.steps=2"], folder, tag="older")
         words = [*case.words, *(["--fresh"] if fresh else [])]
         printed = forked.run([*words, "--sbatch"], folder, tag="script")
-        (folder / "job.sh").write_text(printed.output)
+        # results name the data by their path, and the run that is compared has a relative one
+        (folder / "job.sh").write_text(printed.output.replace(f"={folder.resolve()}/", "="))
         commands = folder / "commands"
         commands.mkdir()
         for name, text in (("scontrol", SCONTROL), ("squeue", SQUEUE)):
