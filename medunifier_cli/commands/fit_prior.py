@@ -11,6 +11,9 @@ from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.stages.start import StartOptions, training_options
 
+ENCODING_WORKERS = 2
+"""Loader processes that a job has room for: images are encoded with those of the pre-training recipe."""
+
 
 @click.command()
 @training_options
@@ -34,4 +37,4 @@ def fit_prior(recipe: str, pretrained: str, data: str, **options: Any) -> None:
     def fill_in(recipe: PriorRecipe, folder: Path) -> PriorRecipe:
         return fill_pretrained(recipe, pretrained, folder)
 
-    start.start(run_fitting, loaded, loaded.name, fill_in=fill_in)
+    start.start(run_fitting, loaded, loaded.name, ENCODING_WORKERS, fill_in)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from medunifier_cli.cluster.options import JobOption, JobOptions, job_options
 from medunifier_cli.data.contract import DatasetPlugin, Option
 from medunifier_cli.errors import DataError, one_line_of
 from medunifier_cli.plugin_index import DATASETS, load_all, load_dataset
@@ -19,6 +20,10 @@ from medunifier_cli.run.processors import share
 from medunifier_cli.terminal.options import LARGEST, LIMIT, PROCESSES, Whole
 from medunifier_cli.terminal.say import show
 
+JOB_CORES = 8
+"""Of a job without --workers, each with a decoding process."""
+FEATURE_WORKERS = 2
+"""Processes that decode for a GPU: one feeds four, see docs/scaling.md."""
 YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -76,6 +81,7 @@ class Part(click.ParamType["tuple[int, int]"]):
 @click.option(
     "--list", "show_list", is_flag=True, help="List the data sets with their raw files and options."
 )
+@job_options(resumes=True, parts=True)
 def prepare(
     dataset: str | None,
     raw: Path | None,
@@ -90,6 +96,7 @@ def prepare(
     overrides: tuple[str, ...],
     recipe: str,
     show_list: bool,
+    sbatch: JobOptions | None,
 ) -> None:
     """Convert a raw download into shards, with a manifest of their contents and of what was left out.
 
@@ -98,9 +105,11 @@ def prepare(
     encoder makes of them, on all GPUs (train.processes); then `-o` changes the recipe, and `--out`,
     `--workers` and `--part` are as for shards.
     """
+    if sbatch and sbatch.parts and part != (1, 1):
+        raise click.UsageError("--part makes one part and --parts a job for each; give one of them")
     if recipe:
         _refuse_others(click.get_current_context())
-        _compute_features(recipe, overrides, out, part, workers)
+        _compute_features(recipe, overrides, out, part, workers, sbatch)
         return
     from medunifier_cli.prepare.summary import listing, summary
 
@@ -110,6 +119,10 @@ def prepare(
         return
     if not dataset:
         raise click.UsageError("no data set given; `mu prepare --list` shows them")
+    if sbatch:
+        plugin_options(load_dataset(dataset), overrides)  # not after a wait in the queue
+        sbatch.show(f"prepare-{name or dataset}", cores=workers or JOB_CORES, gpus=False, resumes=True)
+        return
     from medunifier_cli.prepare.prepare import Job
     from medunifier_cli.prepare.prepare import prepare as run
 
@@ -145,14 +158,16 @@ def _refuse_others(context: click.Context) -> None:
     """
     for parameter in context.command.params:
         name = parameter.name or ""
-        if name not in WITH_FEATURES and context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+        free = name in WITH_FEATURES or isinstance(parameter, JobOption)
+        if not free and context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
             what = "DATASET" if name == "dataset" else parameter.opts[0]
             raise click.UsageError(f"{what} is for shards; --features takes all from its recipe, see -o")
 
 
 def _compute_features(
-    name: str, overrides: tuple[str, ...], out: Path | None, part: tuple[int, int], workers: int | None
-) -> None:
+    name: str, overrides: tuple[str, ...], out: Path | None, part: tuple[int, int], workers: int | None,
+    sbatch: JobOptions | None,
+) -> None:  # fmt: skip
     """`--features`: in this process, or in one for each GPU; or as a rank of a group that was joined."""
     from medunifier_cli.distributed import group, variables
     from medunifier_cli.recipe.load import load_any
@@ -162,6 +177,10 @@ def _compute_features(
 
     recipe = load_any(name, overrides)
     assert isinstance(recipe, PretrainRecipe | FinetuneRecipe | PriorRecipe)  # there is no other stage
+    if sbatch:
+        processes, cores = recipe.train.processes or 1, 1 + (FEATURE_WORKERS if workers is None else workers)
+        sbatch.show(f"features-{recipe.name}", processes=processes, cores=cores, resumes=True)
+        return
     variables.check_variables(recipe.train.precision)
     joined = group.joined_group()
     from medunifier_cli.stages.cached.compute import FeatureJob, compute_features

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.terminal.options import (
     CLASSES,
     LIMIT,
@@ -82,9 +83,10 @@ if TYPE_CHECKING:
 @click.option(
     "--clinical", is_flag=True, help="Add CheXbert and RadGraph F1, RadCliQ and RaTEScore (extra `clinical`)."
 )
+@job_options()
 def report(
     files: tuple[Path, ...], name: str, dataset: str, split: str, limit: int, out: Path | None, as_json: bool,
-    clinical: bool, **decoding: float,
+    clinical: bool, sbatch: JobOptions | None, **decoding: float,
 ) -> None:  # fmt: skip
     """Write radiology reports for a split, or for image FILES.
 
@@ -100,6 +102,9 @@ def report(
         raise click.UsageError(f"{misplaced[0]} is for a split, not for files")
     if as_json and not files:
         raise click.UsageError("--json is for files; the reports of a split are JSON lines anyway")
+    if sbatch:
+        sbatch.show()
+        return
     paths = files_under(files)
     trained = restore(pretrained_run(name, "report"))
     settings = Decoding(**decoding)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.terminal.options import Whole
 from medunifier_cli.terminal.say import show
 
@@ -31,9 +32,10 @@ from medunifier_cli.terminal.say import show
     help="Number of hits that a search shows.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the gallery; by default in the run.")
+@job_options()
 def retrieve(
     name: str, dataset: str, split: str, ids: Path | None, rerank: int, query: str | None, image: Path | None,
-    top: int, out: Path | None,
+    top: int, out: Path | None, sbatch: JobOptions | None,
 ) -> None:  # fmt: skip
     """Measure image-to-text and text-to-image retrieval on a split, or search it.
 
@@ -44,6 +46,9 @@ def retrieve(
         raise click.UsageError("search by --query or by --image, not by both")
     if out and query is None and image is None:
         raise click.UsageError("--out is for the gallery of --query or --image")
+    if sbatch:
+        sbatch.show()
+        return
     from medunifier_cli.checkpoint.pretrained import pretrained_run, restore
     from medunifier_cli.evaluate.benchmark import open_benchmark
     from medunifier_cli.evaluate.results import table

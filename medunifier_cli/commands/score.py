@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.roots import find_run, newest_run
 from medunifier_cli.terminal.options import LIMIT, SEED
 from medunifier_cli.terminal.say import say, show
@@ -107,7 +108,8 @@ class ScoreOptions:
     "--seed", type=SEED, default=0, show_default=True,
     help="Seed of the selected images and of intervals.",
 )  # fmt: skip
-def score(runs: tuple[str, ...], **options: Any) -> None:
+@job_options()
+def score(runs: tuple[str, ...], sbatch: JobOptions | None, **options: Any) -> None:
     """Print what one or several runs reached: the paper's tables with these runs, or all numbers.
 
     RUNS are names or folders; by default the newest one with results. Runs that were fine-tuned or fitted
@@ -116,26 +118,39 @@ def score(runs: tuple[str, ...], **options: Any) -> None:
     With two files of reports, `mu score A.jsonl B.jsonl`, these are compared on the images that both have.
     """
     given = ScoreOptions(**options)
-    if any(name.endswith(".jsonl") for name in runs):
-        if len(runs) != 2 or given.reports or given.outputs or given.clinical or given.judges_images:
-            raise click.UsageError(
-                "`mu score A.jsonl B.jsonl` compares two files of reports; --reports FILE scores one"
-            )
+    _check_use(runs, given)
+    if sbatch:
+        sbatch.show(gpus=given.judges_images or given.clinical)
+    elif any(name.endswith(".jsonl") for name in runs):
         _compare_reports(Path(runs[0]), Path(runs[1]), given)
-    elif given.reports is not None or given.clinical:
-        if given.reports is None or runs or given.fake:
-            raise click.UsageError("reports are scored with --reports FILE alone, or with --clinical")
+    elif given.reports is not None:
         _score_reports(given.reports, given)
     elif given.outputs is not None:
         _score_outputs(given.outputs)
     elif given.judges_images:
-        if not given.fake or len(runs) > 1:
-            raise click.UsageError("images are judged with --fake and one run at most")
         _score_images(runs[0] if runs else "", given)
     elif given.page:
         _write_pages(_runs(runs))
     else:
         _print_tables(_runs(runs), given)
+
+
+def _check_use(runs: tuple[str, ...], given: ScoreOptions) -> None:
+    """Refuse options that exclude each other.
+
+    Raises:
+        click.UsageError: says which go together.
+    """
+    if any(name.endswith(".jsonl") for name in runs):
+        if len(runs) != 2 or given.reports or given.outputs or given.clinical or given.judges_images:
+            raise click.UsageError(
+                "`mu score A.jsonl B.jsonl` compares two files of reports; --reports FILE scores one"
+            )
+    elif given.reports is not None or given.clinical:
+        if given.reports is None or runs or given.fake:
+            raise click.UsageError("reports are scored with --reports FILE alone, or with --clinical")
+    elif given.outputs is None and given.judges_images and (not given.fake or len(runs) > 1):
+        raise click.UsageError("images are judged with --fake and one run at most")
 
 
 def _score_reports(path: Path, options: ScoreOptions) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.terminal.options import (
     CLASSES,
     PROBABILITY,
@@ -100,10 +101,12 @@ DEFAULT_N = 16
     help="Run of `mu fit-prior`, or the pre-training run its priors were fitted on; by default the newest.",
 )
 @click.option("--batch", type=Whole(1, 100_000), help="Batch size; does not affect the images.")
+@job_options(resumes=True)
 def synthesize(
     n: int | None, out: Path, seed: int, temperature: float, top_k: int, top_p: float, prompt: str,
     prompts: str, of_class: str, guidance: float, reconstructed: str, data: str, split: str,
     film: Path | None, box: Box | None, figure: str, name: str, batch: int | None,
+    sbatch: JobOptions | None,
 ) -> None:  # fmt: skip
     """Synthesize radiographs, optionally from prompts; the same command resumes after an interruption."""
     if sum(map(bool, (prompt, prompts, reconstructed))) > 1:
@@ -120,6 +123,9 @@ def synthesize(
         raise click.UsageError("--box says what --edit draws anew; add it")
     if film is not None and (not prompt or figure):
         raise click.UsageError("--edit needs --prompt, and has a sheet of its own in place of --figure")
+    if sbatch:
+        sbatch.show(resumes=not reconstructed)
+        return
     if reconstructed:
         of_split = split if reconstructed == HELD_OUT else reconstructed
         folder = _reconstruct(name, data, of_split, out, n or 0)

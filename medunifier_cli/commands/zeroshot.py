@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.terminal.options import LIMIT, SEED
 from medunifier_cli.terminal.say import say, show
 
@@ -35,10 +36,11 @@ from medunifier_cli.terminal.say import say, show
 @click.option(
     "--save-prompts", type=click.Path(path_type=Path), help="Write the prompt set as YAML to edit, and stop."
 )
+@job_options()
 def zeroshot(
     files: tuple[Path, ...], name: str, dataset: str, split: str, ids: Path | None, prompts: str,
     count: int | None, ensemble: str, seed: int, as_json: bool, as_csv: bool,
-    save_prompts: Path | None,
+    save_prompts: Path | None, sbatch: JobOptions | None,
 ) -> None:  # fmt: skip
     """Classify a split, or image FILES, by prompts alone: accuracy, AUROC, macro F1.
 
@@ -48,6 +50,9 @@ def zeroshot(
     """
     if files and (split or ids):
         raise click.UsageError("give image files, or --split or --ids, not both")
+    if sbatch:
+        sbatch.show()
+        return
     form = "json" if as_json else "csv" if as_csv else "text"
     if save_prompts:
         _save_prompts(save_prompts, name, dataset, prompts)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from medunifier_cli.distributed import group, launch, rank, sbatch, variables
+from medunifier_cli.cluster.options import JobOptions, job_options
+from medunifier_cli.distributed import group, launch, rank, variables
 from medunifier_cli.files import read_text, write_text
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
@@ -50,12 +51,7 @@ _OPTIONS = (
         help="As --fresh, but once for a SLURM job: queued again, the job resumes its own run. --sbatch "
         "writes it for --fresh.",
     ),
-    click.option("--sbatch", is_flag=True, help="Print a SLURM script for this command and exit."),
-    click.option(
-        "--nodes",
-        type=click.IntRange(1, 1024),
-        help="With --sbatch: nodes, each with as many GPUs as --num-processes or the recipe says.",
-    ),
+    job_options(resumes=True, nodes=True),
 )
 
 
@@ -92,14 +88,11 @@ class StartOptions:
     name: str
     num_processes: int | None
     fresh: bool
-    sbatch: bool
+    sbatch: JobOptions | None = None
     job: str = ""
     deterministic: bool = False
-    nodes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.nodes and not self.sbatch:
-            raise click.UsageError("--nodes is for --sbatch: under `srun` mu joins the processes it finds")
         if self.deterministic:  # another way to write the recipe's key, so that the run keeps it
             object.__setattr__(self, "overrides", (*self.overrides, "train.deterministic=true"))
 
@@ -122,14 +115,13 @@ class StartOptions:
         in_recipe = recipe.train.processes
         if self.sbatch:
             # the login node that prints the script may have no GPU to count
-            processes, nodes = self.num_processes or in_recipe or 1, self.nodes or 1
+            processes = self.num_processes or in_recipe or 1
             from medunifier_cli.data.loader import micro_batch_size
 
             # not after hours in the queue
-            micro_batch_size(
-                recipe.train.global_batch, recipe.train.micro_batch, processes * nodes, "samples"
-            )
-            click.echo(sbatch.script(sys.argv[1:], name, processes, workers, nodes))
+            ranks = processes * self.sbatch.nodes
+            micro_batch_size(recipe.train.global_batch, recipe.train.micro_batch, ranks, "samples")
+            self.sbatch.show(name, processes=processes, cores=workers + 1, resumes=True)
             return
         from medunifier_cli.run.record import Run
 

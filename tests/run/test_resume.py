@@ -187,10 +187,10 @@ def test_a_job_with_fresh_starts_over_once_and_goes_on_whenever_it_is_queued_aga
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "scontrol").write_text('#!/bin/bash\necho "$@" >> "$(dirname "$0")/requeued"\n')
-    (tools / "mu").write_text(f'#!/bin/bash\nexec {sys.executable} -m medunifier_cli "$@"\n')
+    (tools / "squeue").write_text("#!/bin/bash\nexit 1\n")
     for tool in tools.iterdir():
         tool.chmod(0o755)
-    env = {**os.environ, "MU_RUNS": str(tmp_path / "runs"), "SLURM_JOB_ID": "17", "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, "SLURM_JOB_ID": "17", "CUDA_VISIBLE_DEVICES": ""}
     env["PATH"] = f"{tools}:{env['PATH']}"
     folder, reached = tmp_path / "runs" / "small", []
     for number in range(3):

@@ -97,7 +97,7 @@ def test_every_training_verb_has_the_option(verb: object) -> None:
 
 
 def test_the_option_is_the_recipes_key_and_recorded(tmp_path: Path) -> None:
-    asked = StartOptions(("train.seed=3",), "", None, fresh=False, sbatch=False, deterministic=True)
+    asked = StartOptions(("train.seed=3",), "", None, fresh=False, deterministic=True)
     recipe = load_recipe("demo", asked.overrides)
     assert recipe.train.deterministic
     assert recipe.train.seed == 3
