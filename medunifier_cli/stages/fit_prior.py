@@ -25,7 +25,7 @@ from medunifier_cli.data.order import SampleOrder
 from medunifier_cli.distributed import draws, world
 from medunifier_cli.distributed.agreement import Facts, agree
 from medunifier_cli.evaluate.benchmark import Benchmark
-from medunifier_cli.evaluate.results import Metric, Result, table
+from medunifier_cli.evaluate.results import Metric, Result, show_measured
 from medunifier_cli.objectives.without_data import without_data
 from medunifier_cli.prior.baseline import Baseline, baseline, refuse_collapsed
 from medunifier_cli.prior.pair import CodeBatch
@@ -43,7 +43,6 @@ from medunifier_cli.stages.codes import (
     say_texts,
 )
 from medunifier_cli.stages.running import Begin, open_run, start_facts, train_stage
-from medunifier_cli.terminal.say import show
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.stage import Values
 from medunifier_cli.train.stop import Watch
@@ -297,8 +296,7 @@ def _measure(
             "baseline": {level: dataclasses.asdict(result) for level, result in baselines.items()},
         },
     ).write(fitted)  # fmt: skip
-    show(f"{run.folder}, {valid.plugin.name}/{valid.split}, n = {len(codes):,}")
-    show(table(metrics))
+    show_measured(f"{run.folder}, {valid.plugin.name}/{valid.split}, n = {len(codes):,}", metrics)
 
 
 def _metrics(

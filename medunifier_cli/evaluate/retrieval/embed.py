@@ -148,7 +148,7 @@ def _embed(trained: PretrainedRun, source: SplitSource, first: int) -> Generator
     """The columns of the cache from a row on, by name of the data set in the file."""
     model, done = trained.model, first
     with Progress(len(source), "sample", first=first) as progress:
-        for batch, mask_B in evaluation_batches(source, BATCH, first=first):
+        for batch, mask_B in evaluation_batches(source, trained.batch_size or BATCH, first=first):
             batch, real = to_device(batch, trained.device), mask_B.numpy()
             image_BQE = embed_images(trained, batch.image_or_feature)[real]
             with measuring():
