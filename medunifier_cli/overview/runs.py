@@ -102,7 +102,8 @@ def planned_rows(recipe: Any, run: Run, processes: int, anew: bool) -> list[tupl
     if anew and run.folder.exists():
         start = "new; the run that is there is renamed"
     elif step:
-        start = f"resumes after step {step:,}"
+        done = state_of(run, recipe) == "complete"
+        start = f"nothing: it is complete, step {step:,}" if done else f"resumes after step {step:,}"
     else:
         start = "new"
     rows: list[tuple[str, object]] = [("run", str(run.folder)), ("start", start)]

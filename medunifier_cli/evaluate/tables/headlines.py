@@ -70,20 +70,31 @@ def _first(result: Mapping[str, Any]) -> list[Metric]:
 def render_headlines(runs: Sequence[Run], form: str) -> str:
     """A table of the runs' headlines: task, data, metric, value, interval and baseline.
 
+    As text, lines are short: the name of a data set that all are of is the header of its column.
+
     Raises:
         CheckpointError: a run without results.
         DataError: a damaged result file.
     """
-    several = len(runs) > 1
+    several, short = len(runs) > 1, form == "text"
+    found = [(run.folder.name, headline) for run in runs for headline in headlines(run)]
+    names = {headline.data.split("/")[0] for _, headline in found}
+    one_name = names.pop() if short and len(names) == 1 else ""
     rows: list[list[object]] = []
-    for run in runs:
-        own: list[object] = [run.folder.name] if several else []
-        for headline in headlines(run):
-            metric = headline.metric
-            rows.append([*own, headline.task, headline.data, metric.title, *_numbers(metric, form)])
+    for name, headline in found:
+        task = _short(headline.task) if short else headline.task
+        data = headline.data.removeprefix(f"{one_name}/") if one_name else headline.data
+        own: list[object] = [name] if several else []
+        rows.append([*own, task, data, headline.metric.title, *_numbers(headline.metric, form)])
     ends = ["low", "high"] if for_programs(form) else ["95 % interval"]
-    header: list[object] = [*(["run"] if several else []), "task", "data", "metric", "value", *ends, "baseline"]
+    first = ["run"] if several else []
+    header: list[object] = [*first, "task", one_name or "data", "metric", "value", *ends, "baseline"]
     return render([header, *rows], form, 3 + several)
+
+
+def _short(task: str) -> str:
+    """`finetune (probe)` -> `probe`: the run's name says enough beside the name of the metric."""
+    return task.rpartition(" (")[2].removesuffix(")") if task.endswith(")") else task
 
 
 def _numbers(metric: Metric, form: str) -> list[object]:

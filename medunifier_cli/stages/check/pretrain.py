@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 from medunifier_cli.data.loader import micro_batch_size
@@ -29,6 +30,10 @@ from medunifier_cli.stages.check.shared import (
 )
 
 
+TEXTS_READ = 2000
+"""Samples of a split whose texts are counted: each costs a read, which takes seconds on a network disk."""
+
+
 def check_pretrain(recipe: PretrainRecipe, processes: int = 0, hashes: bool = False) -> Iterator[Check]:
     """Check everything the recipe needs, in the order a run would need it; downloads and trains nothing.
 
@@ -48,8 +53,7 @@ def check_pretrain(recipe: PretrainRecipe, processes: int = 0, hashes: bool = Fa
             if not all(check.ok for check in checks):
                 continue  # it would be told twice
             images[split] = count_images(folder, split)
-            if split == data.train:
-                yield from run_check("texts", check_texts, recipe)
+            yield from run_check(f"texts of {split}", check_texts, recipe, split)
         yield from run_check("image size", check_image_size, data.dataset, data.image_size, folder)
     else:
         yield Check("shards", f"{folder}: no such folder; run `mu prepare {data.dataset}`", False)
@@ -83,20 +87,29 @@ def count_images(folder: Path, split: str) -> int:
         return len(shards)
 
 
-def check_texts(recipe: PretrainRecipe) -> str:
-    """Check that the train split has text in the recipe's sections; stops at the first sample that has."""
-    sections = recipe.data.sections or prepared_dataset(recipe.data.dataset, recipe.data.shards).text_sections
-    with closing(
-        Shards.open(shards_of(recipe.data.dataset, recipe.data.shards), recipe.data.train)
-    ) as shards:
-        texts = texts_of(shards, sections, recipe.data, recipe.text)
-        if not any(texts):
+def check_texts(recipe: PretrainRecipe, split: str) -> str:
+    """Check that a split has text in the recipe's sections: count the first `TEXTS_READ` samples that do.
+
+    Raises:
+        DataError: none has; the message names the sections that are there.
+    """
+    data = recipe.data
+    sections = data.sections or prepared_dataset(data.dataset, data.shards).text_sections
+    with closing(Shards.open(shards_of(data.dataset, data.shards), split)) as shards:
+        looked_at = min(TEXTS_READ, len(shards))
+        texts = list(islice(texts_of(shards, sections, data, recipe.text), looked_at))
+        count = sum(map(bool, texts))
+        if not count and looked_at < len(shards):  # the first ones may be the exception
+            count = int(any(texts_of(shards, sections, data, recipe.text)))
+        if not count:
             raise DataError(
-                f"data.sections: no sample of {recipe.data.train!r} has text in {', '.join(sections)}; "
+                f"data.sections: no sample of {split!r} has text in {', '.join(sections)}; "
                 f"sections there: {sections_there(shards)}. `-o 'data.sections=[...]'` chooses, and "
                 "`-o 'data.sections=[]'` takes the sections that the data set names"
             )
-    return f"{recipe.data.train} has text in {', '.join(sections)}"
+        of = f"{looked_at:,}" if looked_at == len(shards) else f"the first {looked_at:,} of {len(shards):,}"
+    words = sum(len(text.split()) for text in texts) / max(1, sum(map(bool, texts)))
+    return f"{count:,} of {of} samples have text in {', '.join(sections)}, {words:.0f} words on average"
 
 
 def check_tokenizer(recipe: PretrainRecipe) -> str:

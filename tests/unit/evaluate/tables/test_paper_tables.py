@@ -137,11 +137,16 @@ def test_what_is_printed_by_default(runs: Path, score: Callable[..., Result]) ->
     assert "GLoRIA" not in shown.stdout
     assert "GLoRIA" in score("whole", "--baselines").stdout
     assert "### Table A1: " in score("whole", "--format", "markdown").stdout
-    assert score("whole", "--rows").stdout.startswith("task ")
+    assert score("whole", "--rows").stdout.startswith("metric ")
+    assert score("whole", "--all").stdout == score("whole", "--rows").stdout
     demo = [result("retrieval phantom test", {"image to text, map@1": 0.7})]
     write_run(runs, "toy", dump_recipe(load_recipe("itc", ["data.dataset=phantom"])), demo)
-    assert score("toy").stdout.startswith("task ")
-    assert "0.700" in score("toy").stdout
+    toy = score("toy")
+    header, line, page = toy.stdout.splitlines()
+    assert header.split() == ["task", "phantom", "metric", "value", "95", "%", "interval", "baseline"]
+    assert line.split() == ["retrieval", "test", "image", "to", "text,", "map@1", "0.700"]
+    assert Path(page).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert "all 1 numbers: `mu score toy --all`" in toy.stderr
     empty = score("toy", "--tables")
     assert empty.stdout.startswith("Table 1: ")
 
