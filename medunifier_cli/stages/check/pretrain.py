@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -53,7 +53,8 @@ def check_pretrain(recipe: PretrainRecipe, processes: int = 0, hashes: bool = Fa
             if not all(check.ok for check in checks):
                 continue  # it would be told twice
             images[split] = count_images(folder, split)
-            yield from run_check(f"texts of {split}", check_texts, recipe, split)
+        if images:
+            yield from run_check("texts", check_texts, recipe, images)
         yield from run_check("image size", check_image_size, data.dataset, data.image_size, folder)
     else:
         yield Check("shards", f"{folder}: no such folder; run `mu prepare {data.dataset}`", False)
@@ -87,29 +88,33 @@ def count_images(folder: Path, split: str) -> int:
         return len(shards)
 
 
-def check_texts(recipe: PretrainRecipe, split: str) -> str:
-    """Check that a split has text in the recipe's sections: count the first `TEXTS_READ` samples that do.
+def check_texts(recipe: PretrainRecipe, splits: Iterable[str]) -> str:
+    """Check that each split has text in the recipe's sections; counts samples that do, see `TEXTS_READ`.
 
     Raises:
-        DataError: none has; the message names the sections that are there.
+        DataError: a split has none; the message names the sections that are there.
     """
     data = recipe.data
     sections = data.sections or prepared_dataset(data.dataset, data.shards).text_sections
-    with closing(Shards.open(shards_of(data.dataset, data.shards), split)) as shards:
-        looked_at = min(TEXTS_READ, len(shards))
-        texts = list(islice(texts_of(shards, sections, data, recipe.text), looked_at))
-        count = sum(map(bool, texts))
-        if not count and looked_at < len(shards):  # the first ones may be the exception
-            count = int(any(texts_of(shards, sections, data, recipe.text)))
-        if not count:
-            raise DataError(
-                f"data.sections: no sample of {split!r} has text in {', '.join(sections)}; "
-                f"sections there: {sections_there(shards)}. `-o 'data.sections=[...]'` chooses, and "
-                "`-o 'data.sections=[]'` takes the sections that the data set names"
-            )
-        of = f"{looked_at:,}" if looked_at == len(shards) else f"the first {looked_at:,} of {len(shards):,}"
-    words = sum(len(text.split()) for text in texts) / max(1, sum(map(bool, texts)))
-    return f"{count:,} of {of} samples have text in {', '.join(sections)}, {words:.0f} words on average"
+    told, without, there = [], [], ""
+    for split in splits:
+        with closing(Shards.open(shards_of(data.dataset, data.shards), split)) as shards:
+            looked_at = min(TEXTS_READ, len(shards))
+            texts = texts_of(shards, sections, data, recipe.text)
+            count = sum(map(bool, islice(texts, looked_at)))
+            # the first ones may be the exception, and one that has text is enough
+            if not count and not any(texts):
+                without.append(repr(split))
+                there = there or sections_there(shards)
+            of = "" if looked_at == len(shards) else f" of the first {looked_at:,}"
+            told.append(f"{split} {count:,}{of or f' of {len(shards):,}'}")
+    if without:
+        raise DataError(
+            f"data.sections: no sample of {', '.join(without)} has text in {', '.join(sections)}; "
+            f"sections there: {there}. `-o 'data.sections=[...]'` chooses, and "
+            "`-o 'data.sections=[]'` takes the sections that the data set names"
+        )
+    return f"samples with text in {', '.join(sections)}: {', '.join(told)}"
 
 
 def check_tokenizer(recipe: PretrainRecipe) -> str:

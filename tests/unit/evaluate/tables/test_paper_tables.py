@@ -145,7 +145,7 @@ def test_what_is_printed_by_default(runs: Path, score: Callable[..., Result]) ->
     header, line, page = toy.stdout.splitlines()
     assert header.split() == ["task", "phantom", "metric", "value", "95", "%", "interval", "baseline"]
     assert line.split() == ["retrieval", "test", "image", "to", "text,", "map@1", "0.700"]
-    assert Path(page).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert Path(page).read_text(encoding="utf-8").startswith("<!doctype html>")
     assert "all 1 numbers: `mu score toy --all`" in toy.stderr
     empty = score("toy", "--tables")
     assert empty.stdout.startswith("Table 1: ")
