@@ -156,7 +156,6 @@ class Verbs(click.Group):
                 click.echo(f"mu: {line}", err=True)
             ctx.exit(code)
 
-
     def _invoke(self, ctx: click.Context) -> object:
         """Call the verb; say what is loaded, and with `-v` at the end what it took."""
         started = time.monotonic()
@@ -188,7 +187,11 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
-@click.group(cls=Verbs, params=[*talk_options(), _debug_option()], context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Verbs,
+    params=[*talk_options(), _debug_option()],
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
 )

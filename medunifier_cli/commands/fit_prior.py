@@ -18,7 +18,8 @@ from medunifier_cli.stages.start import StartOptions, training_options
 @training_options
 @starting_run_options
 @data_option(
-    "Prepared data set whose codes are modelled (data.dataset; default: that of the pre-training run).", "data"
+    "Prepared data set whose codes are modelled (data.dataset; default: that of the pre-training run).",
+    "data",
 )
 def fit_prior(recipe: str, used: str, old_from: str, data: str, **options: Any) -> None:
     """Encode a split to codes and fit the top and bottom priors; resumes from the last checkpoint.

@@ -101,7 +101,9 @@ DEFAULT_N = 16
 @format_option
 @device_option
 @batch_size_option("64, on a GPU 256")
-@click.option("--batch", "old_batch", type=Whole(1, 100_000), hidden=True, help="Old spelling of --batch-size.")
+@click.option(
+    "--batch", "old_batch", type=Whole(1, 100_000), hidden=True, help="Old spelling of --batch-size."
+)
 def synthesize(
     n: int | None, out: Path, seed: int, temperature: float, top_k: int, top_p: float, prompt: str,
     prompts: str, of_class: str, guidance: float, reconstructed: str, data: str, split: str, figure: str,
@@ -128,7 +130,9 @@ def synthesize(
         from medunifier_cli.model.sampling import Draws
 
         draws = Draws(seed, temperature, top_k, top_p, guidance)
-        folder = _sample(name, (prompt, prompts, of_class), draws, out, n or 0, figure, batch or old_batch or 0)
+        folder = _sample(
+            name, (prompt, prompts, of_class), draws, out, n or 0, figure, batch or old_batch or 0
+        )
         if form() != "text":
             from medunifier_cli.evaluate.render import render
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from medunifier_cli.errors import DataError
-from medunifier_cli.evaluate.render import interval as interval_cell
 from medunifier_cli.evaluate.render import for_programs, number, render
+from medunifier_cli.evaluate.render import interval as interval_cell
 from medunifier_cli.files import make_folder, write_text
 from medunifier_cli.parsing import checked, read_json
 from medunifier_cli.run.provenance import data_facts, versions
@@ -145,7 +145,10 @@ class Result:
             make_folder(trained.run.results)
             write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
         else:  # the run of a colleague: what was measured is printed all the same
-            say(f"{path}: not written, as this user may not write there; copy the run to keep results", always=True)
+            say(
+                f"{path}: not written, as this user may not write there; copy the run to keep results",
+                always=True,
+            )
         return path
 
 

@@ -142,8 +142,12 @@ def talk_options() -> list[click.Option]:
     """`-v` and `-q`, which every verb has."""
     return [
         click.Option(
-            [f"-{name[0]}", f"--{name}"], is_flag=True, expose_value=False, is_eager=True,
-            callback=_set_talk, help=text,
+            [f"-{name[0]}", f"--{name}"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_set_talk,
+            help=text,
         )  # fmt: skip
         for name, text in (
             (VERBOSE, "Tell more: which checkpoint is used and on what, time and memory."),
@@ -164,7 +168,9 @@ def _set_talk(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 def given(ctx: click.Context) -> dict[str, str]:
     """What was typed: parameter -> how it is written, `--top` or `DATASET`."""
     return {
-        param.name: param.human_readable_name if isinstance(param, click.Argument) else max(param.opts, key=len)
+        param.name: param.human_readable_name
+        if isinstance(param, click.Argument)
+        else max(param.opts, key=len)
         for param in ctx.command.params
         if param.name and ctx.get_parameter_source(param.name) == ParameterSource.COMMANDLINE
     }

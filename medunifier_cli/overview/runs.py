@@ -84,7 +84,9 @@ def run_facts(run: Run) -> list[tuple[str, object]]:
     facts.append(("MB", round(bytes_of(run.folder) / 1e6)))
     parts = {path.name: bytes_of(path) for path in sorted(run.folder.iterdir()) if path.is_dir()}
     largest = sorted(parts.items(), key=lambda item: -item[1])[:4]
-    facts.append(("most of it", ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in largest if size >= 5e5)))
+    facts.append(
+        ("most of it", ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in largest if size >= 5e5))
+    )
     page = run.folder / "page" / "index.html"
     facts += [("page", str(page))] if page.is_file() else []
     return [(name, value) for name, value in facts if value != ""]
@@ -117,7 +119,10 @@ def planned_rows(recipe: Any, run: Run, processes: int, anew: bool) -> list[tupl
         ("recipe", recipe.name),
         ("data", data_of(recipe)),
         ("length", _length(recipe)),
-        ("batch", f"{recipe.train.global_batch} on {processes or 'as many processes as there are GPUs, or one'}"),
+        (
+            "batch",
+            f"{recipe.train.global_batch} on {processes or 'as many processes as there are GPUs, or one'}",
+        ),
     ]
     if isinstance(recipe, FinetuneRecipe | PriorRecipe):
         rows.append(("starts from", pretrained_of(recipe)))

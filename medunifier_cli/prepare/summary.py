@@ -46,7 +46,9 @@ def planned_rows(chunks: Iterable[Chunk], drops: Mapping[str, int]) -> list[list
         count["patients"] = len(subjects[split])
     rows: list[list[object]] = [["split", *columns]]
     rows += [[split, *(counts[split][column] for column in columns)] for split in sorted(counts)]
-    rows += [[f"left out: {reason}", number, *[None] * (len(columns) - 1)] for reason, number in drops.items()]
+    rows += [
+        [f"left out: {reason}", number, *[None] * (len(columns) - 1)] for reason, number in drops.items()
+    ]
     return rows
 
 

@@ -21,7 +21,6 @@ from medunifier_cli.options.shared import (
     name_option,
     overrides_option,
     recipe_argument,
-    refuse,
 )
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe

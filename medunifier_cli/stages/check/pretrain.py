@@ -29,7 +29,6 @@ from medunifier_cli.stages.check.shared import (
     shards_of,
 )
 
-
 TEXTS_READ = 2000
 """Samples of a split whose texts are counted: each costs a read, which takes seconds on a network disk."""
 

@@ -38,7 +38,11 @@ def test_csv_is_read_back() -> None:
 
 def test_json_keeps_numbers_and_names_them() -> None:
     text = render([["metric", "a"], ["map@1", 1 / 3], ["b", None], ["größe", 7]], "json")
-    assert json.loads(text) == [{"metric": "map@1", "a": 1 / 3}, {"metric": "b", "a": None}, {"metric": "größe", "a": 7}]
+    assert json.loads(text) == [
+        {"metric": "map@1", "a": 1 / 3},
+        {"metric": "b", "a": None},
+        {"metric": "größe", "a": 7},
+    ]
 
 
 def test_numbers_are_short_for_people_and_whole_for_programs() -> None:

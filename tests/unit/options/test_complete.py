@@ -54,7 +54,9 @@ def test_names_are_offered(home: Path, words: tuple[str, ...], expected: list[st
 
 def test_runs_come_with_their_stage(home: Path) -> None:
     completion = ShellComplete(cli.mu, {}, "mu", "_MU_COMPLETE")
-    assert [item.help for item in completion.get_completions(["show"], "base") if item.type == "plain"] == ["pretrain"]
+    assert [item.help for item in completion.get_completions(["show"], "base") if item.type == "plain"] == [
+        "pretrain"
+    ]
 
 
 def test_without_runs_and_data_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
