@@ -47,8 +47,7 @@ class PretrainedRun:
     encoder: str = ""
     """Hash of the frozen image encoder's weights; empty for one that was trained."""
     batch_size: int = 0
-    """Images in a forward pass of what is measured; 0 for the verb's own number. Results differ by rounding at
-    most."""
+    """Images in a forward pass of what is measured; 0 for the verb's own number. Changes rounding alone."""
 
     def with_batches_of(self, images: int | None) -> PretrainedRun:
         """The same model for batches of this many images; None or 0 for the verb's own number."""

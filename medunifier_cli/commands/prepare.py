@@ -155,9 +155,7 @@ def prepare(
         max_rejects=max_rejects,
     )
     if dry_run:
-        say(
-            f"{dataset}: reading {job.raw if plugin.needs_raw else 'nothing'}; nothing is written to {job.out}"
-        )
+        say(f"{dataset}: nothing is written to {job.out}")
         show(render(planned(job), printed))
         return
     say(f"{dataset}: images of {size} x {size} to {job.out}")

@@ -142,7 +142,8 @@ MODES = {
     "--reports": {"reports", "clinical"},
     "--outputs": {"outputs"},
     "--fake": {
-        "fake", "real", "copies", "heldout", "classifier", "extractor", "inception", "rad_dino", "images", "seed"
+        "fake", "real", "copies", "heldout", "classifier", "extractor", "inception", "rad_dino", "images",
+        "seed",
     },
     "--page": {"page"},
     "the numbers of runs": {"tables", "baselines"},
@@ -256,7 +257,7 @@ def _write_page(run: Run) -> Path:
 
 
 def _print_tables(runs: list[Run], options: ScoreOptions) -> None:
-    """Without another mode: the paper's tables if a run has a number there, else headlines, or all numbers."""
+    """Without another mode: the paper's tables if a run has a number there, else headlines or all numbers."""
     from medunifier_cli.evaluate.tables.beside_paper import Evidence, read_evidence, sections, unmatched_runs
     from medunifier_cli.evaluate.tables.tables import render_rows, render_sections
 

@@ -1,4 +1,4 @@
-"""Options that several verbs have, each declared here alone: what it means, completes to, and once was called.
+"""Options that several verbs have, each declared here alone: its meaning, its completion, its old names.
 
 An option that acts outside of the verb's own function, such as `--format`, is no parameter of it.
 """
@@ -140,20 +140,12 @@ def batch_size_option(help_of_default: str) -> Decorator[Verb]:
 
 def talk_options() -> list[click.Option]:
     """`-v` and `-q`, which every verb has."""
-    return [
-        click.Option(
-            [f"-{name[0]}", f"--{name}"],
-            is_flag=True,
-            expose_value=False,
-            is_eager=True,
-            callback=_set_talk,
-            help=text,
-        )  # fmt: skip
-        for name, text in (
-            (VERBOSE, "Tell more: which checkpoint is used and on what, time and memory."),
-            (QUIET, "Leave out progress and notes; warnings, errors and results remain."),
-        )
-    ]
+    helps = {
+        VERBOSE: "Tell more: which checkpoint is used and on what, time and memory.",
+        QUIET: "Leave out progress and notes; warnings, errors and results remain.",
+    }
+    own: dict[str, Any] = {"is_flag": True, "expose_value": False, "is_eager": True, "callback": _set_talk}
+    return [click.Option([f"-{name[0]}", f"--{name}"], help=text, **own) for name, text in helps.items()]
 
 
 def _set_talk(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -167,13 +159,12 @@ def _set_talk(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 def given(ctx: click.Context) -> dict[str, str]:
     """What was typed: parameter -> how it is written, `--top` or `DATASET`."""
-    return {
-        param.name: param.human_readable_name
-        if isinstance(param, click.Argument)
-        else max(param.opts, key=len)
-        for param in ctx.command.params
-        if param.name and ctx.get_parameter_source(param.name) == ParameterSource.COMMANDLINE
-    }
+    typed = {}
+    for param in ctx.command.params:
+        if param.name and ctx.get_parameter_source(param.name) == ParameterSource.COMMANDLINE:
+            is_argument = isinstance(param, click.Argument)
+            typed[param.name] = param.human_readable_name if is_argument else max(param.opts, key=len)
+    return typed
 
 
 def refuse_unused(used: Collection[str], why: str) -> None:

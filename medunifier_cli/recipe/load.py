@@ -164,7 +164,7 @@ def load_any(path_or_name: str | Path, overrides: Iterable[str] = (), saved: boo
 
 
 def origins(path_or_name: str | Path, overrides: Iterable[str] = ()) -> tuple[Recipe, dict[str, str]]:
-    """A recipe of any stage, and where each setting that is no default was set: `file:line` or `-o key=value`.
+    """A recipe of any stage, and where each setting that is no default was set: `file:line` or `-o ...`.
 
     Raises:
         RecipeError: the problems found, as many as fit one line, and the number of all others.

@@ -1,4 +1,4 @@
-"""How far a run is: its last whole checkpoint, whether a process trains it now, and what it takes on the disk.
+"""How far a run is: its last whole checkpoint, whether a process trains it now, and its size on the disk.
 
 Looks at names and sizes alone, so that many runs can be listed at once; imports no torch.
 """

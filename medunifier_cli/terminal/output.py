@@ -1,4 +1,4 @@
-"""How results are printed and how much is told beside them: chosen once, for this process and those it starts.
+"""The format of results and how much is told beside them, for this process and those that it starts.
 
 The choice is in the environment, because ranks are processes of their own that inherit nothing else.
 """

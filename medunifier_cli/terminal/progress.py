@@ -50,10 +50,9 @@ class Progress:
     def __enter__(self) -> Progress:
         self.started = self.printed = time.monotonic()
         if not self.silent and sys.stderr.isatty():
-            known = {"bar_format": BAR} if self.total is not None else {}
             self.bar = tqdm(
                 total=self.total, initial=self.done, unit=self.unit, dynamic_ncols=True, file=sys.stderr,
-                **known,
+                bar_format=BAR if self.total is not None else None,
             )  # fmt: skip
         return self
 

@@ -1,4 +1,4 @@
-"""Options that several verbs have: one meaning everywhere, old names that still work, no option without effect."""
+"""Options of several verbs: one meaning everywhere, old names still work, none is without effect."""
 
 from __future__ import annotations
 

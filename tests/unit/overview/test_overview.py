@@ -54,7 +54,8 @@ def runs(own_roots: Path) -> Path:
 
 def test_runs_are_listed_the_last_trained_first(runs: Path) -> None:
     rows = json.loads(mu("runs", "--format", "json").stdout)
-    assert [(row["run"], row["stage"], row["data"], row["state"], row["step"], row["headline"]) for row in rows] == [
+    columns = ("run", "stage", "data", "state", "step", "headline")
+    assert [tuple(row[column] for column in columns) for row in rows] == [
         ("tuned", "finetune", "phantom", "stopped", "30/90", ""),
         ("base", "pretrain", "phantom", "complete", "720/720", "zero-shot accuracy 0.250"),
         ("broken", "?", "?", "empty", "0", ""),
