@@ -34,7 +34,7 @@ class _Announcer(importlib.abc.MetaPathFinder):
 def announced(line: Callable[[], str]) -> Iterator[None]:
     """Within this block say the line as soon as PyTorch is imported, which no verb does before it must.
 
-    Nothing is said in a process that has imported it already.
+    A process that has imported it already prints nothing.
     """
     announcer = _Announcer(line)
     if SLOW not in sys.modules:
