@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -103,7 +103,7 @@ ONLY_FOR = {
 )
 def report(
     files: tuple[Path, ...], name: str, dataset: str, split: str, limit: int, out: Path | None,
-    clinical: bool, batch: int | None, **decoding: float,
+    clinical: bool, batch: int | None, **decoding: Any,
 ) -> None:  # fmt: skip
     """Write radiology reports for a split, or for image FILES.
 
@@ -121,7 +121,7 @@ def report(
         refuse({"dataset", "split", "limit", "out", "clinical"}, "is for a split, not for files")
     paths = files_under(files)
     trained = restore(pretrained_run(name, "report")).with_batches_of(batch)
-    settings = Decoding(**decoding)  # type: ignore[arg-type]
+    settings = Decoding(**decoding)
     if files:
         _report_files(trained, settings, paths)
     else:
@@ -157,8 +157,8 @@ def _report_files(trained: PretrainedRun, settings: Decoding, paths: list[Path])
     chosen, rows = form(), [["file", "report", "skipped"]]
     for path, report in write_files(Writer(trained, settings, trained_sections(trained)), paths):
         if chosen in ("csv", "markdown"):
-            skipped = isinstance(report, str)
-            rows.append([str(path), *(("", report) if skipped else (report.text, ""))])
+            cells = ("", report) if isinstance(report, str) else (report.text, "")
+            rows.append([str(path), *cells])
         elif isinstance(report, str):  # the reason why it was skipped, which stderr has already
             if chosen == "json":
                 show(json.dumps({"file": str(path), "skipped": report}, ensure_ascii=False))

@@ -19,12 +19,11 @@ from medunifier_cli.terminal.output import FORMAT, FORMATS, QUIET, TALK, VERBOSE
 from medunifier_cli.terminal.say import say
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
-Decorator = Callable[[Verb], Verb]
 CUDA = "CUDA_VISIBLE_DEVICES"
 """Variable that says which GPUs this process and those that it starts may see."""
 
 
-def recipe_argument(required: bool = True) -> Decorator[Verb]:
+def recipe_argument(required: bool = True) -> Callable[[Verb], Verb]:
     """RECIPE: a file, or the name of a shipped one."""
     return click.argument("recipe", required=required, shell_complete=complete.recipes)
 
@@ -37,7 +36,9 @@ def overrides_option(verb: Verb) -> Verb:
     )(verb)  # fmt: skip
 
 
-def run_option(default: str = "the newest pre-trained one", parameter: str = "name") -> Decorator[Verb]:
+def run_option(
+    default: str = "the newest pre-trained one", parameter: str = "name"
+) -> Callable[[Verb], Verb]:
     """`--run`: always the run that is used."""
     return click.option(
         "--run", parameter, default="", metavar="NAME", shell_complete=complete.runs,
@@ -45,12 +46,12 @@ def run_option(default: str = "the newest pre-trained one", parameter: str = "na
     )  # fmt: skip
 
 
-def name_option(default: str) -> Decorator[Verb]:
+def name_option(default: str) -> Callable[[Verb], Verb]:
     """`--name`: always the run that is made."""
     return click.option("--name", default="", help=f"Name of the new run; by default {default}.")
 
 
-def data_option(text: str, parameter: str = "dataset") -> Decorator[Verb]:
+def data_option(text: str, parameter: str = "dataset") -> Callable[[Verb], Verb]:
     """`--data`: a prepared data set."""
     return click.option(
         "--data", parameter, default="", metavar="NAME", shell_complete=complete.prepared, help=text
@@ -75,7 +76,7 @@ def choose_format(ctx: click.Context, value: str) -> None:
         _set(ctx, FORMAT, value)
 
 
-def old_format_flag(flag: str, value: str) -> Decorator[Verb]:
+def old_format_flag(flag: str, value: str) -> Callable[[Verb], Verb]:
     """The flag that asked for a format before there was `--format`."""
 
     def choose(ctx: click.Context, _param: click.Parameter, given: bool) -> None:
@@ -130,7 +131,7 @@ def _choose_device(ctx: click.Context, param: click.Parameter, value: str) -> No
         raise MuError(f"--device {value}: PyTorch finds no such GPU here; leave the option out, or say cpu")
 
 
-def batch_size_option(help_of_default: str) -> Decorator[Verb]:
+def batch_size_option(help_of_default: str) -> Callable[[Verb], Verb]:
     """`--batch-size` of forward passes."""
     return click.option(
         "--batch-size", "batch", type=Whole(1, 100_000), metavar="N",

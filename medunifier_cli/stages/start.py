@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 AnyRecipe = TypeVar("AnyRecipe", PretrainRecipe, FinetuneRecipe, PriorRecipe)
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
-_OPTIONS = (
+_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     overrides_option,
     name_option("that of the recipe"),
     click.option(
