@@ -55,7 +55,8 @@ def keys(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Co
     """`KEY=` for each key of the verb's recipe; of the recipe that is typed where the verb takes any."""
     # an option without its value, as this one is, ends the parsing: what was typed before it is in `args`
     typed = ctx.params.get("recipe") or next(iter(ctx.args), "")
-    stage = ctx.info_name if ctx.info_name in SCHEMAS else _stage(str(typed))
+    verb = ctx.info_name or ""
+    stage = verb if verb in SCHEMAS else _stage(str(typed))
     if "=" in incomplete or stage not in SCHEMAS:
         return []
     every = list(dotted_keys(SCHEMAS[stage]))

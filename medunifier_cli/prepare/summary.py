@@ -56,8 +56,8 @@ def summary(manifest: Mapping[str, Any]) -> str:
     """Tables of what was written, by split and class, and of what was left out, by reason."""
     splits = _splits(manifest)
     header, *body = split_rows(manifest)
-    rows = [[name, *(f"{n:,}" for n in numbers), f"{size:,.1f}"] for name, *numbers, size in body]
-    lines = text_table([[str(cell) for cell in header], *rows])
+    rows = [[str(name), *(f"{n:,}" for n in numbers), f"{size:,.1f}"] for name, *numbers, size in body]
+    lines = text_table([[*map(str, header)], *rows])
     classes = [name for name in manifest["classes"] if any(s["classes"].get(name) for s in splits.values())]
     if classes:
         found = [[name[:NARROW], *(f"{s['classes'][name]:,}" for s in splits.values())] for name in classes]

@@ -71,7 +71,7 @@ def render_sections(sections: Sequence[Section], form: str) -> str:
     if for_programs(form):
         header = ["table", *sections[0].rows[0]]
         numbers = {section.title: section.title.split(":")[0] for section in sections}
-        body = [[numbers[s.title], *row] for s in sections for row in s.rows[1:]]
+        body: list[list[Any]] = [[numbers[s.title], *row] for s in sections for row in s.rows[1:]]
         if form == "json":
             first = 1 + PAPER_WORDS
             body = [[*row[:first], *map(_parsed, row[first:])] for row in body]
