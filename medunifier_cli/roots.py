@@ -39,7 +39,7 @@ def check_run_name(name: str) -> str:
     Raises:
         MuError: it would lead elsewhere, add lines to a job script, or be taken for an option.
     """
-    advice = "give the run another name with --run"
+    advice = "give the run another name with --name"
     if not name.strip() or name in (".", ".."):
         raise MuError(f"a run cannot be named {name!r}; {advice}")
     if "/" in name or "\\" in name:
@@ -79,6 +79,11 @@ def prepared_names() -> list[str]:
     return sorted(path.parent.name for path in shards_folder("").glob("*/manifest.json"))
 
 
+def run_names() -> list[str]:
+    """Names of the runs under `$MU_RUNS`, sorted: folders with a recipe or with checkpoints."""
+    return sorted(path.name for path in _runs() if _is_run(path))
+
+
 def find_run(name_or_path: str | Path, beside: Path | None = None) -> Path:
     """The folder of a run, given by name (a folder in `runs_root()`) or by path; a name takes precedence.
 
@@ -95,7 +100,7 @@ def find_run(name_or_path: str | Path, beside: Path | None = None) -> Path:
     if named.is_dir():
         return named
     # not any folder: beside one called `demo`, the run `demo` of another `$MU_RUNS` would not be missed
-    if (path / "recipe.yaml").is_file() or (path / "checkpoints").is_dir():
+    if _is_run(path):
         return path
     names = sorted(path.name for path in _runs(runs_root()))
     nearest = difflib.get_close_matches(str(name_or_path), names, n=1)
@@ -121,7 +126,7 @@ def newest_run(fits: Callable[[Path], bool], verb: str, beside: Path | None = No
         raise CheckpointError(
             f"no run found under {runs_root()}/ that fits `{verb}`: it needs `mu {needed}` first"
         )
-    newest = max(candidates, key=lambda run: (_last_trained(run), run.name))
+    newest = max(candidates, key=lambda run: (last_trained(run), run.name))
     say(f"{verb} uses the newest run that fits: {newest}")
     return newest
 
@@ -130,7 +135,11 @@ def _runs(root: Path) -> list[Path]:
     return [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
 
 
-def _last_trained(run: Path) -> float:
+def _is_run(path: Path) -> bool:
+    return (path / "recipe.yaml").is_file() or (path / "checkpoints").is_dir()
+
+
+def last_trained(run: Path) -> float:
     """Time at which training last wrote to the run, in seconds since the epoch."""
     # not the folder's own time, which results and caches of evaluation change as well
     written = [run / "log.jsonl", run / "checkpoints", run / "recipe.yaml"]

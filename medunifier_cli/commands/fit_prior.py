@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from medunifier_cli.options.shared import data_option
+from medunifier_cli.options.training import starting_run_options, used_and_made
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.stages.start import StartOptions, training_options
@@ -17,18 +19,19 @@ ENCODING_WORKERS = 2
 
 @click.command()
 @training_options
-@click.option("--from", "pretrained", default="", help="Pre-training run to start from (default: newest).")
-@click.option(
-    "--data", default="", metavar="NAME",
-    help="Prepared data set whose codes are modelled (data.dataset; default: that of the pre-training run).",
-)  # fmt: skip
-def fit_prior(recipe: str, pretrained: str, data: str, **options: Any) -> None:
+@starting_run_options
+@data_option(
+    "Prepared data set whose codes are modelled (data.dataset; default: that of the pre-training run).",
+    "data",
+)
+def fit_prior(recipe: str, used: str, old_from: str, data: str, **options: Any) -> None:
     """Encode a split to codes and fit the top and bottom priors; resumes from the last checkpoint.
 
     RECIPE is a YAML file or the name of a shipped one, such as `prior` or `prior-demo`.
     """
     if data:  # another way to write the recipe's key, so that the run keeps it
         options["overrides"] = (*options["overrides"], f"data.dataset={data}")
+    pretrained, options["name"] = used_and_made(used, old_from, options["name"])
     start = StartOptions(**options)
     loaded = load_recipe(recipe, start.overrides, PriorRecipe)
     from medunifier_cli.checkpoint.pretrained import fill_pretrained

@@ -9,22 +9,37 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from medunifier_cli.cluster.options import JobOption, JobOptions, job_options
+from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.data.contract import DatasetPlugin, Option
 from medunifier_cli.errors import DataError, one_line_of
+from medunifier_cli.options import complete
+from medunifier_cli.options.shared import note_old, refuse_unused
 from medunifier_cli.plugin_index import DATASETS, load_all, load_dataset
 from medunifier_cli.roots import raw_folder, shards_folder
 from medunifier_cli.run.processors import share
 from medunifier_cli.terminal.options import LARGEST, LIMIT, PROCESSES, Whole
-from medunifier_cli.terminal.say import show
+from medunifier_cli.terminal.output import FORMATS
+from medunifier_cli.terminal.say import say, show
 
 JOB_CORES = 8
 """Of a job without --workers, each with a decoding process."""
 FEATURE_WORKERS = 2
 """Processes that decode for a GPU: one feeds four, see docs/scaling.md."""
 YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+IMAGE_FORMATS = ("png", "jpg")
+
+
+class FormatOrOld(click.Choice[str]):
+    """A format of what is printed; or one of images, which `--format` once meant, and no help shows."""
+
+    def __init__(self) -> None:
+        super().__init__(FORMATS)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value) if value in IMAGE_FORMATS else super().convert(value, param, ctx)
 
 
 class Part(click.ParamType["tuple[int, int]"]):
@@ -42,7 +57,7 @@ class Part(click.ParamType["tuple[int, int]"]):
 
 
 @click.command()
-@click.argument("dataset", required=False)
+@click.argument("dataset", required=False, shell_complete=complete.data_sets)
 @click.option(
     "--raw",
     type=click.Path(path_type=Path),
@@ -62,8 +77,12 @@ class Part(click.ParamType["tuple[int, int]"]):
     help="Edge of the square images, in pixels.",
 )
 @click.option(
-    "--format", "form", type=click.Choice(["png", "jpg"]), default="png", show_default=True,
+    "--image-format", "image_format", type=click.Choice(IMAGE_FORMATS), default="png", show_default=True,
     help="Image format in the shards; png is lossless.",
+)  # fmt: skip
+@click.option(
+    "--format", "printed", type=FormatOrOld(), default="text", show_default=True,
+    help="Format of the summary or list that is printed.",
 )  # fmt: skip
 @click.option(
     "--shard-size", type=Whole(1, 1_000_000), default=2000, show_default=True, help="Records per shard."
@@ -78,6 +97,7 @@ class Part(click.ParamType["tuple[int, int]"]):
     "--features", "recipe", default="", metavar="RECIPE",
     help="Compute the features of RECIPE's frozen image encoder once, in place of shards.",
 )  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Read the tables of the raw data, count, and write nothing.")
 @click.option(
     "--list", "show_list", is_flag=True, help="List the data sets with their raw files and options."
 )
@@ -88,13 +108,15 @@ def prepare(
     name: str,
     out: Path | None,
     size: int,
-    form: str,
+    image_format: str,
+    printed: str,
     shard_size: int,
     workers: int | None,
     part: tuple[int, int],
     max_rejects: int | None,
     overrides: tuple[str, ...],
     recipe: str,
+    dry_run: bool,
     show_list: bool,
     sbatch: JobOptions | None,
 ) -> None:
@@ -105,17 +127,22 @@ def prepare(
     encoder makes of them, on all GPUs (train.processes); then `-o` changes the recipe, and `--out`,
     `--workers` and `--part` are as for shards.
     """
+    if printed in IMAGE_FORMATS:
+        note_old(f"--format {printed}", f"--image-format {printed}")
+        image_format, printed = printed, "text"
     if sbatch and sbatch.parts and part != (1, 1):
         raise click.UsageError("--part makes one part and --parts a job for each; give one of them")
     if recipe:
-        _refuse_others(click.get_current_context())
+        refuse_unused(WITH_FEATURES, "is for shards; --features takes all from its recipe, see -o")
         _compute_features(recipe, overrides, out, part, workers, sbatch)
         return
-    from medunifier_cli.prepare.summary import listing, summary
+    from medunifier_cli.evaluate.render import render
+    from medunifier_cli.prepare.summary import listed_rows, listing, split_rows, summary
 
     if show_list:
+        refuse_unused({"dataset", "printed", "show_list"}, "has no effect on --list")
         plugins = {dataset: load_dataset(dataset)} if dataset else load_all(DATASETS)
-        show(listing(plugins))
+        show(listing(plugins) if printed == "text" else render(listed_rows(plugins), printed, words=8))
         return
     if not dataset:
         raise click.UsageError("no data set given; `mu prepare --list` shows them")
@@ -123,7 +150,7 @@ def prepare(
         plugin_options(load_dataset(dataset), overrides)  # not after a wait in the queue
         sbatch.show(f"prepare-{name or dataset}", cores=workers or JOB_CORES, gpus=False, resumes=True)
         return
-    from medunifier_cli.prepare.prepare import Job
+    from medunifier_cli.prepare.prepare import Job, planned
     from medunifier_cli.prepare.prepare import prepare as run
 
     plugin = load_dataset(dataset)
@@ -134,34 +161,27 @@ def prepare(
         out=out or shards_folder(name or dataset),
         options=plugin_options(plugin, overrides),
         size=size,
-        form=form,
+        form=image_format,
         shard_size=shard_size,
         workers=workers or share().threads,
         part=part,
         max_rejects=max_rejects,
     )
+    if dry_run:
+        say(f"{dataset}: nothing is written to {job.out}")
+        show(render(planned(job), printed))
+        return
+    say(f"{dataset}: images of {size} x {size} to {job.out}")
     manifest = run(job)
     if manifest is not None:
+        if printed != "text":
+            show(render(split_rows(manifest), printed))
         show(summary(manifest), err=True)
         show(f"\n{job.out}: {manifest['samples']:,} images; inspect sheet-*.png", err=True)
 
 
 WITH_FEATURES = {"recipe", "overrides", "out", "part", "workers"}
 """Parameters that go with `--features`."""
-
-
-def _refuse_others(context: click.Context) -> None:
-    """Refuse what says how shards are made, where none are: it would be ignored.
-
-    Raises:
-        click.UsageError: names one such option.
-    """
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        free = name in WITH_FEATURES or isinstance(parameter, JobOption)
-        if not free and context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
-            what = "DATASET" if name == "dataset" else parameter.opts[0]
-            raise click.UsageError(f"{what} is for shards; --features takes all from its recipe, see -o")
 
 
 def _compute_features(

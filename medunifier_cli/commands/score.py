@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medunifier_cli.cluster.options import JobOptions, job_options
+from medunifier_cli.options import complete
+from medunifier_cli.options.shared import device_option, format_option, refuse, refuse_unused
 from medunifier_cli.roots import find_run, newest_run
 from medunifier_cli.terminal.options import LIMIT, SEED
+from medunifier_cli.terminal.output import form
 from medunifier_cli.terminal.say import say, show
 
 if TYPE_CHECKING:
@@ -21,9 +24,8 @@ if TYPE_CHECKING:
 class ScoreOptions:
     """The options as typed; the help of each is below."""
 
-    form: str
     tables: bool | None
-    """True for the paper's tables, False for rows, None to decide by what the runs have."""
+    """True for the paper's tables, False for all numbers, None for headlines unless a table has a number."""
     page: bool
     baselines: bool
     reports: Path | None
@@ -50,15 +52,17 @@ class ScoreOptions:
 
 
 @click.command()
-@click.argument("runs", nargs=-1)
+@click.argument("runs", nargs=-1, shell_complete=complete.runs)
 @click.option(
-    "--format", "form", type=click.Choice(["text", "markdown", "csv"]), default="text", show_default=True,
-    help="Format of tables.",
+    "--run", "more_runs", multiple=True, metavar="NAME", shell_complete=complete.runs,
+    help="Run to use, as RUNS names it.",
 )  # fmt: skip
+@format_option
+@device_option
 @click.option(
-    "--tables/--rows", "tables", default=None,
+    "--tables/--all", " /--rows", "tables", default=None,
     help="Print the paper's tables, or all numbers of the runs; by default the tables if a run has a number "
-    "there.",
+    "there, else the headlines and the run's page.",
 )  # fmt: skip
 @click.option("--page", is_flag=True, help="Write each run's page/index.html instead, and print its path.")
 @click.option("--baselines", is_flag=True, help="Show the rows of other methods in the paper's tables.")
@@ -109,19 +113,22 @@ class ScoreOptions:
     help="Seed of the selected images and of intervals.",
 )  # fmt: skip
 @job_options()
-def score(runs: tuple[str, ...], sbatch: JobOptions | None, **options: Any) -> None:
-    """Print what one or several runs reached: the paper's tables with these runs, or all numbers.
+def score(
+    runs: tuple[str, ...], more_runs: tuple[str, ...], sbatch: JobOptions | None, **options: Any
+) -> None:
+    """Print what one or several runs reached: the paper's tables with these runs, headlines, or all numbers.
 
     RUNS are names or folders; by default the newest one with results. Runs that were fine-tuned or fitted
     from a run count as its results. A run fills the rows of the paper whose objectives its recipe has.
 
     With two files of reports, `mu score A.jsonl B.jsonl`, these are compared on the images that both have.
     """
-    given = ScoreOptions(**options)
-    _check_use(runs, given)
+    given, runs = ScoreOptions(**options), runs + more_runs
+    mode = _mode(runs, given)
+    refuse_unused(MODES[mode] | {"runs", "more_runs"}, f"has no effect on {mode}")
     if sbatch:
         sbatch.show(gpus=given.judges_images or given.clinical)
-    elif any(name.endswith(".jsonl") for name in runs):
+    elif mode == COMPARISON:
         _compare_reports(Path(runs[0]), Path(runs[1]), given)
     elif given.reports is not None:
         _score_reports(given.reports, given)
@@ -135,22 +142,52 @@ def score(runs: tuple[str, ...], sbatch: JobOptions | None, **options: Any) -> N
         _print_tables(_runs(runs), given)
 
 
-def _check_use(runs: tuple[str, ...], given: ScoreOptions) -> None:
-    """Refuse options that exclude each other.
+COMPARISON = "the comparison of two files of reports"
+MODES = {
+    COMPARISON: {"seed"},
+    "--reports": {"reports", "clinical"},
+    "--outputs": {"outputs"},
+    "--fake": {
+        "fake", "real", "copies", "heldout", "classifier", "extractor", "inception", "rad_dino", "images",
+        "seed",
+    },
+    "--page": {"page"},
+    "the numbers of runs": {"tables", "baselines"},
+}  # fmt: skip
+"""What `mu score` is asked for -> parameters that have an effect on it."""
+
+
+def _mode(runs: tuple[str, ...], given: ScoreOptions) -> str:
+    """A key of `MODES`.
 
     Raises:
-        click.UsageError: says which go together.
+        click.UsageError: what is given does not go together.
     """
     if any(name.endswith(".jsonl") for name in runs):
         if len(runs) != 2 or given.reports or given.outputs or given.clinical or given.judges_images:
             raise click.UsageError(
                 "`mu score A.jsonl B.jsonl` compares two files of reports; --reports FILE scores one"
             )
-    elif given.reports is not None or given.clinical:
+        return COMPARISON
+    if given.reports is not None or given.clinical:
         if given.reports is None or runs or given.fake:
             raise click.UsageError("reports are scored with --reports FILE alone, or with --clinical")
-    elif given.outputs is None and given.judges_images and (not given.fake or len(runs) > 1):
-        raise click.UsageError("images are judged with --fake and one run at most")
+        return "--reports"
+    if given.outputs is not None:
+        if runs:
+            raise click.UsageError("outputs are scored with --outputs FILE alone, without a run")
+        return "--outputs"
+    if given.judges_images:
+        if not given.fake or len(runs) > 1:
+            raise click.UsageError("images are judged with --fake and one run at most")
+        if not given.real:
+            refuse({"extractor", "inception", "rad_dino", "images"}, "is for --real")
+        if not given.copies:
+            refuse({"heldout"}, "is for --copies")
+        return "--fake"
+    if given.tables is False and given.baselines:
+        raise click.UsageError("--baselines are rows of the paper's tables, and --all shows other numbers")
+    return "--page" if given.page else "the numbers of runs"
 
 
 def _score_reports(path: Path, options: ScoreOptions) -> None:
@@ -158,7 +195,7 @@ def _score_reports(path: Path, options: ScoreOptions) -> None:
     from medunifier_cli.evaluate.reports.reporting import render_scores, score_file
 
     scored = score_file(path, options.clinical)
-    show(render_scores(scored, options.form))
+    show(render_scores(scored, form()))
     for note in scored.notes:
         say(note)
 
@@ -168,7 +205,7 @@ def _compare_reports(a: Path, b: Path, options: ScoreOptions) -> None:
     from medunifier_cli.evaluate.reports.comparing import compare_files, render_comparison
 
     comparison = compare_files(a, b, seed=options.seed)
-    show(render_comparison(comparison, options.form))
+    show(render_comparison(comparison, form()))
     for note in [comparison.protocol, *comparison.notes]:
         say(note)
 
@@ -199,6 +236,12 @@ def _score_images(run: str, options: ScoreOptions) -> None:
 
 def _write_pages(runs: list[Run]) -> None:
     """`--page`: each run's page."""
+    for run in runs:
+        show(str(_write_page(run)))
+
+
+def _write_page(run: Run) -> Path:
+    """Write the page of a run; returns its path."""
     from medunifier_cli.checkpoint.lineage import recipe_of
     from medunifier_cli.evaluate.pair_scores import CURVES
     from medunifier_cli.evaluate.tables.tables import rows_of
@@ -209,22 +252,20 @@ def _write_pages(runs: list[Run]) -> None:
     from medunifier_cli.recipe.schema_prior import PriorRecipe
     from medunifier_cli.stages import finetune_results, fit_prior
 
-    for run in runs:
-        recipe = recipe_of(run) or PretrainRecipe()  # a recipe that cannot be read must not cost the page
-        if isinstance(recipe, FinetuneRecipe):
-            curves = finetune_results.CURVES
-        elif isinstance(recipe, PriorRecipe):
-            curves = fit_prior.CURVES
-        else:
-            curves = curves_of(recipe) | CURVES
-        show(str(write_run_page(run, rows_of([run]), curves)))
+    recipe = recipe_of(run) or PretrainRecipe()  # a recipe that cannot be read must not cost the page
+    if isinstance(recipe, FinetuneRecipe):
+        curves = finetune_results.CURVES
+    elif isinstance(recipe, PriorRecipe):
+        curves = fit_prior.CURVES
+    else:
+        curves = curves_of(recipe) | CURVES
+    return write_run_page(run, rows_of([run]), curves)
 
 
 def _print_tables(runs: list[Run], options: ScoreOptions) -> None:
-    """Without another mode: the paper's tables if a run has a number there, else all numbers."""
-    from medunifier_cli.evaluate.render import render
+    """Without another mode: the paper's tables if a run has a number there, else headlines or all numbers."""
     from medunifier_cli.evaluate.tables.beside_paper import Evidence, read_evidence, sections, unmatched_runs
-    from medunifier_cli.evaluate.tables.tables import WORDS, render_sections, rows_of
+    from medunifier_cli.evaluate.tables.tables import render_rows, render_sections
 
     evidence: list[Evidence] = [] if options.tables is False else [read_evidence(run) for run in runs]
     shown = sections(evidence, options.baselines) if evidence else []
@@ -232,12 +273,31 @@ def _print_tables(runs: list[Run], options: ScoreOptions) -> None:
         notes = dict.fromkeys(note for one in evidence for note in [*one.notes, *one.left_out])
         for line in [*unmatched_runs(evidence), *notes]:
             say(line)
-        show(render_sections(shown, options.form))
+        show(render_sections(shown, form()))
     else:
         # Somebody who measured for the paper's tables must learn why there is none.
         for line in dict.fromkeys(note for one in evidence for note in one.left_out):
             say(line)
-        show(render(rows_of(runs, intervals=options.form == "csv"), options.form, WORDS))
+        chosen = form()
+        if options.tables is None and chosen == "text":
+            _print_headlines(runs)
+        else:
+            show(render_rows(runs, chosen))
+
+
+def _print_headlines(runs: list[Run]) -> None:
+    """The headlines, where all numbers are, and the page of each run."""
+    from medunifier_cli.evaluate.tables.headlines import render_headlines
+    from medunifier_cli.evaluate.tables.tables import rows_of
+
+    show(render_headlines(runs, form()))
+    names = " ".join(run.folder.name for run in runs)
+    say(f"headlines; all {len(rows_of(runs)) - 1:,} numbers: `mu score {names} --all`, or with a --format")
+    for run in runs:
+        if run.writable:
+            show(str(_write_page(run)))
+        else:
+            say(f"{run.folder}: no page, as this user may not write there")
 
 
 def _runs(names: tuple[str, ...]) -> list[Run]:

@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from medunifier_cli.cluster.options import JobOptions, job_options
+from medunifier_cli.options.shared import (
+    batch_size_option,
+    data_option,
+    device_option,
+    format_option,
+    note_old,
+    refuse,
+    run_option,
+)
 from medunifier_cli.terminal.options import (
     CLASSES,
     PROBABILITY,
@@ -17,6 +26,7 @@ from medunifier_cli.terminal.options import (
     Whole,
     box_of,
 )
+from medunifier_cli.terminal.output import form
 from medunifier_cli.terminal.say import show
 
 if TYPE_CHECKING:
@@ -26,6 +36,8 @@ if TYPE_CHECKING:
 
 HELD_OUT = "the held-out split"
 """Stands for the split that `--reconstruct` takes if it is given none."""
+OF_SAMPLING = {"seed", "temperature", "top_k", "top_p", "guidance"}
+"""Parameters that change what is sampled."""
 DEFAULT_N = 16
 """Images synthesized when neither a number nor prompts are given."""
 
@@ -76,10 +88,9 @@ DEFAULT_N = 16
     help="Reconstruct the real images of this split (default: the held-out one) through their codes instead "
     "of sampling new ones.",
 )  # fmt: skip
-@click.option(
-    "--data", default="", metavar="NAME",
-    help="Prepared data set whose images --reconstruct takes (default: that of the pre-training run).",
-)  # fmt: skip
+@data_option(
+    "Prepared data set whose images --reconstruct takes (default: that of the pre-training run).", "data"
+)
 @click.option("--split", default="", help="Split of --reconstruct, if it names none.")
 @click.option(
     "--edit", "film", type=click.Path(path_type=Path, dir_okay=False, exists=True),
@@ -94,21 +105,23 @@ DEFAULT_N = 16
     help="Split of real images for figure.png: some of them, their reconstructions, and synthetic images, "
     "all drawn at random by --seed.",
 )  # fmt: skip
+@run_option("the newest of `mu fit-prior`; the pre-training run its priors were fitted on names it as well")
+@format_option
+@device_option
+@batch_size_option("64, on a GPU 256")
 @click.option(
-    "--run",
-    "name",
-    default="",
-    help="Run of `mu fit-prior`, or the pre-training run its priors were fitted on; by default the newest.",
+    "--batch", "old_batch", type=Whole(1, 100_000), hidden=True, help="Old spelling of --batch-size."
 )
-@click.option("--batch", type=Whole(1, 100_000), help="Batch size; does not affect the images.")
 @job_options(resumes=True)
 def synthesize(
     n: int | None, out: Path, seed: int, temperature: float, top_k: int, top_p: float, prompt: str,
     prompts: str, of_class: str, guidance: float, reconstructed: str, data: str, split: str,
-    film: Path | None, box: Box | None, figure: str, name: str, batch: int | None,
+    film: Path | None, box: Box | None, figure: str, name: str, batch: int | None, old_batch: int | None,
     sbatch: JobOptions | None,
 ) -> None:  # fmt: skip
     """Synthesize radiographs, optionally from prompts; the same command resumes after an interruption."""
+    if old_batch:
+        note_old("--batch", "--batch-size")
     if sum(map(bool, (prompt, prompts, reconstructed))) > 1:
         raise click.UsageError("--prompt, --prompts and --reconstruct exclude each other")
     if reconstructed and of_class:
@@ -127,8 +140,9 @@ def synthesize(
         sbatch.show(resumes=not reconstructed)
         return
     if reconstructed:
+        refuse(OF_SAMPLING, "is for synthetic images, and --reconstruct makes none")
         of_split = split if reconstructed == HELD_OUT else reconstructed
-        folder = _reconstruct(name, data, of_split, out, n or 0)
+        folder = _reconstruct(name, data, of_split, out, n or 0, batch or old_batch)
     else:
         from medunifier_cli.model.sampling import Draws
 
@@ -136,27 +150,35 @@ def synthesize(
         if film is not None:
             folder = _edit(name, film, box, (prompt, of_class), draws, out, n or 1)
         else:
-            folder = _sample(name, (prompt, prompts, of_class), draws, out, n or 0, figure, batch or 0)
+            size = batch or old_batch or 0
+            folder = _sample(name, (prompt, prompts, of_class), draws, out, n or 0, figure, size)
+        if form() != "text":
+            from medunifier_cli.evaluate.render import render
+
+            show(render([["folder", "images"], [str(out), len(folder.done)]], form()))
     show(f"{out}: {len(folder.done):,} images, samples.jsonl, samples.csv, contact.png", err=True)
 
 
-def _reconstruct(name: str, data: str, split: str, out: Path, n: int) -> SampleFolder:
+def _reconstruct(
+    name: str, data: str, split: str, out: Path, n: int, batch: int | None
+) -> SampleFolder:  # fmt: skip
     """Reconstruct images of a data set by a pre-training run; a run of priors stands for the one under it."""
     from medunifier_cli.checkpoint.pretrained import is_run_of, pretrained_run, restore
     from medunifier_cli.checkpoint.priors import restore_priors
     from medunifier_cli.evaluate.benchmark import open_benchmark
-    from medunifier_cli.evaluate.results import table
+    from medunifier_cli.evaluate.results import show_measured
     from medunifier_cli.evaluate.synthesis.synthesis import reconstruct
     from medunifier_cli.recipe.schema_prior import PriorRecipe
     from medunifier_cli.stages.codes import say_texts
 
     run = pretrained_run(name, "--reconstruct")
     pretrained = restore_priors(run).pretrained if is_run_of(run, PriorRecipe) else restore(run)
+    pretrained = pretrained.with_batches_of(batch)
     benchmark = open_benchmark(pretrained, data, split, class_texts=True)
     say_texts(benchmark)
     folder, quality = reconstruct(pretrained, benchmark, out, n)
-    show(f"{benchmark.plugin.name}/{benchmark.split}, n = {n or len(benchmark.source):,}")
-    show(table([quality]))
+    heading = f"{benchmark.plugin.name}/{benchmark.split}, n = {n or len(benchmark.source):,}"
+    show_measured(heading, [quality])
     return folder
 
 
@@ -180,7 +202,7 @@ def _sample(
     texts_of = Path(prompts) if prompts and Path(prompts).is_file() else None
     folder = synthesize(fitted, out, n or len(requests) or DEFAULT_N, requests, draws, batch, texts_of)
     if shown is not None:
-        show(str(write_figure(trained, shown, folder, draws.seed)))
+        show(str(write_figure(trained, shown, folder, draws.seed)), err=form() != "text")
     return folder
 
 

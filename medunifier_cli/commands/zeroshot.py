@@ -7,14 +7,24 @@ from pathlib import Path
 import click
 
 from medunifier_cli.cluster.options import JobOptions, job_options
+from medunifier_cli.options.shared import (
+    batch_size_option,
+    data_option,
+    device_option,
+    format_option,
+    old_format_flag,
+    refuse_unused,
+    run_option,
+)
 from medunifier_cli.terminal.options import LIMIT, SEED
+from medunifier_cli.terminal.output import form
 from medunifier_cli.terminal.say import say, show
 
 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--run", "name", default="", help="Run to use; by default the newest pre-trained one.")
-@click.option("--data", "dataset", default="", help="Data set of images and classes; by default the run's.")
+@run_option()
+@data_option("Data set of images and classes; by default the run's.")
 @click.option("--split", default="", help="Split or subset; by default the data set's benchmark.")
 @click.option("--ids", type=click.Path(path_type=Path), help="File of sample keys to use instead of a split.")
 @click.option(
@@ -31,16 +41,19 @@ from medunifier_cli.terminal.say import say, show
     help="Score of a class from the similarities of its prompts.",
 )  # fmt: skip
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the sampled prompts.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
+@format_option
+@old_format_flag("--json", "json")
+@old_format_flag("--csv", "csv")
+@device_option
+@batch_size_option("64")
 @click.option(
     "--save-prompts", type=click.Path(path_type=Path), help="Write the prompt set as YAML to edit, and stop."
 )
 @job_options()
 def zeroshot(
     files: tuple[Path, ...], name: str, dataset: str, split: str, ids: Path | None, prompts: str,
-    count: int | None, ensemble: str, seed: int, as_json: bool, as_csv: bool,
-    save_prompts: Path | None, sbatch: JobOptions | None,
+    count: int | None, ensemble: str, seed: int, batch: int | None, save_prompts: Path | None,
+    sbatch: JobOptions | None,
 ) -> None:  # fmt: skip
     """Classify a split, or image FILES, by prompts alone: accuracy, AUROC, macro F1.
 
@@ -53,8 +66,8 @@ def zeroshot(
     if sbatch:
         sbatch.show()
         return
-    form = "json" if as_json else "csv" if as_csv else "text"
     if save_prompts:
+        refuse_unused({"name", "dataset", "prompts", "save_prompts"}, "has no effect on --save-prompts")
         _save_prompts(save_prompts, name, dataset, prompts)
         return
     from medunifier_cli.checkpoint.pretrained import pretrained_run, restore
@@ -63,7 +76,7 @@ def zeroshot(
     from medunifier_cli.evaluate.user_images import read_images
     from medunifier_cli.plugin_index import prepared_dataset
 
-    trained = restore(pretrained_run(name, "zeroshot"))
+    trained = restore(pretrained_run(name, "zeroshot")).with_batches_of(batch)
     if files:
         data = trained.recipe.data
         plugin = prepared_dataset(dataset, "") if dataset else prepared_dataset(data.dataset, data.shards)
@@ -72,7 +85,7 @@ def zeroshot(
             raise click.UsageError("files are classified with one prompt set, not with all")
         images = read_images(files, trained.recipe.data.image_size)
         rows = evaluation.classify_files(trained, images, plugin.classes, ensembles[0])
-        show(evaluation.render_files(rows, plugin.classes, form))
+        show(evaluation.render_files(rows, plugin.classes, form()))
         return
     benchmark = open_benchmark(trained, dataset, split, need_text=False, ids=ids, prefer_benchmark=True)
     default = next(iter(benchmark.plugin.prompt_sets()), "")
@@ -87,7 +100,7 @@ def zeroshot(
         for note in outcome.notes:
             say(note)
         outcomes.append((one, outcome))
-    show(evaluation.render_outcomes(outcomes, default, form))
+    show(evaluation.render_outcomes(outcomes, default, form()))
 
 
 def _save_prompts(path: Path, name: str, dataset: str, prompts: str) -> None:

@@ -73,7 +73,7 @@ def read_image_batches(paths: Sequence[Path], size: int, batch: int) -> Iterator
                 readable.append(path)
             except (BadImage, DataError) as error:
                 skipped[path] = str(error).rstrip(": ")
-                say(f"{path}: left out ({skipped[path]})")
+                say(f"{path}: left out ({skipped[path]})", always=True)
         left_out += len(skipped)
         if left_out == len(paths):
             few = f"{paths[0]} is no" if len(paths) == 1 else f"none of {len(paths):,} files is an"
@@ -81,7 +81,7 @@ def read_image_batches(paths: Sequence[Path], size: int, batch: int) -> Iterator
         grey_BHW = np.stack(images) if images else np.empty((0, size, size), np.uint8)
         yield UserImages(readable, torch.from_numpy(grey_BHW[:, None]), skipped)
     if left_out:
-        say(f"{left_out:,} of {len(paths):,} files left out")
+        say(f"{left_out:,} of {len(paths):,} files left out", always=True)
 
 
 def given_images(images: ImageLike | Iterable[ImageLike], size: int) -> GivenImages:

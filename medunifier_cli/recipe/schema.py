@@ -268,7 +268,7 @@ class PretrainRecipe:
     stage: Literal["pretrain"] = "pretrain"
     """The verb that the recipe is for."""
     name: str = ""
-    """Name of the run if `--run` gives none; empty for the name of the recipe file."""
+    """Name of the run if `--name` gives none; empty for the name of the recipe file."""
     data: DataConfig = field(default_factory=DataConfig)
     text: TextConfig = field(default_factory=TextConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

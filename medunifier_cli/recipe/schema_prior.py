@@ -139,7 +139,7 @@ class PriorRecipe:
     stage: Literal["fit-prior"] = "fit-prior"
     """The verb that the recipe is for."""
     name: str = ""
-    """Name of the run if `--run` gives none; empty for the name of the recipe file."""
+    """Name of the run if `--name` gives none; empty for the name of the recipe file."""
     data: PriorDataConfig = field(default_factory=PriorDataConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

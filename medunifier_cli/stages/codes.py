@@ -269,7 +269,7 @@ def read_codes(path: Path, splits: tuple[str, ...], made_of: Mapping[str, Any]) 
                 if written.get(name) != value:
                     raise CheckpointError(
                         f"{path}: made from another {name} ({written.get(name)}, now {value}); start over "
-                        "with --fresh, or give this run another name with --run"
+                        "with --fresh, or give this run another name with --name"
                     )
             result = {}
             for split in splits:

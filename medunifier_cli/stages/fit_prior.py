@@ -22,7 +22,7 @@ from medunifier_cli.data.order import SampleOrder
 from medunifier_cli.distributed import world
 from medunifier_cli.distributed.agreement import Facts, agree
 from medunifier_cli.evaluate.benchmark import Benchmark
-from medunifier_cli.evaluate.results import Result, table
+from medunifier_cli.evaluate.results import Result, show_measured
 from medunifier_cli.objectives.without_data import without_data
 from medunifier_cli.prior.baseline import Baseline, baseline, refuse_collapsed
 from medunifier_cli.prior.contract import CodeBatch
@@ -42,7 +42,6 @@ from medunifier_cli.stages.codes import (
 from medunifier_cli.stages.priors.batches import CodeBatches
 from medunifier_cli.stages.priors.metrics import LEVELS, OF_ANY_ORDER, metrics_of
 from medunifier_cli.stages.running import Begin, open_run, start_facts, train_stage
-from medunifier_cli.terminal.say import show
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.stage import Values
 from medunifier_cli.train.stop import Watch
@@ -283,5 +282,4 @@ def _measure(
             "baseline": {level: dataclasses.asdict(result) for level, result in baselines.items()},
         },
     ).write(fitted)  # fmt: skip
-    show(f"{run.folder}, {valid.plugin.name}/{valid.split}, n = {len(codes.codes):,}")
-    show(table(metrics))
+    show_measured(f"{run.folder}, {valid.plugin.name}/{valid.split}, n = {len(codes.codes):,}", metrics)

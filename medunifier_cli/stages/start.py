@@ -16,12 +16,20 @@ import click
 from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.distributed import group, launch, rank, variables
 from medunifier_cli.files import read_text, write_text
+from medunifier_cli.options.shared import (
+    device_option,
+    format_option,
+    name_option,
+    overrides_option,
+    recipe_argument,
+)
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import check_run_name, runs_root
 from medunifier_cli.terminal.options import PROCESSES
-from medunifier_cli.terminal.say import say
+from medunifier_cli.terminal.output import form
+from medunifier_cli.terminal.say import say, show
 
 if TYPE_CHECKING:
     from medunifier_cli.run.record import Run
@@ -29,9 +37,9 @@ if TYPE_CHECKING:
 AnyRecipe = TypeVar("AnyRecipe", PretrainRecipe, FinetuneRecipe, PriorRecipe)
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
-_OPTIONS = (
-    click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one recipe value."),
-    click.option("--run", "name", default="", help="Name of the run (default: that of the recipe)."),
+_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    overrides_option,
+    name_option("that of the recipe"),
     click.option(
         "--num-processes",
         type=PROCESSES,
@@ -51,6 +59,9 @@ _OPTIONS = (
         help="As --fresh, but once for a SLURM job: queued again, the job resumes its own run. --sbatch "
         "writes it for --fresh.",
     ),
+    device_option,
+    format_option,
+    click.option("--dry-run", is_flag=True, help="Say what would be started or resumed, and do nothing."),
     job_options(resumes=True, nodes=True),
 )
 
@@ -59,7 +70,7 @@ def training_options(verb: Verb) -> Verb:
     """Give a click command the argument RECIPE and the options that `StartOptions` holds."""
     for option in reversed(_OPTIONS):
         verb = option(verb)
-    return click.argument("recipe")(verb)  # type: ignore[no-any-return]
+    return recipe_argument()(verb)
 
 
 def in_ranks(
@@ -91,8 +102,11 @@ class StartOptions:
     sbatch: JobOptions | None = None
     job: str = ""
     deterministic: bool = False
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
+        if self.dry_run and self.sbatch:
+            raise click.UsageError("--sbatch starts nothing, so there is nothing to try with --dry-run")
         if self.deterministic:  # another way to write the recipe's key, so that the run keeps it
             object.__setattr__(self, "overrides", (*self.overrides, "train.deterministic=true"))
 
@@ -106,7 +120,7 @@ class StartOptions:
 
         Args:
             train: picklable, as new processes are spawned.
-            default_name: of the run, unless `--run` gives another.
+            default_name: of the run, unless `--name` gives another.
             workers: loader processes per rank, for the SLURM script.
             fill_in: completes the recipe with what depends on the run folder, before any process starts.
         """
@@ -125,6 +139,15 @@ class StartOptions:
             return
         from medunifier_cli.run.record import Run
 
+        if self.dry_run:
+            if fill_in is not None:
+                recipe = fill_in(recipe, folder)
+            from medunifier_cli.overview.runs import planned_rows, render_facts
+
+            processes = self.num_processes or in_recipe
+            rows = planned_rows(recipe, Run(folder), processes, anew=self.fresh)
+            show(render_facts(rows, form()))
+            return
         # before anything imports Accelerate, and in the parent alone: one line, however many ranks
         variables.check_variables(recipe.train.precision)
         joined = group.joined_group()

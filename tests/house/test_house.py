@@ -92,7 +92,7 @@ def test_file(name: str) -> None:
 
 
 def test_every_file_of_commands_is_a_verb() -> None:
-    stems = {path.stem for path in cli.COMMANDS.glob("*.py")} - {"__init__"}
+    stems = {path.stem for path in cli.COMMANDS.rglob("*.py")} - {"__init__"}
     assert stems == {verb.replace("-", "_") for verb in VERBS}
 
 
@@ -101,7 +101,7 @@ def test_verb_and_its_options_have_help(verb: str) -> None:
     command = cli.mu.get_command(click.Context(cli.mu), verb)
     assert command is not None
     assert command.help
-    assert cli.help_line(cli.COMMANDS / f"{verb.replace('-', '_')}.py")
+    assert cli.help_line(cli.source_of(verb))
     without = [p.name for p in command.params if isinstance(p, click.Option) and not p.help]
     assert without == []
 

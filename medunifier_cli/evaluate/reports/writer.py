@@ -179,10 +179,11 @@ def write_split(
     rows: list[dict[str, Any]] = []
     cut = 0
     source = source.with_features(source.features, images=False)
-    batches = evaluation_batches(source, BATCH, batches=-(-total // BATCH))
+    size = writer.trained.batch_size or BATCH
+    batches = evaluation_batches(source, size, batches=-(-total // size))
     with Progress(total, "report") as progress:
         for batch, _ in batches:
-            count = min(BATCH, total - len(rows))
+            count = min(size, total - len(rows))
             reports = writer.write(batch.image_or_feature[:count], batch.keys[:count])
             for number, key, report in zip(batch.position_B.tolist(), batch.keys, reports, strict=False):
                 rows.append({"key": key, "dataset": dataset} | _row(source, number, report))
@@ -199,7 +200,9 @@ def write_files(writer: Writer, paths: Sequence[Path]) -> Iterator[tuple[Path, G
     """
     with Progress(len(paths), "file", hidden=sys.stdout.isatty()) as progress:
         done = 0
-        for files in read_image_batches(paths, writer.trained.recipe.data.image_size, BATCH):
+        trained = writer.trained
+        size = trained.batch_size or BATCH
+        for files in read_image_batches(paths, trained.recipe.data.image_size, size):
             if files.paths:
                 reports = writer.write(files.image_B1HW, [path.name for path in files.paths])
                 yield from zip(files.paths, reports, strict=True)

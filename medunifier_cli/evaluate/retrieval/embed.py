@@ -156,9 +156,10 @@ def embed_many_images(trained: PretrainedRun, image_n1HW: Tensor) -> NDArray[np.
         CheckpointError: the run was trained without ITC, or its embeddings are not finite.
     """
     need_itc(trained)
+    size = trained.batch_size or BATCH
     parts = [
-        embed_images(trained, image_n1HW[start : start + BATCH].to(trained.device))
-        for start in range(0, len(image_n1HW), BATCH)
+        embed_images(trained, image_n1HW[start : start + size].to(trained.device))
+        for start in range(0, len(image_n1HW), size)
     ]
     image_nQE = np.concatenate(parts)
     check_finite(trained, image_nQE)
@@ -178,7 +179,7 @@ def _embed(trained: PretrainedRun, source: SplitSource, first: int) -> Generator
     """The columns of the cache from a row on, by name of the data set in the file."""
     model, done = trained.model, first
     with Progress(len(source), "sample", first=first) as progress:
-        for batch, mask_B in evaluation_batches(source, BATCH, first=first):
+        for batch, mask_B in evaluation_batches(source, trained.batch_size or BATCH, first=first):
             batch, real = to_device(batch, trained.device), mask_B.numpy()
             image_BQE = embed_images(trained, batch.image_or_feature)[real]
             with measuring():

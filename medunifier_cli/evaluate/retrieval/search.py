@@ -14,6 +14,7 @@ from PIL import Image
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark
+from medunifier_cli.evaluate.render import render
 from medunifier_cli.evaluate.retrieval.embed import (
     check_finite,
     embed_many_images,
@@ -24,6 +25,7 @@ from medunifier_cli.evaluate.retrieval.rerank import match_probability, match_sc
 from medunifier_cli.evaluate.user_images import read_images
 from medunifier_cli.page.gallery import GalleryImage, write_gallery
 from medunifier_cli.scores.search import similarity, top_k
+from medunifier_cli.terminal.output import form
 from medunifier_cli.terminal.say import show
 
 PATIENT_DATA = "Images and reports are those of the split: keep this page only where the data may be kept."
@@ -155,7 +157,8 @@ def _folder(trained: PretrainedRun, benchmark: Benchmark, kind: str, query: byte
 def _write(
     benchmark: Benchmark, folder: Path, about: dict[str, str], hits: list[_Hit], query: GalleryImage | None
 ) -> Path:
-    cards = []
+    cards: list[GalleryImage] = []
+    rows: list[list[object]] = [["key", "similarity", "match"]]
     for hit in hits:
         row = int(benchmark.source.rows[hit.number])
         try:
@@ -169,7 +172,11 @@ def _write(
             numbers["match"] = float(match_probability(hit.match))
         key = benchmark.source.shards.key(row)
         cards.append(GalleryImage(grey, key, numbers, benchmark.source.text(hit.number)))
-        show("  ".join([*(f"{value:.3f}" for value in numbers.values()), key]), err=True)
+        rows.append([key, hit.similarity, numbers.get("match")])
+        if form() == "text":
+            show("  ".join([*(f"{value:.3f}" for value in numbers.values()), key]), err=True)
+    if form() != "text":
+        show(render(rows, form()))
     return write_gallery(
         folder, f"{len(cards)} best of {benchmark.plugin.name}/{benchmark.split}", about, cards, query,
         benchmark.shards,

@@ -20,7 +20,7 @@ from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, patients
 from medunifier_cli.evaluate.render import number, render
-from medunifier_cli.evaluate.results import Metric, Result, read_result, table, write_samples
+from medunifier_cli.evaluate.results import Metric, Result, read_result, table, tables, write_samples
 from medunifier_cli.evaluate.retrieval import prompts as prompt_sets
 from medunifier_cli.evaluate.retrieval.embed import (
     Chosen,
@@ -195,7 +195,7 @@ def protocol(ensemble: Ensemble) -> str:
 
 
 def render_outcomes(outcomes: Sequence[tuple[Ensemble, Outcome]], default: str, form: str) -> str:
-    """Results of one or several ensembles as `text`, `csv` or `json`.
+    """Results of one or several ensembles in a format.
 
     Args:
         default: name of the data set's default prompt set.
@@ -207,11 +207,9 @@ def render_outcomes(outcomes: Sequence[tuple[Ensemble, Outcome]], default: str, 
         for ensemble, outcome in outcomes:
             rows += [[ensemble.task, m.name, m.value, m.low, m.high, m.baseline] for m in outcome.metrics]
         return render(rows, form)
-    parts = []
-    for ensemble, outcome in outcomes:
-        parts += [f"prompts: {ensemble.name or default}"] if len(outcomes) > 1 else []
-        parts.append(table(outcome.metrics))
-    return "\n".join(parts)
+    if len(outcomes) == 1:
+        return table(outcomes[0][1].metrics)
+    return tables({f"prompts: {one.name or default}": outcome.metrics for one, outcome in outcomes})
 
 
 def classify(
@@ -256,10 +254,10 @@ def classify_files(
 
 
 def render_files(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], form: str) -> str:
-    """What `classify_files` returns as `text`, `csv` or `json`."""
+    """What `classify_files` returns, in a format."""
     if form == "json":
         return json.dumps(rows, indent=1)
-    cells = [["file", *classes]]
+    cells: list[list[object]] = [["file", *classes]]
     cells += [[row["file"], *(number(p) for p in row["probabilities"].values())] for row in rows]
     return render(cells, form)
 

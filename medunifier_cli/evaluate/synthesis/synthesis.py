@@ -186,7 +186,8 @@ def reconstructed_batches(
         In the order of the split: a batch without padding, and its reconstructions [B, S, S].
     """
     n = min(n or len(benchmark.source), len(benchmark.source))
-    batches = evaluation_batches(benchmark.source, RECONSTRUCT_BATCH, batches=-(-n // RECONSTRUCT_BATCH))
+    size = pretrained.batch_size or RECONSTRUCT_BATCH
+    batches = evaluation_batches(benchmark.source, size, batches=-(-n // size))
     for batch, mask_B in batches:
         batch = first_pairs(batch, min(int(mask_B.sum()), n - int(batch.position_B[0])))
         yield batch, reconstruct_batch(pretrained, batch)

@@ -87,7 +87,7 @@ def test_an_operation_without_such_a_kernel_is_one_line_that_names_it() -> None:
     assert code == 1
     assert lines == [
         "PyTorch has no deterministic kernel for put_ on this device; leave out --deterministic "
-        "(train.deterministic), and give the run another name with --run"
+        "(train.deterministic), and give the run another name with --name"
     ]
 
 
