@@ -81,7 +81,7 @@ def prepared_names() -> list[str]:
 
 def run_names() -> list[str]:
     """Names of the runs under `$MU_RUNS`, sorted: folders with a recipe or with checkpoints."""
-    return sorted(path.name for path in _runs() if _is_run(path))
+    return sorted(path.name for path in _runs(runs_root()) if _is_run(path))
 
 
 def find_run(name_or_path: str | Path, beside: Path | None = None) -> Path:
