@@ -29,8 +29,9 @@ from medunifier_cli.scores.partners import rank_scores
 from medunifier_cli.scores.text.report import report_scores
 
 DATASET, SPLIT, SECTION = "rocov2-chest", "valid", "caption"
-AMONG = 500
-"""Pairs that are ranked against each other: the first of the split."""
+STORED = 128
+"""Edge of the stored images, pixels: larger than what the model sees, so that crops are sharp."""
+AMONG = 500  # the first pairs of the split are ranked against each other
 OBJECTIVES = ("itc", "itm", "itg", "tig")
 VARIANTS = {"ITC": ("itc",), "ITC ITM ITG": ("itc", "itm", "itg"), "all four": OBJECTIVES}
 DIFFERENCES = (("ITM and ITG added to ITC", "ITC ITM ITG", "ITC"), ("TIG added", "all four", "ITC ITM ITG"))
@@ -277,7 +278,7 @@ def prepare(home: Path, raw: Path | None, size: int) -> dict[str, dict[str, floa
     """Shards, the list of the ranked pairs, and the baselines, computed once."""
     shards = home / "data" / "shards" / DATASET
     if raw is not None:
-        mu(["prepare", "table", "--raw", str(raw), "--name", DATASET, "--size", str(size)], home)
+        mu(["prepare", "table", "--raw", str(raw), "--name", DATASET, "--size", str(STORED)], home)
     elif not shards.is_dir():
         raise click.UsageError("--raw: name the table of the pairs, for example rocov2-chest/pairs.csv")
     file = home / "baselines.json"

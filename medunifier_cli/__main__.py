@@ -24,7 +24,7 @@ def main() -> None:
 
         lines, code = explain(as_stop(error))
         for line in lines:
-            say(line)
+            say(line, always=True)
         sys.exit(code)
     finally:
         if request:  # the exit code is decided

@@ -10,7 +10,9 @@ import ast
 import difflib
 import errno
 import importlib
+import resource
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -18,15 +20,19 @@ import click
 from medunifier_cli import __version__
 from medunifier_cli.errors import explain, one_line, traceback_text
 from medunifier_cli.files import read_text
+from medunifier_cli.options.shared import talk_options
 from medunifier_cli.run.processors import limit_new_threads
 from medunifier_cli.stopping import as_stop, installed
-from medunifier_cli.terminal.say import keep_any_letter
+from medunifier_cli.terminal.first_line import announced
+from medunifier_cli.terminal.output import TALK, VERBOSE
+from medunifier_cli.terminal.progress import duration
+from medunifier_cli.terminal.say import keep_any_letter, say
 
 COMMANDS = Path(__file__).parent / "commands"
 
 VERBS = (
     "prepare", "pretrain", "fit-prior", "finetune", "retrieve", "zeroshot", "report", "synthesize",
-    "score", "check",
+    "score", "check", "runs", "show", "recipes",
 )  # fmt: skip
 """In the order of `mu --help`, which is that of the work; a verb without a file is not listed."""
 
@@ -35,6 +41,15 @@ TRAINING = ("pretrain", "fit-prior", "finetune")
 
 MODEL_VERBS = ("retrieve", "zeroshot", "report", "synthesize")
 """These compute with a model in one process, and say how many threads they have where a limit is set."""
+
+LOADING = {
+    **dict.fromkeys(MODEL_VERBS, "loading the model ..."),
+    **dict.fromkeys(TRAINING, "loading PyTorch, the recipe and the data ..."),
+}
+"""What a verb says while PyTorch is imported; others say that they load PyTorch."""
+
+FOLDERS = ("", "overview")
+"""Folders of `commands/` that hold verbs."""
 
 DEBUG_KEY = "medunifier_cli.debug"
 
@@ -54,8 +69,16 @@ def _debug_option() -> click.Option:
     )
 
 
-def _source(verb: str) -> Path:
-    return COMMANDS / f"{verb.replace('-', '_')}.py"
+def source_of(verb: str) -> Path:
+    """The file of a verb; where there is none, the path that it would have."""
+    name = f"{verb.replace('-', '_')}.py"
+    paths = [COMMANDS / folder / name for folder in FOLDERS]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def _module(source: Path) -> str:
+    """Dotted name of the module of a verb."""
+    return ".".join(["medunifier_cli.commands", *source.relative_to(COMMANDS).with_suffix("").parts])
 
 
 def help_line(source: Path) -> str:
@@ -70,23 +93,23 @@ class Verbs(click.Group):
     """A group whose commands are the files of `commands/`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [verb for verb in VERBS if _source(verb).is_file()]
+        return [verb for verb in VERBS if source_of(verb).is_file()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
         request = installed()
-        if request is not None:
+        if request is not None and not ctx.resilient_parsing:
             request.training = cmd_name in TRAINING
             if not request.training:  # training counts its ranks first, see `train.accelerator`
                 share = limit_new_threads()
                 if share is not None and cmd_name in MODEL_VERBS:
-                    click.echo(f"mu: {share}; OMP_NUM_THREADS sets another number", err=True)
-        stem = _source(cmd_name).stem
-        command: click.Command = getattr(importlib.import_module(f"medunifier_cli.commands.{stem}"), stem)
+                    say(f"{share}; OMP_NUM_THREADS sets another number")
+        source = source_of(cmd_name)
+        command: click.Command = getattr(importlib.import_module(_module(source)), source.stem)
         command.name = cmd_name
         if not any(param.name == "debug" for param in command.params):
-            command.params.append(_debug_option())
+            command.params += [*talk_options(), _debug_option()]
         return command
 
     def resolve_command(
@@ -100,7 +123,7 @@ class Verbs(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [(verb, help_line(_source(verb))) for verb in self.list_commands(ctx)]
+        rows = [(verb, help_line(source_of(verb))) for verb in self.list_commands(ctx)]
         if rows:
             with formatter.section("Commands"):
                 formatter.write_dl(rows)
@@ -114,7 +137,7 @@ class Verbs(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         keep_any_letter()
         try:
-            return super().invoke(ctx)
+            return self._invoke(ctx)
         except click.ClickException as error:
             raise _clean(error) from None  # click prints it itself, and gives a usage error exit code 2
         except (click.exceptions.Exit, click.Abort):
@@ -128,6 +151,17 @@ class Verbs(click.Group):
             for line in lines:
                 click.echo(f"mu: {line}", err=True)
             ctx.exit(code)
+
+    def _invoke(self, ctx: click.Context) -> object:
+        """Call the verb; say what is loaded, and with `-v` at the end what it took."""
+        started = time.monotonic()
+        with announced(lambda: LOADING.get(ctx.invoked_subcommand or "", "loading PyTorch ...")):
+            result = super().invoke(ctx)
+        if ctx.meta.get(TALK) == VERBOSE:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kiB, of this process
+            took = duration(time.monotonic() - started)
+            say(f"{ctx.invoked_subcommand} took {took} (minutes:seconds), {peak:.2f} GiB at most")
+        return result
 
 
 def _clean(error: click.ClickException) -> click.ClickException:
@@ -149,7 +183,11 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
-@click.group(cls=Verbs, params=[_debug_option()], context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Verbs,
+    params=[*talk_options(), _debug_option()],
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
 )

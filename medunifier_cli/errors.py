@@ -167,7 +167,7 @@ def explain(error: BaseException) -> tuple[list[str], int]:
         return [
             one_line(
                 f"PyTorch has no deterministic kernel for {' '.join(operation)} on this device; leave out "
-                "--deterministic (train.deterministic), and give the run another name with --run"
+                "--deterministic (train.deterministic), and give the run another name with --name"
             )
         ], 1
     name = type(error).__name__

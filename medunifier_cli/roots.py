@@ -39,7 +39,7 @@ def check_run_name(name: str) -> str:
     Raises:
         MuError: it would lead elsewhere, add lines to a job script, or be taken for an option.
     """
-    advice = "give the run another name with --run"
+    advice = "give the run another name with --name"
     if not name.strip() or name in (".", ".."):
         raise MuError(f"a run cannot be named {name!r}; {advice}")
     if "/" in name or "\\" in name:
@@ -79,52 +79,68 @@ def prepared_names() -> list[str]:
     return sorted(path.parent.name for path in shards_folder("").glob("*/manifest.json"))
 
 
-def find_run(name_or_path: str | Path) -> Path:
+def run_names() -> list[str]:
+    """Names of the runs under `$MU_RUNS`, sorted: folders with a recipe or with checkpoints."""
+    return sorted(path.name for path in _runs(runs_root()) if _is_run(path))
+
+
+def find_run(name_or_path: str | Path, beside: Path | None = None) -> Path:
     """The folder of a run, given by name (a folder in `runs_root()`) or by path; a name takes precedence.
+
+    Args:
+        beside: folder of a run whose recipe gives this name. A run next to it comes first: both were trained
+            in one folder, and may have been moved together to where `$MU_RUNS` does not point.
 
     Raises:
         CheckpointError: no such run; the message suggests the closest name.
     """
+    if beside is not None and (beside.parent / name_or_path / "recipe.yaml").is_file():
+        return beside.parent / name_or_path
     named, path = runs_root() / name_or_path, Path(name_or_path)
     if named.is_dir():
         return named
     # not any folder: beside one called `demo`, the run `demo` of another `$MU_RUNS` would not be missed
-    if (path / "recipe.yaml").is_file() or (path / "checkpoints").is_dir():
+    if _is_run(path):
         return path
-    names = sorted(path.name for path in _runs())
+    names = sorted(path.name for path in _runs(runs_root()))
     nearest = difflib.get_close_matches(str(name_or_path), names, n=1)
     hint = f"did you mean `{nearest[0]}`?" if nearest else f"available: {', '.join(names) or 'none'}"
     raise CheckpointError(f"no run `{name_or_path}` under {runs_root()}/; {hint}")
 
 
-def newest_run(fits: Callable[[Path], bool], verb: str) -> Path:
+def newest_run(fits: Callable[[Path], bool], verb: str, beside: Path | None = None) -> Path:
     """The most recently trained of the runs that a verb can use; its name is printed on stderr.
 
     Args:
         fits: whether a run folder has what the verb needs.
         verb: for the message; empty prints none.
+        beside: folder of a run; those next to it count as well as those in `runs_root()`.
 
     Raises:
         CheckpointError: there is no such run.
     """
-    candidates = [run for run in _runs() if fits(run)]
+    others = [] if beside is None or beside.parent.resolve() == runs_root().resolve() else [beside.parent]
+    candidates = [run for root in (runs_root(), *others) for run in _runs(root) if fits(run)]
     if not candidates:
         needed = NEEDS.get(verb, "pretrain")
         raise CheckpointError(
             f"no run found under {runs_root()}/ that fits `{verb}`: it needs `mu {needed}` first"
         )
-    newest = max(candidates, key=lambda run: (_last_trained(run), run.name))
+    newest = max(candidates, key=lambda run: (last_trained(run), run.name))
     if verb:
         say(f"{verb} uses the newest run that fits: {newest}")
     return newest
 
 
-def _runs() -> list[Path]:
-    root = runs_root()
+def _runs(root: Path) -> list[Path]:
     return [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
 
 
-def _last_trained(run: Path) -> float:
+def _is_run(path: Path) -> bool:
+    return (path / "recipe.yaml").is_file() or (path / "checkpoints").is_dir()
+
+
+def last_trained(run: Path) -> float:
     """Time at which training last wrote to the run, in seconds since the epoch."""
     # not the folder's own time, which results and caches of evaluation change as well
     written = [run / "log.jsonl", run / "checkpoints", run / "recipe.yaml"]

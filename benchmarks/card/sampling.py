@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from objectives import NO_VIT, SAME_NUMBERS, TINY
 
-from medunifier_cli.evaluate.synthesis.synthesis import DEFAULT_BATCH, to_grey
+from medunifier_cli.evaluate.codes import to_grey
+from medunifier_cli.evaluate.synthesis.synthesis import DEFAULT_BATCH
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.sampling import Draws

@@ -123,7 +123,9 @@ MEANINGS: dict[str, dict[str, str]] = {
         "ratio_batch32": "the same, 32 at a time",
         "over_one_forward": "seconds of sampling 32 maps over those of one forward pass of the priors",
         "cpu_over_one_forward": "the same by CPU time", "recomputation": "how the slow side was timed",
-        "samples_per_second_batch32": "code maps of both levels a second", "threads": "CPU threads",
+        "samples_per_second_batch32": "code maps of both levels a second",
+        "masked_samples_per_second_batch32": "the same by the masked prior of recipes/prior-masked.yaml",
+        "masked_over_pixelsnail": "the one over the other, 32 maps at a time", "threads": "CPU threads",
     },
     "step": {"batch": "pairs of a card in a step", **STEP},
     "threads": {

@@ -43,7 +43,7 @@ def restore_classifier(run: Run) -> tuple[PretrainedRun, Classifier, tuple[str, 
     best = store.newest(run.folder / "best", only=("model",))
     if best is None:
         raise CheckpointError(f"{run.folder}: not finished; run `mu finetune` again")
-    pretrained = restore(Run(find_run(recipe.model.pretrained)))
+    pretrained = restore(Run(find_run(recipe.model.pretrained, run.folder)))
     # From the run, not from the data set: these are the classes that the head was trained on, in its order,
     # even if the shards were prepared again or are gone.
     classes = trained_classes(run.folder / SAMPLES)

@@ -26,7 +26,7 @@ def base_of(run: Run) -> Run | None:
     recipe = recipe_of(run)
     if not isinstance(recipe, FinetuneRecipe | PriorRecipe):
         return run
-    folder = _pretrained_folder(recipe)
+    folder = _pretrained_folder(recipe, run)
     return None if folder is None else Run(folder)
 
 
@@ -37,7 +37,7 @@ def made_from(run: Run) -> list[Run]:
     for folder in sorted(path for path in here.parent.iterdir() if path.is_dir()):
         recipe = recipe_of(Run(folder))
         if isinstance(recipe, FinetuneRecipe | PriorRecipe):
-            start = _pretrained_folder(recipe)
+            start = _pretrained_folder(recipe, Run(folder))
             # Resolved, as recipes name a run by its name, a relative or an absolute path.
             if start is not None and start.resolve() == here:
                 derived.append(Run(folder))
@@ -49,9 +49,9 @@ def pretrained_of(recipe: FinetuneRecipe | PriorRecipe) -> str:
     return recipe.model.pretrained if isinstance(recipe, FinetuneRecipe) else recipe.prior.pretrained
 
 
-def _pretrained_folder(recipe: FinetuneRecipe | PriorRecipe) -> Path | None:
+def _pretrained_folder(recipe: FinetuneRecipe | PriorRecipe, run: Run) -> Path | None:
     name = pretrained_of(recipe)
     try:
-        return find_run(name) if name else None
+        return find_run(name, run.folder) if name else None
     except CheckpointError:
         return None

@@ -25,7 +25,7 @@ from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run, newest_run, runs_root
 from medunifier_cli.run.record import Run
-from medunifier_cli.terminal.say import say
+from medunifier_cli.terminal.say import say, say_more
 
 Started = TypeVar("Started", FinetuneRecipe, PriorRecipe)
 """Recipe of a stage that starts from a pre-training run."""
@@ -46,6 +46,12 @@ class PretrainedRun:
     """Hash of the checkpoint, as result files carry it."""
     encoder: str = ""
     """Hash of the frozen image encoder's weights; empty for one that was trained."""
+    batch_size: int = 0
+    """Images in a forward pass of what is measured; 0 for the verb's own number. Changes rounding alone."""
+
+    def with_batches_of(self, images: int | None) -> PretrainedRun:
+        """The same model for batches of this many images; None or 0 for the verb's own number."""
+        return dataclasses.replace(self, batch_size=images or 0)
 
     @property
     def precision(self) -> str:
@@ -204,4 +210,6 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
             f"{recipe.train.best} ({abs(best.value):.4g})"
         )
     model = model.to_device(device).eval()
+    if world.is_main():
+        say_more(f"{run.folder}: checkpoint {identity} of step {step:,}, on {device}")
     return PretrainedRun(run, recipe, tokenizer, model, device, step, identity, frozen_hash)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from medunifier_cli.options.training import starting_run_options, used_and_made
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.stages.start import StartOptions, training_options
@@ -14,14 +15,15 @@ from medunifier_cli.stages.start import StartOptions, training_options
 
 @click.command()
 @training_options
-@click.option("--from", "pretrained", default="", help="Pre-training run to start from (default: newest).")
-def finetune(recipe: str, pretrained: str, **options: Any) -> None:
+@starting_run_options
+def finetune(recipe: str, used: str, old_from: str, **options: Any) -> None:
     """Fine-tune a pre-trained model for classification; resumes from the last checkpoint.
 
     RECIPE is a YAML file or the name of a shipped one, such as `finetune-rsna`. The run is named after the
     recipe, the fraction of the training data and the data sets of data.extra. The epoch that scores best on
     the validation split is kept, and measured once on the held-out split.
     """
+    pretrained, options["name"] = used_and_made(used, old_from, options["name"])
     start = StartOptions(**options)
     loaded = load_recipe(recipe, start.overrides, FinetuneRecipe)
     from medunifier_cli.checkpoint.pretrained import fill_pretrained

@@ -9,17 +9,37 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
+from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.data.contract import DatasetPlugin, Option
 from medunifier_cli.errors import DataError, one_line_of
+from medunifier_cli.options import complete
+from medunifier_cli.options.shared import note_old, refuse_unused
 from medunifier_cli.plugin_index import DATASETS, load_all, load_dataset
 from medunifier_cli.roots import raw_folder, shards_folder
 from medunifier_cli.run.processors import share
 from medunifier_cli.terminal.options import LARGEST, LIMIT, PROCESSES, Whole
-from medunifier_cli.terminal.say import show
+from medunifier_cli.terminal.output import FORMATS
+from medunifier_cli.terminal.say import say, show
 
+JOB_CORES = 8
+"""Of a job without --workers, each with a decoding process."""
+FEATURE_WORKERS = 2
+"""Processes that decode for a GPU: one feeds four, see docs/scaling.md."""
 YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+IMAGE_FORMATS = ("png", "jpg")
+
+
+class FormatOrOld(click.Choice[str]):
+    """A format of what is printed; or one of images, which `--format` once meant, and no help shows."""
+
+    def __init__(self) -> None:
+        super().__init__(FORMATS)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value) if value in IMAGE_FORMATS else super().convert(value, param, ctx)
 
 
 class Part(click.ParamType["tuple[int, int]"]):
@@ -37,7 +57,7 @@ class Part(click.ParamType["tuple[int, int]"]):
 
 
 @click.command()
-@click.argument("dataset", required=False)
+@click.argument("dataset", required=False, shell_complete=complete.data_sets)
 @click.option(
     "--raw",
     type=click.Path(path_type=Path),
@@ -57,8 +77,12 @@ class Part(click.ParamType["tuple[int, int]"]):
     help="Edge of the square images, in pixels.",
 )
 @click.option(
-    "--format", "form", type=click.Choice(["png", "jpg"]), default="png", show_default=True,
+    "--image-format", "image_format", type=click.Choice(IMAGE_FORMATS), default="png", show_default=True,
     help="Image format in the shards; png is lossless.",
+)  # fmt: skip
+@click.option(
+    "--format", "printed", type=FormatOrOld(), default="text", show_default=True,
+    help="Format of the summary or list that is printed.",
 )  # fmt: skip
 @click.option(
     "--shard-size", type=Whole(1, 1_000_000), default=2000, show_default=True, help="Records per shard."
@@ -73,23 +97,28 @@ class Part(click.ParamType["tuple[int, int]"]):
     "--features", "recipe", default="", metavar="RECIPE",
     help="Compute the features of RECIPE's frozen image encoder once, in place of shards.",
 )  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Read the tables of the raw data, count, and write nothing.")
 @click.option(
     "--list", "show_list", is_flag=True, help="List the data sets with their raw files and options."
 )
+@job_options(resumes=True, parts=True)
 def prepare(
     dataset: str | None,
     raw: Path | None,
     name: str,
     out: Path | None,
     size: int,
-    form: str,
+    image_format: str,
+    printed: str,
     shard_size: int,
     workers: int | None,
     part: tuple[int, int],
     max_rejects: int | None,
     overrides: tuple[str, ...],
     recipe: str,
+    dry_run: bool,
     show_list: bool,
+    sbatch: JobOptions | None,
 ) -> None:
     """Convert a raw download into shards, with a manifest of their contents and of what was left out.
 
@@ -98,19 +127,30 @@ def prepare(
     encoder makes of them, on all GPUs (train.processes); then `-o` changes the recipe, and `--out`,
     `--workers` and `--part` are as for shards.
     """
+    if printed in IMAGE_FORMATS:
+        note_old(f"--format {printed}", f"--image-format {printed}")
+        image_format, printed = printed, "text"
+    if sbatch and sbatch.parts and part != (1, 1):
+        raise click.UsageError("--part makes one part and --parts a job for each; give one of them")
     if recipe:
-        _refuse_others(click.get_current_context())
-        _compute_features(recipe, overrides, out, part, workers)
+        refuse_unused(WITH_FEATURES, "is for shards; --features takes all from its recipe, see -o")
+        _compute_features(recipe, overrides, out, part, workers, sbatch)
         return
-    from medunifier_cli.prepare.summary import listing, summary
+    from medunifier_cli.evaluate.render import render
+    from medunifier_cli.prepare.summary import listed_rows, listing, split_rows, summary
 
     if show_list:
+        refuse_unused({"dataset", "printed", "show_list"}, "has no effect on --list")
         plugins = {dataset: load_dataset(dataset)} if dataset else load_all(DATASETS)
-        show(listing(plugins))
+        show(listing(plugins) if printed == "text" else render(listed_rows(plugins), printed, words=8))
         return
     if not dataset:
         raise click.UsageError("no data set given; `mu prepare --list` shows them")
-    from medunifier_cli.prepare.prepare import Job
+    if sbatch:
+        plugin_options(load_dataset(dataset), overrides)  # not after a wait in the queue
+        sbatch.show(f"prepare-{name or dataset}", cores=workers or JOB_CORES, gpus=False, resumes=True)
+        return
+    from medunifier_cli.prepare.prepare import Job, planned
     from medunifier_cli.prepare.prepare import prepare as run
 
     plugin = load_dataset(dataset)
@@ -121,14 +161,21 @@ def prepare(
         out=out or shards_folder(name or dataset),
         options=plugin_options(plugin, overrides),
         size=size,
-        form=form,
+        form=image_format,
         shard_size=shard_size,
         workers=workers or share().threads,
         part=part,
         max_rejects=max_rejects,
     )
+    if dry_run:
+        say(f"{dataset}: nothing is written to {job.out}")
+        show(render(planned(job), printed))
+        return
+    say(f"{dataset}: images of {size} x {size} to {job.out}")
     manifest = run(job)
     if manifest is not None:
+        if printed != "text":
+            show(render(split_rows(manifest), printed))
         show(summary(manifest), err=True)
         show(f"\n{job.out}: {manifest['samples']:,} images; inspect sheet-*.png", err=True)
 
@@ -137,22 +184,10 @@ WITH_FEATURES = {"recipe", "overrides", "out", "part", "workers"}
 """Parameters that go with `--features`."""
 
 
-def _refuse_others(context: click.Context) -> None:
-    """Refuse what says how shards are made, where none are: it would be ignored.
-
-    Raises:
-        click.UsageError: names one such option.
-    """
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        if name not in WITH_FEATURES and context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
-            what = "DATASET" if name == "dataset" else parameter.opts[0]
-            raise click.UsageError(f"{what} is for shards; --features takes all from its recipe, see -o")
-
-
 def _compute_features(
-    name: str, overrides: tuple[str, ...], out: Path | None, part: tuple[int, int], workers: int | None
-) -> None:
+    name: str, overrides: tuple[str, ...], out: Path | None, part: tuple[int, int], workers: int | None,
+    sbatch: JobOptions | None,
+) -> None:  # fmt: skip
     """`--features`: in this process, or in one for each GPU; or as a rank of a group that was joined."""
     from medunifier_cli.distributed import group, launch, variables
     from medunifier_cli.recipe.load import load_any
@@ -162,6 +197,10 @@ def _compute_features(
 
     recipe = load_any(name, overrides)
     assert isinstance(recipe, PretrainRecipe | FinetuneRecipe | PriorRecipe)  # there is no other stage
+    if sbatch:
+        processes, cores = recipe.train.processes or 1, 1 + (FEATURE_WORKERS if workers is None else workers)
+        sbatch.show(f"features-{recipe.name}", processes=processes, cores=cores, resumes=True)
+        return
     variables.check_variables(recipe.train.precision)
     joined = group.joined_group()
     from medunifier_cli.stages.cached.compute import FeatureJob, compute_features

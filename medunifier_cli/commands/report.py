@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.evaluate.ranks import WRITTEN, on_ranks
+from medunifier_cli.options.shared import (
+    batch_size_option,
+    data_option,
+    device_option,
+    format_option,
+    old_format_flag,
+    refuse,
+    run_option,
+)
 from medunifier_cli.terminal.options import (
     CLASSES,
     LIMIT,
@@ -19,11 +29,18 @@ from medunifier_cli.terminal.options import (
     Number,
     Whole,
 )
+from medunifier_cli.terminal.output import form
 from medunifier_cli.terminal.say import say, show
 
 if TYPE_CHECKING:
     from medunifier_cli.checkpoint.pretrained import PretrainedRun
     from medunifier_cli.evaluate.reports.writer import Decoding
+
+ONLY_FOR = {
+    "beam": {"beams", "length_penalty"},
+    "nucleus": {"temperature", "top_p", "top_k", "seed"},
+}
+"""Way of decoding -> parameters that no other one has."""
 
 
 def _count(files: tuple[Path, ...], name: str, dataset: str, split: str, limit: int, **_: Any) -> int:
@@ -36,10 +53,18 @@ def _count(files: tuple[Path, ...], name: str, dataset: str, split: str, limit: 
     return min(count, limit or count)
 
 
+def _check(files: tuple[Path, ...], how: str, **_: Any) -> None:
+    for way, own in ONLY_FOR.items():
+        if way != how:
+            refuse(own, f"is for --sample {way}")
+    if files:
+        refuse({"dataset", "split", "limit", "out", "clinical"}, "is for a split, not for files")
+
+
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--run", "name", default="", help="Run to use; by default the newest pre-trained one.")
-@click.option("--data", "dataset", default="", help="Data set; by default the run's own.")
+@run_option()
+@data_option("Data set; by default the run's own.")
 @click.option("--split", default="", help="Split; by default the run's held-out one.")
 @click.option(
     "--limit",
@@ -52,7 +77,10 @@ def _count(files: tuple[Path, ...], name: str, dataset: str, split: str, limit: 
     "--out", type=click.Path(file_okay=False, path_type=Path), default=None,
     help="Folder for the reports and scores of a split; by default the run's results/.",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON line per file.")
+@format_option
+@old_format_flag("--json", "json")
+@device_option
+@batch_size_option("32")
 @click.option(
     "--sample", "how", type=click.Choice(["greedy", "beam", "nucleus"]), default="beam", show_default=True,
     help="Decoding: greedy, beam search, or nucleus sampling.",
@@ -93,31 +121,30 @@ def _count(files: tuple[Path, ...], name: str, dataset: str, split: str, limit: 
 @click.option(
     "--clinical", is_flag=True, help="Add CheXbert and RadGraph F1, RadCliQ and RaTEScore (extra `clinical`)."
 )
-@on_ranks(large=WRITTEN, count=_count)
+@job_options(nodes=True)
+@on_ranks(large=WRITTEN, count=_count, check=_check)
 def report(
-    files: tuple[Path, ...], name: str, dataset: str, split: str, limit: int, out: Path | None, as_json: bool,
-    clinical: bool, **decoding: float,
+    files: tuple[Path, ...], name: str, dataset: str, split: str, limit: int, out: Path | None,
+    clinical: bool, batch: int | None, sbatch: JobOptions | None, **decoding: Any,
 ) -> None:  # fmt: skip
     """Write radiology reports for a split, or for image FILES.
 
     FILES are PNG, JPEG or DICOM, or folders of them: the reports go to standard output. Without FILES, the
-    run's held-out split gets reports, and they are scored against the radiologists'.
+    run's held-out split gets reports, and they are scored against the radiologists'. `--format json` prints
+    a line of JSON for each file.
     """
+    if sbatch:
+        sbatch.show()
+        return
     from medunifier_cli.checkpoint.pretrained import pretrained_run, restore
     from medunifier_cli.evaluate.reports.writer import Decoding, files_under
     from medunifier_cli.evaluate.sharing import everywhere
 
-    for_split = {"--data": dataset, "--split": split, "--limit": limit, "--out": out, "--clinical": clinical}
-    misplaced = [flag for flag, value in for_split.items() if value]
-    if files and misplaced:
-        raise click.UsageError(f"{misplaced[0]} is for a split, not for files")
-    if as_json and not files:
-        raise click.UsageError("--json is for files; the reports of a split are JSON lines anyway")
     paths = files_under(files)
-    trained = everywhere(restore, pretrained_run(name, "report"))
-    settings = Decoding(**decoding)  # type: ignore[arg-type]
+    trained = everywhere(restore, pretrained_run(name, "report")).with_batches_of(batch)
+    settings = Decoding(**decoding)
     if files:
-        _report_files(trained, settings, paths, as_json)
+        _report_files(trained, settings, paths)
     else:
         _report_split(trained, settings, dataset, split, limit, out, clinical)
 
@@ -143,15 +170,20 @@ def _report_split(
     say(f"{reported.scored.n:,} reports in {reported.reports}; all scores: `mu score --reports`")
 
 
-def _report_files(trained: PretrainedRun, settings: Decoding, paths: list[Path], as_json: bool) -> None:
+def _report_files(trained: PretrainedRun, settings: Decoding, paths: list[Path]) -> None:
+    from medunifier_cli.evaluate.render import render
     from medunifier_cli.evaluate.reports.reporting import trained_sections
     from medunifier_cli.evaluate.reports.writer import Writer, write_files
 
+    chosen, rows = form(), [["file", "report", "skipped"]]
     for path, report in write_files(Writer(trained, settings, trained_sections(trained)), paths):
-        if isinstance(report, str):  # the reason why it was skipped, which stderr has already
-            if as_json:
+        if chosen in ("csv", "markdown"):
+            cells = ("", report) if isinstance(report, str) else (report.text, "")
+            rows.append([str(path), *cells])
+        elif isinstance(report, str):  # the reason why it was skipped, which stderr has already
+            if chosen == "json":
                 show(json.dumps({"file": str(path), "skipped": report}, ensure_ascii=False))
-        elif as_json:
+        elif chosen == "json":
             row = {"file": str(path), "report": report.text} | (
                 {"sections": report.sections} if report.sections else {}
             )
@@ -161,3 +193,5 @@ def _report_files(trained: PretrainedRun, settings: Decoding, paths: list[Path],
                 show(f"== {path}")
             for section, text in report.sections.items() or [("", report.text)]:
                 show(f"{section.replace('_', ' ').upper()}: {text}" if section else text)
+    if chosen in ("csv", "markdown"):
+        show(render(rows, chosen, words=3))

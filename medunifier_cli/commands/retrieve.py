@@ -7,8 +7,18 @@ from typing import Any
 
 import click
 
+from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.evaluate.ranks import ENCODED, on_ranks
+from medunifier_cli.options.shared import (
+    batch_size_option,
+    data_option,
+    device_option,
+    format_option,
+    refuse,
+    run_option,
+)
 from medunifier_cli.terminal.options import Whole
+from medunifier_cli.terminal.output import form
 from medunifier_cli.terminal.say import show
 
 
@@ -18,9 +28,16 @@ def _count(name: str, dataset: str, split: str, ids: Path | None, **_: Any) -> i
     return count_samples(name, dataset, split, ids)
 
 
+def _check(query: str | None, image: Path | None, **_: Any) -> None:
+    if query is not None and image is not None:
+        raise click.UsageError("search by --query or by --image, not by both")
+    if query is None and image is None:
+        refuse({"top", "out"}, "is for the gallery of --query or --image")
+
+
 @click.command()
-@click.option("--run", "name", default="", help="Run to use; by default the newest pre-trained one.")
-@click.option("--data", "dataset", default="", help="Data set; by default the run's own.")
+@run_option()
+@data_option("Data set; by default the run's own.")
 @click.option("--split", default="", help="Split or subset; by default the data set's benchmark.")
 @click.option("--ids", type=click.Path(path_type=Path), help="File of sample keys to use instead of a split.")
 @click.option(
@@ -39,26 +56,29 @@ def _count(name: str, dataset: str, split: str, ids: Path | None, **_: Any) -> i
     help="Number of hits that a search shows.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the gallery; by default in the run.")
-@on_ranks(large=ENCODED, count=_count)
+@format_option
+@device_option
+@batch_size_option("64")
+@job_options(nodes=True)
+@on_ranks(large=ENCODED, count=_count, check=_check)
 def retrieve(
     name: str, dataset: str, split: str, ids: Path | None, rerank: int, query: str | None, image: Path | None,
-    top: int, out: Path | None,
+    top: int, out: Path | None, batch: int | None, sbatch: JobOptions | None,
 ) -> None:  # fmt: skip
     """Measure image-to-text and text-to-image retrieval on a split, or search it.
 
     With --query or --image nothing is measured: the best hits are written as a gallery, a folder of static
     HTML, and its path is printed. It holds images and reports of the split: treat it like the data.
     """
-    if query is not None and image is not None:
-        raise click.UsageError("search by --query or by --image, not by both")
-    if out and query is None and image is None:
-        raise click.UsageError("--out is for the gallery of --query or --image")
+    if sbatch:
+        sbatch.show()
+        return
     from medunifier_cli.checkpoint.pretrained import pretrained_run, restore
     from medunifier_cli.evaluate.benchmark import open_benchmark
-    from medunifier_cli.evaluate.results import table
+    from medunifier_cli.evaluate.results import tables
     from medunifier_cli.evaluate.sharing import everywhere
 
-    trained = everywhere(restore, pretrained_run(name, "retrieve"))
+    trained = everywhere(restore, pretrained_run(name, "retrieve")).with_batches_of(batch)
     benchmark = open_benchmark(trained, dataset, split, need_text=False, ids=ids, prefer_benchmark=True)
     if query is not None or image is not None:
         from medunifier_cli.evaluate.retrieval.search import search_by_image, search_by_text
@@ -67,12 +87,10 @@ def retrieve(
             page = search_by_image(trained, benchmark, image, top, rerank, out)
         else:
             page = search_by_text(trained, benchmark, query or "", top, rerank, out)
-        show(str(page))
+        show(str(page), err=form() != "text")
         return
     from medunifier_cli.evaluate.retrieval.retrieval import measure_retrieval
 
     metrics_by_heading = measure_retrieval(trained, benchmark, rerank)
-    for heading, metrics in metrics_by_heading.items():
-        if len(metrics_by_heading) > 1:
-            show(heading)
-        show(table(metrics))
+    one_table = {"": next(iter(metrics_by_heading.values()))} if len(metrics_by_heading) == 1 else None
+    show(tables(one_table or metrics_by_heading))

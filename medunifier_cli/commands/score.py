@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.evaluate.ranks import ENCODED, on_ranks
+from medunifier_cli.options import complete
+from medunifier_cli.options.scoring import COMPARISON, ScoreOptions, check, mode_of
+from medunifier_cli.options.shared import device_option, format_option
 from medunifier_cli.roots import find_run, newest_run
 from medunifier_cli.terminal.options import LIMIT, SEED
+from medunifier_cli.terminal.output import form
 from medunifier_cli.terminal.say import say, show
 
 if TYPE_CHECKING:
     from medunifier_cli.run.record import Run
 
 
-@dataclass(frozen=True)
-class ScoreOptions:
-    """The options as typed; the help of each is below."""
-
-    form: str
-    tables: bool | None
-    """True for the paper's tables, False for rows, None to decide by what the runs have."""
-    page: bool
-    baselines: bool
-    reports: Path | None
-    outputs: Path | None
-    clinical: bool
-    fake: str
-    real: str
-    copies: bool
-    heldout: str
-    classifier: str
-    extractor: str
-    inception: str
-    rad_dino: str
-    images: int
-    seed: int
-
-    @property
-    def judges_images(self) -> bool:
-        """Whether an option is given that is only for images."""
-        only_for_images = (
-            self.fake, self.real, self.heldout, self.classifier, self.inception, self.rad_dino
-        )  # fmt: skip
-        return any((*only_for_images, self.copies, self.images))
-
-
-def _count(runs: tuple[str, ...], fake: str, **_: Any) -> int:
+def _count(runs: tuple[str, ...], more_runs: tuple[str, ...], fake: str, **_: Any) -> int:
     if not fake:
         return 0
     folder = Path(fake)
@@ -57,19 +29,21 @@ def _count(runs: tuple[str, ...], fake: str, **_: Any) -> int:
         return sum(1 for path in folder.rglob("*") if path.is_file())
     from medunifier_cli.evaluate.benchmark import count_samples
 
-    return count_samples(runs[0] if runs else "", split=fake)
+    return count_samples((*runs, *more_runs, "")[0], split=fake)
 
 
 @click.command()
-@click.argument("runs", nargs=-1)
+@click.argument("runs", nargs=-1, shell_complete=complete.runs)
 @click.option(
-    "--format", "form", type=click.Choice(["text", "markdown", "csv"]), default="text", show_default=True,
-    help="Format of tables.",
+    "--run", "more_runs", multiple=True, metavar="NAME", shell_complete=complete.runs,
+    help="Run to use, as RUNS names it.",
 )  # fmt: skip
+@format_option
+@device_option
 @click.option(
-    "--tables/--rows", "tables", default=None,
+    "--tables/--all", " /--rows", "tables", default=None,
     help="Print the paper's tables, or all numbers of the runs; by default the tables if a run has a number "
-    "there.",
+    "there, else the headlines and the run's page.",
 )  # fmt: skip
 @click.option("--page", is_flag=True, help="Write each run's page/index.html instead, and print its path.")
 @click.option("--baselines", is_flag=True, help="Show the rows of other methods in the paper's tables.")
@@ -119,31 +93,29 @@ def _count(runs: tuple[str, ...], fake: str, **_: Any) -> int:
     "--seed", type=SEED, default=0, show_default=True,
     help="Seed of the selected images and of intervals.",
 )  # fmt: skip
-@on_ranks(large=ENCODED, count=_count)
-def score(runs: tuple[str, ...], **options: Any) -> None:
-    """Print what one or several runs reached: the paper's tables with these runs, or all numbers.
+@job_options(nodes=True)
+@on_ranks(large=ENCODED, count=_count, check=check)
+def score(
+    runs: tuple[str, ...], more_runs: tuple[str, ...], sbatch: JobOptions | None, **options: Any
+) -> None:
+    """Print what one or several runs reached: the paper's tables with these runs, headlines, or all numbers.
 
     RUNS are names or folders; by default the newest one with results. Runs that were fine-tuned or fitted
     from a run count as its results. A run fills the rows of the paper whose objectives its recipe has.
 
     With two files of reports, `mu score A.jsonl B.jsonl`, these are compared on the images that both have.
     """
-    given = ScoreOptions(**options)
-    if any(name.endswith(".jsonl") for name in runs):
-        if len(runs) != 2 or given.reports or given.outputs or given.clinical or given.judges_images:
-            raise click.UsageError(
-                "`mu score A.jsonl B.jsonl` compares two files of reports; --reports FILE scores one"
-            )
+    given, runs = ScoreOptions(**options), runs + more_runs
+    mode = mode_of(runs, given)
+    if sbatch:
+        sbatch.show(gpus=given.judges_images or given.clinical)
+    elif mode == COMPARISON:
         _compare_reports(Path(runs[0]), Path(runs[1]), given)
-    elif given.reports is not None or given.clinical:
-        if given.reports is None or runs or given.fake:
-            raise click.UsageError("reports are scored with --reports FILE alone, or with --clinical")
+    elif given.reports is not None:
         _score_reports(given.reports, given)
     elif given.outputs is not None:
         _score_outputs(given.outputs)
     elif given.judges_images:
-        if not given.fake or len(runs) > 1:
-            raise click.UsageError("images are judged with --fake and one run at most")
         _score_images(runs[0] if runs else "", given)
     elif given.page:
         _write_pages(_runs(runs))
@@ -156,7 +128,7 @@ def _score_reports(path: Path, options: ScoreOptions) -> None:
     from medunifier_cli.evaluate.reports.reporting import render_scores, score_file
 
     scored = score_file(path, options.clinical)
-    show(render_scores(scored, options.form))
+    show(render_scores(scored, form()))
     for note in scored.notes:
         say(note)
 
@@ -166,7 +138,7 @@ def _compare_reports(a: Path, b: Path, options: ScoreOptions) -> None:
     from medunifier_cli.evaluate.reports.comparing import compare_files, render_comparison
 
     comparison = compare_files(a, b, seed=options.seed)
-    show(render_comparison(comparison, options.form))
+    show(render_comparison(comparison, form()))
     for note in [comparison.protocol, *comparison.notes]:
         say(note)
 
@@ -197,6 +169,12 @@ def _score_images(run: str, options: ScoreOptions) -> None:
 
 def _write_pages(runs: list[Run]) -> None:
     """`--page`: each run's page."""
+    for run in runs:
+        show(str(_write_page(run)))
+
+
+def _write_page(run: Run) -> Path:
+    """Write the page of a run; returns its path."""
     from medunifier_cli.checkpoint.lineage import recipe_of
     from medunifier_cli.evaluate.pair_scores import CURVES
     from medunifier_cli.evaluate.tables.tables import rows_of
@@ -207,22 +185,20 @@ def _write_pages(runs: list[Run]) -> None:
     from medunifier_cli.recipe.schema_prior import PriorRecipe
     from medunifier_cli.stages import finetune_results, fit_prior
 
-    for run in runs:
-        recipe = recipe_of(run) or PretrainRecipe()  # a recipe that cannot be read must not cost the page
-        if isinstance(recipe, FinetuneRecipe):
-            curves = finetune_results.CURVES
-        elif isinstance(recipe, PriorRecipe):
-            curves = fit_prior.CURVES
-        else:
-            curves = curves_of(recipe) | CURVES
-        show(str(write_run_page(run, rows_of([run]), curves)))
+    recipe = recipe_of(run) or PretrainRecipe()  # a recipe that cannot be read must not cost the page
+    if isinstance(recipe, FinetuneRecipe):
+        curves = finetune_results.CURVES
+    elif isinstance(recipe, PriorRecipe):
+        curves = fit_prior.CURVES
+    else:
+        curves = curves_of(recipe) | CURVES
+    return write_run_page(run, rows_of([run]), curves)
 
 
 def _print_tables(runs: list[Run], options: ScoreOptions) -> None:
-    """Without another mode: the paper's tables if a run has a number there, else all numbers."""
-    from medunifier_cli.evaluate.render import render
+    """Without another mode: the paper's tables if a run has a number there, else headlines or all numbers."""
     from medunifier_cli.evaluate.tables.beside_paper import Evidence, read_evidence, sections, unmatched_runs
-    from medunifier_cli.evaluate.tables.tables import WORDS, render_sections, rows_of
+    from medunifier_cli.evaluate.tables.tables import render_rows, render_sections
 
     evidence: list[Evidence] = [] if options.tables is False else [read_evidence(run) for run in runs]
     shown = sections(evidence, options.baselines) if evidence else []
@@ -230,12 +206,31 @@ def _print_tables(runs: list[Run], options: ScoreOptions) -> None:
         notes = dict.fromkeys(note for one in evidence for note in [*one.notes, *one.left_out])
         for line in [*unmatched_runs(evidence), *notes]:
             say(line)
-        show(render_sections(shown, options.form))
+        show(render_sections(shown, form()))
     else:
         # Somebody who measured for the paper's tables must learn why there is none.
         for line in dict.fromkeys(note for one in evidence for note in one.left_out):
             say(line)
-        show(render(rows_of(runs, intervals=options.form == "csv"), options.form, WORDS))
+        chosen = form()
+        if options.tables is None and chosen == "text":
+            _print_headlines(runs)
+        else:
+            show(render_rows(runs, chosen))
+
+
+def _print_headlines(runs: list[Run]) -> None:
+    """The headlines, where all numbers are, and the page of each run."""
+    from medunifier_cli.evaluate.tables.headlines import render_headlines
+    from medunifier_cli.evaluate.tables.tables import rows_of
+
+    show(render_headlines(runs, form()))
+    names = " ".join(run.folder.name for run in runs)
+    say(f"headlines; all {len(rows_of(runs)) - 1:,} numbers: `mu score {names} --all`, or with a --format")
+    for run in runs:
+        if run.writable:
+            show(str(_write_page(run)))
+        else:
+            say(f"{run.folder}: no page, as this user may not write there")
 
 
 def _runs(names: tuple[str, ...]) -> list[Run]:

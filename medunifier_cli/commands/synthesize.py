@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from medunifier_cli.errors import CheckpointError
+from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.evaluate.ranks import SAMPLED, on_ranks
 from medunifier_cli.files import text_lines
-from medunifier_cli.roots import find_run, newest_run
+from medunifier_cli.options.shared import (
+    batch_size_option,
+    data_option,
+    device_option,
+    format_option,
+    note_old,
+    refuse,
+    run_option,
+)
 from medunifier_cli.terminal.options import (
     CLASSES,
     PROBABILITY,
@@ -18,23 +26,30 @@ from medunifier_cli.terminal.options import (
     TEMPERATURE,
     Number,
     Whole,
+    box_of,
 )
+from medunifier_cli.terminal.output import form
 from medunifier_cli.terminal.say import show
 
 if TYPE_CHECKING:
+    from medunifier_cli.evaluate.editing import Box
     from medunifier_cli.evaluate.synthesis.sample_folder import SampleFolder
     from medunifier_cli.model.sampling import Draws
-    from medunifier_cli.run.record import Run
 
 HELD_OUT = "the held-out split"
 """Stands for the split that `--reconstruct` takes if it is given none."""
+OF_SAMPLING = {"seed", "temperature", "top_k", "top_p", "guidance"}
+"""Parameters that change what is sampled."""
 DEFAULT_N = 16
 """Images synthesized when neither a number nor prompts are given."""
 
 
 def _count(
-    n: int | None, prompts: str, reconstructed: str, name: str, data: str, split: str, **_: Any
+    n: int | None, prompts: str, reconstructed: str, film: Path | None, name: str, data: str, split: str,
+    **_: Any,
 ) -> int:  # fmt: skip
+    if film is not None:
+        return 0
     if n:
         return n
     if reconstructed:
@@ -44,6 +59,30 @@ def _count(
         return count_samples(name, data, of_split)
     path = Path(prompts)
     return len(text_lines(path)) if prompts and path.is_file() else DEFAULT_N
+
+
+def _check(
+    prompt: str, prompts: str, of_class: str, reconstructed: str, data: str, split: str, film: Path | None,
+    box: Box | None, figure: str, **_: Any,
+) -> None:  # fmt: skip
+    if sum(map(bool, (prompt, prompts, reconstructed))) > 1:
+        raise click.UsageError("--prompt, --prompts and --reconstruct exclude each other")
+    if reconstructed and of_class:
+        raise click.UsageError("--class requests synthetic images, and --reconstruct makes none")
+    if reconstructed and figure:
+        raise click.UsageError("--figure shows synthetic images, and --reconstruct makes none; leave one out")
+    if (data or split) and not reconstructed:
+        raise click.UsageError("--data and --split say what --reconstruct takes; add it")
+    if split and reconstructed not in (HELD_OUT, split):
+        raise click.UsageError(f"--reconstruct {reconstructed} and --split {split} are two splits; name one")
+    if film is None and box is not None:
+        raise click.UsageError("--box says what --edit draws anew; add it")
+    if film is not None and (not prompt or figure):
+        raise click.UsageError("--edit needs --prompt, and has a sheet of its own in place of --figure")
+    if film is not None:
+        refuse({"num_processes"}, "shares the work of many images, and --edit draws them one by one")
+    if reconstructed:
+        refuse(OF_SAMPLING, "is for synthetic images, and --reconstruct makes none")
 
 
 @click.command()
@@ -92,57 +131,71 @@ def _count(
     help="Reconstruct the real images of this split (default: the held-out one) through their codes instead "
     "of sampling new ones.",
 )  # fmt: skip
-@click.option(
-    "--data", default="", metavar="NAME",
-    help="Prepared data set whose images --reconstruct takes (default: that of the pre-training run).",
-)  # fmt: skip
+@data_option(
+    "Prepared data set whose images --reconstruct takes (default: that of the pre-training run).", "data"
+)
 @click.option("--split", default="", help="Split of --reconstruct, if it names none.")
+@click.option(
+    "--edit", "film", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Edit this image file instead: what lies outside of --box is kept, the rest drawn for --prompt.",
+)  # fmt: skip
+@click.option(
+    "--box", callback=box_of, metavar="X0,Y0,X1,Y1",
+    help="Part of the image of --edit that is drawn anew, in its own pixels (default: all of it).",
+)  # fmt: skip
 @click.option(
     "--figure", default="", metavar="SPLIT",
     help="Split of real images for figure.png: some of them, their reconstructions, and synthetic images, "
     "all drawn at random by --seed.",
 )  # fmt: skip
+@run_option("the newest of `mu fit-prior`; the pre-training run its priors were fitted on names it as well")
+@format_option
+@device_option
+@batch_size_option("64, on a GPU 256")
 @click.option(
-    "--run",
-    "name",
-    default="",
-    help="Run of `mu fit-prior`, or the pre-training run its priors were fitted on; by default the newest.",
+    "--batch", "old_batch", type=Whole(1, 100_000), hidden=True, help="Old spelling of --batch-size."
 )
-@click.option("--batch", type=Whole(1, 100_000), help="Batch size; does not affect the images.")
-@on_ranks(large=SAMPLED, count=_count)
+@job_options(resumes=True, nodes=True)
+@on_ranks(large=SAMPLED, count=_count, check=_check)
 def synthesize(
     n: int | None, out: Path, seed: int, temperature: float, top_k: int, top_p: float, prompt: str,
-    prompts: str, of_class: str, guidance: float, reconstructed: str, data: str, split: str, figure: str,
-    name: str, batch: int | None,
+    prompts: str, of_class: str, guidance: float, reconstructed: str, data: str, split: str,
+    film: Path | None, box: Box | None, figure: str, name: str, batch: int | None, old_batch: int | None,
+    sbatch: JobOptions | None,
 ) -> None:  # fmt: skip
     """Synthesize radiographs, optionally from prompts; the same command resumes after an interruption."""
-    if sum(map(bool, (prompt, prompts, reconstructed))) > 1:
-        raise click.UsageError("--prompt, --prompts and --reconstruct exclude each other")
-    if reconstructed and of_class:
-        raise click.UsageError("--class requests synthetic images, and --reconstruct makes none")
-    if reconstructed and figure:
-        raise click.UsageError("--figure shows synthetic images, and --reconstruct makes none; leave one out")
-    if (data or split) and not reconstructed:
-        raise click.UsageError("--data and --split say what --reconstruct takes; add it")
-    if split and reconstructed not in (HELD_OUT, split):
-        raise click.UsageError(f"--reconstruct {reconstructed} and --split {split} are two splits; name one")
+    if sbatch:
+        sbatch.show(resumes=not reconstructed)
+        return
+    if old_batch:
+        note_old("--batch", "--batch-size")
     if reconstructed:
         of_split = split if reconstructed == HELD_OUT else reconstructed
-        folder = _reconstruct(name, data, of_split, out, n or 0)
+        folder = _reconstruct(name, data, of_split, out, n or 0, batch or old_batch)
     else:
         from medunifier_cli.model.sampling import Draws
 
         draws = Draws(seed, temperature, top_k, top_p, guidance)
-        folder = _sample(name, (prompt, prompts, of_class), draws, out, n or 0, figure, batch or 0)
+        if film is not None:
+            folder = _edit(name, film, box, (prompt, of_class), draws, out, n or 1)
+        else:
+            size = batch or old_batch or 0
+            folder = _sample(name, (prompt, prompts, of_class), draws, out, n or 0, figure, size)
+        if form() != "text":
+            from medunifier_cli.evaluate.render import render
+
+            show(render([["folder", "images"], [str(out), len(folder.done)]], form()))
     show(f"{out}: {len(folder.done):,} images, samples.jsonl, samples.csv, contact.png", err=True)
 
 
-def _reconstruct(name: str, data: str, split: str, out: Path, n: int) -> SampleFolder:
+def _reconstruct(
+    name: str, data: str, split: str, out: Path, n: int, batch: int | None
+) -> SampleFolder:  # fmt: skip
     """Reconstruct images of a data set by a pre-training run; a run of priors stands for the one under it."""
     from medunifier_cli.checkpoint.pretrained import is_run_of, pretrained_run, restore
     from medunifier_cli.checkpoint.priors import restore_priors
     from medunifier_cli.evaluate.benchmark import open_benchmark
-    from medunifier_cli.evaluate.results import table
+    from medunifier_cli.evaluate.results import show_measured
     from medunifier_cli.evaluate.sharing import everywhere
     from medunifier_cli.evaluate.synthesis.synthesis import reconstruct
     from medunifier_cli.recipe.schema_prior import PriorRecipe
@@ -153,11 +206,12 @@ def _reconstruct(name: str, data: str, split: str, out: Path, n: int) -> SampleF
         pretrained = everywhere(restore_priors, run).pretrained
     else:
         pretrained = everywhere(restore, run)
+    pretrained = pretrained.with_batches_of(batch)
     benchmark = open_benchmark(pretrained, data, split, class_texts=True)
     say_texts(benchmark)
     folder, quality = reconstruct(pretrained, benchmark, out, n)
-    show(f"{benchmark.plugin.name}/{benchmark.split}, n = {n or len(benchmark.source):,}")
-    show(table([quality]))
+    heading = f"{benchmark.plugin.name}/{benchmark.split}, n = {n or len(benchmark.source):,}"
+    show_measured(heading, [quality])
     return folder
 
 
@@ -165,14 +219,14 @@ def _sample(
     name: str, asked: tuple[str, str, str], draws: Draws, out: Path, n: int, figure: str, batch: int
 ) -> SampleFolder:
     """Sample images from the priors of a run, with the prompts of the data set that these were fitted on."""
-    from medunifier_cli.checkpoint.priors import on_their_data, restore_priors
+    from medunifier_cli.checkpoint.priors import on_their_data, priors_run, restore_priors
     from medunifier_cli.evaluate.benchmark import open_benchmark
     from medunifier_cli.evaluate.sharing import everywhere
     from medunifier_cli.evaluate.synthesis.requests import read_requests
     from medunifier_cli.evaluate.synthesis.synthesis import synthesize, write_figure
     from medunifier_cli.plugin_index import prepared_dataset
 
-    fitted = everywhere(restore_priors, _priors_run(name))
+    fitted = everywhere(restore_priors, priors_run(name, "synthesize"))
     trained = on_their_data(fitted)
     data = trained.recipe.data
     prompt, prompts, of_class = asked
@@ -182,30 +236,22 @@ def _sample(
     texts_of = Path(prompts) if prompts and Path(prompts).is_file() else None
     folder = synthesize(fitted, out, n or len(requests) or DEFAULT_N, requests, draws, batch, texts_of)
     if shown is not None:
-        show(str(write_figure(trained, shown, folder, draws.seed)))
+        show(str(write_figure(trained, shown, folder, draws.seed)), err=form() != "text")
     return folder
 
 
-def _priors_run(name: str) -> Run:
-    """The run of priors: named itself, or fitted on the pre-training run that is named, or the newest."""
-    from medunifier_cli.checkpoint.lineage import base_of
-    from medunifier_cli.checkpoint.pretrained import is_run_of, run_for
-    from medunifier_cli.recipe.schema import PretrainRecipe
-    from medunifier_cli.recipe.schema_prior import PriorRecipe
-    from medunifier_cli.run.record import Run
+def _edit(
+    name: str, film: Path, box: Box | None, asked: tuple[str, str], draws: Draws, out: Path,
+    n: int,
+) -> SampleFolder:  # fmt: skip
+    """Edit an image file by the priors of a run."""
+    from medunifier_cli.checkpoint.priors import on_their_data, priors_run, restore_priors
+    from medunifier_cli.evaluate.editing import edit
+    from medunifier_cli.evaluate.synthesis.requests import read_requests
+    from medunifier_cli.plugin_index import prepared_dataset
 
-    if not name or not is_run_of(Run(find_run(name)), PretrainRecipe):
-        return run_for(name, "synthesize", PriorRecipe)
-    folder = find_run(name)
-
-    def fitted_on_it(path: Path) -> bool:
-        base = base_of(Run(path)) if is_run_of(Run(path), PriorRecipe) else None
-        return base is not None and base.folder.resolve() == folder.resolve()
-
-    try:
-        return Run(newest_run(fitted_on_it, "synthesize"))
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{folder}: no priors were fitted on this run; fit some with "
-            f"`mu fit-prior RECIPE --from {folder.name}`"
-        ) from error
+    fitted = restore_priors(priors_run(name, "synthesize"))
+    data = on_their_data(fitted).recipe.data
+    prompt, of_class = asked
+    (request,) = read_requests(prompt, "", prepared_dataset(data.dataset, data.shards), of_class)
+    return edit(fitted, film, box, request, out, n, draws)

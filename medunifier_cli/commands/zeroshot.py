@@ -7,8 +7,19 @@ from typing import Any
 
 import click
 
+from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.evaluate.ranks import ENCODED, on_ranks
+from medunifier_cli.options.shared import (
+    batch_size_option,
+    data_option,
+    device_option,
+    format_option,
+    old_format_flag,
+    refuse_unused,
+    run_option,
+)
 from medunifier_cli.terminal.options import LIMIT, SEED
+from medunifier_cli.terminal.output import form
 from medunifier_cli.terminal.say import say, show
 
 
@@ -23,10 +34,19 @@ def _count(
     return len(files) or count_samples(name, dataset, split, ids)
 
 
+def _check(
+    files: tuple[Path, ...], split: str, ids: Path | None, save_prompts: Path | None, **_: Any
+) -> None:
+    if files and (split or ids):
+        raise click.UsageError("give image files, or --split or --ids, not both")
+    if save_prompts:
+        refuse_unused({"name", "dataset", "prompts", "save_prompts"}, "has no effect on --save-prompts")
+
+
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--run", "name", default="", help="Run to use; by default the newest pre-trained one.")
-@click.option("--data", "dataset", default="", help="Data set of images and classes; by default the run's.")
+@run_option()
+@data_option("Data set of images and classes; by default the run's.")
 @click.option("--split", default="", help="Split or subset; by default the data set's benchmark.")
 @click.option("--ids", type=click.Path(path_type=Path), help="File of sample keys to use instead of a split.")
 @click.option(
@@ -43,16 +63,20 @@ def _count(
     help="Score of a class from the similarities of its prompts.",
 )  # fmt: skip
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the sampled prompts.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
+@format_option
+@old_format_flag("--json", "json")
+@old_format_flag("--csv", "csv")
+@device_option
+@batch_size_option("64")
 @click.option(
     "--save-prompts", type=click.Path(path_type=Path), help="Write the prompt set as YAML to edit, and stop."
 )
-@on_ranks(large=ENCODED, count=_count)
+@job_options(nodes=True)
+@on_ranks(large=ENCODED, count=_count, check=_check)
 def zeroshot(
     files: tuple[Path, ...], name: str, dataset: str, split: str, ids: Path | None, prompts: str,
-    count: int | None, ensemble: str, seed: int, as_json: bool, as_csv: bool,
-    save_prompts: Path | None,
+    count: int | None, ensemble: str, seed: int, batch: int | None, save_prompts: Path | None,
+    sbatch: JobOptions | None,
 ) -> None:  # fmt: skip
     """Classify a split, or image FILES, by prompts alone: accuracy, AUROC, macro F1.
 
@@ -60,9 +84,9 @@ def zeroshot(
     FILES a split is measured; the result, the probabilities and a picture of the confusion matrix are written
     to the run's results/.
     """
-    if files and (split or ids):
-        raise click.UsageError("give image files, or --split or --ids, not both")
-    form = "json" if as_json else "csv" if as_csv else "text"
+    if sbatch:
+        sbatch.show()
+        return
     if save_prompts:
         _save_prompts(save_prompts, name, dataset, prompts)
         return
@@ -72,7 +96,7 @@ def zeroshot(
     from medunifier_cli.evaluate.sharing import everywhere
     from medunifier_cli.plugin_index import prepared_dataset
 
-    trained = everywhere(restore, pretrained_run(name, "zeroshot"))
+    trained = everywhere(restore, pretrained_run(name, "zeroshot")).with_batches_of(batch)
     if files:
         data = trained.recipe.data
         plugin = prepared_dataset(dataset, "") if dataset else prepared_dataset(data.dataset, data.shards)
@@ -80,7 +104,7 @@ def zeroshot(
         if len(ensembles) > 1:
             raise click.UsageError("files are classified with one prompt set, not with all")
         rows = evaluation.classify_files(trained, files, plugin.classes, ensembles[0])
-        show(evaluation.render_files(rows, plugin.classes, form))
+        show(evaluation.render_files(rows, plugin.classes, form()))
         return
     benchmark = open_benchmark(trained, dataset, split, need_text=False, ids=ids, prefer_benchmark=True)
     default = next(iter(benchmark.plugin.prompt_sets()), "")
@@ -95,7 +119,7 @@ def zeroshot(
         for note in outcome.notes:
             say(note)
         outcomes.append((one, outcome))
-    show(evaluation.render_outcomes(outcomes, default, form))
+    show(evaluation.render_outcomes(outcomes, default, form()))
 
 
 def _save_prompts(path: Path, name: str, dataset: str, prompts: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,12 @@ class SplitSource:
         """The same samples with cached features, if any; `images`: and with the images all the same."""
         other = copy.copy(self)
         other.features, other._decodes = features, images or features is None
+        return other
+
+    def at_size(self, size: int) -> SplitSource:
+        """The same samples, their images decoded at another size."""
+        other = copy.copy(self)
+        other.data = replace(self.data, image_size=size)
         return other
 
     def empty(self, count: int) -> Room:

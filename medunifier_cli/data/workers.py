@@ -40,7 +40,7 @@ def next_answer(answers: Iterator[Any], folder: Path) -> Any:
                 raise
         if silent and time.monotonic() - started > SILENCE:
             silent = False
-            say(f"{folder}: no batch for {SILENCE:.0f} s; does its file system answer?")
+            say(f"{folder}: no batch for {SILENCE:.0f} s; does its file system answer?", always=True)
 
 
 def check_sockets() -> None:

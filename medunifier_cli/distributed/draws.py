@@ -14,7 +14,8 @@ from torch import Tensor
 
 (
     NEGATIVE_TEXT, NEGATIVE_IMAGE, REVIVAL, DROPOUT, TEXT_DROP, TEXT_VIEW, SCORED_PAIRS, AUGMENT, TOKEN_DROP,
-) = range(9)  # fmt: skip
+    CODE_MASK, CODE_MASK_HELD_OUT,
+) = range(11)  # fmt: skip
 """Purposes of random numbers. Part of the key, so that no two purposes share a stream."""
 # the numbers are in every finished run's results: new purposes go to the end
 
@@ -34,16 +35,26 @@ def philox(seed: int, stream: int = 0, counter: Sequence[int] = (0, 0, 0, 0)) ->
 
 def uniform(seed: int, purpose: int, positions: Sequence[int]) -> Tensor:
     """One float64 in [0, 1) for each position of the sample order; [B] on the CPU."""
+    return _rows(seed, purpose, positions, 1, word=0)[:, 0]
+
+
+def uniforms(seed: int, purpose: int, positions: Sequence[int], count: int) -> Tensor:
+    """`count` float64 in [0, 1) for each position of the sample order; [B, count] on the CPU."""
+    # the lowest word counts on within a row, so a position is in the next one, and no two rows overlap
+    return _rows(seed, purpose, positions, count, word=1)
+
+
+def _rows(seed: int, purpose: int, positions: Sequence[int], count: int, word: int) -> Tensor:
     # A number depends on nothing but its position: not on the batch, the micro-batch or the rank that asks
     # for it. One generator is set to each position in turn: to make a new one each takes three times as long.
     random = philox(seed, purpose)
     state: Any = random.bit_generator.state
-    numbers = []
-    for position in positions:
-        state["state"]["counter"][0] = int(position)
+    numbers = np.empty((len(positions), count))
+    for row, position in zip(numbers, positions, strict=True):
+        state["state"]["counter"][word] = int(position)
         random.bit_generator.state = state
-        numbers.append(random.random())
-    return torch.tensor(numbers, dtype=torch.float64)
+        row[:] = random.random(count)
+    return torch.from_numpy(numbers)
 
 
 def step_seed(seed: int, purpose: int, *position: int) -> int:

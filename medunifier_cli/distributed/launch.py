@@ -135,7 +135,7 @@ def _watch(ranks: Sequence[Any]) -> int:
             if failed_at == math.inf and any(code not in (None, 0, 75) for code in codes):
                 failed_at = time.monotonic()
                 if line := _cause(codes):
-                    say(line)
+                    say(line, always=True)
             if left_at == math.inf and 75 in codes:
                 left_at = time.monotonic()
                 _terminate(ranks)  # the signal may have come to the other rank alone

@@ -259,7 +259,7 @@ class Lifeline:
                 return  # the main thread was faster
             self.verdict, self.code = why, code
         if not reported:
-            say(why)
+            say(why, always=True)
         if self.rank == 0:  # the others have no connection but this one
             self._tell({"failed": 0, "why": why, "code": code})
         # the main thread may still get an exception and end in order: it sets `_ended` then

@@ -135,7 +135,7 @@ def _report(error: BaseException, number: int, known: bool) -> int:
     if number > 0:
         lines = [] if stopped else [f"rank {number}: {line}" for line in lines]
     for line in lines:
-        say(line)
+        say(line, always=True)
     if "--debug" in sys.argv and not stopped:
         # not `raise`: Python would print the message as well, which may quote a report
         print(traceback_text(error), end="", file=sys.stderr)

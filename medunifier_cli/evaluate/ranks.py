@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -25,22 +26,40 @@ estimate a minute of one card, in which further processes hardly start and load 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
-def on_ranks(large: int, count: Callable[..., int]) -> Callable[[Verb], Verb]:
+def _refuses_nothing(**_: Any) -> None:
+    """Stands for the `check` of a verb all of whose options go together."""
+
+
+def on_ranks(
+    large: int, count: Callable[..., int], check: Callable[..., None] = _refuses_nothing
+) -> Callable[[Verb], Verb]:
     """Give a click command the option `--num-processes`, and have its function share its work over ranks.
+
+    A verb with `--sbatch` has `job_options` above it, and prints its script in this process.
 
     Args:
         large: from so many samples on every GPU of the machine is used; fewer are done before further
             processes would have started and loaded the model.
         count: of the command's options: with how many samples it computes; 0 for nothing to share.
+        check: of the same: raises click.UsageError for what does not go together, before any rank starts.
+            Ranks have no command line that could tell what was typed.
     """
 
     def decorate(verb: Verb) -> Verb:
         @functools.wraps(verb)
         def start(num_processes: int | None, **options: Any) -> None:
-            joined, samples = group.joined_group(), _counted(count, options)
+            joined = group.joined_group()
+            leads = not joined or group.joined_rank() == 0
+            try:
+                check(**options)
+            except click.UsageError:
+                if leads:
+                    raise
+                return
+            samples = 0 if options.get("sbatch") else _counted(count, options)
             if not samples:
                 # nothing to share, or a mistake that the main rank reports
-                if not joined or group.joined_rank() == 0:
+                if leads:
                     verb(**options)
                 return
             alone = not (joined or num_processes) and samples < large
@@ -73,7 +92,8 @@ def _on_rank(module: str, name: str, options: dict[str, Any]) -> None:
         options: its parameters.
     """
     command: click.Command = getattr(importlib.import_module(module), name)
-    verb = functools.partial(command.callback.__wrapped__, **options)  # type: ignore[union-attr]
+    assert command.callback is not None
+    verb = functools.partial(inspect.unwrap(command.callback), **options)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         verb()
         return

@@ -1,14 +1,14 @@
-"""Render rows of text as an aligned table, as Markdown or as CSV; and numbers as cells of such rows."""
+"""Render rows as an aligned table, as Markdown, CSV or JSON; and numbers as cells of such rows."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 
 from medunifier_cli.terminal.table import text_table
 
-FORMATS = ("text", "markdown", "csv")
 NARROWEST_RULE = 3
 """Characters of a Markdown column: some readers take a rule of fewer dashes for text."""
 
@@ -28,17 +28,39 @@ def interval(low: float | None, high: float | None, decimals: int = 3) -> str:
 
 
 def render(rows: Sequence[Sequence[object]], form: str, words: int = 1) -> str:
-    """Rows as one of `FORMATS`, without a line break at the end.
+    """Rows in one of `terminal.output.FORMATS`, without a line break at the end.
+
+    JSON is a list of objects, whose keys are the header's cells. A cell that is no text keeps its type there;
+    so a number is one, and None is null.
 
     Args:
-        rows: the first one is the header; all are of one length. Cells that are not text are only for CSV.
+        rows: the first one is the header; all are of one length.
         words: number of columns, from the first, that hold words and are aligned to the left; the others
             hold numbers.
     """
+    if form == "json":
+        return _json(rows)
     if form == "csv":
         return _csv(rows)
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[_cell(cell) for cell in row] for row in rows]
     return _markdown(cells, words) if form == "markdown" else "\n".join(text_table(cells, words))
+
+
+def for_programs(form: str) -> bool:
+    """Whether a format is read by programs, which want each number alone and with all its digits."""
+    return form in ("json", "csv")
+
+
+def _cell(cell: object) -> str:
+    if cell is None:
+        return ""
+    return number(cell) if isinstance(cell, float) else str(cell)
+
+
+def _json(rows: Sequence[Sequence[object]]) -> str:
+    header, *body = rows
+    objects = [dict(zip(map(str, header), row, strict=True)) for row in body]
+    return json.dumps(objects, indent=1, ensure_ascii=False)
 
 
 def _csv(rows: Sequence[Sequence[object]]) -> str:
@@ -48,6 +70,7 @@ def _csv(rows: Sequence[Sequence[object]]) -> str:
 
 
 def _markdown(rows: list[list[str]], words: int) -> str:
+    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     widths = [max(NARROWEST_RULE, *(len(cell) for cell in column)) for column in zip(*rows, strict=True)]
     rule = ["-" * width if i < words else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     lines = [

@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from medunifier_cli.errors import DataError
+from medunifier_cli.evaluate.render import for_programs, number, render
 from medunifier_cli.evaluate.render import interval as interval_cell
-from medunifier_cli.evaluate.render import number, render
 from medunifier_cli.files import make_folder, write_text
 from medunifier_cli.parsing import checked, read_json
 from medunifier_cli.run.provenance import data_facts, versions
 from medunifier_cli.run.record import Run
 from medunifier_cli.scores.bootstrap import Interval, mean_intervals
-from medunifier_cli.terminal.say import say
+from medunifier_cli.terminal.output import form
+from medunifier_cli.terminal.say import say, show
 
 if TYPE_CHECKING:  # `mu score` prints results without torch
     from medunifier_cli.checkpoint.pretrained import PretrainedRun
@@ -144,7 +145,10 @@ class Result:
             make_folder(trained.run.results)
             write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
         else:  # the run of a colleague: what was measured is printed all the same
-            say(f"{path}: not written, as this user may not write there; copy the run to keep results")
+            say(
+                f"{path}: not written, as this user may not write there; copy the run to keep results",
+                always=True,
+            )
         return path
 
 
@@ -215,14 +219,47 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(metrics: Sequence[Metric]) -> str:
-    """Metrics as aligned lines: name, value, 95 % interval (if any metric has one) and baseline."""
-    rows = [["", "value", "95 % interval", "baseline"]]
+    """Metrics in the chosen format: name, value, 95 % interval (if any metric has one) and baseline."""
+    return tables({"": metrics})
+
+
+def tables(metrics: Mapping[str, Sequence[Metric]]) -> str:
+    """Metrics by heading in the chosen format: as text and Markdown a table each, for programs a single one.
+
+    A heading that is empty is left out.
+    """
+    chosen = form()
+    if for_programs(chosen):
+        headed = any(metrics)
+        rows: list[list[object]] = [
+            [*(["what"] if headed else []), "metric", "value", "low", "high", "baseline", "unit"]
+        ]
+        for heading, some in metrics.items():
+            own: list[object] = [heading] if headed else []
+            rows += [[*own, m.name, m.value, m.low, m.high, m.baseline, m.unit] for m in some]
+        return render(rows, chosen)
+    mark = "### {}\n" if chosen == "markdown" else "{}"
+    parts = []
+    for heading, some in metrics.items():
+        parts += [mark.format(heading)] if heading else []
+        parts.append(_table(some, chosen))
+    return "\n".join(parts)
+
+
+def show_measured(heading: str, metrics: Sequence[Metric]) -> None:
+    """Print what was measured with a line of what it was measured on, which a program does not get."""
+    show(heading, err=for_programs(form()))
+    show(table(metrics))
+
+
+def _table(metrics: Sequence[Metric], chosen: str) -> str:
+    rows = [["" if chosen == "text" else "metric", "value", "95 % interval", "baseline"]]
     rows += [
         [metric.title, number(metric.value, "-"), span(metric), number(metric.baseline)] for metric in metrics
     ]
     if not any(row[2] for row in rows[1:]):
         rows = [[row[0], row[1], row[3]] for row in rows]
-    return render(rows, "text")
+    return render(rows, chosen)
 
 
 def span(metric: Metric) -> str:

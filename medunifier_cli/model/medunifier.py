@@ -183,6 +183,14 @@ class MedUnifier(nn.Module):
         logits: Tensor = self.word_head(text_ND, self.qformer.word.weight)
         return logits
 
+    def codes(self, image_or_feature: Tensor, text: PackedText) -> tuple[Tensor, Tensor]:
+        """Top [B, T, T] and bottom [B, G, G] codes, int64, of images or cached features and their texts."""
+        # the decoder, the largest part at the paper's sizes, is left out: `reconstruct` has the same codes
+        # and no `draws`, as there
+        memory = self.encode(image_or_feature)
+        top, bottom = self.generator.encode(memory.query_BQD, memory.patch_BVD, self.encode_text(text))
+        return top.code_BHW, bottom.code_BHW
+
     def reconstruct(self, batch: Batch) -> Generated:
         """Encode a batch to codes and decode it again; returns the images with the codes."""
         # no `draws`: outside training no dead code is moved

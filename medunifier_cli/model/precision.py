@@ -113,7 +113,7 @@ class _OwnAttention(TorchFunctionMode):
 
 
 def own_attention(device: torch.device) -> AbstractContextManager[Any]:
-    """`attention` in place of PyTorch's in a block with other people's layers, where it makes a difference."""
+    """`attention` in place of PyTorch's within other people's layers, where it makes a difference."""
     mixed = device.type == "cpu" and torch.is_autocast_enabled("cpu")
     return _OwnAttention() if mixed else nullcontext()
 

@@ -253,13 +253,15 @@ class QFormer(nn.Module):
             own.append(keys_values)
         return ImageMemory(image_BVD, query, cross, own)
 
-    def encode_text(self, text: PackedText) -> Tensor:
-        """Uni-modal pass of the text -> f_t_cls [B, D], the features of each text's first token."""
+    def encode_text(self, text: PackedText, states: bool = False) -> Tensor:
+        """Uni-modal pass of the text -> f_t_cls [B, D], the features of each text's first token; with
+        `states` those of every token, packed [N, D]."""
         device = text.ids_N.device
         layout = layout_for(device, self.head_width).of(text.lengths_B, device)
         text_ND = self._embed_text(text, layout)
         for layer, block in enumerate(self._blocks(), 1):
-            text_ND = block.text_only(text_ND, layout, cls_only=layer == len(self.blocks))
+            # the losses read the first token alone; a prior over codes reads all
+            text_ND = block.text_only(text_ND, layout, cls_only=layer == len(self.blocks) and not states)
         return text_ND
 
     def fuse(self, memory: ImageMemory, image_M: Tensor, text: PackedText, recompute: bool = False) -> Tensor:

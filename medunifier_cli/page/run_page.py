@@ -54,7 +54,7 @@ def _about(run: Run) -> dict[str, str]:
     try:
         provenance = read_provenance(run.provenance)
     except CheckpointError as error:  # the page is of use without it
-        say(f"{error}; left out of the page")
+        say(f"{error}; left out of the page", always=True)
     starts = provenance.get("starts") or [{}]
     about = {"command": " ".join(starts[0].get("command", []))}
     if len(starts) > 1:

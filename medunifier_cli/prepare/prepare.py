@@ -32,6 +32,7 @@ from medunifier_cli.prepare.folder import (
 from medunifier_cli.prepare.join import join
 from medunifier_cli.prepare.manifest import made_with, tally
 from medunifier_cli.prepare.render import TASK, Reject, RenderedSample, render_all
+from medunifier_cli.prepare.summary import planned_rows
 from medunifier_cli.prepare.write import Receipt, ShardWriter, is_intact, load_receipt
 from medunifier_cli.temporary import temporary_name
 from medunifier_cli.terminal.progress import Progress
@@ -112,6 +113,24 @@ def prepare(job: Job) -> dict[str, Any] | None:
             manifest = join(job.out, shards, call.scan, plan, job.plugin, job.settings())
     _warn(progress, manifest["warnings"][len(plan.warnings) :])
     return manifest
+
+
+def planned(job: Job) -> list[list[object]]:
+    """What `prepare` would write, as rows under a header; reads the tables of the raw data and no image.
+
+    Raises:
+        DataError: unusable raw data, or a patient in two splits.
+    """
+    _check_folders(job)
+    _check_seed(job.options.get("seed", 0))
+    plan = job.plugin.plan(job.raw, job.options)
+    progress = Progress(plan.total, "row")
+    for line in plan.notes:
+        progress.say(line)
+    _warn(progress, plan.warnings)
+    shared = plan.allow_shared_subjects or job.plugin.allow_shared_subjects
+    scan = DatasetScan(job.shard_size, shared, lambda _: None)
+    return planned_rows(scan.chunks(plan.records), scan.drops)
 
 
 def _warn(progress: Progress, lines: Sequence[str]) -> None:

@@ -8,34 +8,25 @@ Letters: B maps, T top edge, G bottom edge, K codes, D text width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medunifier_cli.model.sampling import Draws
+from medunifier_cli.prior.contract import CodeBatch, TextStates, Values
 from medunifier_cli.prior.pixelsnail import PixelSnail
+from medunifier_cli.prior.sampling import Inputs, sample
 from medunifier_cli.prior.shape import PriorShape
-
-Values = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class CodeBatch:
-    """Code maps of B images, and their texts."""
-
-    top_BTT: Tensor
-    """int64"""
-    bottom_BGG: Tensor
-    """int64"""
-    text_BD: Tensor | None
-    """None for priors without text."""
-    drop_B: Tensor | None = None
-    """bool, rows trained without their text; None for none of them."""
 
 
 class PriorPair(nn.Module):
-    """Top and bottom prior as one module."""
+    """Top and bottom prior as one module; `prior.contract.Prior` says what each method is for."""
+
+    tokens = False
+    chances = 0
+    decoding: Mapping[str, float] = {}
 
     def __init__(self, top: PriorShape, bottom: PriorShape) -> None:
         super().__init__()
@@ -61,6 +52,18 @@ class PriorPair(nn.Module):
             monitors[f"{level}_accuracy"] = (logits.detach().argmax(1) == codes).float().mean()
         losses["total"] = losses["top"] + losses["bottom"]
         return losses, monitors
+
+    def prepare(self, top_nTT: Tensor, bottom_nGG: Tensor) -> None:
+        """Nothing: a pair learns from random weights."""
+
+    def sample(
+        self, top_edge: int, numbers: range, draws: Draws, text: Tensor | TextStates | None
+    ) -> tuple[Tensor, Tensor]:
+        """Top codes, then bottom codes given these; see `sampling.sample`."""
+        assert not isinstance(text, TextStates)
+        top = sample(self.top, (top_edge, top_edge), numbers, draws, Inputs(text))
+        size = (2 * top_edge, 2 * top_edge)
+        return top, sample(self.bottom, size, numbers, draws, Inputs(text, top))
 
     @torch.no_grad()
     def sums(self, batch: CodeBatch, mask_B: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ Legend: T tiles, R rows of a tile, K codes, H x W the map, L = H * W, h x w the 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
@@ -66,35 +67,32 @@ def sample(
     was_training = prior.training
     prior.eval()  # dropout would make codes depend on the global generator
     try:
-        codes_TRHW = sampler.run()
+        return sampler.run()
     finally:
         prior.train(was_training)
-    return codes_TRHW.flatten(0, 1)[sampler.real_TR.flatten()]
 
 
-class _Sampler:
-    """All tiles that one call touches, and the threads that compute them."""
+class Tiles:
+    """All tiles of R rows that the samples of one call lie in, and the threads that compute them."""
 
-    def __init__(
-        self, prior: PixelSnail, shape: tuple[int, int], samples: range, draws: Draws, inputs: Inputs
-    ) -> None:
-        self.prior, self.shape, self.draws = prior, shape, draws
-        self.device = prior.head.weight.device
-        # A rearranged copy of every kernel, shared by all threads: they only read it.
-        self.weights = product_weights(prior)
-        self.rows = tile_rows(self.device)
-        self.first_tile, offset = divmod(samples.start, self.rows)
-        self.tiles = -(-(offset + len(samples)) // self.rows)
+    def __init__(self, samples: range, device: torch.device) -> None:
+        self.device = device
+        self.rows = tile_rows(device)
+        self.first, offset = divmod(samples.start, self.rows)
+        self.count = -(-(offset + len(samples)) // self.rows)
         # Sample s belongs in row s % R even where the call starts in the middle of a tile. The rows before
         # and after are computed as padding: a shorter tile would take another path through the matrix
         # products and could round differently.
-        real = torch.zeros(self.tiles * self.rows, dtype=torch.bool)
+        real = torch.zeros(self.count * self.rows, dtype=torch.bool)
         real[offset : offset + len(samples)] = True
-        self.real_TR = real.view(self.tiles, self.rows)
-        self.inputs = Inputs(self._in_tiles(inputs.text), self._in_tiles(inputs.top_codes))
+        self.real_TR = real.view(self.count, self.rows)
         self.stop = threading.Event()
 
-    def _in_tiles(self, values: Tensor | None) -> Tensor | None:
+    def numbers(self, tiles: range) -> range:
+        """The numbers of all samples of these tiles, padding included."""
+        return range((self.first + tiles.start) * self.rows, (self.first + tiles.stop) * self.rows)
+
+    def spread(self, values: Tensor | None) -> Tensor | None:
         """[count, ...] -> [T, R, ...] on the prior's device, zeros in the padding."""
         if values is None:
             return None
@@ -102,8 +100,12 @@ class _Sampler:
         padded[self.real_TR] = values.cpu()
         return padded.to(self.device)
 
-    def run(self) -> Tensor:
-        """int64 [T, R, H, W]. Shares the tiles out over threads that each compute alone.
+    def gather(self, values_TR: Tensor) -> Tensor:
+        """[T, R, ...] -> [count, ...], without the padding."""
+        return values_TR.flatten(0, 1)[self.real_TR.flatten()]
+
+    def compute(self, work: Callable[[range], Tensor], most: int) -> Tensor:
+        """[T, R, ...]: what `work` returns for groups of at most `most` tiles, which threads share out.
 
         One thread per tile beats several threads per product: products of 8 rows are too small to be split,
         and no thread waits for another that the machine has put aside. It also keeps the results independent
@@ -111,44 +113,58 @@ class _Sampler:
         """
         # On a GPU one thread issues all kernels; several would only queue up for the same stream.
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        # Guidance doubles the tiles of a group (with and without text), so a group holds half as many.
-        most = max(1, MAX_TILES // (1 if self.draws.guidance == 1 else 2))
-        groups = max(min(threads, self.tiles), -(-self.tiles // most))
-        edges = [self.tiles * i // groups for i in range(groups + 1)]
-        codes = [torch.empty(0)] * groups
+        groups = max(min(threads, self.count), -(-self.count // most))
+        edges = [self.count * i // groups for i in range(groups + 1)]
+        results = [torch.empty(0)] * groups
         before = torch.get_num_threads()
         # Each worker sets its own products to one thread: the parallelism is over tiles, not inside a
         # product.
         with ThreadPoolExecutor(threads, "mu-sample", torch.set_num_threads, (1,)) as pool:
-            futures = {
-                pool.submit(self.sample_tiles, range(edges[i], edges[i + 1])): i for i in range(groups)
-            }
+            futures = {pool.submit(work, range(edges[i], edges[i + 1])): i for i in range(groups)}
             try:
                 for future in as_completed(futures):
-                    codes[futures[future]] = future.result()
+                    results[futures[future]] = future.result()
             finally:
                 # After an error or Ctrl-C the other threads leave at their next position, not at the map's
                 # end.
                 self.stop.set()
                 pool.shutdown(cancel_futures=True)
                 torch.set_num_threads(before)  # what a thread sets for itself, later threads start with
-        return torch.cat(codes)
+        return torch.cat(results)
+
+
+class _Sampler:
+    """One prior going code by code, with the inputs of all tiles."""
+
+    def __init__(
+        self, prior: PixelSnail, shape: tuple[int, int], samples: range, draws: Draws, inputs: Inputs
+    ) -> None:
+        self.prior, self.shape, self.draws = prior, shape, draws
+        self.tiles = Tiles(samples, prior.head.weight.device)
+        # A rearranged copy of every kernel, shared by all threads: they only read it.
+        self.weights = product_weights(prior)
+        self.inputs = Inputs(self.tiles.spread(inputs.text), self.tiles.spread(inputs.top_codes))
+
+    def run(self) -> Tensor:
+        """int64 [count, H, W]."""
+        # Guidance doubles the tiles of a group (with and without text), so a group holds half as many.
+        most = max(1, MAX_TILES // (1 if self.draws.guidance == 1 else 2))
+        return self.tiles.gather(self.tiles.compute(self.sample_tiles, most))
 
     @torch.inference_mode()
     def sample_tiles(self, tiles: range) -> Tensor:
         """int64 [T, R, H, W] of some of the tiles; runs in one thread."""
         height, width = self.shape
+        rows, device = self.tiles.rows, self.tiles.device
         guided = self.draws.guidance != 1
         cached = self._cached_prior(slice(tiles.start, tiles.stop), guided)
-        first, last = ((self.first_tile + tile) * self.rows for tile in (tiles.start, tiles.stop))
         # Every random number is known before the first code: the order in which threads run cannot move it.
-        targets = uniforms(
-            self.draws.seed, self.prior.top_stack is not None, range(first, last), height * width
-        )
-        targets_TRL = torch.from_numpy(targets).view(len(tiles), self.rows, -1)
-        codes_TRHW = torch.zeros(len(tiles), self.rows, height, width, dtype=torch.int64)
+        numbers = self.tiles.numbers(tiles)
+        targets = uniforms(self.draws.seed, self.prior.top_stack is not None, numbers, height * width)
+        targets_TRL = torch.from_numpy(targets).view(len(tiles), rows, -1)
+        codes_TRHW = torch.zeros(len(tiles), rows, height, width, dtype=torch.int64)
         for position in range(height * width):
-            if self.stop.is_set():
+            if self.tiles.stop.is_set():
                 break
             row, column = divmod(position, width)
             # float64, as the cumulative probabilities are compared with 53-bit uniforms; on the CPU, so that
@@ -167,14 +183,14 @@ class _Sampler:
                 codes_TRHW[tile, :, row, column] = draw_codes(
                     logits_TRK[tile], targets_TRL[tile, :, position], self.draws
                 )
-            codes_TR = codes_TRHW[:, :, row, column].to(self.device)
+            codes_TR = codes_TRHW[:, :, row, column].to(device)
             # Both halves continue from the code sampled for the guided mixture: they share one past.
             cached.put(row, column, torch.cat((codes_TR, codes_TR)) if guided else codes_TR)
         return codes_TRHW
 
     def _cached_prior(self, tiles: slice, guided: bool) -> CachedPrior:
         """Caches of the tiles; where guided, followed by the same tiles without text."""
-        real = self.real_TR[tiles]
+        real = self.tiles.real_TR[tiles]
         top = None if self.inputs.top_codes is None else self.inputs.top_codes[tiles]
         text = None if self.inputs.text is None else self.inputs.text[tiles]
         dropped = ~real  # padding carries no text
@@ -186,7 +202,7 @@ class _Sampler:
             dropped = torch.cat((dropped, torch.ones_like(dropped)))
         return CachedPrior(
             self.prior, self.weights, self.shape, tiles=len(dropped), top_codes=top, condition=text,
-            drop_condition=dropped.to(self.device),
+            drop_condition=dropped.to(self.tiles.device),
         )  # fmt: skip
 
 

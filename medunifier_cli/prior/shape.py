@@ -14,7 +14,7 @@ class PriorShape(PixelSnailConfig):
     `replace(shape, top_codes=512, attention=False)` is the paper's bottom prior.
     """
 
-    # Not recipe keys: the pre-training run decides them, and `checkpoint.priors.build_pair` reads them there.
+    # Not recipe keys: the pre-training run decides them; `checkpoint.priors.build_prior` reads them there.
 
     codes: int = 512
     """K, size of the codebook this prior is over."""

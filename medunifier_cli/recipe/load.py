@@ -163,17 +163,30 @@ def load_any(path_or_name: str | Path, overrides: Iterable[str] = (), saved: boo
     return recipe
 
 
+def origins(path_or_name: str | Path, overrides: Iterable[str] = ()) -> tuple[Recipe, dict[str, str]]:
+    """A recipe of any stage, and where each setting that is no default was set: `file:line` or `-o ...`.
+
+    Raises:
+        RecipeError: the problems found, as many as fit one line, and the number of all others.
+    """
+    path, own = find_recipe(path_or_name), tuple(overrides)
+    schema = SCHEMAS[stage_of(path)]
+    recipe: Recipe = _load(path, own, schema, saved=False)
+    settings = _merge([*_chain(path, schema), read_overrides(own, schema)])
+    return recipe, {key: setting.where for key, setting in settings.by_key.items()}
+
+
 def dump_recipe(recipe: Any) -> str:
     """The whole recipe as YAML, defaults included; loading it gives an equal recipe."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value with tuples, also nested ones, as lists: safe YAML has no tuples."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 

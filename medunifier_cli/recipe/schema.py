@@ -7,7 +7,7 @@ of a dataclass checks what its fields must agree on. The strings under the field
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, get_type_hints
 
 from medunifier_cli.recipe.bounds import (
@@ -33,22 +33,24 @@ Weight = Annotated[float, Bounds(0), "weight of an objective"]
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of training images, anew in each epoch. Images are never flipped: reports say left and
-    right."""
+    """Random changes of training images, anew in each epoch. Never a mirror image: reports say left."""
 
     crop: Annotated[float, Bounds(0.1, 1)] = 1.0
-    """Smallest share of the image's area that a random crop keeps, enlarged to the whole; 1 for no crop."""
+    """Smallest share of the image's area that a random crop keeps; 1 for no crop. Crops are as sharp as whole
+    images if the shards hold images of at least `data.image_size` / sqrt(crop) pixels."""
     rotation: Annotated[float, Bounds(0, 45)] = 0.0
     """Largest rotation either way, in degrees; what comes in from outside is black."""
     contrast: Annotated[float, Bounds(0, 0.9)] = 0.0
     """Largest change of contrast: 0.2 multiplies distances to the mean grey level by 0.8 to 1.2."""
     brightness: Annotated[float, Bounds(0, 0.9)] = 0.0
     """Largest change of brightness, as a share of the whole range from black to white."""
+    share: Share = 1.0
+    """Share of the images that are changed. Where it is 1, whole and upright films are drawn worse."""
 
     @property
     def any(self) -> bool:
         """Whether anything changes."""
-        return self != AugmentConfig()
+        return bool(self.share) and replace(self, share=1.0) != AugmentConfig()
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,7 @@ class PretrainRecipe:
     stage: Literal["pretrain"] = "pretrain"
     """The verb that the recipe is for."""
     name: str = ""
-    """Name of the run if `--run` gives none; empty for the name of the recipe file."""
+    """Name of the run if `--name` gives none; empty for the name of the recipe file."""
     data: DataConfig = field(default_factory=DataConfig)
     text: TextConfig = field(default_factory=TextConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -314,7 +316,4 @@ class PretrainRecipe:
             if not self.objectives.itc:
                 yield "train.best", f"{train.best} needs objectives.itc, which compares images with texts"
             if train.valid_pairs < 20:
-                yield (
-                    "train.best",
-                    f"{train.best} needs 20 train.valid_pairs or more, not {train.valid_pairs}",
-                )
+                yield "train.best", f"{train.best} needs 20 train.valid_pairs, not {train.valid_pairs}"

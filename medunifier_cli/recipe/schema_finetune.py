@@ -45,7 +45,7 @@ class FinetuneModelConfig:
     """The pre-trained model, and the classification head on its uni-modal queries."""
 
     pretrained: str = ""
-    """Pre-training run to start from, by name or folder; empty for the newest. Same as `--from`."""
+    """Pre-training run to start from, by name or folder; empty for the newest. Same as `--run`."""
     freeze: bool = False
     """Train only the head, on features that are computed once (a probe)."""
     head: str = "mlp"
@@ -108,7 +108,7 @@ class FinetuneRecipe:
     stage: Literal["finetune"] = "finetune"
     """The verb that the recipe is for."""
     name: str = ""
-    """Name of the run if `--run` gives none; empty for the name of the recipe file. The fraction is
+    """Name of the run if `--name` gives none; empty for the name of the recipe file. The fraction is
     appended."""
     data: FinetuneDataConfig = field(default_factory=FinetuneDataConfig)
     model: FinetuneModelConfig = field(default_factory=FinetuneModelConfig)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from medunifier_cli.recipe.bounds import Bounds, CountOrZero, Depth, DepthOrZero, Share, Size
+from medunifier_cli.recipe.bounds import Bounds, CountOrZero, Depth, DepthOrZero, NonNegative, Share, Size
 from medunifier_cli.recipe.schema_train import OptimConfig, TrainConfig
 
 
@@ -75,33 +75,71 @@ class PixelSnailConfig:
 
 
 @dataclass(frozen=True)
-class PriorConfig:
-    """The two priors of a pre-training run."""
+class MaskedConfig:
+    """A masked prior: one transformer over both levels. Not in the paper; sizes are ours."""
 
+    width: Size = 192
+    """Width C of a token, which holds a top code and the 2 x 2 bottom codes under it; a multiple of 16."""
+    layers: Depth = 3
+    """Number of transformer blocks."""
+    heads: Size = 6
+    """Number of attention heads, which share the width."""
+    dropout: Annotated[float, Bounds(0, 0.9)] = 0.1
+    """Dropout behind each attention and in each feed-forward network."""
+    top_rounds: Depth = 3
+    """Rounds in which `mu synthesize` decodes the top codes."""
+    bottom_rounds: Depth = 5
+    """Rounds in which it then decodes the bottom codes."""
+    choice_noise: NonNegative = 4.5
+    """Scale of the Gumbel noise on the confidence that decides which codes of a round are kept; it falls to
+    0 in the last round. 0 always keeps the most confident codes, which makes images alike."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Contradictions between fields: (field, what is wrong)."""
+        if self.width % WIDTH_STEP:
+            yield "width", f"{self.width} is not a multiple of {WIDTH_STEP}"
+        if self.width % self.heads:
+            yield "heads", f"{self.heads} heads do not divide a width of {self.width}"
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """The prior over the codes of a pre-training run."""
+
+    kind: Literal["pixelsnail", "masked"] = "pixelsnail"
+    """`pixelsnail`: two priors that go code by code, as in the paper; `masked`: one transformer over both
+    levels that decodes in a few rounds and reads texts word by word."""
     pretrained: str = ""
     """Pre-training run whose codes are modelled, by name or folder; empty for the newest. Same as
     `--from`."""
     condition: Literal["none", "text"] = "none"
-    """`none`: unconditional, as in the paper; `text`: both priors take the text feature, so that images
-    follow prompts."""
+    """`none`: unconditional, as in the paper; `text`: both levels take the text, so that images follow
+    prompts."""
     drop_text: Share = 0.1
     """Share of training samples whose text is dropped, which classifier-free guidance needs."""
     sections: bool = True
     """Train on single sections of a text as well, so that short prompts work."""
     codebook_vectors: bool = False
-    """Embed codes by a linear map of their codebook vectors, instead of learned embeddings."""
+    """Embed codes by a linear map of their codebook vectors, instead of learned embeddings; of kind
+    `pixelsnail` alone."""
+    masked: MaskedConfig = field(default_factory=MaskedConfig)
     top: PixelSnailConfig = field(default_factory=PixelSnailConfig)
     bottom: PixelSnailConfig = field(default_factory=lambda: PixelSnailConfig(attention=False))
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether texts are read token by token, and not as one vector."""
+        return self.kind == "masked" and self.condition == "text"
 
 
 @dataclass(frozen=True)
 class PriorRecipe:
-    """Training of the top and the bottom PixelSNAIL on the codes of a pre-trained run."""
+    """Training of priors on the codes of a pre-trained run: two PixelSNAILs, or one masked transformer."""
 
     stage: Literal["fit-prior"] = "fit-prior"
     """The verb that the recipe is for."""
     name: str = ""
-    """Name of the run if `--run` gives none; empty for the name of the recipe file."""
+    """Name of the run if `--name` gives none; empty for the name of the recipe file."""
     data: PriorDataConfig = field(default_factory=PriorDataConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -118,3 +156,5 @@ class PriorRecipe:
         for level, snail in (("top", self.prior.top), ("bottom", self.prior.bottom)):
             for key, what in snail.problems():
                 yield f"prior.{level}.{key}", what
+        for key, what in self.prior.masked.problems():
+            yield f"prior.masked.{key}", what

@@ -42,5 +42,5 @@ def whole_lines(path: Path, kind: type[Any]) -> list[dict[str, Any]]:
             lines.append(line)
     if damaged:
         others = f" and {len(damaged) - 1:,} more" if len(damaged) > 1 else ""
-        say(f"{damaged[0]}: this line{others} is left out")
+        say(f"{damaged[0]}: this line{others} is left out", always=True)
     return lines

@@ -114,7 +114,7 @@ class Run:
         except CheckpointError as error:
             aside = self.provenance.with_name("provenance.damaged.json")
             self.provenance.replace(aside)
-            say(f"{error}; kept as {aside.name}, and a new one is begun")
+            say(f"{error}; kept as {aside.name}, and a new one is begun", always=True)
             return {}
 
     def last_start(self) -> dict[str, Any]:
@@ -135,6 +135,32 @@ class Run:
     def _check_same(self, recipe: Any, free: set[str], starts: list[Any]) -> dict[str, list[float]]:
         """The rates that this start lowers, if it may; empty for the recipe that is there."""
 
+        before, now = self._before_and_now(recipe)
+        changed = _changed(before, now, free)
+        rates = lowered(before, now, changed, starts)
+        if changed and not rates:
+            what = ", ".join(_change(key, before, now) for key in changed[:3])
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise CheckpointError(
+                f"{self.folder} was started with another recipe: {what}{more}; "
+                "give this one a name with --name, or start over with --fresh"
+            )
+        return rates
+
+    def changes(self, recipe: Any) -> list[str]:
+        """Settings in which a recipe differs from the run's own, without those that may always change.
+
+        Raises:
+            CheckpointError: the run's recipe cannot be read.
+        """
+        if not self.recipe.exists():
+            return []
+        before, now = self._before_and_now(recipe)
+        return [_change(key, before, now) for key in _changed(before, now, set(FREE))]
+
+    def _before_and_now(self, recipe: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The settings of the run and those of a recipe, by dotted key."""
+
         # both from YAML, as a tuple of the recipe is a list in the file
         def settings(made: Any) -> dict[str, Any]:
             return flatten(parse_yaml(dump_recipe(made), dict[str, Any], "the recipe"))
@@ -143,18 +169,7 @@ class Run:
         saved = flatten(read_yaml(self.recipe, dict[str, Any], CheckpointError, advice))
         # a key that a later version added had its default before
         before = settings(type(recipe)()) | {RENAMED.get(key, key): value for key, value in saved.items()}
-        now = settings(recipe)
-        keys = (before.keys() | now.keys()) - free
-        changed = sorted(key for key in keys if before.get(key) != now.get(key))
-        rates = lowered(before, now, changed, starts)
-        if changed and not rates:
-            what = ", ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed[:3])
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            raise CheckpointError(
-                f"{self.folder} was started with another recipe: {what}{more}; "
-                "give this one a name with --run, or start over with --fresh"
-            )
-        return rates
+        return before, settings(recipe)
 
     def sweep(self) -> None:
         """Remove what killed processes left half-written in the run, at any depth that it has."""
@@ -181,7 +196,7 @@ class Run:
     def _other_data(self, what: str, facts: Mapping[str, Any]) -> CheckpointError:
         return CheckpointError(
             f"{facts.get('shards', '')}: {what} has changed since {self.folder} was started; put those "
-            "shards back, or give the run another name with --run, or start over with --fresh"
+            "shards back, or give the run another name with --name, or start over with --fresh"
         )
 
     def set_aside(self) -> Path | None:
@@ -198,7 +213,7 @@ class Run:
         if not self.recipe.exists() and any(path.name not in own for path in self.folder.iterdir()):
             raise CheckpointError(
                 f"{self.folder} holds no run (it has no {self.recipe.name}), so --fresh leaves it as it is; "
-                "give the run another name with --run"
+                "give the run another name with --name"
             )
         # the lock moves with the folder, and who waited for it looks again, see `locked`
         with self.locked():
@@ -243,7 +258,8 @@ class Run:
             except OSError as error:  # Lustre without -o flock, NFS without lockd
                 say(
                     f"{self.folder}: the file system has no locks ({error.strerror}); see to it that "
-                    "no other process trains this run"
+                    "no other process trains this run",
+                    always=True,
                 )
                 return
 
@@ -252,6 +268,15 @@ class Run:
             return os.path.samestat(os.fstat(file.fileno()), (self.folder / LOCK).stat())
         except FileNotFoundError:
             return False
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any], free: set[str]) -> list[str]:
+    keys = (before.keys() | now.keys()) - free
+    return sorted(key for key in keys if before.get(key) != now.get(key))
+
+
+def _change(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

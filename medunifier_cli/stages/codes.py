@@ -1,7 +1,7 @@
 """Encode the images of a split to codes once, and keep them with the features of their texts in `codes.h5`.
 
 Letters: n samples, T height and width of the top map, G of the bottom map, V texts of a sample, D width of
-f_t_cls.
+f_t_cls, M tokens of the longest text.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.checkpoint.priors import splits_of
-from medunifier_cli.data.batch import Batch, PackedText, to_device
+from medunifier_cli.data.batch import Batch, to_device
 from medunifier_cli.data.loader import SplitSource, eval_batches, eval_workers
 from medunifier_cli.data.subset import refuse_synthetic
-from medunifier_cli.data.texts.report import compose
 from medunifier_cli.distributed import world
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
@@ -36,6 +35,7 @@ from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.run.cache import UNREADABLE, check_sizes, open_hdf5, write_hdf5
 from medunifier_cli.run.encoding import Batches, Rows
 from medunifier_cli.run.provenance import data_facts
+from medunifier_cli.stages.priors.views import section_features, section_texts, token_rows
 from medunifier_cli.terminal.progress import Progress
 from medunifier_cli.terminal.say import say
 
@@ -55,6 +55,8 @@ class Codes:
     label_n: NDArray[np.int16]
     """Class index, -1 for none or several."""
     key_n: NDArray[np.bytes_]
+    token_nVM: NDArray[np.int32] | None = None
+    """Token ids of the same texts, -1 behind a text's end, for priors that read texts token by token."""
 
     def __len__(self) -> int:
         return len(self.key_n)
@@ -117,6 +119,8 @@ def made_of(recipe: PriorRecipe, trained: PretrainedRun, splits: Sequence[Benchm
         "choice of samples": {split.split: len(split.source) for split in splits},
         "text sections": recipe.prior.sections,
     }
+    if recipe.prior.reads_tokens:
+        facts["tokens of the texts"] = True
     if recipe.data.dataset:
         facts["data set"] = recipe.data.dataset
     if first.source.features is not None:
@@ -128,7 +132,7 @@ def made_of(recipe: PriorRecipe, trained: PretrainedRun, splits: Sequence[Benchm
 
 def encode_splits(
     trained: PretrainedRun, sources: Mapping[str, SplitSource], sections: bool, path: Path,
-    made_of: Mapping[str, Any],
+    made_of: Mapping[str, Any], tokens: bool = False,
 ) -> None:  # fmt: skip
     """Write `codes.h5` of several splits; all ranks share the work.
 
@@ -136,13 +140,14 @@ def encode_splits(
         sources: samples by split, see `encode_split`.
         path: of the file.
         made_of: all that the codes depend on.
+        tokens: write the token ids of the texts, too.
 
     Raises:
         CheckpointError: the disk is full or cannot be written to.
     """
     started = time.monotonic()
     parts = {
-        split: encode_split(trained, source, sections, path.with_suffix(f".{split}"), made_of)
+        split: encode_split(trained, source, sections, path.with_suffix(f".{split}"), made_of, tokens)
         for split, source in sources.items()
     }
     rows = {split: part for split, part in parts.items() if part is not None}
@@ -156,8 +161,9 @@ def encode_splits(
 
 
 def encode_split(
-    trained: PretrainedRun, source: SplitSource, sections: bool, path: Path, made_of: Mapping[str, Any]
-) -> Rows | None:
+    trained: PretrainedRun, source: SplitSource, sections: bool, path: Path,
+    made_of: Mapping[str, Any], tokens: bool = False,
+) -> Rows | None:  # fmt: skip
     """Codes and text features of every sample, in order; all ranks share the work.
 
     Args:
@@ -172,7 +178,7 @@ def encode_split(
     rows = Rows(path, made_of, len(source)) if world.is_main() else None
     # the main rank alone looks at the disk: the others begin where it does
     done = torch.tensor(rows.done if rows else 0, device=trained.device)
-    batches = _encode(trained, source, sections, int(world.collect_rows(done)[0]))
+    batches = _encode(trained, source, sections, tokens, int(world.collect_rows(done)[0]))
     if rows is not None:
         rows.fill(batches)
         return rows
@@ -181,7 +187,7 @@ def encode_split(
     return None
 
 
-def _encode(trained: PretrainedRun, source: SplitSource, sections: bool, first: int) -> Batches:
+def _encode(trained: PretrainedRun, source: SplitSource, sections: bool, tokens: bool, first: int) -> Batches:
     """The columns of `Codes` by name, from a sample on, whole on every rank."""
     with Progress(len(source), "sample", first=first, hidden=not world.is_main()) as progress:
         done = first
@@ -192,8 +198,9 @@ def _encode(trained: PretrainedRun, source: SplitSource, sections: bool, first: 
             with measuring():
                 columns = _columns_of(trained, source, sections, to_device(batch, trained.device))
             real = _ranks(mask_B.to(trained.device)).bool().cpu()
-            top, bottom, text, label, number = (
-                _ranks(column.to(trained.device)).cpu()[real].numpy() for column in columns
+            top, bottom, text, label, number, *token = (
+                _ranks(column.to(trained.device)).cpu()[real].numpy()
+                for column in columns[: len(columns) if tokens else -1]
             )
             yield {
                 "top": top.astype(np.uint16),
@@ -201,6 +208,7 @@ def _encode(trained: PretrainedRun, source: SplitSource, sections: bool, first: 
                 "text": text.astype(np.float16),
                 "label": label.astype(np.int16),
                 "key": np.array([key.encode() for key in source.shards.keys(source.rows[number])]),
+                **({"token": token[0]} if tokens else {}),
             }
             done += len(number)
             progress.advance(done)
@@ -209,45 +217,25 @@ def _encode(trained: PretrainedRun, source: SplitSource, sections: bool, first: 
 def _columns_of(
     trained: PretrainedRun, source: SplitSource, sections: bool, batch: Batch
 ) -> tuple[Tensor, ...]:
-    """Top and bottom codes, text features, labels and positions of this rank's batch."""
+    """Top and bottom codes, text features, labels, positions and token ids of this rank's batch."""
     memory = trained.model.encode(batch.image_or_feature)
     text_BD = trained.model.encode_text(batch.text)
     top, bottom = trained.model.generator.encode(memory.query_BQD, memory.patch_BVD, text_BD)
-    views = [text_BD.float()]
-    if sections:
-        views += _section_features(trained, source, batch.position_B.tolist(), text_BD)
-    return top.code_BHW, bottom.code_BHW, torch.stack(views, 1), batch.label_B, batch.position_B
+    views = section_texts(trained, source, batch.position_B.tolist()) if sections else []
+    feature_BVD = torch.stack([text_BD.float(), *section_features(trained, views, text_BD)], 1)
+    token_BVM = token_rows(batch.text, views, trained.recipe.text.max_tokens)
+    return top.code_BHW, bottom.code_BHW, feature_BVD, batch.label_B, batch.position_B, token_BVM
 
 
 def codes_of(columns: Mapping[str, NDArray[Any]]) -> Codes:
     """Columns by the names they have in the file -> codes."""
-    return Codes(**{field.name: columns[field.name.split("_")[0]] for field in fields(Codes)})
+    names = {field.name.split("_")[0]: field.name for field in fields(Codes)}
+    return Codes(**{names[name]: column for name, column in columns.items()})
 
 
 def _ranks(rows: Tensor) -> Tensor:
     """[B, ...] of each rank -> [ranks * B, ...], rank after rank, which is the order of the samples."""
     return torch.cat(world.collect_rows(rows))
-
-
-def _section_features(
-    trained: PretrainedRun, source: SplitSource, places: list[int], whole_BD: Tensor
-) -> list[Tensor]:
-    """A feature [B, D] for each section of the recipe's text; rows without the section get `whole_BD`."""
-    settings, features = trained.recipe.text, []
-    metas = [source.meta(place) for place in places]
-    for section in source.sections:
-        texts = [
-            compose(meta.get("sections") or {}, (section,), "any", settings.strip_deidentified)
-            for meta in metas
-        ]
-        rows = [row for row, text in enumerate(texts) if text]
-        feature_BD = whole_BD.float().clone()
-        if rows:
-            ids = [trained.tokenizer.encode(texts[row], settings.max_tokens) for row in rows]
-            packed = PackedText.of(ids, trained.device)
-            feature_BD[rows] = trained.model.encode_text(packed).float()
-        features.append(feature_BD)
-    return features
 
 
 def write_codes(path: Path, splits: Mapping[str, Codes], made_of: Mapping[str, Any]) -> None:
@@ -281,7 +269,7 @@ def read_codes(path: Path, splits: tuple[str, ...], made_of: Mapping[str, Any]) 
                 if written.get(name) != value:
                     raise CheckpointError(
                         f"{path}: made from another {name} ({written.get(name)}, now {value}); start over "
-                        "with --fresh, or give this run another name with --run"
+                        "with --fresh, or give this run another name with --name"
                     )
             result = {}
             for split in splits:
@@ -306,4 +294,5 @@ def codes_hash(codes: Codes) -> str:
 
 
 def _columns(codes: Codes) -> dict[str, NDArray[Any]]:
-    return {field.name.split("_")[0]: getattr(codes, field.name) for field in fields(Codes)}
+    columns = {field.name.split("_")[0]: getattr(codes, field.name) for field in fields(Codes)}
+    return {name: column for name, column in columns.items() if column is not None}

@@ -33,7 +33,7 @@ from medunifier_cli.data.labels.samples import (
 from medunifier_cli.data.loader import eval_batches, train_batches
 from medunifier_cli.distributed import world
 from medunifier_cli.distributed.agreement import Facts, agree, together
-from medunifier_cli.evaluate.results import Metric, read_results, table
+from medunifier_cli.evaluate.results import Metric, read_results, show_measured
 from medunifier_cli.files import sha256, write_text
 from medunifier_cli.model.precision import measuring
 from medunifier_cli.objectives.classify import balanced, classification_loss
@@ -46,7 +46,7 @@ from medunifier_cli.stages.features import features_of
 from medunifier_cli.stages.finetune_results import TASK, measure, probabilities, scores_of
 from medunifier_cli.stages.finetune_task import Task, resolve_task
 from medunifier_cli.stages.running import Begin, compiles_here, open_run, start_facts, train_stage
-from medunifier_cli.terminal.say import say, show
+from medunifier_cli.terminal.say import say
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.stage import Values
 from medunifier_cli.train.stop import Watch
@@ -296,11 +296,11 @@ def _finish(
             )  # fmt: skip
     if world.is_main() and metrics is not None:
         n = len(stage.sources["test"])
-        show(
+        show_measured(
             f"{run.folder}, {recipe.data.dataset}/{recipe.data.test}, n = {n:,}, "
-            f"trained on {samples['train']['n']:,}{_added(samples)}"
+            f"trained on {samples['train']['n']:,}{_added(samples)}",
+            metrics,
         )
-        show(table(metrics))
 
 
 def _added(samples: Mapping[str, Any]) -> str:

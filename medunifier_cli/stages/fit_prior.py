@@ -1,13 +1,10 @@
-"""Fit the priors (paper, section 4.2): encode images to codes once, then train both PixelSNAILs as a stage.
-
-Letters: B maps of a batch, n of a split, K codes.
-"""
+"""Fit the priors (paper, section 4.2): encode images to codes once, then train both levels as a stage."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from math import ceil, exp
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +16,16 @@ from torch import Tensor, nn
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.encoder.features import features_fact
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
-from medunifier_cli.checkpoint.priors import build_pair
+from medunifier_cli.checkpoint.priors import build_prior
 from medunifier_cli.data.loader import micro_batch_size
 from medunifier_cli.data.order import SampleOrder
-from medunifier_cli.distributed import draws, world
+from medunifier_cli.distributed import world
 from medunifier_cli.distributed.agreement import Facts, agree
 from medunifier_cli.evaluate.benchmark import Benchmark
-from medunifier_cli.evaluate.results import Metric, Result, table
+from medunifier_cli.evaluate.results import Result, show_measured
 from medunifier_cli.objectives.without_data import without_data
 from medunifier_cli.prior.baseline import Baseline, baseline, refuse_collapsed
-from medunifier_cli.prior.pair import CodeBatch
+from medunifier_cli.prior.contract import CodeBatch
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run
 from medunifier_cli.run.record import Run
@@ -42,14 +39,14 @@ from medunifier_cli.stages.codes import (
     read_codes,
     say_texts,
 )
+from medunifier_cli.stages.priors.batches import CodeBatches
+from medunifier_cli.stages.priors.metrics import LEVELS, OF_ANY_ORDER, metrics_of
 from medunifier_cli.stages.running import Begin, open_run, start_facts, train_stage
-from medunifier_cli.terminal.say import show
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.stage import Values
 from medunifier_cli.train.stop import Watch
 
 CODES = "codes.h5"
-LEVELS = ("top", "bottom")
 CURVES = {
     "total": "Loss, both priors",
     **{level: f"Loss of the {level} prior, nats per code" for level in LEVELS},
@@ -66,9 +63,11 @@ class PriorFitting:
         self, recipe: PriorRecipe, trained: PretrainedRun, train: Codes, valid: Codes | None,
         device: torch.device,
     ) -> None:  # fmt: skip
-        self.recipe, self.train_codes, self.valid_codes, self.device = recipe, train, valid, device
+        self.recipe, self.device = recipe, device
         torch.manual_seed(recipe.train.seed)
-        self.module = build_pair(recipe, trained).to(device)
+        self.module = build_prior(recipe, trained).to(device)
+        self.train_codes = CodeBatches(recipe, trained, self.module, train)
+        self.valid_codes = CodeBatches(recipe, trained, self.module, valid) if valid is not None else None
         self.samples = "maps"
         self.shown: tuple[str, ...] = ("total", *LEVELS)
         self.pretrained_hash, self.codes_hash = trained.identity, codes_hash(train)
@@ -79,7 +78,9 @@ class PriorFitting:
         )
 
     def start(self) -> None:
-        """Nothing to load: a new run starts from random weights."""
+        """Random weights; what a prior takes from the training codes before its first step."""
+        codes = self.train_codes.codes
+        self.module.prepare(*(torch.from_numpy(maps.astype(np.int64)) for maps in maps_of(codes)))
 
     def scale(self, name: str) -> float:
         """1: both priors share one learning rate."""
@@ -91,36 +92,15 @@ class PriorFitting:
         As `data.loader.train_batches` cuts it, but without its processes: the codes are in memory.
         """
         settings = self.recipe.train
-        order = SampleOrder(len(self.train_codes), settings.seed)
+        order = SampleOrder(len(self.train_codes.codes), settings.seed)
         samples_per_pass = self.micro_batch * world.size()
         for step in range(first_step, self.steps):
             starts = range(step * settings.global_batch, (step + 1) * settings.global_batch, samples_per_pass)
             yield [self._train_batch(order, start + world.rank() * self.micro_batch) for start in starts]
 
     def _train_batch(self, order: SampleOrder, start: int) -> CodeBatch:
-        seed, positions = self.recipe.train.seed, range(start, start + self.micro_batch)
-        samples = order.indices(positions.start, positions.stop)
-        if self.recipe.prior.condition == "none":
-            return self._batch(self.train_codes, samples)
-        views = self.train_codes.text_nVD.shape[1]
-        # by position, not by batch: the number of ranks and a resumed run change no draw
-        view_B = (draws.uniform(seed, draws.TEXT_VIEW, positions) * views).long().numpy()
-        drop_B = draws.uniform(seed, draws.TEXT_DROP, positions) < self.recipe.prior.drop_text
-        return self._batch(self.train_codes, samples, view_B, drop_B.to(self.device))
-
-    def _batch(
-        self, codes: Codes, samples: NDArray[np.int64], view_B: Any = 0, drop_B: Tensor | None = None
-    ) -> CodeBatch:
-        def to_device(rows: NDArray[Any], kind: type[Any]) -> Tensor:
-            return torch.from_numpy(rows.astype(kind)).to(self.device)
-
-        with_text = self.recipe.prior.condition == "text"
-        return CodeBatch(
-            to_device(codes.top_nTT[samples], np.int64),
-            to_device(codes.bottom_nGG[samples], np.int64),
-            to_device(codes.text_nVD[samples, view_B], np.float32) if with_text else None,
-            drop_B,
-        )
+        positions = range(start, start + self.micro_batch)
+        return self.train_codes.training(order.indices(positions.start, positions.stop), positions)
 
     def step(self, module: nn.Module, batch: CodeBatch, step: int, micro: int) -> tuple[Values, Values]:
         """Nats per code and accuracy of one micro-batch."""
@@ -145,7 +125,7 @@ class PriorFitting:
         return self.measure(self.valid_codes, self.recipe.train.valid_batches, watch=watch)
 
     def measure(
-        self, codes: Codes, batches: int = 0, without_text: bool = False, watch: Watch = iter
+        self, split: CodeBatches, batches: int = 0, without_text: bool = False, watch: Watch = iter
     ) -> dict[str, float]:
         """Nats per code and accuracy of both levels over a split, the same on every rank.
 
@@ -154,7 +134,7 @@ class PriorFitting:
             without_text: drop every text; otherwise each map is measured with its whole text.
             watch: see `train.stop.TrainingStop.watch`.
         """
-        per_pass = self.micro_batch * world.size()
+        codes, per_pass = split.codes, self.micro_batch * world.size()
         n = min(len(codes), batches * per_pass) if batches else len(codes)
         total = torch.zeros(2, 2, dtype=torch.float64, device=self.device)
         # as `data.loader.eval_batches`: passes of one size on all ranks, with rows past the end that repeat
@@ -162,8 +142,7 @@ class PriorFitting:
         end = ceil(n / per_pass) * per_pass
         for start in watch(range(world.rank() * self.micro_batch, end, per_pass)):
             positions = np.arange(start, start + self.micro_batch)
-            drop_B = torch.ones(self.micro_batch).bool().to(self.device) if without_text else None
-            batch = self._batch(codes, np.minimum(positions, n - 1), 0, drop_B)
+            batch = split.held_out(np.minimum(positions, n - 1), without_text)
             total += self.module.sums(batch, torch.from_numpy(positions < n).to(self.device))
         total = world.all_sum(total).cpu()
         numbers = {}
@@ -218,9 +197,11 @@ def run_fitting(recipe: PriorRecipe, folder: Path) -> None:
         of = f" of {recipe.data.dataset}" if recipe.data.dataset else ""
         subject = f"{len(train_codes):,} maps of {shapes} codes{of} from {trained.run.folder}, condition "
         subject += recipe.prior.condition
+        if recipe.prior.kind != "pixelsnail":
+            subject += f", kind {recipe.prior.kind}"
         train_stage(stage, run, accelerator, recipe.train, recipe.optim, subject)
         if valid is not None and valid_codes is not None:
-            _measure(stage, run, trained, valid, valid_codes, baselines)
+            _measure(stage, run, trained, valid, baselines)
 
 
 def _check_start(
@@ -260,36 +241,40 @@ def _codes(
     path = run.folder / CODES
     facts = made_of(recipe, trained, splits)
     if not path.exists():
-        encode_splits(trained, {of.split: of.source for of in splits}, recipe.prior.sections, path, facts)
+        sources = {of.split: of.source for of in splits}
+        encode_splits(trained, sources, recipe.prior.sections, path, facts, tokens=recipe.prior.reads_tokens)
     return read_codes(path, tuple(split.split for split in splits), facts)
 
 
 def _measure(
-    stage: PriorFitting, run: Run, trained: PretrainedRun, valid: Benchmark, codes: Codes,
-    baselines: Mapping[str, Baseline],
+    stage: PriorFitting, run: Run, trained: PretrainedRun, valid: Benchmark, baselines: Mapping[str, Baseline]
 ) -> None:  # fmt: skip
     """Measure the last weights on the held-out split: a result file, and a table on stdout."""
     checkpoint = store.newest(run.checkpoints, only=("model",))
     assert checkpoint is not None  # `fit` has just written or found it
     stage.load_tensors(checkpoint.tensors["model"])
     stage.module.eval()
+    codes = stage.valid_codes
+    assert codes is not None
     with torch.no_grad():
         numbers = stage.measure(codes)
         with_text = stage.recipe.prior.condition == "text"
         without_text = stage.measure(codes, without_text=True) if with_text else {}
-    metrics = _metrics(numbers, without_text, baselines)
+    metrics = metrics_of(numbers, without_text, baselines)
     if not world.is_main():
         return
+    masked = stage.recipe.prior.kind == "masked"
     fitted = dataclasses.replace(
         trained, run=run, step=checkpoint.step, identity=store.identity(run.checkpoints, checkpoint.step)
     )
     Result(
-        "priors", valid.plugin.name, valid.split, valid.shards, n=len(codes), metrics=metrics,
+        "priors", valid.plugin.name, valid.split, valid.shards, n=len(codes.codes), metrics=metrics,
         seed=stage.recipe.train.seed,
         protocol=(
             "every held-out map once, with its whole text where the priors are conditioned; baseline of "
             "nats: codes sampled independently by their frequency in training; of accuracy: the most "
             "frequent code of each position; of perplexity: that of the training codes without any context; "
+            f"{OF_ANY_ORDER if masked else ''}"
             f"forward passes in {trained.precision}"
         ),
         more={
@@ -297,24 +282,4 @@ def _measure(
             "baseline": {level: dataclasses.asdict(result) for level, result in baselines.items()},
         },
     ).write(fitted)  # fmt: skip
-    show(f"{run.folder}, {valid.plugin.name}/{valid.split}, n = {len(codes):,}")
-    show(table(metrics))
-
-
-def _metrics(
-    numbers: Mapping[str, float], without_text: Mapping[str, float], baselines: Mapping[str, Baseline]
-) -> list[Metric]:
-    """What `PriorFitting.measure` returned, each number beside that of no prior at all."""
-    metrics = []
-    for level in LEVELS:
-        base = baselines[level]
-        metrics += [
-            Metric(f"{level} prior, nats per code", numbers[level], base.unigram),
-            Metric(f"{level}, a unigram for each place", base.place_unigram, base.unigram, "nats"),
-            Metric(f"{level} prior, accuracy", numbers[f"{level}_accuracy"], base.accuracy),
-            Metric(f"{level} codes, perplexity", exp(numbers[level]), base.perplexity, "under the prior"),
-        ]
-        if without_text:
-            name = f"{level} prior without text, nats per code"
-            metrics.append(Metric(name, without_text[level], base.unigram))
-    return metrics
+    show_measured(f"{run.folder}, {valid.plugin.name}/{valid.split}, n = {len(codes.codes):,}", metrics)

@@ -29,7 +29,7 @@ from medunifier_cli.distributed import draws, world
 from medunifier_cli.distributed.agreement import Facts, agree, together
 from medunifier_cli.errors import DataError, NoSplitError
 from medunifier_cli.evaluate.pair_scores import CURVES
-from medunifier_cli.evaluate.results import table
+from medunifier_cli.evaluate.results import show_measured
 from medunifier_cli.evaluate.validation import Validation, score_of
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.objectives.pretraining import (
@@ -44,7 +44,6 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.heldout import evaluate
 from medunifier_cli.stages.running import Begin, compiles_here, open_run, start_facts, train_stage
-from medunifier_cli.terminal.say import show
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.stage import Values
 from medunifier_cli.train.stop import Watch
@@ -268,5 +267,5 @@ def _measure(
     trained = together(lambda: restore(run, device))
     metrics = evaluate(trained, train, heldout, recipe.data.test, split_folder(recipe))
     if metrics and world.is_main():
-        show(f"{run.folder}, {recipe.data.dataset}/{recipe.data.test}, n = {len(heldout):,}")
-        show(table(metrics))
+        where = f"{recipe.data.dataset}/{recipe.data.test}"
+        show_measured(f"{run.folder}, {where}, n = {len(heldout):,}", metrics)

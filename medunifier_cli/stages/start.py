@@ -5,7 +5,6 @@ Imports no torch, so that `mu pretrain --help` answers at once.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from medunifier_cli.distributed import group, launch, sbatch, variables
+from medunifier_cli.cluster.options import JobOptions, job_options
+from medunifier_cli.distributed import group, launch, variables
 from medunifier_cli.files import read_text, write_text
+from medunifier_cli.options.shared import (
+    device_option,
+    format_option,
+    name_option,
+    overrides_option,
+    recipe_argument,
+)
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import check_run_name, runs_root
 from medunifier_cli.terminal.options import PROCESSES
-from medunifier_cli.terminal.say import say
+from medunifier_cli.terminal.output import form
+from medunifier_cli.terminal.say import say, show
 
 if TYPE_CHECKING:
     from medunifier_cli.run.record import Run
@@ -28,9 +36,9 @@ if TYPE_CHECKING:
 AnyRecipe = TypeVar("AnyRecipe", PretrainRecipe, FinetuneRecipe, PriorRecipe)
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
-_OPTIONS = (
-    click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one recipe value."),
-    click.option("--run", "name", default="", help="Name of the run (default: that of the recipe)."),
+_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    overrides_option,
+    name_option("that of the recipe"),
     click.option(
         "--num-processes",
         type=PROCESSES,
@@ -50,12 +58,10 @@ _OPTIONS = (
         help="As --fresh, but once for a SLURM job: queued again, the job resumes its own run. --sbatch "
         "writes it for --fresh.",
     ),
-    click.option("--sbatch", is_flag=True, help="Print a SLURM script for this command and exit."),
-    click.option(
-        "--nodes",
-        type=click.IntRange(1, 1024),
-        help="With --sbatch: nodes, each with as many GPUs as --num-processes or the recipe says.",
-    ),
+    device_option,
+    format_option,
+    click.option("--dry-run", is_flag=True, help="Say what would be started or resumed, and do nothing."),
+    job_options(resumes=True, nodes=True),
 )
 
 
@@ -63,7 +69,7 @@ def training_options(verb: Verb) -> Verb:
     """Give a click command the argument RECIPE and the options that `StartOptions` holds."""
     for option in reversed(_OPTIONS):
         verb = option(verb)
-    return click.argument("recipe")(verb)  # type: ignore[no-any-return]
+    return recipe_argument()(verb)
 
 
 @dataclass(frozen=True)
@@ -74,14 +80,14 @@ class StartOptions:
     name: str
     num_processes: int | None
     fresh: bool
-    sbatch: bool
+    sbatch: JobOptions | None = None
     job: str = ""
     deterministic: bool = False
-    nodes: int | None = None
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
-        if self.nodes and not self.sbatch:
-            raise click.UsageError("--nodes is for --sbatch: under `srun` mu joins the processes it finds")
+        if self.dry_run and self.sbatch:
+            raise click.UsageError("--sbatch starts nothing, so there is nothing to try with --dry-run")
         if self.deterministic:  # another way to write the recipe's key, so that the run keeps it
             object.__setattr__(self, "overrides", (*self.overrides, "train.deterministic=true"))
 
@@ -95,7 +101,7 @@ class StartOptions:
 
         Args:
             train: picklable, as new processes are spawned.
-            default_name: of the run, unless `--run` gives another.
+            default_name: of the run, unless `--name` gives another.
             workers: loader processes per rank, for the SLURM script.
             fill_in: completes the recipe with what depends on the run folder, before any process starts.
         """
@@ -104,17 +110,25 @@ class StartOptions:
         in_recipe = recipe.train.processes
         if self.sbatch:
             # the login node that prints the script may have no GPU to count
-            processes, nodes = self.num_processes or in_recipe or 1, self.nodes or 1
+            processes = self.num_processes or in_recipe or 1
             from medunifier_cli.data.loader import micro_batch_size
 
             # not after hours in the queue
-            micro_batch_size(
-                recipe.train.global_batch, recipe.train.micro_batch, processes * nodes, "samples"
-            )
-            click.echo(sbatch.script(sys.argv[1:], name, processes, workers, nodes))
+            ranks = processes * self.sbatch.nodes
+            micro_batch_size(recipe.train.global_batch, recipe.train.micro_batch, ranks, "samples")
+            self.sbatch.show(name, processes=processes, cores=workers + 1, resumes=True)
             return
         from medunifier_cli.run.record import Run
 
+        if self.dry_run:
+            if fill_in is not None:
+                recipe = fill_in(recipe, folder)
+            from medunifier_cli.overview.runs import planned_rows, render_facts
+
+            processes = self.num_processes or in_recipe
+            rows = planned_rows(recipe, Run(folder), processes, anew=self.fresh)
+            show(render_facts(rows, form()))
+            return
         # before anything imports Accelerate, and in the parent alone: one line, however many ranks
         variables.check_variables(recipe.train.precision)
         joined = group.joined_group()

@@ -31,6 +31,21 @@ class Number(click.FloatRange):
         return number
 
 
+def box_of(
+    ctx: click.Context | None, param: click.Parameter | None, value: str | None
+) -> tuple[float, float, float, float] | None:
+    """A click callback: x0,y0,x1,y1, numbers from 0 on. Whether they fit an image, only the image says."""
+    if value is None:
+        return None
+    try:
+        x0, y0, x1, y1 = (float(part) for part in value.split(","))
+    except ValueError:
+        x0 = y0 = x1 = y1 = math.nan
+    if not all(0 <= number < math.inf for number in (x0, y0, x1, y1)):
+        raise click.BadParameter(f"{value!r} is not four numbers from 0 on, as in 10,20,110,120", ctx, param)
+    return x0, y0, x1, y1
+
+
 SEED = Whole(0)
 LIMIT = Whole(0)
 """Only the first N; 0 for all."""

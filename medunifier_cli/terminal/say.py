@@ -8,6 +8,10 @@ import sys
 import click
 
 from medunifier_cli.errors import one_line, printable
+from medunifier_cli.terminal.output import quiet, verbose
+
+WARNING = "warning: "
+"""Begins a line that `-q` does not silence."""
 
 
 def keep_any_letter() -> None:
@@ -20,15 +24,27 @@ def keep_any_letter() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def say(line: str) -> None:
-    """Print `mu: ` and a line on stderr, see `errors.one_line`."""
-    click.echo(f"mu: {one_line(line)}", err=True)
+def say(line: str, always: bool = False) -> None:
+    """Print `mu: ` and a line on stderr, see `errors.one_line`.
+
+    Args:
+        always: with `-q` too, as an error is; a line that begins with `warning: ` needs no such word.
+    """
+    if always or line.startswith(WARNING) or not quiet():
+        click.echo(f"mu: {one_line(line)}", err=True)
+
+
+def say_more(line: str) -> None:
+    """Print a line on stderr that only `-v` asks for."""
+    if verbose():
+        say(line)
 
 
 def show(text: str, err: bool = False) -> None:
     """Print a result as a whole, see `errors.printable`.
 
     Args:
-        err: on stderr, for what a script that reads the result should not get.
+        err: on stderr, for what a script that reads the result should not get, and `-q` leaves out.
     """
-    click.echo(printable(text), err=err)
+    if not (err and quiet()):
+        click.echo(printable(text), err=err)

@@ -59,7 +59,7 @@ def resume(
         if now[name] != before[name]:
             raise CheckpointError(
                 f"{run.folder}: {name} differs from what this run was trained with; "
-                "give the run another name with --run"
+                "give the run another name with --name"
             )
     try:
         stage.load_tensors(checkpoint.tensors["model"])

@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from tests.campaign.record import ROOT
 from tests.campaign.state import differences, state_of
 
 SCONTROL = '#!/bin/bash\nif [ "$1" = requeue ]; then echo "$2" >> requeued; fi\n'
-MU = '#!/bin/bash\nexec "{python}" -m medunifier_cli "$@"\n'
+SQUEUE = "#!/bin/bash\nexit 1\n"
 
 
 def job(fresh: bool) -> Callable[..., list[str]]:
@@ -33,10 +32,11 @@ def job(fresh: bool) -> Callable[..., list[str]]:
             forked.run([*case.words, "-o", "train.steps=2"], folder, tag="older")
         words = [*case.words, *(["--fresh"] if fresh else [])]
         printed = forked.run([*words, "--sbatch"], folder, tag="script")
-        (folder / "job.sh").write_text(printed.output)
+        # results name the data by their path, and the run that is compared has a relative one
+        (folder / "job.sh").write_text(printed.output.replace(f"={folder.resolve()}/", "="))
         commands = folder / "commands"
         commands.mkdir()
-        for name, text in (("scontrol", SCONTROL), ("mu", MU.format(python=sys.executable))):
+        for name, text in (("scontrol", SCONTROL), ("squeue", SQUEUE)):
             (commands / name).write_text(text)
             (commands / name).chmod(0o755)
         wrong = _scheduler(folder, draw, commands)
@@ -63,8 +63,6 @@ def _scheduler(folder: Path, draw: random.Random, commands: Path) -> list[str]:
     env = {
         **os.environ,
         "PATH": f"{commands}:{os.environ['PATH']}",
-        "MU_DATA": "data",
-        "MU_RUNS": "runs",
         "PYTHONPATH": str(ROOT),
         "SLURM_JOB_ID": "4711",
     }

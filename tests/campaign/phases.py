@@ -14,7 +14,7 @@ PHASES: Mapping[str, Sequence[str]] = {
     "tokenizer": ("medunifier_cli.data.texts.tokenizer:TextTokenizer.train",),
     "building the model": (
         "medunifier_cli.objectives.pretraining:build_model",
-        "medunifier_cli.checkpoint.priors:build_pair",
+        "medunifier_cli.checkpoint.priors:build_prior",
         "medunifier_cli.checkpoint.classifier:build_classifier",
     ),
     "encoding": ("medunifier_cli.model.medunifier:MedUnifier.encode_image",),

@@ -13,7 +13,7 @@ from medunifier_cli.cli import help_line
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "map.md"
-FOLDERS = ("medunifier_cli", "plugins", "recipes", "experiments", "benchmarks")
+FOLDERS = ("medunifier", "medunifier_cli", "plugins", "recipes", "experiments", "benchmarks")
 HEADING = """# File map
 
 Written by `make docs` from the first words of each file: edit those, not this page. How the folders fit

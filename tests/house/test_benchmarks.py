@@ -35,7 +35,10 @@ KEYS = {
     "objectives": {"ratio", "flop_ratio", "ratio_alternate", "median_s", "peak_mib", "largest_difference"},
     "prepare": {"ratio_1", "ratio_grey_1", "mean_difference", "kills", "identical_after_kills", "images"},
     "ranking": {"ratio", "largest_difference", "large_peak_mib", "large_within_2_gib"},
-    "sampling": {"ratio_batch8", "ratio_batch32", "over_one_forward", "samples_per_second_batch32"},
+    "sampling": {
+        "ratio_batch8", "ratio_batch32", "over_one_forward", "samples_per_second_batch32",
+        "masked_over_pixelsnail",
+    },
     "step": {
         f"{key}_{ranks}_{kind}"
         for ranks in (1, 4)
@@ -125,7 +128,12 @@ def check(name: str, printed: str) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
-@pytest.mark.parametrize("section", [*gpu.STEPS, "parity", "parts", "sampling"])
+@pytest.mark.parametrize(
+    "section",
+    # what a C++ compiler is given takes longer than all of the others
+    [*(pytest.param(name, marks=pytest.mark.slow if name == "compiled" else ()) for name in gpu.STEPS),
+     "parity", "parts", "sampling"],
+)  # fmt: skip
 def test_sections_of_the_gpu_benchmark_run_on_a_cpu(
     section: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

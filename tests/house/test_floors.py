@@ -11,9 +11,9 @@ from tests.house.file_map import ROOT
 
 FLOORS = (
     "errors", "temporary", "stopping", "files", "budget", "parsing", "terminal", "roots",
-    "distributed", "recipe", "scores", "run", "data", "prepare", "page", "model", "objectives", "prior",
-    "plugin_index", "checkpoint", "train", "pretended", "evaluate", "stages", "commands", "cli",
-    "__main__",
+    "cluster", "distributed", "recipe", "scores", "run", "data", "prepare", "page", "model", "objectives",
+    "prior", "plugin_index", "options", "checkpoint", "train", "pretended", "evaluate", "overview", "stages",
+    "commands", "cli", "__main__",
 )  # fmt: skip
 """The package's folders and modules from the ground up. Each imports only what is before it in this list."""
 PACKAGE = "medunifier_cli"
@@ -117,6 +117,16 @@ def test_no_import_climbs() -> None:
 def test_no_circle_of_files() -> None:
     assert circle(sources(PACKAGE)) == []
     assert circle(sources("plugins")) == []
+
+
+def test_python_and_the_command_line_stand_next_to_each_other() -> None:
+    """Both call what is below them, and neither the other."""
+    ours = [(path, name) for path, text in sources("medunifier").items() for _, name in imports(text)]
+    assert any(name.startswith("medunifier_cli.evaluate.") for _, name in ours)
+    above = [f"{PACKAGE}.{floor}" for floor in ("stages", "commands", "cli")]
+    assert [pair for pair in ours if pair[1].startswith(tuple(above))] == []
+    theirs = [name for text in sources(PACKAGE).values() for _, name in imports(text)]
+    assert [name for name in theirs if name.split(".")[0] == "medunifier"] == []
 
 
 def test_plugins_import_their_contract_alone() -> None:

@@ -31,7 +31,7 @@ PHRASES = {
     r"\b(?:lies|stands|stand|lie) beside\b": "is next to",
 }
 """Pattern -> what to say instead."""
-FOLDERS = ("docs", "medunifier_cli", "plugins", "recipes", "experiments", "benchmarks")
+FOLDERS = ("docs", "medunifier", "medunifier_cli", "plugins", "recipes", "experiments", "benchmarks")
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", ".pre-commit-config.yaml")
 SUFFIXES = {".md", ".py", ".yaml"}
 

@@ -30,7 +30,8 @@ print("imported", [name for name in {HEAVY!r} if name in sys.modules])
 def mu(home: Path, *arguments: str) -> tuple[str, str]:
     """Run a verb in a process of its own: (what it printed, the heavy packages in it)."""
     environment = {
-        **os.environ, "MU_DATA": str(home / "data"), "MU_RUNS": str(home / "runs"), "OMP_NUM_THREADS": "1"
+        **os.environ, "MU_DATA": str(home / "data"), "MU_RUNS": str(home / "runs"), "OMP_NUM_THREADS": "1",
+        "PATH": f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *arguments],
@@ -42,8 +43,12 @@ def mu(home: Path, *arguments: str) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of reports and of outputs, and a run with a result."""
+    """Files of reports and of outputs, and a run with a result; a Java that runs no METEOR."""
     home = tmp_path_factory.mktemp("home")
+    java = home / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    java.chmod(0o755)
     reports = [
         {"key": f"a{i}", "reference": f"No focal consolidation {i}.", "hypothesis": f"Clear lungs {i}."}
         for i in range(4)
@@ -93,6 +98,20 @@ def test_verbs_without_a_model_import_no_torch(home: Path, arguments: list[str],
     printed, imported = mu(home, *named)
     assert expected in printed
     assert imported == "[]", printed
+
+
+def test_import_medunifier_imports_no_model() -> None:
+    """Neither the package nor what an editor lists of it; a mistake in a name is one of Python's own."""
+    script = (
+        "import sys, medunifier\n"
+        "assert {'load', 'MuError', 'Codes'} < set(dir(medunifier))\n"
+        "assert medunifier.Codes.__name__ == 'Codes' and not hasattr(medunifier, 'laod')\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
 
 
 def test_opening_shards_and_their_loader_imports_no_model() -> None:

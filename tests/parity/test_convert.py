@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from medunifier_cli.checkpoint.convert import load_bert
 from medunifier_cli.errors import MissingWeightsError, MuError
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.model.weights import weights_path
+from tests import warm
 from tests.parity.test_qformer import bert, blip2
 from tests.tiny import VOCABULARY, scatter, tiny_model
 
@@ -268,7 +267,8 @@ def test_a_checkpoint_that_holds_more_than_tensors_says_what_and_how_to_save_the
     command = re.search(r"`python -m (\S+) FILE`", message)
     assert command
     # what the message proposes works
-    subprocess.run([sys.executable, "-m", command[1], str(path)], cwd=tmp_path, check=True)
+    done = warm.run(["-m", command[1], path], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     saved = torch.load(tmp_path / "tensors.pth", weights_only=True)
     assert set(saved) == ({"weight", "bias"} if whole else set(state))
     if not whole:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
-import sys
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.cli import mu as group
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
 from medunifier_cli.run.record import Run
+from tests import warm
 from tests.run import small_run
 
 SIZE = 32
@@ -105,26 +105,18 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def start(tmp_path: Path, shards: Path) -> Callable[..., subprocess.Popen[str]]:
+def start(tmp_path: Path, shards: Path) -> Callable[..., warm.Warm]:
     """Start `mu ARGUMENTS` in its own process group, with runs under `tmp_path / "runs"`."""
 
-    def start(*arguments: object) -> subprocess.Popen[str]:
-        env = {
-            **os.environ,
-            "MU_RUNS": str(tmp_path / "runs"),
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-        }
-        return subprocess.Popen(
-            [sys.executable, "-m", "medunifier_cli", *map(str, arguments)],
-            env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
+    def start(*arguments: object) -> warm.Warm:
+        env = {**os.environ, "MU_RUNS": str(tmp_path / "runs"), "CUDA_VISIBLE_DEVICES": ""}
+        return warm.start(["-m", "medunifier_cli", *arguments], env=env)
 
     return start
 
 
 @pytest.fixture
-def mu(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple[int, str]]:
+def mu(start: Callable[..., warm.Warm]) -> Callable[..., tuple[int, str]]:
     """Run `mu ARGUMENTS` to its end: exit code, and what it printed."""
 
     def run(*arguments: object) -> tuple[int, str]:
@@ -135,16 +127,22 @@ def mu(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple[int, 
     return run
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Phantom data and one short run on them, `small`."""
-    root = tmp_path_factory.mktemp("home")
+@pytest.fixture(scope="session")
+def first_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantom data and one short run on them, `small`, which no test changes."""
+    root = tmp_path_factory.mktemp("first")
     sizes = ("-o", "train=24", "-o", "valid=20", "-o", "test=40")
     assert small_run.call(root, "prepare", "phantom", "--size", 32, *sizes)[0] == 0
     changed = ("-o", "train.steps=2", "-o", "data.valid=", "-o", "data.test=", "-o", "objectives.tig=0")
     code, printed = small_run.call(root, "pretrain", small_run.RECIPE, "--run", "small", *changed)
     assert code == 0, printed
     return root
+
+
+@pytest.fixture(scope="module")
+def home(first_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of them that the tests of a file share."""
+    return Path(shutil.copytree(first_home, tmp_path_factory.mktemp("home") / "home"))
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 from click.testing import CliRunner, Result
 
 from medunifier_cli.cli import mu
+from tests import warm
 
 
 def call(raw: Path, out: Path, *args: str) -> Result:
@@ -41,10 +40,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @contextlib.contextmanager
-def started(raw: Path, out: Path, *args: str) -> Iterator[subprocess.Popen[bytes]]:
-    line = [sys.executable, "-m", "medunifier_cli", "prepare", "covid-chestxray", "--raw", str(raw)]
-    line += ["--out", str(out), "--size", "32", "--shard-size", "4", *args]
-    process = subprocess.Popen(line, stderr=subprocess.DEVNULL)
+def started(raw: Path, out: Path, *args: str) -> Iterator[warm.Warm]:
+    line = ["-m", "medunifier_cli", "prepare", "covid-chestxray", "--raw", raw]
+    process = warm.start([*line, "--out", out, "--size", 32, "--shard-size", 4, *args])
     try:
         yield process
     finally:

@@ -8,6 +8,7 @@ ROOT/rank-N.json; see `tests.unit.distributed.ranks` for ROOT/ranks.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -22,6 +23,7 @@ import pytest
 import torch
 
 from medunifier_cli.cli import mu
+from medunifier_cli.cluster.options import JobOption
 from medunifier_cli.evaluate import sharing
 from medunifier_cli.evaluate.ranks import _on_rank
 from medunifier_cli.evaluate.reports import writer
@@ -44,8 +46,8 @@ def commands(out: Path) -> list[list[str]]:
         ("retrieve", *of_test, "--rerank", 5),
         ("report", *of_test, "--limit", 23, "--sample", "nucleus", "--max-tokens", 9,
          "--out", out / "reports"),
-        ("synthesize", "--run", "priors", "--n", 27, "--prompts", "report", "--guidance", 2, "--batch", 8,
-         "--out", out / "new"),
+        ("synthesize", "--run", "priors", "--n", 27, "--prompts", "report", "--guidance", 2,
+         "--batch-size", 8, "--out", out / "new"),
         ("synthesize", "--run", "model", "--reconstruct", "test", "--n", 27, "--out", out / "rebuilt"),
         ("zeroshot", "--run", "model", *(out / "new" / f"{number:06d}.png" for number in range(10))),
         ("report", "--run", "model", "--max-tokens", 9, out / "rebuilt"),
@@ -62,8 +64,10 @@ def run_all(root: Path) -> None:
         command = mu.get_command(context, words[0])
         assert command is not None
         options = command.make_context(words[0], words[1:], context).params
-        del options["num_processes"]
-        command.callback.__wrapped__(**options)  # type: ignore[union-attr]
+        of_job = {param.name for param in command.params if isinstance(param, JobOption)}
+        rest = {name: value for name, value in options.items() if name not in of_job | {"num_processes"}}
+        assert command.callback is not None
+        inspect.unwrap(command.callback)(sbatch=None, **rest)
 
 
 @click.command()

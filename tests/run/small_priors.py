@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,7 +33,14 @@ def call(root: Path, *arguments: object) -> tuple[int, str]:
 
 
 def fit_small_priors(root: Path) -> Path:
-    """Data, a pre-training run `model` and its priors `priors` under one folder."""
+    """Data, a pre-training run `model` and its priors `priors` under one folder; fitted once in a process."""
+    return Path(shutil.copytree(_fitted(), root, dirs_exist_ok=True))
+
+
+@functools.cache
+def _fitted() -> Path:
+    root = Path(tempfile.mkdtemp(prefix="priors-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
     code, printed = call(
         root, "prepare", "phantom", "--size", 32, "-o", "train=60", "-o", "valid=30", "-o", "test=40"
     )
@@ -49,9 +60,9 @@ def fit_small_priors(root: Path) -> Path:
     return root
 
 
-def make_codes_differ(root: Path) -> None:
+def make_codes_differ(root: Path, name: str = "model") -> None:
     """What minutes of training would do: weights that let images differ, and codebooks spread over them."""
-    run = Run(root / "runs/model")
+    run = Run(root / "runs" / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MU_DATA", str(root / "data"))
         patch.setenv("MU_RUNS", str(root / "runs"))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 from click.testing import CliRunner, Result
 
 from medunifier_cli.cli import mu
+from tests import warm
 
 RECIPE = Path(__file__).parent / "small_phantom.yaml"
 
@@ -24,7 +23,7 @@ Mu = Callable[..., Result]
 def call(root: Path, *arguments: object) -> tuple[int, str]:
     """Run `mu` in this process, with data and runs under `root`: exit code, and what it printed.
 
-    A process of its own costs five seconds of imports; `another_process` is for what that is the point of.
+    `another_process` is for what depends on what this one has done before.
     """
     env = {"MU_DATA": str(root / "data"), "MU_RUNS": str(root / "runs")}
     done = CliRunner().invoke(mu, [str(word) for word in arguments], env=env, catch_exceptions=False)
@@ -33,16 +32,14 @@ def call(root: Path, *arguments: object) -> tuple[int, str]:
 
 def another_process(root: Path, *commands: Sequence[object]) -> None:
     """Run several `mu ...` in one other process, which must all succeed."""
-    env = {**os.environ, "MU_DATA": str(root / "data"), "MU_RUNS": str(root / "runs"), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "MU_DATA": str(root / "data"), "MU_RUNS": str(root / "runs")}
     script = (
         "from medunifier_cli.cli import mu\n"
         f"for words in {[[str(word) for word in words] for words in commands]!r}:\n"
         "    mu(words, standalone_mode=False)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=env, capture_output=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr.decode()
+    done = warm.run(["-c", script], env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def results(home: Path) -> Path:

@@ -20,8 +20,10 @@ from medunifier_cli.data import cached_features, split_source
 from medunifier_cli.data.cached_features import features_path
 from medunifier_cli.model.vit import ImageEncoder
 from medunifier_cli.recipe.load import load_recipe
+from medunifier_cli.scores.text import meteor
 from medunifier_cli.stages.cached import compute
 from medunifier_cli.stages.check.memory import step_memory
+from tests import warm
 from tests.run.small_priors import PRIORS
 from tests.run.small_run import RECIPE, call
 from tests.run.test_resume import final_state
@@ -147,7 +149,10 @@ def test_losses_are_the_live_ones_within_bf16_and_the_encoder_never_runs(
     assert "features" not in json.loads((root / "runs/live/provenance.json").read_text())["starts"][-1]
 
 
-def test_all_that_follows_reads_them_too(root: Path, no_encoder: None) -> None:
+def test_all_that_follows_reads_them_too(
+    root: Path, no_encoder: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meteor.shutil, "which", lambda _: None)  # its Java program takes longer than all else
     run(root, "pretrain", RECIPE, *CACHED, *QUICK, "--run", "model")
     assert "rank" in run(root, "retrieve", "--run", "model", "--split", "test")
     assert "accuracy" in run(root, "zeroshot", "--run", "model", "--split", "test")
@@ -246,8 +251,8 @@ def test_a_killed_call_loses_the_file_under_way_alone(root: Path, tmp_path: Path
         "mu(sys.argv[1:])\n"
     )
     words = [str(word) for word in ("prepare", "--features", RECIPE, *FROZEN, "--out", tmp_path / "cache")]
-    env = {**os.environ, "MU_DATA": str(root / "data"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", script, *words], env=env, capture_output=True, timeout=120)
+    env = {**os.environ, "MU_DATA": str(root / "data"), "CUDA_VISIBLE_DEVICES": ""}
+    done = warm.run(["-c", script, *words], env=env, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
     finished = tmp_path / "cache" / "train-000000.features"
     before = finished.stat().st_mtime_ns

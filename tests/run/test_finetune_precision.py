@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from accelerate.state import AcceleratorState
 from click.testing import CliRunner
 
 from medunifier_cli.cli import mu
+from tests import warm
 from tests.run.finetune_runs import QUICK, FinetuneRuns
 
 FRESH = """
@@ -75,14 +74,11 @@ def test_scores_of_the_training_process_are_those_of_a_fresh_one(
     result.unlink()
     samples.unlink()
 
-    # a fresh process, which then gets the same command again and now measures without training
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    # another process, which then gets the same command again and now measures without training
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     scores = tmp_path / "scores.jsonl"
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, run, runs.shards, scores, *line], env=environment, capture_output=True,
-        timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr.decode()
+    done = warm.run(["-c", FRESH, run, runs.shards, scores, *line], env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
     assert kept == scores.read_text().splitlines()
     assert samples.read_text() == saved
     assert result.read_bytes() == before

@@ -17,11 +17,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.evaluate.benchmark import count_samples
 from medunifier_cli.run.log import read_log
+from tests import warm
 from tests.folders import ROOT
 from tests.run import sharing_ranks
 from tests.run.small_priors import PRIORS, call, fit_small_priors
@@ -170,13 +172,10 @@ def test_check_says_whether_priors_can_be_fitted(road: Path, tmp_path: Path) -> 
     assert "fetch https://" in printed
 
 
-def start(root: Path, *arguments: object) -> subprocess.Popen[str]:
+def start(root: Path, *arguments: object) -> warm.Warm:
     """`mu ARGUMENTS` as a process of its own."""
-    env = {**os.environ, "MU_DATA": str(root / "data"), "MU_RUNS": str(root / "runs"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "medunifier_cli", *map(str, arguments)],
-        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+    env = {**os.environ, "MU_DATA": str(root / "data"), "MU_RUNS": str(root / "runs")}
+    return warm.start(["-m", "medunifier_cli", *arguments], env=env)
 
 
 def test_two_ranks_fit_what_one_does(road: Path) -> None:
@@ -204,7 +203,9 @@ def test_two_ranks_fit_what_one_does(road: Path) -> None:
 
 
 def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(road: Path) -> None:
-    ask = ("fit-prior", PRIORS, "--run", "stopped", "--from", "model", "-o", "train.steps=120")
+    settings = ("train.steps=60", "train.checkpoint_every=60", "train.valid_every=60")
+    overrides = [word for setting in settings for word in ("-o", setting)]
+    ask = ("fit-prior", PRIORS, "--run", "stopped", "--from", "model", *overrides)
     process = start(road, *ask)
     log = road / "runs/stopped/log.jsonl"
     deadline = time.monotonic() + 120
@@ -216,13 +217,13 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(road: Path) ->
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 75, printed
     assert "stopped by SIGUSR1" in printed
-    assert 0 < store.steps(road / "runs/stopped/checkpoints")[-1] < 120
+    assert 0 < store.steps(road / "runs/stopped/checkpoints")[-1] < 60
     for name in ("stopped", "calm"):
         code, printed = call(road, *ask[:3], name, *ask[4:])
         assert code == 0, printed
     for name in ("model", "optimizer"):
         a, b = (
-            load_file(road / f"runs/{run}/checkpoints/step-00000120/{name}.safetensors")
+            load_file(road / f"runs/{run}/checkpoints/step-00000060/{name}.safetensors")
             for run in ("stopped", "calm")
         )
         assert all(a[key].equal(b[key]) for key in a | b)
@@ -242,3 +243,109 @@ def test_other_shards_under_priors_are_refused(road: Path) -> None:
     assert "split 'train' of phantom has changed since" in printed
     assert "--fresh" in printed
     assert call(road, "fit-prior", PRIORS, "--run", "earlier")[0] == 0
+
+
+MASKED = (
+    "-o", "prior.kind=masked", "-o", "prior.masked.width=16", "-o", "prior.masked.layers=1",
+    "-o", "prior.masked.heads=2", "-o", "prior.masked.top_rounds=2", "-o", "prior.masked.bottom_rounds=3",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def masked(road: Path) -> Path:
+    """A masked prior on the same model, as run `masked`."""
+    code, printed = call(road, "fit-prior", PRIORS, "--run", "masked", "--from", "model", *MASKED)
+    assert code == 0, printed
+    assert "bottom prior without text, nats per code" in printed
+    return road
+
+
+def test_a_masked_prior_has_the_same_result_and_says_what_its_nats_are(masked: Path) -> None:
+    result = json.loads((masked / "runs/masked/results/priors-phantom-valid.json").read_text())
+    metrics = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    for level in ("top", "bottom"):
+        assert 0 < metrics[f"{level} prior, nats per code"] < np.log(16) + 1
+        assert 0 <= metrics[f"{level} prior, accuracy"] <= 1
+    assert "in a random order" in result["protocol"]
+    other = json.loads((masked / "runs/priors/results/priors-phantom-valid.json").read_text())
+    assert "in a random order" not in other["protocol"]
+
+
+def test_codes_of_a_masked_prior_are_those_of_the_pair_and_have_tokens(masked: Path) -> None:
+    with (
+        h5py.File(masked / "runs/masked/codes.h5") as tokens,
+        h5py.File(masked / "runs/priors/codes.h5") as none,
+    ):
+        for split in ("train", "valid"):
+            for name in none[split]:
+                assert np.array_equal(tokens[f"{split}/{name}"][...], none[f"{split}/{name}"][...])
+            assert "token" not in none[split]
+            token_nVM = tokens[f"{split}/token"][...]
+            assert token_nVM.shape[:2] == none[f"{split}/text"].shape[:2]
+            length_nV = (token_nVM >= 0).sum(-1)
+            assert (length_nV > 2).all()
+            # the end alone is filled up
+            assert ((token_nVM >= 0) == (np.arange(token_nVM.shape[2]) < length_nV[:, :, None])).all()
+
+
+def test_a_masked_prior_stopped_and_resumed_equals_one_not_stopped(masked: Path) -> None:
+    whole, half = masked / "runs/masked", masked / "runs/half-masked"
+    shutil.copytree(whole, half)
+    shutil.rmtree(half / "checkpoints/step-00000006")
+    code, printed = call(masked, "fit-prior", PRIORS, "--run", "half-masked", *MASKED)
+    assert code == 0, printed
+    for name in ("model", "optimizer"):
+        a, b = (load_file(run / f"checkpoints/step-00000006/{name}.safetensors") for run in (whole, half))
+        assert a.keys() == b.keys()
+        assert all(a[key].equal(b[key]) for key in a)
+
+
+def test_two_ranks_fit_the_masked_prior_that_one_does(masked: Path) -> None:
+    ask = ("fit-prior", PRIORS, "--from", "model", *MASKED, "-o", "prior.masked.dropout=0")
+    code, printed = call(masked, *ask, "--run", "one-masked", "-o", "train.micro_batch=8")
+    assert code == 0, printed
+    process = start(masked, *ask, "--run", "two-masked", "-o", "train.micro_batch=4", "--num-processes", 2)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    logs = [read_log(masked / "runs" / name / "log.jsonl") for name in ("one-masked", "two-masked")]
+    for one, two in zip(*logs, strict=True):
+        assert one["step"] == two["step"]
+        assert one["total"] == pytest.approx(two["total"], rel=1e-4)
+
+
+def test_masked_images_do_not_depend_on_the_batch_nor_on_a_stop(masked: Path) -> None:
+    ask = ("synthesize", "--run", "masked", "--prompts", "report", "--guidance", 2, "--n", 11)
+    for name, more in (("whole", ()), ("parts", ("--n", 4)), ("parts", ("--batch", 3))):
+        code, printed = call(masked, *ask, *more, "--out", masked / name)
+        assert code == 0, printed
+    pictures = [
+        {p.name: p.read_bytes() for p in (masked / name).glob("0*.png")} for name in ("whole", "parts")
+    ]
+    assert len(pictures[0]) == 11
+    assert pictures[0] == pictures[1]
+    assert (masked / "whole/samples.jsonl").read_bytes() == (masked / "parts/samples.jsonl").read_bytes()
+    settings = json.loads((masked / "whole/settings.json").read_text())
+    assert (settings["top_rounds"], settings["bottom_rounds"]) == (2, 3)
+
+
+def test_edit_keeps_what_lies_outside_of_the_box(masked: Path) -> None:
+    film = masked / "film.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 60), dtype=np.uint8)).save(film)
+    ask = ("synthesize", "--run", "masked", "--edit", film, "--prompt", "Small left effusion.", "--n", 3)
+    code, printed = call(masked, *ask, "--box", "0,0,29,44", "--out", masked / "edits")
+    assert code == 0, printed
+    edits = [np.asarray(Image.open(masked / f"edits/{number:06d}.png")) for number in range(3)]
+    assert len({image.tobytes() for image in edits}) > 1
+    size = edits[0].shape[0]
+    sheet = np.asarray(Image.open(masked / "edits/contact.png"))
+    assert sheet.shape[1] > 3 * size - 1
+    assert sheet.shape[0] > 2 * size
+    code, printed = call(masked, *ask, "--box", "0,0,60,91", "--out", masked / "outside")
+    assert code == 1
+    assert "inside of the 60 x 90 pixels" in printed
+    code, printed = call(masked, *ask[:2], "priors", *ask[3:], "--out", masked / "by-code")
+    assert code == 1
+    assert "go code by code and cannot keep the rest of a film" in printed
+    for wrong in (("--box", "1,2,3"), ("--figure", "test"), ("--prompts", "report")):
+        code, printed = call(masked, *ask, *wrong, "--out", masked / "wrong")
+        assert code == 2, printed

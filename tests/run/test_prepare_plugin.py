@@ -166,4 +166,4 @@ def test_plain_lines_tell_how_far_it_is(
     monkeypatch.setattr("medunifier_cli.terminal.progress.PLAIN_EVERY", 0)
     run(Small([record(i) for i in range(20)]), tmp_path)
     lines = capsys.readouterr().err.splitlines()
-    assert any(re.fullmatch(r"row 16/20  0 rejected  \S+ images/s", line) for line in lines)
+    assert any(re.fullmatch(r"row 16/20  0 rejected  \S+ images/s  ETA \S+", line) for line in lines)

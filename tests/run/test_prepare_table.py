@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -242,14 +244,24 @@ def test_prompts_and_a_name_reach_the_data_set(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.skipif(
     not (SHARED / "data" / "rocov2-chest").is_dir(), reason="needs the tables in ../shared/data/rocov2-chest"
 )
-def test_real_tables_need_no_option(tmp_path: Path) -> None:
-    pairs = SHARED / "data" / "rocov2-chest" / "pairs.csv"
-    labels = SHARED / "data" / "pediatric-pneumonia" / "labels.csv"
-    found = prepare("table", pairs, tmp_path / "pairs")
-    assert found.splits() == {"train": 3032, "valid": 513}
-    found = prepare("table", labels, tmp_path / "labels")
-    assert sum(found.splits().values()) == 1400
-    assert sum(meta["labels"]["pneumonia"] == 1 for meta in found.samples.values()) == 700
+@pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.slow)])
+def test_real_tables_need_no_option(tmp_path: Path, every: int) -> None:
+    """One row of so many."""
+    rows = {}
+    for folder, name in (("rocov2-chest", "pairs.csv"), ("pediatric-pneumonia", "labels.csv")):
+        header, *lines = (SHARED / "data" / folder / name).read_text(encoding="utf-8").splitlines(True)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text(header + "".join(lines[::every]), encoding="utf-8")
+        (tmp_path / name / "images").symlink_to(SHARED / "data" / folder / "images")
+        rows[name] = list(csv.DictReader([header, *lines[::every]]))
+    found = prepare("table", tmp_path / "pairs.csv" / "pairs.csv", tmp_path / "pairs")
+    wanted = Counter(row["split"] for row in rows["pairs.csv"])
+    assert found.splits() == wanted
+    assert len(wanted) == 2
+    found = prepare("table", tmp_path / "labels.csv" / "labels.csv", tmp_path / "labels")
+    ill = [meta["labels"]["pneumonia"] == 1 for meta in found.samples.values()]
+    assert (len(ill), sum(ill)) == (1400 // every, sum(row["pneumonia"] == "1" for row in rows["labels.csv"]))
+    assert 0 < sum(ill) < len(ill)
 
 
 def test_synthetic_rows_go_into_train_and_the_others_are_drawn(tmp_path: Path) -> None:

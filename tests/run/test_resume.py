@@ -19,8 +19,10 @@ from click.testing import CliRunner
 from medunifier_cli.checkpoint import store
 from medunifier_cli.cli import mu as group
 from medunifier_cli.run.log import without_times
+from tests.warm import Warm
 
-Start = Callable[..., subprocess.Popen[str]]
+Process = Warm | subprocess.Popen[str]
+Start = Callable[..., Process]
 Mu = Callable[..., tuple[int, str]]
 
 
@@ -82,7 +84,7 @@ def compare_with_undisturbed(
     start: Start, mu: Mu, recipe: Path, shards: Path, runs: Path, ranks: int, kills: int, steps: int
 ) -> None:
     same = ["pretrain", recipe, "--num-processes", ranks]
-    for override in (f"data.shards={shards}", "train.keep=1", f"train.steps={steps}"):
+    for override in (f"data.shards={shards}", "data.test=", "train.keep=1", f"train.steps={steps}"):
         same += ["-o", override]
     if ranks == 1:
         in_this_process(runs, *same, "--run", "calm")
@@ -117,7 +119,7 @@ def test_twenty_kills(start: Start, mu: Mu, recipe: Path, shards: Path, tmp_path
 
 
 def signalled_in_training(
-    start: Start, same: list[object], folder: Path, send: Callable[[subprocess.Popen[str]], None]
+    start: Start, same: list[object], folder: Path, send: Callable[[Process], None]
 ) -> tuple[int, str]:
     """Start a run whose only checkpoint is that of a signal, which `send` sends once it trains."""
     process = start(
@@ -141,7 +143,7 @@ def check_saved(folder: Path, code: int, printed: str, name: str) -> None:
     assert store.load(folder / "checkpoints" / f"step-{saved[0]:08d}").step == saved[0] >= 2
 
 
-def ctrl_c(process: subprocess.Popen[str]) -> None:
+def ctrl_c(process: Process) -> None:
     """What a terminal does: the whole group gets the signal, and the launcher passes its own on."""
     os.killpg(process.pid, signal.SIGINT)
 
@@ -185,10 +187,10 @@ def test_a_job_with_fresh_starts_over_once_and_goes_on_whenever_it_is_queued_aga
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "scontrol").write_text('#!/bin/bash\necho "$@" >> "$(dirname "$0")/requeued"\n')
-    (tools / "mu").write_text(f'#!/bin/bash\nexec {sys.executable} -m medunifier_cli "$@"\n')
+    (tools / "squeue").write_text("#!/bin/bash\nexit 1\n")
     for tool in tools.iterdir():
         tool.chmod(0o755)
-    env = {**os.environ, "MU_RUNS": str(tmp_path / "runs"), "SLURM_JOB_ID": "17", "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, "SLURM_JOB_ID": "17", "CUDA_VISIBLE_DEVICES": ""}
     env["PATH"] = f"{tools}:{env['PATH']}"
     folder, reached = tmp_path / "runs" / "small", []
     for number in range(3):
@@ -238,7 +240,7 @@ def test_ranks_of_torchrun_save_when_torchrun_is_asked_to_stop(
 
 def test_ranks_change_no_loss(mu: Mu, recipe: Path, shards: Path, tmp_path: Path) -> None:
     """The first steps of one rank and of two agree to rounding: same samples, same negatives, same losses."""
-    same = ["pretrain", recipe, "-o", f"data.shards={shards}", "-o", "train.steps=4"]
+    same = ["pretrain", recipe, "-o", f"data.shards={shards}", "-o", "data.test=", "-o", "train.steps=3"]
     same += ["-o", "model.qformer.dropout=0"]  # each rank draws its own dropout
     in_this_process(tmp_path / "runs", *same, "--run", "one", "-o", "train.micro_batch=8")
     code, printed = mu(*same, "--run", "two", "--num-processes", 2, "-o", "train.micro_batch=4")

@@ -91,7 +91,7 @@ def test_a_line_is_named_by_its_number(tmp_path: Path) -> None:
         parsing.read_json_lines(tmp_path / "a.jsonl", Facts)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.one_of(st.binary(max_size=200), st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)).map(

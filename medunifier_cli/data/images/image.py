@@ -33,15 +33,14 @@ from medunifier_cli.data.contract import (
     ZipImage,
 )
 from medunifier_cli.data.disk.unpack import IMAGE_BYTES, TooLargeError, gunzip, member_bytes, too_large
-from medunifier_cli.data.images.levels import BadImage, doubt, reject_blank
+from medunifier_cli.data.images.levels import BadImage, reject_blank
 from medunifier_cli.data.images.picture import (
     DEEP,
     ORIENTATION,
     PIXELS,
-    as_grey,
+    plausible,
     refuse_huge,
     refuse_slow_file,
-    second_guess,
     upright,
     whatever_its_texts,
     white_is_zero,
@@ -220,10 +219,8 @@ def _decode_picture(file: IO[bytes], size: int, believe: bool) -> GreyImage:
             image.draft("L", (size, size))
         image.load()
         inverted = white_is_zero(image)
-        grey = as_grey(image)
-        why = "" if believe else doubt(grey, coarse=True)
-        guess = second_guess(image, grey) if why else grey
-    grey = upright(guess, orientation)
+        grey, why = plausible(image, believe)
+    grey = upright(grey, orientation)
     if orientation in (5, 6, 7, 8):  # those that swap the axes
         width, height = height, width
     if kind in ("JPEG", "MPO") and not _is_whole(file, b"\xff\xd8"):

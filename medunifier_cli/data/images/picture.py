@@ -149,6 +149,17 @@ def _by_strips(convert: Callable[[Image.Image], Image.Image], image: Image.Image
     return grey
 
 
+def plausible(image: Image.Image, believe: bool) -> tuple[Image.Image, str]:
+    """A loaded image of any mode -> L; rescaled where its levels cannot be meant, and then why.
+
+    Args:
+        believe: keep the levels however doubtful they are.
+    """
+    grey = as_grey(image)
+    why = "" if believe else doubt(grey, coarse=True)
+    return (second_guess(image, grey) if why else grey), why
+
+
 def second_guess(image: Image.Image, grey: Image.Image) -> Image.Image:
     """What to show instead of `grey`, the doubtful result of `as_grey(image)`."""
     if _transparent(image):

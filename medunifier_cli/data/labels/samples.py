@@ -181,7 +181,7 @@ def open_samples(entry: Mapping[str, Any], part: Part) -> LabelledImages:
     if shards.fingerprint != entry["shards"] or entry["keys"] not in (None, remaining.keys):
         raise CheckpointError(
             f"{images.folder}: split {entry['split']!r} has changed since this run selected its samples; "
-            "give the run another name with --run, or start over with --fresh"
+            "give the run another name with --name, or start over with --fresh"
         )
     return remaining
 

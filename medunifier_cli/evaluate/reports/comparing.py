@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.errors import DataError, MuError
-from medunifier_cli.evaluate.render import number, render
+from medunifier_cli.evaluate.render import for_programs, number, render
 from medunifier_cli.evaluate.reports.scoring import NAMES, findings_of, groups_of, plugin_of, read_rows
 from medunifier_cli.scores import bootstrap
 from medunifier_cli.scores.bootstrap import resample_counts
@@ -97,7 +97,12 @@ def compare_files(a: Path, b: Path, draws: int = DRAWS, seed: int = 0) -> Compar
 
 
 def render_comparison(comparison: Comparison, form: str) -> str:
-    """A table as text, Markdown or CSV."""
+    """A table in a format."""
+    if for_programs(form):
+        cells: list[list[object]] = [["metric", "A", "B", "B - A", "low", "high", "p"]]
+        for name, (a, b, delta) in comparison.metrics.items():
+            cells.append([name, a, b, delta.value, delta.interval.low, delta.interval.high, delta.p])
+        return render(cells, form)
     rows = [["metric", "A", "B", "B - A", "95 % interval", "p"]]
     for name, (a, b, delta) in comparison.metrics.items():
         span = f"{delta.interval.low:+.3f} to {delta.interval.high:+.3f}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import DataError, MuError
-from medunifier_cli.evaluate.render import number, render
+from medunifier_cli.evaluate.render import for_programs, number, render
 from medunifier_cli.evaluate.reports.scoring import (
     LONGEST,
     Scored,
@@ -148,7 +148,13 @@ def save_scores(scored: Scored, reports: Path) -> Path:
 
 
 def render_scores(scored: Scored, form: str) -> str:
-    """All scores, then precision, recall and F1 of each finding, as text, Markdown, or one CSV table."""
+    """All scores, then precision, recall and F1 of each finding: two tables, for programs a single one."""
+    if for_programs(form):
+        rows: list[list[object]] = [["metric", "value", "low", "high", "baseline"]]
+        rows += [[m.name, m.value, m.low, m.high, m.baseline] for m in scored.metrics]
+        for name, found in scored.per_finding.items():
+            rows += [[f"{key}, {name}", found[key], None, None, None] for key in ("precision", "recall")]
+        return render(rows, form)
     metrics = [["metric", "value", "95 % interval", "baseline"]]
     metrics += [[m.name, number(m.value, "-"), span(m), number(m.baseline)] for m in scored.metrics]
     keys = ("precision", "recall", "f1", "positives")
@@ -156,21 +162,14 @@ def render_scores(scored: Scored, form: str) -> str:
     for name, row in scored.per_finding.items():
         positives = row["positives"] or 0
         findings.append([name, *(number(row[key], "-") for key in keys[:3]), f"{positives:.0f}"])
-    if form == "csv":
-        header, *rest = findings
-        metrics += [
-            [f"{key}, {row[0]}", row[i], "", ""]
-            for row in rest
-            for i, key in enumerate(header)
-            if i in (1, 2)
-        ]
-        return render(metrics, form)
     tables = [metrics, *([findings] if scored.per_finding else [])]
     return "\n\n".join(render(rows, form) for rows in tables)
 
 
 def trained_sections(trained: PretrainedRun) -> tuple[str, ...]:
-    """The text sections that a run was trained on."""
+    """The text sections that the section marks of a run name; none where it was trained without marks."""
+    if not trained.recipe.text.section_marks:
+        return ()  # and no data set is needed to write its reports
     data = trained.recipe.data
     return tuple(data.sections or prepared_dataset(data.dataset, data.shards).text_sections)
 

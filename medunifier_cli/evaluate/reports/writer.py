@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -83,6 +83,9 @@ class GeneratedReport:
     ended: bool
     """False if it was cut at the maximum length."""
 
+    def __str__(self) -> str:
+        return self.text
+
 
 class Writer:
     """Writes reports with one model and one decoding method.
@@ -99,6 +102,8 @@ class Writer:
     def __init__(self, trained: PretrainedRun, decoding: Decoding, sections: Sequence[str]) -> None:
         if not trained.recipe.objectives.itg:
             raise CheckpointError(f"{trained.run.folder}: trained without ITG, it cannot write reports")
+        if decoding.how not in get_args(How):
+            raise MuError(f"reports are written by {', '.join(get_args(How))}, not by {decoding.how!r}")
         self.trained, self.decoding, self.sections = trained, decoding, tuple(sections)
         tokenizer = trained.tokenizer
         trained_length = trained.recipe.text.max_tokens - 2  # [CLS] and [SEP] took two positions in training
@@ -128,6 +133,14 @@ class Writer:
         """
         with measuring():
             return self._write(image_or_feature.to(self.trained.device), keys)
+
+    def write_many(self, image_n1HW: Tensor, keys: Sequence[str]) -> list[GeneratedReport]:
+        """Reports of any number of images, uint8 grey levels; `keys` as in `write`."""
+        return [
+            report
+            for start in range(0, len(keys), BATCH)
+            for report in self.write(image_n1HW[start : start + BATCH], keys[start : start + BATCH])
+        ]
 
     def _write(self, image_or_feature: Tensor, keys: Sequence[str]) -> list[GeneratedReport]:
         model, settings, constraints = self.trained.model, self.decoding, self.constraints
@@ -184,8 +197,8 @@ def _reports(
     writer: Writer, source: SplitSource, dataset: str, total: int, rank: int, ranks: int
 ) -> Generator[tuple[list[dict[str, Any]], int] | None, None, None]:
     """One rank's share of the reports: rows, and how many of them were cut, a batch at a time."""
-    batches = -(-total // BATCH)
-    for batch, mask_B in evaluation_batches(source, BATCH, batches, rank=rank, ranks=ranks):
+    size = writer.trained.batch_size or BATCH
+    for batch, mask_B in evaluation_batches(source, size, -(-total // size), rank=rank, ranks=ranks):
         count = int((mask_B & (batch.position_B < total)).sum())
         if not count:
             yield None
@@ -204,9 +217,10 @@ def write_files(writer: Writer, paths: Sequence[Path]) -> Iterator[tuple[Path, G
     Raises:
         DataError: none can be read.
     """
-    size, done = writer.trained.recipe.data.image_size, 0
+    trained, done = writer.trained, 0
+    size, batch = trained.recipe.data.image_size, trained.batch_size or BATCH
     with Progress(len(paths), "file", hidden=sys.stdout.isatty()) as progress:
-        for files, reports in of_files(partial(_reports_of_files, writer), paths, size, BATCH):
+        for files, reports in of_files(partial(_reports_of_files, writer), paths, size, batch):
             yield from zip(files.paths, reports, strict=True)
             yield from files.skipped.items()
             done += len(files.paths) + len(files.skipped)

@@ -5,7 +5,7 @@ n samples, Q queries, E joint space.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -106,21 +106,35 @@ def need_itc(trained: PretrainedRun) -> None:
         )
 
 
-def embed_texts(trained: PretrainedRun, texts: list[str]) -> NDArray[np.float32]:
-    """ITC features of texts, [n, E].
+def token_ids(trained: PretrainedRun, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of texts, [CLS] ... [SEP], none of them cut.
 
     Raises:
         DataError: an empty text, or one longer than the recipe's `text.max_tokens`.
     """
     longest = trained.recipe.text.max_tokens
     rows = []
-    for text in texts:
+    for number, text in enumerate(texts, 1):
+        which = f"text {number} of {len(texts):,}: " if len(texts) > 1 else ""
+        # One token more than allowed is enough to see that a text is too long.
         ids = trained.tokenizer.encode(text[:LONGEST_PROMPT], longest + 1)
         if len(ids) > longest or len(text) > LONGEST_PROMPT:
-            raise DataError(f"a text of more than {longest} tokens; the run's text.max_tokens is {longest}")
+            raise DataError(
+                f"{which}a text of more than {longest} tokens; the run's text.max_tokens is {longest}"
+            )
         if len(ids) <= SPECIAL:
-            raise DataError("an empty text cannot be compared with images")
+            raise DataError(f"{which}an empty text cannot be compared with images")
         rows.append(ids)
+    return rows
+
+
+def embed_texts(trained: PretrainedRun, texts: Sequence[str]) -> NDArray[np.float32]:
+    """ITC features of texts, [n, E], L2-normalised.
+
+    Raises:
+        DataError: see `token_ids`.
+    """
+    rows = token_ids(trained, texts)
     features = []
     for start in range(0, len(rows), BATCH):
         some = rows[start : start + BATCH]
@@ -136,6 +150,23 @@ def embed_images(trained: PretrainedRun, image_or_feature: Tensor) -> NDArray[np
         memory = trained.model.encode(image_or_feature)
         image: NDArray[np.float32] = trained.model.image_head(memory.query_BQD).cpu().numpy()
     return image
+
+
+def embed_many_images(trained: PretrainedRun, image_n1HW: Tensor) -> NDArray[np.float32]:
+    """ITC features, [n, Q, E], of any number of uint8 images [n, 1, H, W] on the CPU.
+
+    Raises:
+        CheckpointError: the run was trained without ITC, or its embeddings are not finite.
+    """
+    need_itc(trained)
+    size = trained.batch_size or BATCH
+    parts = [
+        embed_images(trained, image_n1HW[start : start + size].to(trained.device))
+        for start in range(0, len(image_n1HW), size)
+    ]
+    image_nQE = np.concatenate(parts)
+    check_finite(trained, image_nQE)
+    return image_nQE
 
 
 def check_finite(trained: PretrainedRun, *features: NDArray[np.float32]) -> None:
@@ -165,7 +196,8 @@ def _embedded(
 ) -> Generator[Arrays | None, None, None]:
     """One rank's share of `_embed`, a batch at a time."""
     model = trained.model
-    for batch, mask_B in evaluation_batches(source, BATCH, first=first, rank=rank, ranks=ranks):
+    size = trained.batch_size or BATCH
+    for batch, mask_B in evaluation_batches(source, size, first=first, rank=rank, ranks=ranks):
         if not mask_B.any():
             yield None
             continue

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
@@ -38,6 +38,7 @@ def match_scores(
     texts: Texts,
     image_P: NDArray[np.int64],
     text_P: NDArray[np.int64],
+    quiet: bool = False,
 ) -> NDArray[np.float32]:
     """Log-odds of a match of each pair, [P]: logit of the match minus logit of no match (equation 14).
 
@@ -45,14 +46,15 @@ def match_scores(
     difference is comparable between images.
 
     Args:
-        images, texts: picklable.
+        images, texts: picklable, where several ranks share the work.
+        quiet: show no progress.
 
     Raises:
         CheckpointError: the run was trained without ITM.
     """
     if not trained.recipe.objectives.itm:
         raise CheckpointError(
-            f"{trained.run.folder}: trained without ITM, it cannot re-rank by image-text matching"
+            f"{trained.run.folder}: trained without ITM, it cannot judge whether image and text match"
         )
     # Sorted by image, so that an image with many candidate texts is encoded once.
     order = np.lexsort((text_P, image_P))
@@ -62,7 +64,7 @@ def match_scores(
     edges = [*first[::IMAGES_AT_ONCE].tolist(), len(order)]
     blocks = [(image[low:high], text[low:high]) for low, high in pairwise(edges)]
     out, done = np.empty(len(order), np.float32), 0
-    with Progress(len(order), "pair") as progress:
+    with Progress(len(order), "pair", hidden=quiet) as progress:
         for odds in each(partial(_match_block, trained, images, texts), blocks):
             out[order[done : done + len(odds)]] = odds
             done += len(odds)
@@ -87,6 +89,13 @@ def _match_block(
             logits_M2 = trained.model.match(memory, torch.from_numpy(image_row[batch]), packed)
             odds[batch] = (logits_M2[:, 1] - logits_M2[:, 0]).cpu().numpy()
     return odds
+
+
+def match_probability(logodds: ArrayLike) -> NDArray[np.float64]:
+    """Log-odds of a match -> its probability, in [0, 1]."""
+    # exp(-log(1 + exp(-x))): a logit below -700 does not overflow
+    probability: NDArray[np.float64] = np.exp(-np.logaddexp(0.0, -np.asarray(logodds, np.float64)))
+    return probability
 
 
 def rerank(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,16 +16,18 @@ from PIL import Image
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark
+from medunifier_cli.evaluate.render import render
 from medunifier_cli.evaluate.retrieval.embed import (
     check_finite,
-    embed_images,
+    embed_many_images,
     embed_split,
     embed_texts,
 )
-from medunifier_cli.evaluate.retrieval.rerank import match_scores
+from medunifier_cli.evaluate.retrieval.rerank import match_probability, match_scores
 from medunifier_cli.evaluate.user_images import read_images
 from medunifier_cli.page.gallery import GalleryImage, write_gallery
 from medunifier_cli.scores.search import similarity, top_k
+from medunifier_cli.terminal.output import form
 from medunifier_cli.terminal.say import show
 
 T = TypeVar("T")
@@ -99,8 +100,7 @@ def search_by_image(
         raise DataError(
             f"{benchmark.shards}: split {benchmark.split!r} has no reports to find; search it by --query"
         )
-    image_1QE = embed_images(trained, uploaded.image_B1HW.to(trained.device))
-    check_finite(trained, image_1QE)
+    image_1QE = embed_many_images(trained, uploaded.image_B1HW)
     scores_n = similarity(image_1QE, features.text_nE[with_text])[0]
     hits = _best(scores_n, with_text, max(top, rerank))
     if rerank:
@@ -165,7 +165,8 @@ def _folder(trained: PretrainedRun, benchmark: Benchmark, kind: str, query: byte
 def _write(
     benchmark: Benchmark, folder: Path, about: dict[str, str], hits: list[_Hit], query: GalleryImage | None
 ) -> Path:
-    cards = []
+    cards: list[GalleryImage] = []
+    rows: list[list[object]] = [["key", "similarity", "match"]]
     for hit in hits:
         row = int(benchmark.source.rows[hit.number])
         try:
@@ -176,10 +177,14 @@ def _write(
             raise DataError(f"{where}: damaged image; run `mu prepare` again") from error
         numbers = {"similarity": hit.similarity}
         if hit.match is not None:
-            numbers["match"] = 1 / (1 + math.exp(-hit.match))
+            numbers["match"] = float(match_probability(hit.match))
         key = benchmark.source.shards.key(row)
         cards.append(GalleryImage(grey, key, numbers, benchmark.source.text(hit.number)))
-        show("  ".join([*(f"{value:.3f}" for value in numbers.values()), key]), err=True)
+        rows.append([key, hit.similarity, numbers.get("match")])
+        if form() == "text":
+            show("  ".join([*(f"{value:.3f}" for value in numbers.values()), key]), err=True)
+    if form() != "text":
+        show(render(rows, form()))
     return write_gallery(
         folder, f"{len(cards)} best of {benchmark.plugin.name}/{benchmark.split}", about, cards, query,
         benchmark.shards,

@@ -14,19 +14,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, patients
 from medunifier_cli.evaluate.render import number, render
-from medunifier_cli.evaluate.results import Metric, Result, read_result, table, write_samples
+from medunifier_cli.evaluate.results import Metric, Result, read_result, table, tables, write_samples
 from medunifier_cli.evaluate.retrieval import prompts as prompt_sets
 from medunifier_cli.evaluate.retrieval.embed import (
     BATCH,
     Chosen,
     check_finite,
-    embed_images,
+    embed_many_images,
     embed_split,
     embed_texts,
     need_itc,
@@ -197,7 +198,7 @@ def protocol(ensemble: Ensemble) -> str:
 
 
 def render_outcomes(outcomes: Sequence[tuple[Ensemble, Outcome]], default: str, form: str) -> str:
-    """Results of one or several ensembles as `text`, `csv` or `json`.
+    """Results of one or several ensembles in a format.
 
     Args:
         default: name of the data set's default prompt set.
@@ -209,20 +210,43 @@ def render_outcomes(outcomes: Sequence[tuple[Ensemble, Outcome]], default: str, 
         for ensemble, outcome in outcomes:
             rows += [[ensemble.task, m.name, m.value, m.low, m.high, m.baseline] for m in outcome.metrics]
         return render(rows, form)
-    parts = []
-    for ensemble, outcome in outcomes:
-        parts += [f"prompts: {ensemble.name or default}"] if len(outcomes) > 1 else []
-        parts.append(table(outcome.metrics))
-    return "\n".join(parts)
+    if len(outcomes) == 1:
+        return table(outcomes[0][1].metrics)
+    return tables({f"prompts: {one.name or default}": outcome.metrics for one, outcome in outcomes})
+
+
+def classify(
+    trained: PretrainedRun, image_n1HW: Tensor, prompts: prompt_sets.Prompts, over: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Class probabilities [n, C] of images, and their similarities to the classes, [n, C] in [-1, 1].
+
+    Probabilities use the temperature that the run learned for ITC: without one, as in the benchmark, all
+    classes look equally likely.
+
+    Args:
+        image_n1HW: uint8 grey levels, on the CPU.
+        prompts: by class; all of them are used.
+        over: `max` or `mean` over the prompts of a class.
+
+    Raises:
+        CheckpointError: the run was trained without ITC, or its embeddings are not finite.
+        DataError: a prompt that is empty or too long.
+    """
+    return _probabilities(trained, embed_many_images(trained, image_n1HW), prompts, over)
+
+
+def _probabilities(
+    trained: PretrainedRun, image_nQE: NDArray[np.float32], prompts: prompt_sets.Prompts, over: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """See `classify`."""
+    scores_nC = class_scores(trained, image_nQE, prompts, over)
+    return softmax(scores_nC, float(trained.model.temperature.detach())), scores_nC
 
 
 def classify_files(
     trained: PretrainedRun, files: Sequence[Path], classes: tuple[str, ...], ensemble: Ensemble
 ) -> list[dict[str, Any]]:
-    """Class probabilities of the user's own images.
-
-    They use the temperature that the run learned for ITC: without one, as in the benchmark, all classes look
-    equally likely.
+    """Class probabilities of the user's own files, see `classify`.
 
     Args:
         files: PNG, JPEG or DICOM; unreadable ones are reported on stderr, counted and skipped.
@@ -234,17 +258,13 @@ def classify_files(
         Per readable file `file`, `class` (the likeliest), `probabilities` and `similarities` by class.
     """
     need_itc(trained)
-    prompts = ensemble.sampled(classes)
+    prompts, parts = ensemble.sampled(classes), []
     paths: list[Path] = []
-    parts = []
     size = trained.recipe.data.image_size
-    for some, image_BQE in of_files(partial(_embed_files, trained), files, size, BATCH):
+    for some, image_BQE in of_files(partial(_embed_files, trained), files, size, trained.batch_size or BATCH):
         paths += some.paths
         parts += [image_BQE] if some.paths else []
-    image_nQE = np.concatenate(parts)
-    check_finite(trained, image_nQE)
-    scores_nC = class_scores(trained, image_nQE, prompts, ensemble.over)
-    probability_nC = softmax(scores_nC, float(trained.model.temperature.detach()))
+    probability_nC, scores_nC = _probabilities(trained, np.concatenate(parts), prompts, ensemble.over)
     return [
         {
             "file": str(path),
@@ -259,14 +279,14 @@ def classify_files(
 def _embed_files(trained: PretrainedRun, files: UserImages) -> NDArray[np.float32]:
     if not files.paths:
         return np.empty(0, np.float32)
-    return embed_images(trained, files.image_B1HW.to(trained.device))
+    return embed_many_images(trained, files.image_B1HW)
 
 
 def render_files(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], form: str) -> str:
-    """What `classify_files` returns as `text`, `csv` or `json`."""
+    """What `classify_files` returns, in a format."""
     if form == "json":
         return json.dumps(rows, indent=1)
-    cells = [["file", *classes]]
+    cells: list[list[object]] = [["file", *classes]]
     cells += [[row["file"], *(number(p) for p in row["probabilities"].values())] for row in rows]
     return render(cells, form)
 

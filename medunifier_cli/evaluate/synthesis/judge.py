@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import click
 
 from medunifier_cli.checkpoint.pretrained import run_for
-from medunifier_cli.evaluate.results import table
+from medunifier_cli.evaluate.results import Metric, table, tables
 from medunifier_cli.evaluate.synthesis.copies import find_copies, print_verdict
 from medunifier_cli.evaluate.synthesis.frechet import open_scorer, score_images
 from medunifier_cli.evaluate.synthesis.prompt_adherence import measure_adherence
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
+from medunifier_cli.terminal.output import form
 from medunifier_cli.terminal.say import show
 
 
@@ -54,15 +56,26 @@ def judge_images(options: ImageOptions) -> None:
     if not (options.real or options.copies or options.classifier):
         raise click.UsageError("--fake needs --real, --copies or --classifier")
     scorer = open_scorer(run_for(options.run, "score --fake", PretrainRecipe, PriorRecipe))
+    measured: dict[str, Sequence[Metric]] = {}
     if options.real:
-        metrics = score_images(
+        measured["distances"] = score_images(
             scorer, options.real, options.fake, extractor=options.extractor, weights=options.inception,
             images=options.images, seed=options.seed, rad_dino=options.rad_dino,
         )  # fmt: skip
-        show(table(metrics))
+        _show_at_once(measured["distances"])
     if options.copies:
         verdict = find_copies(scorer, options.fake, options.real, options.heldout)
-        show(table(verdict.metrics))
+        measured["copies"] = verdict.metrics
+        _show_at_once(verdict.metrics)
         print_verdict(verdict)
     if options.classifier:
-        show(table(measure_adherence(scorer, options.fake, options.classifier)))
+        measured["class asked for"] = measure_adherence(scorer, options.fake, options.classifier)
+        _show_at_once(measured["class asked for"])
+    if form() != "text":
+        show(tables(measured))
+
+
+def _show_at_once(metrics: Sequence[Metric]) -> None:
+    """Print one table as soon as it is there, for a person: the next may take minutes."""
+    if form() == "text":
+        show(table(metrics))

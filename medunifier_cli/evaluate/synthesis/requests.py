@@ -6,21 +6,24 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
+from medunifier_cli.checkpoint.priors import text_states
 from medunifier_cli.data.batch import SPECIAL, PackedText
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.retrieval.prompts import LONGEST_PROMPT, prompts_of, read_prompts
 from medunifier_cli.files import read_text, text_lines
+from medunifier_cli.prior.contract import TextStates
 
 
 @dataclass(frozen=True)
@@ -118,13 +121,50 @@ def text_features(pretrained: PretrainedRun, requests: Sequence[ImageRequest]) -
     """f_t_cls of each prompt, [n, D].
 
     Raises:
+        DataError: see `_each_prompt`.
+    """
+    features = {}
+    for prompt, packed in _each_prompt(pretrained, requests):
+        with torch.no_grad():
+            features[prompt] = pretrained.model.encode_text(packed)[0].float().cpu().numpy()
+    return np.stack([features[request.prompt] for request in requests])
+
+
+def token_states(pretrained: PretrainedRun, requests: Sequence[ImageRequest]) -> TextStates:
+    """The states of the text pass at every token of each prompt, for priors that read texts so.
+
+    Raises:
+        DataError: see `_each_prompt`.
+    """
+    # As wide as the longest text that the run allows: the shape of attention to a text, and so the last bits
+    # of its result, must not depend on the other prompts.
+    longest = pretrained.recipe.text.max_tokens
+    states: dict[str, TextStates] = {}
+    for prompt, packed in _each_prompt(pretrained, requests):
+        one = text_states(pretrained, packed)
+        padded = F.pad(one.state_BMD.cpu(), (0, 0, 0, longest - one.state_BMD.shape[1]))
+        states[prompt] = TextStates(padded, one.length_B.cpu())
+    found = [states[request.prompt] for request in requests]
+    return TextStates(torch.cat([one.state_BMD for one in found]), torch.cat([one.length_B for one in found]))
+
+
+def _each_prompt(
+    pretrained: PretrainedRun, requests: Sequence[ImageRequest]
+) -> Iterator[tuple[str, PackedText]]:
+    """Each different prompt with its tokens, alone.
+
+    In a batch, other prompts could change the last bits of its features, and with them the codes sampled for
+    it.
+
+    Raises:
         DataError: a prompt that is empty or longer than the run's `text.max_tokens`; says which.
     """
     longest = pretrained.recipe.text.max_tokens
-    features: dict[str, NDArray[np.float32]] = {}
+    seen = set()
     for request in requests:
-        if request.prompt in features:
+        if request.prompt in seen:
             continue
+        seen.add(request.prompt)
         # One token more than allowed is enough to see that a prompt is too long.
         ids = pretrained.tokenizer.encode(request.prompt[:LONGEST_PROMPT], longest + 1)
         if len(ids) > longest or len(request.prompt) > LONGEST_PROMPT:
@@ -134,12 +174,7 @@ def text_features(pretrained: PretrainedRun, requests: Sequence[ImageRequest]) -
             )
         if len(ids) <= SPECIAL:
             raise DataError(f"{request.where}: an empty prompt")
-        # Each prompt is encoded alone: in a batch, other prompts could change the last bits of its feature,
-        # and with them the codes sampled for it.
-        with torch.no_grad():
-            packed = PackedText.of([ids], pretrained.device)
-            features[request.prompt] = pretrained.model.encode_text(packed)[0].float().cpu().numpy()
-    return np.stack([features[request.prompt] for request in requests])
+        yield request.prompt, PackedText.of([ids], pretrained.device)
 
 
 def requests_hash(requests: Sequence[ImageRequest]) -> str:

@@ -7,11 +7,10 @@ Letters: B images, T top edge, G bottom edge, D text width.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,10 +25,16 @@ from medunifier_cli.data.batch import Batch, first_pairs, to_device
 from medunifier_cli.data.loader import SplitSource, collate
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, evaluation_batches, patients
+from medunifier_cli.evaluate.codes import codes_hash, decode, need_tig, to_grey
 from medunifier_cli.evaluate.fidelity import mean_image, psnr
 from medunifier_cli.evaluate.results import Metric, mean
 from medunifier_cli.evaluate.sharing import each, in_order, share_of_rank
-from medunifier_cli.evaluate.synthesis.requests import ImageRequest, requests_hash, text_features
+from medunifier_cli.evaluate.synthesis.requests import (
+    ImageRequest,
+    requests_hash,
+    text_features,
+    token_states,
+)
 from medunifier_cli.evaluate.synthesis.sample_folder import (
     FIGURE,
     FIGURE_FACTS,
@@ -43,8 +48,8 @@ from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.sampling import Draws
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.pictures import save_rows
+from medunifier_cli.prior.contract import TextStates
 from medunifier_cli.prior.prepared import tile_rows
-from medunifier_cli.prior.sampling import Inputs, sample
 from medunifier_cli.terminal.progress import Progress
 
 SHOWN_PAIRS = 12
@@ -70,18 +75,10 @@ def synthesize(
         DataError: the folder cannot be used, or a prompt is too long.
         MuError: a setting out of range, or priors that give logits that are not finite.
     """
-    draws.check()
-    if requests and fitted.recipe.prior.condition == "none":
-        raise CheckpointError(
-            f"{fitted.run.folder}: these priors were fitted without text; fit others with "
-            "`mu fit-prior ... -o prior.condition=text`, or leave the prompt out"
-        )
-    if draws.guidance != 1 and not requests:
-        raise DataError(f"guidance {draws.guidance:g} needs a prompt")
-    feature_WD = torch.from_numpy(text_features(fitted.pretrained, requests)) if requests else None
+    prompted = sampler(fitted, requests, draws)
     settings = {
         "priors": fitted.identity, "pretrained": fitted.pretrained.identity,
-        "prompts": requests_hash(requests), **asdict(draws),
+        "prompts": requests_hash(requests), **asdict(draws), **fitted.prior.decoding,
     }  # fmt: skip
     folder = SampleFolder(out, settings, texts_of, origin_of(fitted.run.folder.name, fitted.identity))
     if len(folder.done) > n:
@@ -92,7 +89,7 @@ def synthesize(
     batch = min(batch or DEFAULT_BATCH.get(fitted.pretrained.device.type, 64), most)
     starts = range(0, n, batch)
     gaps = [[number for number in missing if start <= number < start + batch] for start in starts]
-    compute = partial(_sample_images, fitted, feature_WD, draws)
+    compute = partial(_sample_images, prompted)
     with (
         Progress(n, "image", first=n - len(missing)) as progress,
         closing(each(compute, list(filter(None, gaps)))) as batches,
@@ -107,27 +104,85 @@ def synthesize(
     return folder
 
 
-def _sample_images(
-    fitted: FittedPriors, feature_WD: Tensor | None, draws: Draws, wanted: Sequence[int]
-) -> list[tuple[int, NDArray[np.uint8], str]]:
+@dataclass(frozen=True)
+class Sampler:
+    """Samples codes for prompts from the priors of a run; made by `sampler`."""
+
+    fitted: FittedPriors
+    requests: Sequence[ImageRequest]
+    texts: Tensor | TextStates | None
+    """Of each request, as the priors read them; None without."""
+    draws: Draws
+
+    def codes(self, numbers: range) -> tuple[Tensor, Tensor]:
+        """Top [B, T, T] and bottom [B, G, G] codes of B consecutive samples, int64 on the CPU.
+
+        They depend on the number of a sample and not on the others in the call.
+        """
+        rows = [number % len(self.requests) for number in numbers] if self.requests else []
+        texts = self.texts
+        text = texts.rows(rows) if isinstance(texts, TextStates) else None if texts is None else texts[rows]
+        top_edge = self.fitted.pretrained.model.generator.top
+        return self.fitted.prior.sample(top_edge, numbers, self.draws, text)
+
+
+def sampler(fitted: FittedPriors, requests: Sequence[ImageRequest], draws: Draws) -> Sampler:
+    """What samples codes for requests, taken in turn; empty for no prompts.
+
+    Raises:
+        CheckpointError: prompts for priors that were fitted without text.
+        DataError: a prompt that is empty or too long, or guidance without a prompt.
+        MuError: a setting out of range.
+    """
+    draws.check()
+    if requests and fitted.recipe.prior.condition == "none":
+        raise CheckpointError(
+            f"{fitted.run.folder}: these priors were fitted without text; fit others with "
+            "`mu fit-prior ... -o prior.condition=text`, or leave the prompt out"
+        )
+    if draws.guidance != 1 and not requests:
+        raise DataError(f"guidance {draws.guidance:g} needs a prompt")
+    return Sampler(fitted, requests, _texts_of(fitted, requests) if requests else None, draws)
+
+
+def _texts_of(fitted: FittedPriors, requests: Sequence[ImageRequest]) -> Tensor | TextStates:
+    """The prompts as the priors read them."""
+    if fitted.prior.tokens:
+        return token_states(fitted.pretrained, requests)
+    return torch.from_numpy(text_features(fitted.pretrained, requests))
+
+
+def generate(
+    fitted: FittedPriors, n: int, requests: Sequence[ImageRequest], draws: Draws
+) -> list[NDArray[np.uint8]]:
+    """Samples 0 to n - 1 as grey levels [S, S], the images that `synthesize` writes.
+
+    Raises:
+        MuError: see `sampler`.
+    """
+    prompted, pretrained = sampler(fitted, requests, draws), fitted.pretrained
+    images = []
+    batch = DEFAULT_BATCH.get(pretrained.device.type, 64)
+    for start in range(0, n, batch):
+        top, bottom = prompted.codes(range(start, min(start + batch, n)))
+        images += [decode(pretrained, *codes) for codes in zip(top, bottom, strict=True)]
+    return images
+
+
+def _sample_images(prompted: Sampler, wanted: Sequence[int]) -> list[tuple[int, NDArray[np.uint8], str]]:
     """Number, grey levels [S, S] and hash of the codes of each image.
 
     Args:
-        feature_WD: one row for each request; None for no prompts.
         wanted: numbers of images, in ascending order.
     """
-    generator = fitted.pretrained.model.generator
-    # `sample` takes consecutive numbers: what lies between two gaps is sampled again, and not saved
+    # codes are of consecutive numbers: what lies between two gaps is sampled again, and not saved
     numbers = range(wanted[0], wanted[-1] + 1)
-    text = None if feature_WD is None else feature_WD[[number % len(feature_WD) for number in numbers]]
-    top_size, bottom_size = (generator.top, generator.top), (generator.grid, generator.grid)
-    top = sample(fitted.pair.top, top_size, numbers, draws, Inputs(text))
-    bottom = sample(fitted.pair.bottom, bottom_size, numbers, draws, Inputs(text, top))
-    rows = [(number, number - numbers.start) for number in wanted]
-    return [
-        (number, decode(fitted.pretrained, top[row], bottom[row]), codes_hash(top[row], bottom[row]))
-        for number, row in rows
-    ]
+    top, bottom = prompted.codes(numbers)
+    images = []
+    for number in wanted:
+        codes = top[number - numbers.start], bottom[number - numbers.start]
+        images.append((number, decode(prompted.fitted.pretrained, *codes), codes_hash(*codes)))
+    return images
 
 
 def reconstructed_batches(
@@ -150,8 +205,8 @@ def _reconstructed(
     pretrained: PretrainedRun, source: SplitSource, n: int, rank: int, ranks: int
 ) -> Generator[tuple[Batch, NDArray[np.uint8]] | None, None, None]:
     """One rank's share of `reconstructed_batches`."""
-    batches = -(-n // RECONSTRUCT_BATCH)
-    for batch, mask_B in evaluation_batches(source, RECONSTRUCT_BATCH, batches, rank=rank, ranks=ranks):
+    size = pretrained.batch_size or RECONSTRUCT_BATCH
+    for batch, mask_B in evaluation_batches(source, size, -(-n // size), rank=rank, ranks=ranks):
         count = int((mask_B & (batch.position_B < n)).sum())
         if not count:
             yield None
@@ -165,31 +220,6 @@ def reconstruct_batch(pretrained: PretrainedRun, batch: Batch) -> NDArray[np.uin
     with measuring():
         image_BCHW = pretrained.model.reconstruct(to_device(batch, pretrained.device)).image_BCHW
     return to_grey(image_BCHW)
-
-
-def decode(pretrained: PretrainedRun, top_TT: Tensor, bottom_GG: Tensor) -> NDArray[np.uint8]:
-    """Codes of one image -> grey levels [S, S]. One at a time: the batch size could change rounding."""
-    with measuring():
-        image = pretrained.model.generator.from_codes(
-            top_TT[None].to(pretrained.device), bottom_GG[None].to(pretrained.device)
-        )
-    grey_SS: NDArray[np.uint8] = to_grey(image)[0]
-    return grey_SS
-
-
-def to_grey(image_BCHW: Tensor) -> NDArray[np.uint8]:
-    """[B, 3, S, S] in about [0, 1] -> uint8 [B, S, S], the mean of the three channels."""
-    grey = image_BCHW.float().clamp(0, 1).mean(dim=1)
-    result: NDArray[np.uint8] = (grey * 255).round().to(torch.uint8).cpu().numpy()
-    return result
-
-
-def codes_hash(top_TT: Tensor, bottom_GG: Tensor) -> str:
-    """Short hash of an image's codes: equal for equal codes, whichever machine decoded them."""
-    digest = hashlib.sha256()
-    for codes in (top_TT, bottom_GG):
-        digest.update(f"{tuple(codes.shape)}".encode() + codes.cpu().numpy().astype("<i8").tobytes())
-    return digest.hexdigest()[:16]
 
 
 def reconstruct(
@@ -210,8 +240,7 @@ def reconstruct(
         CheckpointError: the model was trained without TIG and has no codes.
         DataError: the folder cannot be used.
     """
-    if not pretrained.recipe.objectives.tig:
-        raise CheckpointError(f"{pretrained.run.folder}: trained without TIG, it reconstructs nothing")
+    need_tig(pretrained)
     split = f"{benchmark.plugin.name}/{benchmark.split}"
     origin = origin_of(pretrained.run.folder.name, pretrained.identity)
     folder = SampleFolder(out, {"reconstruct": split, "pretrained": pretrained.identity}, origin=origin)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from medunifier_cli.checkpoint.lineage import made_from
 from medunifier_cli.errors import CheckpointError
-from medunifier_cli.evaluate.render import interval, number, render
+from medunifier_cli.evaluate.render import for_programs, interval, number, render
 from medunifier_cli.evaluate.results import Metric, read_results
 from medunifier_cli.evaluate.tables.beside_paper import Section
 from medunifier_cli.run.record import Run
@@ -18,13 +19,14 @@ PAPER_WORDS = 2
 """The same in the paper's tables: method, measure."""
 
 
-def rows_of(runs: Sequence[Run], intervals: bool = False) -> list[list[str]]:
+def rows_of(runs: Sequence[Run], intervals: bool = False) -> list[list[Any]]:
     """A header, then one row per metric of any run: task, data, metric, baseline, one column per run.
 
     Results of runs made from one of them are in its column, with their name after the task.
 
     Args:
-        intervals: put 95 % intervals into columns of their own (for CSV) instead of after the values.
+        intervals: for programs: 95 % intervals in columns of their own instead of after the values, and
+            numbers with all digits instead of text.
 
     Raises:
         CheckpointError: a run without results.
@@ -34,30 +36,57 @@ def rows_of(runs: Sequence[Run], intervals: bool = False) -> list[list[str]]:
     for run in runs:
         name = run.folder.name
         header += [name, f"{name} low", f"{name} high"] if intervals else [name]
-    rows: dict[tuple[str, str, str], list[str]] = {}
+    rows: dict[tuple[str, str, str], list[Any]] = {}
     for column, run in enumerate(runs):
-        for result in _results(run):
+        for result in results_of(run):
             for entry in result["metrics"]:
                 metric = Metric.from_json(entry)
                 key = (result["task"], f"{result['dataset']}/{result['split']}", metric.title)
-                row = rows.setdefault(key, [""] * (1 + per_run * len(runs)))
-                row[0] = number(metric.baseline)
+                row = rows.setdefault(key, [None if intervals else ""] * (1 + per_run * len(runs)))
+                row[0] = metric.baseline if intervals else number(metric.baseline)
                 start = 1 + per_run * column
                 row[start : start + per_run] = _cells(metric, intervals)
     return [header, *([*key, *row] for key, row in rows.items())]
 
 
+def render_rows(runs: Sequence[Run], form: str) -> str:
+    """All numbers of the runs; as text below a heading for each task and data set, so that lines are short.
+
+    Raises:
+        CheckpointError: a run without results.
+    """
+    rows = rows_of(runs, intervals=for_programs(form))
+    if form != "text":
+        return render(rows, form, WORDS)
+    header, *body = rows
+    grouped = [["metric", *header[WORDS:]]]
+    for (task, data), members in groupby(body, key=lambda row: (row[0], row[1])):
+        grouped.append([f"{task}, {data}", *[""] * (len(header) - WORDS)])
+        grouped += [[f"  {row[2]}", *row[WORDS:]] for row in members]
+    return render(grouped, form)
+
+
 def render_sections(sections: Sequence[Section], form: str) -> str:
-    """The paper's tables one below the other; in CSV as one table with the number of each in front."""
-    if form == "csv":
+    """The paper's tables one below the other; for programs one table with the number of each in front."""
+    if for_programs(form):
         header = ["table", *sections[0].rows[0]]
         numbers = {section.title: section.title.split(":")[0] for section in sections}
-        return render([header, *([numbers[s.title], *row] for s in sections for row in s.rows[1:])], form)
+        body: list[list[Any]] = [[numbers[s.title], *row] for s in sections for row in s.rows[1:]]
+        if form == "json":
+            first = 1 + PAPER_WORDS
+            body = [[*row[:first], *map(_parsed, row[first:])] for row in body]
+        return render([header, *body], form)
     mark = "### " if form == "markdown" else ""
     return "\n\n".join(f"{mark}{s.title}\n\n{render(s.rows, form, PAPER_WORDS)}" for s in sections)
 
 
-def _results(run: Run) -> list[Mapping[str, Any]]:
+def results_of(run: Run) -> list[Mapping[str, Any]]:
+    """Results of a run, and of the runs made from it with their name in brackets after the task.
+
+    Raises:
+        CheckpointError: there are none.
+        DataError: a damaged result file.
+    """
     results: list[Mapping[str, Any]] = [*read_results(run.results)]
     for other in made_from(run):
         own = f" ({other.folder.name})"
@@ -67,9 +96,17 @@ def _results(run: Run) -> list[Mapping[str, Any]]:
     return results
 
 
-def _cells(metric: Metric, intervals: bool) -> list[str]:
-    value = number(metric.value, "-")
+def _parsed(cell: str) -> float | str | None:
+    """A cell of the paper's tables for JSON: the number that it says, null where it is empty."""
+    try:
+        return float(cell) if cell else None
+    except ValueError:
+        return cell
+
+
+def _cells(metric: Metric, intervals: bool) -> list[Any]:
     if intervals:
-        return [value, number(metric.low), number(metric.high)]
+        return [metric.value, metric.low, metric.high]
+    value = number(metric.value, "-")
     ends = interval(metric.low, metric.high)
     return [f"{value} ({ends})" if ends else value]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 from medunifier_cli.data.loader import micro_batch_size
@@ -28,6 +29,9 @@ from medunifier_cli.stages.check.shared import (
     shards_of,
 )
 
+TEXTS_READ = 2000
+"""Samples of a split whose texts are counted: each costs a read, which takes seconds on a network disk."""
+
 
 def check_pretrain(recipe: PretrainRecipe, processes: int = 0, hashes: bool = False) -> Iterator[Check]:
     """Check everything the recipe needs, in the order a run would need it; downloads and trains nothing.
@@ -48,8 +52,8 @@ def check_pretrain(recipe: PretrainRecipe, processes: int = 0, hashes: bool = Fa
             if not all(check.ok for check in checks):
                 continue  # it would be told twice
             images[split] = count_images(folder, split)
-            if split == data.train:
-                yield from run_check("texts", check_texts, recipe)
+        if images:
+            yield from run_check("texts", check_texts, recipe, images)
         yield from run_check("image size", check_image_size, data.dataset, data.image_size, folder)
     else:
         yield Check("shards", f"{folder}: no such folder; run `mu prepare {data.dataset}`", False)
@@ -83,20 +87,33 @@ def count_images(folder: Path, split: str) -> int:
         return len(shards)
 
 
-def check_texts(recipe: PretrainRecipe) -> str:
-    """Check that the train split has text in the recipe's sections; stops at the first sample that has."""
-    sections = recipe.data.sections or prepared_dataset(recipe.data.dataset, recipe.data.shards).text_sections
-    with closing(
-        Shards.open(shards_of(recipe.data.dataset, recipe.data.shards), recipe.data.train)
-    ) as shards:
-        texts = texts_of(shards, sections, recipe.data, recipe.text)
-        if not any(texts):
-            raise DataError(
-                f"data.sections: no sample of {recipe.data.train!r} has text in {', '.join(sections)}; "
-                f"sections there: {sections_there(shards)}. `-o 'data.sections=[...]'` chooses, and "
-                "`-o 'data.sections=[]'` takes the sections that the data set names"
-            )
-    return f"{recipe.data.train} has text in {', '.join(sections)}"
+def check_texts(recipe: PretrainRecipe, splits: Iterable[str]) -> str:
+    """Check that each split has text in the recipe's sections; counts samples that do, see `TEXTS_READ`.
+
+    Raises:
+        DataError: a split has none; the message names the sections that are there.
+    """
+    data = recipe.data
+    sections = data.sections or prepared_dataset(data.dataset, data.shards).text_sections
+    told, without, there = [], [], ""
+    for split in splits:
+        with closing(Shards.open(shards_of(data.dataset, data.shards), split)) as shards:
+            looked_at = min(TEXTS_READ, len(shards))
+            texts = texts_of(shards, sections, data, recipe.text)
+            count = sum(map(bool, islice(texts, looked_at)))
+            # the first ones may be the exception, and one that has text is enough
+            if not count and not any(texts):
+                without.append(repr(split))
+                there = there or sections_there(shards)
+            of = "" if looked_at == len(shards) else f" of the first {looked_at:,}"
+            told.append(f"{split} {count:,}{of or f' of {len(shards):,}'}")
+    if without:
+        raise DataError(
+            f"data.sections: no sample of {', '.join(without)} has text in {', '.join(sections)}; "
+            f"sections there: {there}. `-o 'data.sections=[...]'` chooses, and "
+            "`-o 'data.sections=[]'` takes the sections that the data set names"
+        )
+    return f"samples with text in {', '.join(sections)}: {', '.join(told)}"
 
 
 def check_tokenizer(recipe: PretrainRecipe) -> str:

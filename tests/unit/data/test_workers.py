@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from medunifier_cli.data import workers as workers_module
 from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.errors import MuError
-from tests.folders import ROOT
+from tests import warm
 from tests.hand_made import write_split
 from tests.unit.data.test_loader import batches, open_source
 
@@ -45,10 +44,8 @@ def source(tmp_path: Path) -> SplitSource:
 
 
 def command(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", COMMAND, str(write_split(folder, "train", 23, 10)), *arguments],
-        cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    words = ["-c", COMMAND, write_split(folder, "train", 23, 10), *arguments]
+    return warm.run(words, env={**os.environ, **env}, timeout=60)
 
 
 @pytest.mark.parametrize(("length", "works"), [(60, True), (130, False)])

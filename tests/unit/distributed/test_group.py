@@ -14,6 +14,7 @@ import pytest
 
 from medunifier_cli.distributed import group
 from medunifier_cli.errors import MuError
+from tests import warm
 from tests.folders import ROOT
 
 SLURM = {
@@ -175,13 +176,11 @@ except MuError as error:
 """
 
 
-def join(limit: float, port: int) -> subprocess.Popen[str]:
+def join(limit: float, port: int) -> warm.Warm:
     """Rank 0 of a SLURM step of four tasks, the others of which are shells."""
     step = {**SLURM, "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     env = {**os.environ, **step, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return subprocess.Popen(
-        [sys.executable, "-c", JOIN, str(limit)], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
-    )
+    return warm.start(["-c", JOIN, limit], env=env, apart=True)
 
 
 def free_port() -> int:
@@ -202,8 +201,11 @@ def test_a_step_whose_other_tasks_are_shells_is_waited_for_with_a_word_and_an_en
 
 def test_ctrl_c_ends_the_wait_for_a_group() -> None:
     process = join(600.0, free_port())
-    assert process.stderr is not None
-    assert any("rank 0 waits" in line for line in process.stderr)
+    deadline = time.monotonic() + 120
+    while "rank 0 waits" not in process.stderr:
+        assert process.poll() is None, process.stderr
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     started = time.monotonic()
     process.communicate(timeout=60)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.folders import ROOT
+from tests import warm
 from tests.unit.distributed.ranks import TIMEOUT
 
 KILLED = -signal.SIGKILL
@@ -38,8 +35,8 @@ class Outcomes:
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "tests.unit.distributed.ranks", str(folder)]
-    subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=400)
+    done = warm.run(["-m", "tests.unit.distributed.ranks", folder], timeout=400)
+    assert done.returncode == 0, done.stderr
     return Outcomes(folder)
 
 

@@ -34,6 +34,8 @@ from tests.tiny import SMALL
 
 NAMES = ("itc", "itm", "itg", "tig")
 ALL = [chosen for count in range(1, 5) for chosen in combinations(NAMES, count)]
+QUICK = [("itg",), ("itc", "itm"), ("itg", "tig"), NAMES]
+"""Each objective with and without each other one."""
 REFUSED = [chosen for chosen in ALL if "itm" in chosen and "itc" not in chosen]
 ALLOWED = [chosen for chosen in ALL if chosen not in REFUSED]
 AUTHORS_ADAPTERS = (
@@ -113,7 +115,10 @@ def test_itm_without_itc_is_refused_in_one_line(chosen: tuple[str, ...]) -> None
 
 @pytest.mark.parametrize(
     ("chosen", "overrides"),
-    [*((chosen, ()) for chosen in ALLOWED), (("tig",), AUTHORS_ADAPTERS)],
+    [
+        *(pytest.param(chosen, (), marks=() if chosen in QUICK else pytest.mark.slow) for chosen in ALLOWED),
+        (("tig",), AUTHORS_ADAPTERS),
+    ],
     ids=[*map(name_of, ALLOWED), "tig with the authors' adapters"],
 )
 def test_it_trains_resumes_and_is_evaluated(

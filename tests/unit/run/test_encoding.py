@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from medunifier_cli.run import encoding
 from medunifier_cli.run.cache import Arrays, is_cached, read_cache
 from medunifier_cli.run.encoding import Encode, Rows, encoded, encoded_file, encoded_mapped
 from medunifier_cli.temporary import DAY
-from tests.folders import ROOT
+from tests import warm
 from tests.full_disk import room_for
 
 TOTAL, BATCH = 50, 8
@@ -244,13 +243,13 @@ def test_rows_are_kept_by_time_and_by_size(tmp_path: Path, monkeypatch: pytest.M
 
 
 PROCESS = """
-import sys
+import sys, time
 from pathlib import Path
 from medunifier_cli.run import encoding
 from tests.unit.run.test_encoding import Encoder, in_a_file, in_memory, right
 encoding.KEEP_SECONDS = 0.0
-print("ready", flush=True)
-sys.stdin.readline()
+while not Path(sys.argv[1]).with_name("go").exists():
+    time.sleep(0.001)
 make = {"memory": in_memory, "file": in_a_file}[sys.argv[2]]
 assert right(make(Path(sys.argv[1]), Encoder()))
 """
@@ -259,16 +258,9 @@ assert right(make(Path(sys.argv[1]), Encoder()))
 @pytest.mark.parametrize("make", ["memory", "file"])
 def test_processes_that_make_one_file_at_once(tmp_path: Path, make: str) -> None:
     """As a job array over fractions does: five of eight pairs failed when they shared a temporary name."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(tmp_path / "c.h5"), make], cwd=ROOT, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for _ in range(3)
-    ]  # fmt: skip
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    ends = [process.communicate("go\n") for process in processes]
+    processes = [warm.start(["-c", PROCESS, tmp_path / "c.h5", make]) for _ in range(3)]
+    time.sleep(0.2)
+    (tmp_path / "go").touch()
+    ends = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], ends
     assert is_cached(tmp_path / "c.h5", MADE_OF)

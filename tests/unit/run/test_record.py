@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from medunifier_cli.recipe.load import dump_recipe
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.run import record
 from medunifier_cli.run.record import FREE, Run
-from tests.folders import ROOT
+from tests import warm
 from tests.tiny import tiny_recipe
 
 
@@ -48,7 +47,7 @@ def test_another_recipe_is_refused_and_the_difference_named(tmp_path: Path) -> N
     message = str(error.value)
     assert "optim.peak_lr was 0.0001, now 0.5, train.seed was 0, now 9;" in message
     assert "keep" not in message, "free keys are no difference"
-    assert "--run" in message
+    assert "--name" in message
     assert "--fresh" in message
     assert "\n" not in message
     assert len(json.loads(run.provenance.read_text())["starts"]) == 1
@@ -85,7 +84,7 @@ def test_other_data_under_a_run_are_refused_with_both_ways_out(tmp_path: Path) -
             f"/data/shards: split '{split}' of phantom has changed since {run.folder} was started"
         )
         assert "put those shards back" in line
-        assert "--run" in line
+        assert "--name" in line
         assert line.endswith("--fresh")
         assert run.provenance.read_bytes() == before, "the hash to compare with stays"
     start_on(run, "/data/shards", "m1", train="t1", valid="v1")
@@ -225,9 +224,7 @@ with record.Run(Path(sys.argv[1])).locked(enabled=sys.argv[2] == "yes"):
 
 
 def other_process(folder: Path, enabled: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", LOCK, str(folder), enabled], cwd=ROOT, capture_output=True, text=True
-    )
+    return warm.run(["-c", LOCK, folder, enabled])
 
 
 def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

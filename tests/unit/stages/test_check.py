@@ -60,6 +60,26 @@ def test_ready(shards: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "demo is ready"
     assert "10 samples in 2 shards (hashes checked)" in result.stdout
+    counted = "texts: samples with text in impression: train 10 of 10, valid 10 of 10, test 10 of 10"
+    assert counted in result.stdout
+
+
+def test_as_json_for_a_script(shards: Path) -> None:
+    result = check("demo", "-o", f"data.shards={shards}", "-o", "data.sections=[none]", "--format", "json")
+    assert result.exit_code == 1
+    rows = json.loads(result.stdout)
+    assert [row["check"] for row in rows if row["state"] == "problem"] == ["texts"]
+    assert len(rows) > 10
+
+
+def test_a_split_of_which_a_part_has_text_is_counted(tmp_path: Path) -> None:
+    for split in SPLITS:
+        with webdataset.TarWriter(str(tmp_path / f"{split}-000000.tar")) as writer:
+            for number in range(3):
+                text = b"Clear lungs." if number == 1 or split == "train" else b" "
+                writer.write({"__key__": f"{split}{number}", "png": sample(0)[1], "txt": text})
+    result = check("demo", "-o", f"data.shards={tmp_path}", "-o", "data.sections=[caption]")
+    assert "samples with text in caption: train 3 of 3, valid 1 of 3, test 1 of 3" in result.stdout
 
 
 def test_a_split_without_text_in_the_sections_asked_for(shards: Path) -> None:
@@ -67,7 +87,7 @@ def test_a_split_without_text_in_the_sections_asked_for(shards: Path) -> None:
     result = check("demo", "-o", f"data.shards={shards}", "-o", "data.sections=[clinical_notes]")
     assert result.exit_code == 1
     (problem,) = problems(result)
-    assert "data.sections: no sample of 'train' has text in clinical_notes" in problem
+    assert "data.sections: no sample of 'train', 'valid', 'test' has text in clinical_notes" in problem
     assert "sections there: findings, impression." in problem
     assert "`-o 'data.sections=[]'`" in problem
 

@@ -12,12 +12,12 @@ import pytest
 
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.prior.baseline import baseline, refuse_collapsed
-from medunifier_cli.stages.codes import Codes, read_codes, write_codes
+from medunifier_cli.stages.codes import Codes, codes_hash, read_codes, write_codes
 
 MADE_OF = {"checkpoint": "abc", "data": "def"}
 
 
-def draw(n: int = 12) -> Codes:
+def draw(n: int = 12, tokens: bool = True) -> Codes:
     random = np.random.default_rng(0)
     return Codes(
         random.integers(0, 16, (n, 2, 2)).astype(np.uint16),
@@ -25,6 +25,7 @@ def draw(n: int = 12) -> Codes:
         random.normal(size=(n, 3, 5)).astype(np.float16),
         np.arange(n, dtype=np.int16),
         np.array([f"key-{i}".encode() for i in range(n)]),
+        random.integers(-1, 16, (n, 3, 7)).astype(np.int32) if tokens else None,
     )
 
 
@@ -41,6 +42,13 @@ def test_codes_come_back_as_written(path: Path) -> None:
         assert np.array_equal(getattr(found["train"], name), column), name
         assert getattr(found["train"], name).dtype == column.dtype
     assert [p.name for p in path.parent.iterdir()] == ["codes.h5"]
+
+
+def test_codes_without_tokens_come_back_without_and_hash_otherwise(tmp_path: Path) -> None:
+    write_codes(tmp_path / "codes.h5", {"train": draw(tokens=False)}, MADE_OF)
+    found = read_codes(tmp_path / "codes.h5", ("train",), MADE_OF)["train"]
+    assert found.token_nVM is None
+    assert codes_hash(found) == codes_hash(draw(tokens=False)) != codes_hash(draw())
 
 
 def test_a_file_cut_short_is_refused(path: Path) -> None:

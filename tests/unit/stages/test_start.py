@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
+from medunifier_cli.cluster.options import JobOptions
+from medunifier_cli.cluster.script import Wishes
 from medunifier_cli.distributed import group, launch
 from medunifier_cli.errors import MuError
 from medunifier_cli.recipe.load import load_recipe
@@ -16,7 +17,8 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.stages import start as start_module
 from medunifier_cli.stages.start import StartOptions
 
-PLAIN = StartOptions((), "", None, fresh=False, sbatch=False)
+PLAIN = StartOptions((), "", None, fresh=False)
+JOB = JobOptions(("pretrain", "demo"), "", Wishes())
 
 
 @pytest.fixture(autouse=True)
@@ -155,9 +157,9 @@ def test_the_recipe_is_filled_in_after_an_old_run_was_renamed(runs: Path, calls:
 
 
 @pytest.mark.parametrize("name", ["../other", "/tmp/other", ".", "a\n#SBATCH --uid=0", "-rf", "x" * 101])
-@pytest.mark.parametrize("sbatch", [True, False])
+@pytest.mark.parametrize("sbatch", [JOB, None])
 def test_a_name_that_leads_elsewhere_starts_nothing(
-    runs: Path, calls: Calls, name: str, sbatch: bool, capsys: pytest.CaptureFixture[str]
+    runs: Path, calls: Calls, name: str, sbatch: JobOptions | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Given by `--run`, or by the recipe."""
     for options, default in ((dataclasses.replace(PLAIN, name=name), "demo"), (PLAIN, name)):
@@ -178,14 +180,24 @@ def test_settings_of_accelerate_are_refused_before_anything_starts(
 
 
 def test_sbatch_prints_a_script_and_touches_nothing(
-    runs: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: Path, calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old_run(runs)
-    monkeypatch.setattr(sys, "argv", ["mu", "pretrain", "demo", "--sbatch", "--fresh"])
-    options = dataclasses.replace(PLAIN, sbatch=True, fresh=True)
+    options = dataclasses.replace(PLAIN, sbatch=dataclasses.replace(JOB, fresh=True), fresh=True)
     options.start(calls.train, recipe(4), "demo", workers=2)
     text = capsys.readouterr().out
-    assert '\nmu pretrain demo --fresh-in-job "$SLURM_JOB_ID" &\n' in text
+    assert ' pretrain demo --fresh-in-job "$SLURM_JOB_ID" &\n' in text
+    assert "#SBATCH --job-name=mu-demo\n" in text
     assert "#SBATCH --gpus-per-node=4\n" in text
     assert "#SBATCH --cpus-per-task=12\n" in text
     assert (calls.trained, os.listdir(runs)) == ([], ["demo"])
+
+
+def test_a_batch_that_the_processes_of_all_nodes_do_not_divide_prints_no_script(
+    calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would end after hours in the queue."""
+    job = dataclasses.replace(JOB, nodes=3)
+    with pytest.raises(MuError, match="x 12 processes"):
+        dataclasses.replace(PLAIN, sbatch=job).start(calls.train, recipe(4), "demo")
+    assert capsys.readouterr().out == ""

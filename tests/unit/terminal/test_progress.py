@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from medunifier_cli.terminal import progress
-from medunifier_cli.terminal.progress import PLAIN_EVERY, Progress
+from medunifier_cli.terminal.output import QUIET, TALK
+from medunifier_cli.terminal.progress import PLAIN_EVERY, Progress, duration
 
 Wait = Callable[[float], None]
 Read = Callable[[], list[str]]
@@ -45,7 +46,7 @@ def test_a_line_every_ten_seconds(wait: Wait, read: Read) -> None:
             wait(1.0)
             bar.advance(done * 40)
     assert PLAIN_EVERY == 10.0
-    assert read() == ["image 400/1,200  40 images/s", "image 800/1,200  40 images/s"]
+    assert read() == ["image 400/1,200  40 images/s  ETA 0:20", "image 800/1,200  40 images/s  ETA 0:10"]
 
 
 def test_short_work_prints_nothing(wait: Wait, read: Read) -> None:
@@ -62,7 +63,7 @@ def test_edges_print_the_first_unit_and_the_last(wait: Wait, read: Read) -> None
             wait(1.0)
             bar.advance(done, f"train  total {done}.000" if done != 3 else "")
     assert read() == [
-        "step 2/4  train  total 2.000  256 pairs/s",
+        "step 2/4  train  total 2.000  256 pairs/s  ETA 0:02",
         "step 4/4  train  total 4.000  256 pairs/s",
     ]
 
@@ -82,7 +83,7 @@ def test_skipped_units_count_as_done_and_not_as_work(wait: Wait, read: Read) -> 
         bar.advance(160)
         wait(5.0)
         bar.advance(170)
-    assert read() == ["image 170/300  2 images/s"]
+    assert read() == ["image 170/300  2 images/s  ETA 1:05"]
 
 
 def test_a_hidden_one_is_silent(wait: Wait, read: Read) -> None:
@@ -111,4 +112,33 @@ def test_a_terminal_gets_a_bar(wait: Wait, read: Read, monkeypatch: pytest.Monke
     shown = "\n".join(read())
     assert "between" in shown
     assert "5/8" in shown
-    assert "images/s" not in shown, "no plain line beside the bar"
+    assert "image 5/8" not in shown, "no plain line beside the bar"
+
+
+def test_a_bar_fits_and_begins_with_rate_and_time_left(
+    wait: Wait, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Progress(1000, "step", rate_unit="pairs", per_unit=32) as bar:
+        bar.bar.dynamic_ncols = lambda _: (100, 30)  # a terminal of 100 columns
+        wait(50.0)
+        bar.advance(100, "total 12.345  itc 3.456  itm 0.654  itg 6.543  tig 0.012  " * 3)
+        shown = str(bar.bar)
+    assert " 64 pairs/s  ETA 7:30  total 12.345" in shown
+    assert len(shown.rstrip()) <= 100
+
+
+def test_quiet_leaves_warnings_alone(wait: Wait, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TALK, QUIET)
+    with Progress(2, "step", edges=True) as bar:
+        bar.advance(1)
+        bar.say("step 1/2  valid  total 0.250")
+        bar.say("warning: nothing is learned")
+    assert read() == ["warning: nothing is learned"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.4, "0:00"), (65, "1:05"), (3600, "1:00:00"), (90_061, "1 d 1:01:01")]
+)
+def test_durations(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown

@@ -28,3 +28,30 @@ def test_no_rows_are_no_lines() -> None:
 def test_rows_of_different_lengths_are_an_error() -> None:
     with pytest.raises(ValueError, match="shorter"):
         text_table([["a", "b"], ["c"]])
+
+
+def test_a_table_that_is_too_wide_continues_its_words() -> None:
+    rows = [["metric", "value"], ["one two three four five six seven", "1.0"], ["short", "22.0"]]
+    lines = text_table(rows, width=26)
+    assert lines == [
+        "metric               value",
+        "one two three four     1.0",
+        "  five six seven",
+        "short                 22.0",
+    ]
+
+
+def test_what_still_does_not_fit_becomes_tables_below_each_other() -> None:
+    rows = [["run", *(f"column {i}" for i in range(9))], ["demo", *(f"{i}.000" for i in range(9))]]
+    lines = text_table(rows, width=40)
+    assert max(map(len, lines)) <= 40
+    assert [line.split()[0] for line in lines if line] == ["run", "demo"] * 3
+    numbers = [cell for line in lines if line.startswith("demo") for cell in line.split()[1:]]
+    assert numbers == [f"{i}.000" for i in range(9)], "each once, in order"
+
+
+def test_a_path_without_blanks_is_broken_and_whole() -> None:
+    path = "/data/" + "x" * 150 + ".png"
+    lines = text_table([["file", "a"], [path, "0.5"]])
+    assert max(map(len, lines)) <= 100
+    assert "".join(line.removesuffix("0.5").strip() for line in lines[1:]) == path

@@ -33,7 +33,7 @@ from medunifier_cli.train.stop import Watch
 from tests.tiny import DEC, draw_batch, tiny_model
 from tests.unit.train.test_loop import OPTIM, POINTS, SETTINGS, Line, LineStage, new_run
 
-BATCHES, SETTLED, PAIRS = 20, 2, 6
+BATCHES, SETTLED, PAIRS = 7, 2, 6
 DROPOUT = "model.qformer.dropout=0.1"
 
 

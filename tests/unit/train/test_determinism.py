@@ -16,7 +16,8 @@ from medunifier_cli.commands.finetune import finetune
 from medunifier_cli.commands.fit_prior import fit_prior
 from medunifier_cli.commands.pretrain import pretrain
 from medunifier_cli.errors import MuError, explain
-from medunifier_cli.prior.pair import CodeBatch, PriorPair
+from medunifier_cli.prior.contract import CodeBatch
+from medunifier_cli.prior.pair import PriorPair
 from medunifier_cli.prior.shape import PriorShape
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema_train import LoopConfig
@@ -86,7 +87,7 @@ def test_an_operation_without_such_a_kernel_is_one_line_that_names_it() -> None:
     assert code == 1
     assert lines == [
         "PyTorch has no deterministic kernel for put_ on this device; leave out --deterministic "
-        "(train.deterministic), and give the run another name with --run"
+        "(train.deterministic), and give the run another name with --name"
     ]
 
 
@@ -96,7 +97,7 @@ def test_every_training_verb_has_the_option(verb: object) -> None:
 
 
 def test_the_option_is_the_recipes_key_and_recorded(tmp_path: Path) -> None:
-    asked = StartOptions(("train.seed=3",), "", None, fresh=False, sbatch=False, deterministic=True)
+    asked = StartOptions(("train.seed=3",), "", None, fresh=False, deterministic=True)
     recipe = load_recipe("demo", asked.overrides)
     assert recipe.train.deterministic
     assert recipe.train.seed == 3

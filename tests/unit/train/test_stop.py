@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +15,7 @@ from medunifier_cli.distributed import world
 from medunifier_cli.stopping import SIGNALS
 from medunifier_cli.train import stop
 from medunifier_cli.train.stop import AnyStop, ValidationEndedError, Watch, stop_on_signals
+from tests import warm
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -60,7 +59,7 @@ def test_a_batch_that_never_comes_is_not_waited_for_for_ever_after_a_signal(alon
     """One rank of several may not leave the others alone in a step, and they cannot go on without it."""
     started = time.monotonic()
     code = HANGING.replace("ALONE", str(alone))
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    result = warm.run(["-c", code], timeout=120)
     assert time.monotonic() - started > 1.0
     assert (result.returncode, result.stdout) == (75, "1\n")
     assert result.stderr.startswith("mu: no batch came within 1 s of SIGTERM; the same command resumes")

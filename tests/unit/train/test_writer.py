@@ -6,8 +6,6 @@ import errno
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +28,7 @@ from medunifier_cli.train.loop import fit
 from medunifier_cli.train.stage import Values
 from medunifier_cli.train.stop import Watch
 from medunifier_cli.train.writer import Writer
+from tests import warm
 from tests.unit.train.test_finite import BadStage
 from tests.unit.train.test_loop import OPTIM, LineStage, files, lines, new_run
 
@@ -260,8 +259,8 @@ def test_what_a_write_raises_is_raised_once_where_it_is_waited_for(writer: Write
 
 
 def test_ranks_do_not_wait_for_the_disk_and_hear_that_it_is_full(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "tests.unit.train.writing_ranks", str(tmp_path)]
-    subprocess.run(line, check=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = warm.run(["-m", "tests.unit.train.writing_ranks", tmp_path], timeout=600)
+    assert done.returncode == 0, done.stderr
     said = {path.name: path.read_text() for path in tmp_path.glob("*.txt")}
     assert (said["slow.0.txt"], said["slow.1.txt"]) == ("8 steps", "8 steps")
     assert store.steps(tmp_path / "slow" / "checkpoints") == [2, 4, 6, 8]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from medunifier_cli.data.images.augment import Augmented, augment
 from medunifier_cli.data.loader import SplitSource, train_batches
@@ -27,7 +29,7 @@ ALL = AugmentConfig(crop=0.7, rotation=10, contrast=0.3, brightness=0.1)
 
 def many(image_HW: NDArray[np.uint8], config: AugmentConfig, count: int = 300) -> list[NDArray[np.uint8]]:
     generator = np.random.default_rng(0)
-    return [augment(image_HW, config, generator.random(6)) for _ in range(count)]
+    return [augment(image_HW, config, generator.random(6), EDGE) for _ in range(count)]
 
 
 def centre_of(image_HW: NDArray[np.uint8]) -> tuple[float, float]:
@@ -80,6 +82,34 @@ def test_a_crop_keeps_its_share_of_the_area_and_nothing_from_outside() -> None:
     assert 30 < max(lefts) <= 2 * EDGE * (1 - math.sqrt(0.5)) + 2
 
 
+def test_a_crop_of_a_larger_image_shows_the_same_part() -> None:
+    generator = np.random.default_rng(1)
+    coarse = generator.uniform(0, 255, (8, 8))
+    # the same smooth picture at two sizes
+    small, large = (
+        np.asarray(Image.fromarray(coarse.astype(np.uint8)).resize((edge, edge), Image.Resampling.BICUBIC))
+        for edge in (EDGE, 3 * EDGE)
+    )
+    for one, other in zip(many(small, ALL, 20), many(large, ALL, 20), strict=True):
+        inner = np.s_[4:-4, 4:-4]  # at the rim an enlarged picture is extrapolated
+        assert np.abs(one[inner].astype(int) - other[inner]).mean() < 3
+
+
+def test_crops_are_as_sharp_as_whole_images(tmp_path: Path) -> None:
+    recipe = tiny_recipe("data.augment.crop=0.5")
+    size = recipe.data.image_size
+    shards = Shards.open(write_split(tmp_path, "train", 10, per_shard=10, size=2 * size), "train")
+    source = SplitSource(shards, TOKENIZER, recipe.data, recipe.text, HandMade())
+    rows = [(sample, sample) for sample in range(len(source))]
+
+    def detail(images: list[torch.Tensor]) -> float:
+        """Mean difference of neighbours, grey levels."""
+        return float(torch.stack(images).float().diff(dim=-1).abs().mean())
+
+    whole, crops = detail(read(source, *rows)), detail(read(Augmented(source, recipe.data.augment, 0), *rows))
+    assert 0.85 * whole < crops
+
+
 def test_left_stays_left() -> None:
     image = np.zeros((EDGE, EDGE), np.uint8)
     image[:, : EDGE // 2] = 200
@@ -100,7 +130,7 @@ def test_brightness_shifts_and_contrast_stretches_around_the_mean() -> None:
         assert one.mean() == pytest.approx(100, abs=0.6)
         spreads.append(int(one[0, 0]) - int(one[0, 1]))
     assert (min(spreads), max(spreads)) == (60, 100)
-    extreme = many(np.array([[0, 255]], np.uint8), AugmentConfig(contrast=0.9, brightness=0.9))
+    extreme = many(np.array([[0, 255]] * 2, np.uint8), AugmentConfig(contrast=0.9, brightness=0.9))
     assert all(one[0, 0] <= one[0, 1] for one in extreme), "clipped, not wrapped"
 
 
@@ -125,6 +155,18 @@ def test_an_image_depends_on_seed_sample_and_epoch_alone(tmp_path: Path) -> None
     assert not torch.equal(read(one, (3, 24))[0], alone), "the next epoch"
     assert not torch.equal(read(other, (3, 14))[0], alone)
     assert not torch.equal(read(source, (3, 14))[0], alone)
+
+
+def test_a_share_of_the_images_is_changed(tmp_path: Path) -> None:
+    source = source_in(tmp_path)
+    rows = [(sample, sample + 10 * epoch) for epoch in range(20) for sample in range(10)]
+    plain, every = read(source, *rows), read(Augmented(source, ALL, 0), *rows)
+    some = read(Augmented(source, replace(ALL, share=0.4), 0), *rows)
+    changed = [not torch.equal(one, other) for one, other in zip(some, plain, strict=True)]
+    assert 0.3 < sum(changed) / len(changed) < 0.5
+    # and these as without the key
+    assert all(torch.equal(a, b) for a, b, new in zip(some, every, changed, strict=True) if new)
+    assert not replace(ALL, share=0).any
 
 
 @pytest.mark.parametrize(("ranks", "micro", "workers"), [(1, 8, 2), (2, 4, 0), (1, 2, 0)])

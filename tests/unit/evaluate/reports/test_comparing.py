@@ -95,11 +95,11 @@ def test_the_better_file_is_found_and_a_file_equals_itself(tmp_path: Path) -> No
     done = score(a, b, "--format", "csv")
     assert done.exit_code == 0, done.output
     header, *rows = [line.split(",") for line in done.stdout.splitlines()]
-    assert header == ["metric", "A", "B", "B - A", "95 % interval", "p"]
-    for name, of_a, of_b, delta, _, p in rows:
+    assert header == ["metric", "A", "B", "B - A", "low", "high", "p"]
+    for name, of_a, of_b, delta, low, high, p in rows:
         if name.startswith(("BLEU", "ROUGE", "CIDEr")):
-            assert float(of_b) - float(of_a) == pytest.approx(float(delta), abs=2e-3)
-            assert float(delta) > 0
+            assert float(of_b) - float(of_a) == pytest.approx(float(delta), abs=1e-12)
+            assert 0 < float(low) < float(delta) < float(high)
             assert float(p) < 0.01
     assert "paired by key" in done.stderr
     assert "METEOR: left out" in done.stderr

@@ -137,11 +137,16 @@ def test_what_is_printed_by_default(runs: Path, score: Callable[..., Result]) ->
     assert "GLoRIA" not in shown.stdout
     assert "GLoRIA" in score("whole", "--baselines").stdout
     assert "### Table A1: " in score("whole", "--format", "markdown").stdout
-    assert score("whole", "--rows").stdout.startswith("task ")
+    assert score("whole", "--rows").stdout.startswith("metric ")
+    assert score("whole", "--all").stdout == score("whole", "--rows").stdout
     demo = [result("retrieval phantom test", {"image to text, map@1": 0.7})]
     write_run(runs, "toy", dump_recipe(load_recipe("itc", ["data.dataset=phantom"])), demo)
-    assert score("toy").stdout.startswith("task ")
-    assert "0.700" in score("toy").stdout
+    toy = score("toy")
+    header, line, page = toy.stdout.splitlines()
+    assert header.split() == ["task", "phantom", "metric", "value", "95", "%", "interval", "baseline"]
+    assert line.split() == ["retrieval", "test", "image", "to", "text,", "map@1", "0.700"]
+    assert Path(page).read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert "all 1 numbers: `mu score toy --all`" in toy.stderr
     empty = score("toy", "--tables")
     assert empty.stdout.startswith("Table 1: ")
 
@@ -151,7 +156,7 @@ def test_rows_of_a_run_hold_those_of_what_was_made_from_it(runs: Path, score: Ca
     found = {(row["task"], row["metric"]): row["whole"] for row in rows}
     assert found["finetune (tuned-0.01)", "fine-tuned auroc"] == "0.801"
     assert found["finetune (tuned-1)", "fine-tuned auroc"] == "0.902"
-    assert found["retrieval", "image to text, map@1"] == "0.612"
+    assert found["retrieval", "image to text, map@1"] == "0.6123"
 
 
 def test_without_a_name_the_pretraining_run_of_the_newest_results(

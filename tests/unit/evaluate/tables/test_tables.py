@@ -10,7 +10,7 @@ import pytest
 
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.evaluate.tables.beside_paper import Section
-from medunifier_cli.evaluate.tables.tables import render_sections, rows_of
+from medunifier_cli.evaluate.tables.tables import render_rows, render_sections, rows_of
 from medunifier_cli.recipe.load import dump_recipe, load_recipe
 from medunifier_cli.recipe.schema_finetune import FinetuneModelConfig, FinetuneRecipe
 from medunifier_cli.run.record import Run
@@ -57,7 +57,19 @@ def test_a_row_per_metric_and_a_column_per_run(runs: tuple[Run, Run]) -> None:
 def test_intervals_get_columns_of_their_own(runs: tuple[Run, Run]) -> None:
     header, first, *_ = rows_of(runs, intervals=True)
     assert header[4:] == ["one", "one low", "one high", "two", "two low", "two high"]
-    assert first[4:] == ["0.500", "0.400", "0.600", "-", "", ""]
+    assert first[3:] == [0.2, 0.5, 0.4, 0.6, None, None, None]
+
+
+def test_as_text_a_heading_for_each_task_keeps_lines_short(runs: tuple[Run, Run]) -> None:
+    lines = render_rows(runs[:1], "text").splitlines()
+    assert [line.split("  ")[0] or line.strip().split("  ")[0] for line in lines] == [
+        "metric", "retrieval, d/test", "map@1", "psnr (dB)", "finetune (tuned), d/test", "auroc",
+    ]  # fmt: skip
+    rows = json.loads(render_rows(runs, "json"))
+    assert rows[0] == {
+        "task": "retrieval", "data": "d/test", "metric": "map@1", "baseline": 0.2, "one": 0.5, "one low": 0.4,
+        "one high": 0.6, "two": None, "two low": None, "two high": None,
+    }  # fmt: skip
 
 
 def test_a_run_without_results_names_the_verbs_that_write_them(own_roots: Path) -> None:
@@ -76,3 +88,6 @@ def test_the_papers_tables_in_each_form() -> None:
     assert render_sections(sections, "csv").splitlines() == [
         "table,method,measure,run", "Table 1,m,a,1.0", "Table 2,m,a,1.0",
     ]  # fmt: skip
+    assert json.loads(render_sections(sections, "json"))[1] == {
+        "table": "Table 2", "method": "m", "measure": "a", "run": 1.0,
+    }  # fmt: skip

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from medunifier_cli.errors import MuError
+from medunifier_cli.options.shared import format_option, overrides_option, recipe_argument
 from medunifier_cli.recipe.load import Recipe, load_any
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.terminal.options import PROCESSES
+from medunifier_cli.terminal.output import form
 from medunifier_cli.terminal.say import show
 
 if TYPE_CHECKING:
@@ -20,10 +22,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("recipe")
-@click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one recipe value.")
+@recipe_argument()
+@overrides_option
 @click.option("--num-processes", type=PROCESSES, help="Number of ranks (default: that of the recipe).")
 @click.option("--hashes", is_flag=True, help="Compare the SHA-256 of every shard; reads all of them.")
+@format_option
 def check(recipe: str, overrides: tuple[str, ...], num_processes: int | None, hashes: bool) -> None:
     """Check that everything an offline run needs is in place.
 
@@ -31,15 +34,22 @@ def check(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ha
     listed; the exit code is 1 if there is one.
     """
     loaded = load_any(recipe, overrides)
-    problems = 0
+    problems, rows = 0, [["state", "check", "result"]]
     for result in _checks(loaded, num_processes or 0, hashes):
-        show(f"{'ok' if result.ok else 'problem':<8} {result.name}: {result.result}")
+        state = "ok" if result.ok else "problem"
+        rows.append([state, result.name, result.result])
+        if form() == "text":  # at once: some take their time
+            show(f"{state:<8} {result.name}: {result.result}")
         problems += not result.ok
+    if form() != "text":
+        from medunifier_cli.evaluate.render import render
+
+        show(render(rows, form(), words=3))
     if problems:
         raise MuError(
             f"{loaded.name} is not ready: {problems} problem{'s' if problems > 1 else ''}, listed above"
         )
-    show(f"{loaded.name} is ready")
+    show(f"{loaded.name} is ready", err=form() != "text")
 
 
 def _checks(recipe: Recipe, processes: int, hashes: bool) -> Iterator[Check]:
