@@ -12,8 +12,8 @@ from tests.house.file_map import ROOT
 FLOORS = (
     "errors", "temporary", "stopping", "files", "budget", "parsing", "terminal", "roots",
     "distributed", "recipe", "scores", "run", "data", "prepare", "page", "model", "objectives", "prior",
-    "plugin_index", "checkpoint", "train", "pretended", "evaluate", "stages", "commands", "cli",
-    "__main__",
+    "plugin_index", "checkpoint", "train", "pretended", "evaluate", "hub", "stages", "commands",
+    "cli", "__main__",
 )  # fmt: skip
 """The package's folders and modules from the ground up. Each imports only what is before it in this list."""
 PACKAGE = "medunifier_cli"
