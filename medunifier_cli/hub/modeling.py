@@ -75,6 +75,7 @@ class MedUnifierModel(PreTrainedModel):  # type: ignore[misc]
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As transformers has it, and strict: each weight of the model is in the file, and none besides."""
         wants_info = kwargs.pop("output_loading_info", False)
+        kwargs["ignore_mismatched_sizes"] = True  # they are an error below, and not a page of a report
         loaded, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )

@@ -19,6 +19,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from medunifier_cli.data.contract import EncodedImage, FileImage
 from medunifier_cli.data.images.image import GreyImage, image_from
+from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.data.texts.tokenizer import (
     CLS,
     DEC,
@@ -125,13 +126,19 @@ def read_image(image: Any, size: int) -> GreyImage:
     Raises:
         DataError: as there.
     """
+    source: FileImage | EncodedImage
     if isinstance(image, str | Path):
-        return image_from(FileImage(Path(image)), size)
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(_array(image))
-    # as a PNG, which loses nothing, it takes the way of a file: modes, orientation and levels alike
-    encoded = io.BytesIO()
-    picture.save(encoded, "PNG", compress_level=0, exif=picture.getexif())
-    return image_from(EncodedImage(encoded.getvalue), size)
+        source, shown = FileImage(Path(image)), str(image)
+    else:
+        picture = image if isinstance(image, Image.Image) else Image.fromarray(_array(image))
+        # as a PNG, which loses nothing, it takes the way of a file: modes, orientation and levels alike
+        encoded = io.BytesIO()
+        picture.save(encoded, "PNG", compress_level=0, exif=picture.getexif())
+        source, shown = EncodedImage(encoded.getvalue), f"an image of {picture.width} x {picture.height} pixels"
+    try:
+        return image_from(source, size)
+    except BadImage as error:
+        raise DataError(f"{shown}: {str(error).rstrip(': ')}") from error
 
 
 def bert_tokenizer(tokenizer: TextTokenizer, longest: int) -> BertTokenizer:

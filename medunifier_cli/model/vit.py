@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from medunifier_cli.errors import MissingWeightsError, MuError
+from medunifier_cli.model.foreign.vision import blocks_of, timm_tensors
 from medunifier_cli.model.precision import full_precision, own_attention
 from medunifier_cli.model.stem import convolutional_stem
 from medunifier_cli.model.weights import (
+    cached_file,
     existing_path,
     fitting,
     harmless_globals,
@@ -156,7 +158,7 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
     arguments = timm_arguments(recipe, image_size)
     # three sources with three ways into timm: its own hub entry, a file on this disk, and any hub repository
     weights = recipe.weights if load else "random"
-    name, file = recipe.name, None
+    name, file, foreign = recipe.name, None, None
     if ":" in name:  # timm would ask the hub for it, even where nothing is to be loaded
         raise MuError(
             f"model.vit.name: {name} is no name of an architecture; model.vit.weights takes hub names and "
@@ -167,9 +169,14 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
     elif weights != "random":
         path = existing_path(weights)
         arguments["pretrained"] = True
+        cached = cached_file(weights) if path is None and is_hub_name(weights) else None
         if path is not None:
             file = local_weights(path)
-            arguments["pretrained_cfg_overlay"] = {"file": str(file)}
+            foreign = timm_tensors(file)
+            overlay: dict[str, Any] = {"file": str(file)} if foreign is None else {"state_dict": foreign}
+            arguments["pretrained_cfg_overlay"] = overlay
+        elif cached is not None and (foreign := timm_tensors(cached)) is not None:
+            file, arguments["pretrained_cfg_overlay"] = cached, {"state_dict": foreign}
         elif is_hub_name(weights):
             name = f"hf-hub:{weights}"
         else:
@@ -182,6 +189,14 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         if "Unknown model" in str(error):
             raise MuError(f"model.vit.name: timm has no model {name}") from error
+        if foreign is not None:
+            arguments.pop("pretrained_cfg_overlay")  # whose tensors no message has room for
+            if "Missing key" in str(error):
+                blocks = blocks_of(foreign)
+                raise MuError(
+                    f"model.vit.weights: {file} holds {blocks} blocks of an image encoder, without its last; set "
+                    f"model.vit.depth={blocks} and model.vit.drop_last_block=false"
+                ) from error
         # timm wraps what the reader of the file raised
         if file is not None and isinstance(error.__cause__, unreadable_errors()):
             raise MuError(f"model.vit.weights: {why_unreadable(file, error.__cause__)}") from error

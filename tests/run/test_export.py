@@ -181,8 +181,8 @@ def test_images_of_every_kind_become_the_pixels_of_training(home: Home, tmp_path
     assert of_file.bit_depth == 16
     found = processor(deep, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(found, pixels(torch.from_numpy(of_file.pixels)[None, None]), atol=0, rtol=0)
-    for wrong in (levels / 255, levels[0], "no-such-file.png", []):
-        with pytest.raises(DataError if not isinstance(wrong, str) else MuError):
+    for wrong in (levels / 255, levels[0], "no-such-file.png", [], np.zeros((9, 9), np.uint8)):
+        with pytest.raises(DataError):
             processor(wrong)
 
 
@@ -262,7 +262,7 @@ def test_weights_that_do_not_fit_are_refused(home: Home, tmp_path: Path, change:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match="copy"):
         load_exported(folder, CPU)
-    with pytest.raises((CheckpointError, RuntimeError), match=r"copy|text_head"):
+    with pytest.raises(CheckpointError, match="copy"):
         AutoModel.from_pretrained(folder)
 
 
