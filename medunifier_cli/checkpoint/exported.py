@@ -4,7 +4,7 @@
     model.safetensors   tensors, named as in a checkpoint behind `PREFIX`
     vocab.txt ...       the tokenizer, as `TextTokenizer.load` and transformers read it
 
-transformers reads the same folder by `hub.modeling`. A folder that transformers' `save_pretrained` wrote anew,
+transformers reads the same folder by `hub.modeling`. A folder that transformers' `save_pretrained` wrote,
 perhaps in several files of weights, is read as well.
 """
 
@@ -142,8 +142,8 @@ def check_tower(recipe: PretrainRecipe, found: str, expected: str, shown: str) -
     """Raises CheckpointError unless a frozen image encoder is the one that a model was trained with."""
     if found != expected:
         raise CheckpointError(
-            f"{shown}: the image encoder's weights ({recipe.model.vit.weights}) on this machine are not those "
-            "it was trained with; fetch the original ones"
+            f"{shown}: the image encoder's weights ({recipe.model.vit.weights}) on this machine are not "
+            "those it was trained with; fetch the original ones"
         )
 
 

@@ -1,10 +1,10 @@
-"""MedUnifier as transformers knows models: import this package, and its `Auto` classes load an exported folder.
+"""MedUnifier as transformers knows models: import this, and its `Auto` classes load an exported folder.
 
     import medunifier_cli.hub
     model = transformers.AutoModel.from_pretrained(FOLDER)
 
-An import that registers something is what the project avoids elsewhere. Here it is transformers' own way to load
-a model without running code from the hub, and nothing but this package and `mu export` imports it.
+An import that registers something is what the project avoids elsewhere. Here it is transformers' own way to
+load a model without running code from the hub, and nothing but `mu export` imports this package.
 """
 
 from __future__ import annotations

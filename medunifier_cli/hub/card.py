@@ -1,7 +1,7 @@
 """The model card: README.md of an exported folder, filled from the run.
 
-Sections of the card are those that the hub's own template names. Numbers come from the run's result files of the
-exported checkpoint, each with its interval, baseline, number of samples and protocol. No text of a report is in it.
+Sections of the card are those that the hub's own template names. Numbers come from the run's result files of
+the exported checkpoint, each with its interval, baseline, number of samples and protocol. It holds no report.
 """
 
 from __future__ import annotations
@@ -139,7 +139,9 @@ def _data(recipe: PretrainRecipe, plugin: DatasetPlugin | None) -> str:
     if counts:
         lines.append(f"- Images: {counts}; splits by patient where the data set tells patients apart")
     sections = recipe.data.sections or (plugin.text_sections if plugin else ())
-    lines.append(f"- Text: {', '.join(sections) or 'of the data set'}, at most {recipe.text.max_tokens} tokens")
+    lines.append(
+        f"- Text: {', '.join(sections) or 'of the data set'}, at most {recipe.text.max_tokens} tokens"
+    )
     if recipe.text.tokenizer == "train":
         lines.append("- `vocab.txt` was learned from the training texts and holds their words")
     return "\n".join(lines)

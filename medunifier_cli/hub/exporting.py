@@ -1,4 +1,4 @@
-"""`mu export`: write a run as a folder that transformers, `mu` and other programs read, and push it to the hub."""
+"""`mu export`: write a run as a folder that transformers, `mu` and others read, and push it to the hub."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Choices:
     """What an exported folder holds."""
 
     bundle: bool = True
-    """The weights of a frozen image encoder too; False names them, and whoever loads the folder needs them."""
+    """The weights of a frozen image encoder too; False names them, for whoever loads the folder to have."""
     onnx: bool = False
     """The image tower and the text tower as ONNX too."""
     licence: str = UNKNOWN_LICENCE
@@ -50,7 +50,7 @@ class Exported:
     """ONNX file -> largest difference to PyTorch; None where onnxruntime is not installed."""
 
 
-def export(run: Run, folder: Path, choices: Choices = Choices()) -> Exported:  # noqa: B008 - frozen
+def export(run: Run, folder: Path, choices: Choices = Choices()) -> Exported:
     """Write a run's model to a folder, which gets its name once all of it is on disk.
 
     Args:
@@ -62,9 +62,9 @@ def export(run: Run, folder: Path, choices: Choices = Choices()) -> Exported:  #
         MuError: the folder holds something else, the image encoder cannot be named, ONNX cannot be written.
     """
     check_pretrained(run)
-    if folder.exists() and (not is_exported(folder) or (folder / "checkpoints").exists()):
-        if not folder.is_dir() or any(folder.iterdir()):
-            raise MuError(f"{folder}: holds something else than an exported model; name a new folder")
+    replaced = is_exported(folder) and not (folder / "checkpoints").exists()
+    if folder.exists() and not replaced and (not folder.is_dir() or any(folder.iterdir())):
+        raise MuError(f"{folder}: holds something else than an exported model; name a new folder")
     if choices.onnx:
         need_onnx()
     # on the CPU: a GPU would round a frozen image encoder to bf16
@@ -114,7 +114,9 @@ def check_push(name: str) -> None:
     if not is_hub_name(name):
         raise MuError(f"--push {name}: give a name of the hub, organisation/model")
     if constants.HF_HUB_OFFLINE:
-        raise MuError(f"--push {name}: HF_HUB_OFFLINE is set; export now, and push later by `hf upload {name} DIR`")
+        raise MuError(
+            f"--push {name}: HF_HUB_OFFLINE is set; export now, and push later by `hf upload {name} DIR`"
+        )
 
 
 def push(folder: Path, name: str, public: bool) -> str:
@@ -135,7 +137,7 @@ def push(folder: Path, name: str, public: bool) -> str:
     except Exception as error:  # huggingface_hub and its client have dozens of types
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise MuError(
-            f"{folder} is complete, but could not be pushed to {name} ({first}); log in with `hf auth login`, "
-            f"then `hf upload {name} {folder}`"
+            f"{folder} is complete, but could not be pushed to {name} ({first}); log in with `hf auth "
+            f"login`, then `hf upload {name} {folder}`"
         ) from error
     return str(address)

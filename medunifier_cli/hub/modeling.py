@@ -48,7 +48,7 @@ class MedUnifierModel(PreTrainedModel):  # type: ignore[misc]
     """The model of a pre-training run; `model` is the `MedUnifier` that the rest of this package works on.
 
     Raises:
-        CheckpointError: by `from_pretrained`, for weights that do not fit the configuration: none is ever left
+        CheckpointError: by `from_pretrained`, for weights that do not fit the configuration: none is left
             random. By what needs a joint space, for a run without ITC.
         MissingWeightsError: by `from_pretrained`, if the frozen image encoder is only named, and not here.
     """
@@ -63,9 +63,8 @@ class MedUnifierModel(PreTrainedModel):  # type: ignore[misc]
         empty = torch.empty(0).is_meta
         with torch.device("cpu"), without_drawing() if empty else nullcontext():
             self.model: MedUnifier = build_model(config.pretraining, config.vocab_size, load=False)
-        self._constants = {
-            name: buffer.clone() for name, buffer in self.named_buffers() if name not in self.state_dict()
-        }
+        saved = self.state_dict()
+        self._constants = {name: b.clone() for name, b in self.named_buffers() if name not in saved}
         self.post_init()
         if not config.tower["bundled"]:
             self._keys_to_ignore_on_save = {f"{TOWER}{name}" for name, _ in self.model.vit.frozen_tensors()}
@@ -88,8 +87,8 @@ class MedUnifierModel(PreTrainedModel):  # type: ignore[misc]
             loaded.model.vit = encoder.to(loaded.device).eval()
         if missing or unexpected or info["mismatched_keys"]:
             raise CheckpointError(
-                f"{pretrained_model_name_or_path}: its weights do not fit its config.json; use the version of "
-                "mu that exported it"
+                f"{pretrained_model_name_or_path}: its weights do not fit its config.json; use the version "
+                "of mu that exported it"
             )
         return (loaded, info) if wants_info else loaded
 
@@ -114,16 +113,16 @@ class MedUnifierModel(PreTrainedModel):  # type: ignore[misc]
         features: Tensor = self.model.text_head(self.model.encode_text(packed(input_ids, attention_mask)))
         return features
 
-    def match(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
-    ) -> Tensor:
+    def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Image-text matching of B images, each with its text -> fp32 logits [B, 2] of no match and match.
 
         Raises:
             CheckpointError: a run without ITM.
         """
         if not self.config.pretraining.objectives.itm:
-            raise CheckpointError(f"{self.config.run}: trained without ITM, it cannot match images with texts")
+            raise CheckpointError(
+                f"{self.config.run}: trained without ITM, it cannot match images with texts"
+            )
         memory = self.model.encode_image(pixel_values)
         return self.model.match(memory, torch.arange(len(pixel_values)), packed(input_ids, attention_mask))
 

@@ -48,8 +48,8 @@ class ImageTower(nn.Module):
 class TextTower(nn.Module):
     """Token ids [T, L] with their mask -> [T, E], each of length 1.
 
-    The same layers as `QFormer.encode_text`, on a padded grid: the packed rows that it works on are as many as
-    there are words, which no graph of fixed operations can know.
+    The same layers as `QFormer.encode_text`, on a padded grid: the packed rows that it works on are as many
+    as there are words, which no graph of fixed operations can know.
     """
 
     def __init__(self, model: MedUnifier) -> None:
@@ -96,9 +96,8 @@ def write_towers(trained: PretrainedRun, folder: Path) -> dict[str, float | None
     ids = torch.randint(0, trained.tokenizer.size, (EXAMPLES, longest), generator=generator)
     mask = torch.ones_like(ids)
     mask[-1, longest // 2 :] = 0
-    batch, texts, length = (torch.export.Dim(name) for name in ("batch", "texts", "length"))
+    batch, texts = torch.export.Dim("batch"), torch.export.Dim("texts")
     shape = {0: texts, 1: torch.export.Dim("length", min=2, max=longest)}
-    del length
     return {
         "image.onnx": _write(
             ImageTower(trained.model), {"pixel_values": image}, {"pixel_values": {0: batch}},
@@ -132,5 +131,7 @@ def _write(
     (found,) = session.run([output], {name: tensor.numpy() for name, tensor in inputs.items()})
     difference = float((torch.from_numpy(found) - expected).abs().max())
     if not difference <= TOLERANCE:  # NaN as well
-        raise MuError(f"{path}: differs from PyTorch by {difference:.2g}, more than {TOLERANCE:g}; not exported")
+        raise MuError(
+            f"{path}: differs from PyTorch by {difference:.2g}, more than {TOLERANCE:g}; not exported"
+        )
     return difference

@@ -134,7 +134,10 @@ def read_image(image: Any, size: int) -> GreyImage:
         # as a PNG, which loses nothing, it takes the way of a file: modes, orientation and levels alike
         encoded = io.BytesIO()
         picture.save(encoded, "PNG", compress_level=0, exif=picture.getexif())
-        source, shown = EncodedImage(encoded.getvalue), f"an image of {picture.width} x {picture.height} pixels"
+        source, shown = (
+            EncodedImage(encoded.getvalue),
+            f"an image of {picture.width} x {picture.height} pixels",
+        )
     try:
         return image_from(source, size)
     except BadImage as error:
@@ -163,7 +166,9 @@ def bert_tokenizer(tokenizer: TextTokenizer, longest: int) -> BertTokenizer:
     )  # fmt: skip
 
 
-def save_processor(tokenizer: TextTokenizer, size: int, longest: int, folder: Path, texts_of: Path | None) -> None:
+def save_processor(
+    tokenizer: TextTokenizer, size: int, longest: int, folder: Path, texts_of: Path | None
+) -> None:
     """Write what `AutoProcessor`, `AutoImageProcessor`, `AutoTokenizer` and `TextTokenizer` read.
 
     Args:
@@ -199,4 +204,3 @@ def _array(image: Any) -> Any:
             f"an image of {array.dtype} {array.shape}: give uint8 [H, W] or [H, W, 3], or uint16 [H, W]"
         )
     return np.ascontiguousarray(array)
-

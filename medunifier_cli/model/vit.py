@@ -194,7 +194,7 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
             if "Missing key" in str(error):
                 blocks = blocks_of(foreign)
                 raise MuError(
-                    f"model.vit.weights: {file} holds {blocks} blocks of an image encoder, without its last; set "
+                    f"model.vit.weights: {file} holds {blocks} blocks of an image encoder, not its last; set "
                     f"model.vit.depth={blocks} and model.vit.drop_last_block=false"
                 ) from error
         # timm wraps what the reader of the file raised

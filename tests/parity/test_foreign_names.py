@@ -1,4 +1,4 @@
-"""Weights under the names of LAVIS, transformers and the published MedUnifier compute here what they do there."""
+"""Weights under names of LAVIS, transformers and the published MedUnifier compute what they do there."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ AUTHORS = (
 
 
 def published() -> dict[str, Tensor]:
-    """A checkpoint as the authors' code would write it: 4 queries in a 2x2 map, 17 image tokens of width 48."""
+    """A checkpoint as the authors' code would write it: 4 queries in a 2x2 map, 17 tokens of width 48."""
     draws = torch.Generator().manual_seed(5)
 
     def random(*shape: int) -> Tensor:
@@ -120,7 +120,9 @@ def published() -> dict[str, Tensor]:
     for name, tensor in blip2(2).state_dict().items():  # BLIP-2's Q-Former, as LAVIS spells it
         name = name.replace("vision_model.post_layernorm", "ln_vision")
         name = name.replace("qformer.layernorm", "Qformer.bert.embeddings.LayerNorm")
-        name = name.replace("qformer.encoder", "Qformer.bert.encoder").replace("attention.attention.", "attention.self.")
+        name = name.replace("qformer.encoder", "Qformer.bert.encoder").replace(
+            "attention.attention.", "attention.self."
+        )
         name = name.replace("vision_projection", "vision_proj").replace("text_projection", "text_proj")
         name = f"Qformer.bert.{name}" if name.startswith("embeddings.") else name
         state[name.replace("vision_model.", "visual_encoder.")] = tensor
@@ -129,7 +131,11 @@ def published() -> dict[str, Tensor]:
         mlp = f"vqvae.{bridge}_bridge.mlp"
         state |= {f"{mlp}.0.weight": random(hidden, width), f"{mlp}.0.bias": random(hidden)}
         state |= {f"{mlp}.2.weight": random(32, hidden), f"{mlp}.2.bias": random(32)}
-        layer = {"0.weight": random(16, 32, 1, 1), "3.weight": random(16, 16, 3, 3), "6.weight": random(32, 16, 1, 1)}
+        layer = {
+            "0.weight": random(16, 32, 1, 1),
+            "3.weight": random(16, 16, 3, 3),
+            "6.weight": random(32, 16, 1, 1),
+        }
         for norm, channels in (("1", 16), ("4", 16), ("7", 32)):
             layer |= {f"{norm}.weight": random(channels), f"{norm}.bias": random(channels)}
             layer |= {f"{norm}.running_mean": random(channels), f"{norm}.running_var": random(channels).exp()}
@@ -165,14 +171,18 @@ def test_the_published_medunifier(tmp_path: Path) -> None:
         y = x
         for conv, norm in (("0", "1"), ("3", "4"), ("6", "7")):
             y = F.conv2d(y, state[f"{part}.{conv}.weight"], padding=int(conv == "3"))
-            numbers = [state[f"{part}.{norm}.{kind}"] for kind in ("running_mean", "running_var", "weight", "bias")]
+            numbers = [
+                state[f"{part}.{norm}.{kind}"] for kind in ("running_mean", "running_var", "weight", "bias")
+            ]
             y = F.batch_norm(y, *numbers)
             y = y if norm == "7" else y.relu()
         x = (x + y).relu()
     with torch.no_grad():
         torch.testing.assert_close(model.generator.adapt_top(query), x)
     assert model.temperature.item() == pytest.approx(0.03)
-    torch.testing.assert_close(model.generator.quantise_top.code_KC, state["vqvae.quantizer_top.codebook.weight"])
+    torch.testing.assert_close(
+        model.generator.quantise_top.code_KC, state["vqvae.quantizer_top.codebook.weight"]
+    )
     # each tensor of the file has its line, and each of the model is mapped or new
     assert {*loaded.mapped, *loaded.left_out} == set(state)
     assert not set(loaded.mapped) & set(loaded.left_out)
@@ -192,7 +202,9 @@ def test_the_published_medunifier(tmp_path: Path) -> None:
 def test_the_published_adapters_need_their_form(tmp_path: Path) -> None:
     torch.save(published(), tmp_path / "w.pth")
     other = tiny_model("model.qformer.cross_attention_every=2", dtype=torch.float32)
-    with pytest.raises(MuError, match=r"set model\.generator\.nonlinear=linear-relu-linear.*residual_layers=3"):
+    with pytest.raises(
+        MuError, match=r"set model\.generator\.nonlinear=linear-relu-linear.*residual_layers=3"
+    ):
         load_start(other, str(tmp_path / "w.pth"))
     without = tiny_model("model.qformer.cross_attention_every=2", "objectives.tig=0", dtype=torch.float32)
     loaded = load_start(without, str(tmp_path / "w.pth"))

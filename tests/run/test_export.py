@@ -45,7 +45,14 @@ from tests.tiny import draw_batch, scatter, tiny_recipe
 
 TOKENIZER = TextTokenizer.train([*WORDS, "case 1.", "0 2 3 4 5 6 7 8 9"], 200)
 TEXTS = ["No pleural effusion.", "Heart enlarged.", "clear lungs are left"]
-ODD = ["", "[SEP] heart [DEC] [MASK]", "Éffusion 肺 left", "x" * 300 + " heart", "a\u2028b\x00 c", "left " * 40]
+ODD = [
+    "",
+    "[SEP] heart [DEC] [MASK]",
+    "Éffusion 肺 left",
+    "x" * 300 + " heart",
+    "a\u2028b\x00 c",
+    "left " * 40,
+]
 CPU = torch.device("cpu")
 
 
@@ -90,7 +97,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     identity = store.identity(run.checkpoints, 7)
     run.results.mkdir()
     for task, hashed, value in (("zeroshot", identity, 0.875), ("retrieval", "another", 0.125)):
-        metric = {"name": f"{task} accuracy", "value": value, "floor": 0.2, "low": 0.8, "high": 0.9, "unit": ""}
+        metric = {
+            "name": f"{task} accuracy",
+            "value": value,
+            "floor": 0.2,
+            "low": 0.8,
+            "high": 0.9,
+            "unit": "",
+        }
         result = {
             "task": task, "dataset": "phantom", "split": "test", "n": 40, "seed": 0, "protocol": "as ever",
             "checkpoint": {"step": 7, "hash": hashed}, "metrics": [metric],
@@ -171,7 +185,15 @@ def test_images_of_every_kind_become_the_pixels_of_training(home: Home, tmp_path
     picture = Image.open(home.film)
     levels = np.array(picture)
     rgb = np.stack([levels] * 3, 2)
-    for image in (home.film, str(home.film), picture, levels, torch.from_numpy(levels), rgb, rgb.transpose(2, 0, 1)):
+    for image in (
+        home.film,
+        str(home.film),
+        picture,
+        levels,
+        torch.from_numpy(levels),
+        rgb,
+        rgb.transpose(2, 0, 1),
+    ):
         found = processor(image, return_tensors="pt")["pixel_values"]
         torch.testing.assert_close(found, expected, atol=0, rtol=0)
     assert processor([picture, levels], return_tensors="np")["pixel_values"].shape == (2, 3, 32, 32)
@@ -215,8 +237,19 @@ def test_the_card_is_filled_from_the_run(home: Home) -> None:
     assert card.data.library_name == "transformers"
     (listed,) = card.data.eval_results
     assert (listed.metric_value, listed.dataset_type) == (0.875, "phantom")
-    for words in ("Not for diagnosis", "synthetic radiographs", "0.800-0.900", "0.200", "n = 40", "@inproceedings",
-                  "Steps: 7 of 8 pairs", "itc 1", home.trained.identity, "Intended use", "Limits"):
+    for words in (
+        "Not for diagnosis",
+        "synthetic radiographs",
+        "0.800-0.900",
+        "0.200",
+        "n = 40",
+        "@inproceedings",
+        "Steps: 7 of 8 pairs",
+        "itc 1",
+        home.trained.identity,
+        "Intended use",
+        "Limits",
+    ):
         assert words in card.text, words
     # measured on another checkpoint than the exported one
     assert "0.125" not in card.content

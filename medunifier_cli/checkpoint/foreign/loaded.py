@@ -11,16 +11,22 @@ UNKNOWN = "a name that this version does not know"
 REASONS = (
     (r"(visual_encoder|vision_model|visual)\.", "of the image encoder, which model.vit.weights loads"),
     (r"(embeddings\.)?position_ids$", "a constant"),
-    (r"cls\.predictions\.decoder\.(weight|bias)$", "the same as the word embeddings, or as the bias of words"),
+    (
+        r"cls\.predictions\.decoder\.(weight|bias)$",
+        "the same as the word embeddings, or as the bias of words",
+    ),
     (r"(pooler|cls\.seq_relationship|cls_projection_head)\b", "a head of BERT that this model does not have"),
-    (r"(opt|t5|llm|language)_(model|proj)|language_projection", "of a language model behind BLIP-2's queries"),
+    (
+        r"(opt|t5|llm|language)_(model|proj)|language_projection",
+        "of a language model behind BLIP-2's queries",
+    ),
     (r"temp$", "a temperature, which starts at objectives.temperature"),
     (r"vqvae\.quantizer_bottom\.", "codes twice as wide as ours, whose features are projected first"),
     (r"vqvae\.", "of the authors' decoder, whose layers are others than ours"),
     (r"encoder\.layer\.\d+\.", "of a layer or a part that the recipe's model does not have"),
     (r"(query_tokens|embeddings\.|layernorm\.)", "of a part that the recipe's model does not have"),
 )
-"""Pattern of a name in BERT's own spelling -> why a tensor of that name is left out; the first one that fits."""
+"""Pattern of a name in BERT's own spelling -> why such a tensor is left out; the first one that fits."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """The names of the published MedUnifier's generator, as far as its layers are ours.
 
-Its adapters compute what ours do with `nonlinear: linear-relu-linear`, `upsample: nearest` and `residual:
-bottleneck`, and its top codebook is ours. Its decoder has other layers (residual stacks before each deconvolution,
-norms before ReLUs, other widths), and its bottom codes are twice as wide: these start anew. All else in such a
-file is BLIP-2's, under LAVIS' names.
+Its adapters compute what ours do with `nonlinear: linear-relu-linear`, `upsample: nearest` and
+`residual: bottleneck`, and its top codebook is ours. Its decoder has other layers (residual stacks before
+deconvolutions, norms before ReLUs, other widths), and its bottom codes are twice as wide: these start anew. All
+else in such a file is BLIP-2's, under LAVIS' names.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def generator_names(tensors: Mapping[str, Tensor], model: MedUnifier) -> dict[st
         model: whose recipe says which form the adapters have.
 
     Raises:
-        MuError: the recipe's adapters have another form than the authors'; the message says which keys to set.
+        MuError: the recipe's adapters have another form than the authors'; says which keys to set.
     """
     if not any(name.startswith(MARK) for name in tensors) or not model.recipe.objectives.tig:
         return {}

@@ -1,8 +1,8 @@
-"""Names of EVA-CLIP's image encoder in files of LAVIS, of transformers' BLIP-2 and of the published MedUnifier.
+"""Names of EVA-CLIP's image encoder in LAVIS, in transformers' BLIP-2 and in the published MedUnifier.
 
 timm reads its own names, EVA's and EVA-CLIP's (`visual.`). In larger models the encoder is called
-`visual_encoder` (LAVIS, published MedUnifier) or `vision_model` (transformers, with layers named otherwise); both
-leave out the last norm, and mostly the last block too, whose outputs BLIP-2 does not use.
+`visual_encoder` (LAVIS, published MedUnifier) or `vision_model` (transformers, whose layers have other names
+too); both leave out the last norm, and mostly the last block, whose outputs BLIP-2 does not use.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _of_transformers(inside: Mapping[str, Tensor], file: Path) -> dict[str, Tens
                 named[own] = tensor
         else:
             raise MuError(
-                f"model.vit.weights: {file} has {TRANSFORMERS}{name}, which is no part of BLIP-2's image encoder"
+                f"model.vit.weights: {file} has {TRANSFORMERS}{name}, which is no part of BLIP-2's encoder"
             )
     return named
 
