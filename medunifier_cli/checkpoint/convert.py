@@ -9,7 +9,7 @@ text pass equals BertModel exactly. Of the published MedUnifier see `foreign.pub
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -89,7 +89,8 @@ def load_start(model: MedUnifier, source: str) -> Loaded:
     """
     tensors = read_weights(source)
     try:
-        named = canonical(tensors)
+        spelt = canonical_names(tensors)
+        named = {own: tensors[name] for name, own in spelt.items()}
         converted, pieces = translate(named, model, source)
     except (RuntimeError, IndexError, TypeError) as error:  # parts that cannot be put together
         raise MuError(
@@ -113,29 +114,28 @@ def load_start(model: MedUnifier, source: str) -> Loaded:
     model.load_state_dict(usable, strict=False)
     # The image encoder has weights of its own (`model.vit.weights`), which no BERT is expected to hold.
     new = sorted(name for name in state if name not in usable and not name.startswith("vit."))
-    return _account(tensors, named, {name: pieces[name] for name in usable}, new)
+    return _account(list(tensors), spelt, {name: pieces[name] for name in usable}, new)
 
 
 def _account(
-    tensors: Mapping[str, Tensor], named: Mapping[str, Tensor], pieces: Mapping[str, tuple[str, ...]],
-    new: list[str],
-) -> Loaded:  # fmt: skip
+    names: Sequence[str], spelt: Mapping[str, str], pieces: Mapping[str, tuple[str, ...]], new: list[str]
+) -> Loaded:
     """What became of each tensor of a file.
 
     Args:
-        tensors: by the names in the file.
-        named: the same tensors by BERT's own names, as far as they belong to the BERT.
+        names: of all tensors of the file.
+        spelt: of `canonical_names`.
         pieces: name in the model -> BERT's own names of what it was made of.
+        new: tensors of the model that the file does not have.
     """
-    spelling = {id(tensor): name for name, tensor in named.items()}
     uses: dict[str, list[str]] = {}
     for own, parts in pieces.items():
         for part in parts:
             uses.setdefault(part, []).append(own)
     mapped, left_out = {}, {}
-    for name, tensor in tensors.items():
-        bert_name = spelling.get(id(tensor), name)
-        if bert_name in uses:
+    for name in names:
+        bert_name = spelt.get(name, name)
+        if name in spelt and bert_name in uses:
             mapped[name] = uses[bert_name]
         elif bert_name.rpartition(".")[0] in HEADS:
             left_out[name] = "a head of an objective that the recipe has off"
@@ -154,23 +154,24 @@ def read_weights(source: str) -> dict[str, Tensor]:
     return read_tensors(weights_path("model.qformer.weights", source, TRANSFORMERS_FILES))
 
 
-def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of any of the known spellings -> under BERT's own names."""
-    named = {}
-    for name, tensor in tensors.items():
-        while name.startswith(WRAPPED):
-            name = name.partition(".")[2]
+def canonical_names(names: Iterable[str]) -> dict[str, str]:
+    """Name of any known spelling -> BERT's own; of one BERT inside a larger model, such as the text tower
+    of a CLIP, its names alone."""
+    spelt = {}
+    for name in names:
+        own = name
+        while own.startswith(WRAPPED):
+            own = own.partition(".")[2]
         for prefix in PREFIXES:
-            name = name.removeprefix(prefix)
+            own = own.removeprefix(prefix)
         for old, new in RENAMED:
-            name = name.replace(old, new)
-        named[name] = tensor
-    inside = {name.removesuffix(WORDS) for name in named if name.endswith(WORDS)}
-    if len(inside) == 1 and not any(name.startswith("encoder.layer.") for name in named):
-        # one BERT inside a larger model, such as the text tower of a CLIP
+            own = own.replace(old, new)
+        spelt[name] = own
+    inside = {own.removesuffix(WORDS) for own in spelt.values() if own.endswith(WORDS)}
+    if len(inside) == 1 and not any(own.startswith("encoder.layer.") for own in spelt.values()):
         (tower,) = inside
-        named = {name.removeprefix(tower): tensor for name, tensor in named.items() if name.startswith(tower)}
-    return named
+        spelt = {name: own.removeprefix(tower) for name, own in spelt.items() if own.startswith(tower)}
+    return spelt
 
 
 def translate(
@@ -179,7 +180,7 @@ def translate(
     """Tensors under BERT's names -> under the model's names; and for each of these the BERT's it was made of.
 
     Args:
-        bert: as `canonical` returns them.
+        bert: of a whole file, under the names of `canonical_names`.
         model: what they are for; is not changed.
         source: where they come from, for messages.
     """

@@ -68,9 +68,14 @@ def test_transformers_names_of_the_image_encoder(vision: Blip2VisionModel, tmp_p
     ours = encoder(tmp_path / "blip2.safetensors")
     image = torch.rand(3, 3, 32, 32)
     torch.testing.assert_close(ours(image), features(vision, image), atol=2e-5, rtol=1e-4)
-    # without its last block one less is read, as BLIP-2 is distributed
-    with pytest.raises(MuError, match=r"holds 2 blocks.*model\.vit\.depth=2.*drop_last_block=false") as error:
-        encoder(tmp_path / "blip2.safetensors", depth=3, drop=True)
+    # BLIP-2 is distributed without the last block, which is dropped here anyway
+    torch.testing.assert_close(
+        encoder(tmp_path / "blip2.safetensors", depth=3, drop=True)(image), ours(image)
+    )
+    with pytest.raises(
+        MuError, match=r"blip2\.safetensors lacks 1\d tensors of eva.*such as blocks\.2\."
+    ) as error:
+        encoder(tmp_path / "blip2.safetensors", depth=3)
     assert "\n" not in str(error.value)
     save_file({**state, "vision_model.of_nobody": torch.ones(3)}, tmp_path / "odd.safetensors")
     with pytest.raises(MuError, match=r"odd\.safetensors has vision_model\.of_nobody"):
@@ -91,6 +96,23 @@ def test_lavis_names_of_the_image_encoder(tmp_path: Path, before: str, file: str
     assert {n: t.tolist() for n, t in ours.vit.state_dict().items()} == {
         n: t.tolist() for n, t in expected.vit.state_dict().items()
     }
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_file_of_something_else_leaves_no_weight_random(tmp_path: Path, frozen: bool) -> None:
+    """timm loads what has the right names, draws the rest, and mentions it in a log."""
+    state = encoder("random").vit.state_dict()
+    save_file({f"other.{name}": t.clone() for name, t in state.items()}, tmp_path / "w.safetensors")
+    recipe = VitConfig(
+        name=EVA,
+        weights=str(tmp_path / "w.safetensors"),
+        depth=2,
+        frozen=frozen,
+        drop_last_block=False,
+        **SIZES,
+    )
+    with pytest.raises(MuError, match=r"w\.safetensors lacks \d+ tensors of eva_giant"):
+        ImageEncoder(recipe, 32)
 
 
 def test_names_that_timm_knows_are_left_to_timm(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 Its adapters compute what ours do with `nonlinear: linear-relu-linear`, `upsample: nearest` and
 `residual: bottleneck`, and its top codebook is ours. Its decoder has other layers (residual stacks before
-deconvolutions, norms before ReLUs, other widths), and its bottom codes are twice as wide: these start anew. All
-else in such a file is BLIP-2's, under LAVIS' names.
+deconvolutions, norms before ReLUs, other widths), and its bottom codes are twice as wide: these start anew.
+All else in such a file is BLIP-2's, under LAVIS' names.
 """
 
 from __future__ import annotations

@@ -55,10 +55,7 @@ def timm_tensors(file: Path) -> dict[str, Tensor] | None:
         for name, tensor in read_tensors(file).items()
         if name.startswith(prefix)
     }
-    tensors = inside if of_lavis else _of_transformers(inside, file)
-    width = tensors["cls_token"].shape[-1]
-    # timm wants the last norm, which is replaced anyway, as it normalises what BLIP-2 does not read
-    return {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width), **tensors}
+    return inside if of_lavis else _of_transformers(inside, file)
 
 
 def blocks_of(tensors: Mapping[str, Any]) -> int:
