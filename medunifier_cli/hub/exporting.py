@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi, constants
 
-from medunifier_cli.checkpoint.exported import is_exported
+from medunifier_cli.checkpoint.exported import CONFIG, is_exported
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, check_pretrained, restore
 from medunifier_cli.errors import MuError
 from medunifier_cli.files import atomic_folder, make_folder, write_text
@@ -24,6 +25,8 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.roots import shards_folder
 from medunifier_cli.run.record import Run
 
+KEPT = ("checkpoints", "results", "samples")
+"""Folders of a run that no export may replace; those of an exported folder were made with it."""
 UNKNOWN_LICENCE = "other"
 """What the hub calls a licence that is none of its list."""
 
@@ -62,7 +65,7 @@ def export(run: Run, folder: Path, choices: Choices = Choices()) -> Exported:
         MuError: the folder holds something else, the image encoder cannot be named, ONNX cannot be written.
     """
     check_pretrained(run)
-    replaced = is_exported(folder) and not (folder / "checkpoints").exists()
+    replaced = is_exported(folder) and not any((folder / name).exists() for name in KEPT)
     if folder.exists() and not replaced and (not folder.is_dir() or any(folder.iterdir())):
         raise MuError(f"{folder}: holds something else than an exported model; name a new folder")
     if choices.onnx:
@@ -94,6 +97,9 @@ def _write_model(trained: PretrainedRun, folder: Path, bundle: bool) -> None:
         model = MedUnifierModel(config)
     model.model = trained.model
     model.save_pretrained(folder)
+    usual = stat.S_IMODE((folder / CONFIG).stat().st_mode)
+    for weights in folder.glob("*.safetensors"):  # which safetensors makes the owner's alone
+        weights.chmod(usual)
     save_processor(
         trained.tokenizer, recipe.data.image_size, recipe.text.max_tokens, folder, _texts_of(trained)
     )

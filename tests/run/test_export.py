@@ -225,6 +225,7 @@ def test_a_folder_is_complete_and_names_no_path_of_the_machine(home: Home) -> No
     }  # fmt: skip
     for path in home.folder.iterdir():
         assert b"secret-path" not in path.read_bytes(), path.name
+        assert path.stat().st_mode == (home.folder / "README.md").stat().st_mode, path.name
     config = AutoConfig.from_pretrained(home.folder)
     assert config.architectures == ["MedUnifierModel"]
     assert config.pretraining.model == home.trained.recipe.model
@@ -278,7 +279,7 @@ def test_what_transformers_saved_anew_is_read(home: Home, tmp_path: Path, capsys
 
 
 def copy_of(home: Home, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(home.folder, tmp_path / "copy"))
+    return Path(shutil.copytree(home.folder, tmp_path / "copy", copy_function=shutil.copy))
 
 
 @pytest.mark.parametrize("change", ["lost", "added", "reshaped"])
@@ -319,7 +320,9 @@ def test_damage_is_one_line(home: Home, tmp_path: Path) -> None:
 def test_nothing_but_an_exported_folder_is_replaced(home: Home, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("all of it")
-    for folder in (tmp_path / "mine", home.run.folder):
+    measured = copy_of(home, tmp_path / "used")
+    (measured / "results").mkdir()
+    for folder in (tmp_path / "mine", home.run.folder, measured):
         done = call("export", home.run.folder, folder)
         assert (done.exit_code, done.stderr.count("\n")) == (1, 1), done.output
         assert "something else" in done.stderr
