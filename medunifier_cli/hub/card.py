@@ -97,7 +97,8 @@ def _head(name: str, licence: str, dataset: str, results: list[dict[str, Any]]) 
         EvalResult(
             task_type=TASKS.get(result["task"].split("-")[0], "other"),
             dataset_type=result["dataset"],
-            dataset_name=f"{result['dataset']}, split {result['split']}",
+            dataset_name=result["dataset"],
+            dataset_split=result["split"],  # results of another split are not listed under this one
             metric_type=metric.name,
             metric_name=metric.title,
             metric_value=round(metric.value, 4),
@@ -174,7 +175,8 @@ def _training(trained: PretrainedRun, bundled: bool) -> str:
         f"- Image encoder: `{vit.name}` at {recipe.data.image_size} x {recipe.data.image_size}, {encoder}",
         f"- Image-text encoder: started from {'random weights' if start == 'random' else f'`{start}`'}",
         f"- Weights: {weights / 1e6:,.1f} million, {learned / 1e6:,.1f} million of them trained",
-        f"- Precision of training: {recipe.train.precision}; seed {recipe.train.seed}",
+        f"- Precision of training: {'fp32' if recipe.train.precision == 'no' else recipe.train.precision}; "
+        f"seed {recipe.train.seed}",
         "- The whole recipe: `recipe.yaml`",
     ]
     return "\n".join(rows)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, constants
+from transformers.utils import logging
 
 from medunifier_cli.checkpoint.exported import CONFIG, is_exported
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, check_pretrained, restore
@@ -96,7 +97,13 @@ def _write_model(trained: PretrainedRun, folder: Path, bundle: bool) -> None:
     with torch.device("meta"):
         model = MedUnifierModel(config)
     model.model = trained.model
-    model.save_pretrained(folder)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # of one file
+    try:
+        model.save_pretrained(folder)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     usual = stat.S_IMODE((folder / CONFIG).stat().st_mode)
     for weights in folder.glob("*.safetensors"):  # which safetensors makes the owner's alone
         weights.chmod(usual)

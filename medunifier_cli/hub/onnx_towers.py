@@ -26,6 +26,8 @@ from medunifier_cli.model.medunifier import MedUnifier
 
 WRITERS = ("onnx", "onnxscript")
 READER = "onnxruntime"
+TALKATIVE = ("torch.onnx", "onnxscript", "onnx_ir")
+"""Loggers that report each operation which they leave as it is."""
 TOLERANCE = 1e-4
 """Largest difference of a coordinate of an embedding, all of which are of length 1."""
 EXAMPLES = 2
@@ -115,7 +117,8 @@ def _write(
 ) -> float | None:
     """Write one tower; returns its difference to PyTorch, or None if nothing here can run it."""
     tower.eval()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of operations that it knows no name for
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about its own internals
         torch.onnx.export(

@@ -116,10 +116,14 @@ def test_a_file_of_something_else_leaves_no_weight_random(tmp_path: Path, frozen
 
 
 def test_names_that_timm_knows_are_left_to_timm(tmp_path: Path) -> None:
+    """Its own and EVA's, and those of a whole EVA-CLIP, whose text tower is not missed."""
     state = encoder("random").vit.state_dict()
     for before in ("", "visual."):
-        save_file({before + name: t.clone() for name, t in state.items()}, tmp_path / "w.safetensors")
+        named = {before + name: tensor.clone() for name, tensor in state.items()}
+        save_file({**named, "text.positional_embedding": torch.ones(2)}, tmp_path / "w.safetensors")
         assert timm_tensors(tmp_path / "w.safetensors") is None
+        ours = encoder(tmp_path / "w.safetensors").vit.state_dict()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in ours.items())
     (tmp_path / "w.pth").write_bytes(b"damaged")
     assert timm_tensors(tmp_path / "w.pth") is None
 
