@@ -219,8 +219,8 @@ def translate(
     if any(name.startswith(MARK) for name in bert) and "temp" in bert and model.recipe.objectives.itc:
         # of a whole model: BLIP-2's belongs to a space that is about to be trained anew
         converted["temperature"], pieces["temperature"] = bert["temp"].reshape(()), ("temp",)
-    for own, (tensor, names) in _embeddings(bert, model, source).items():
-        converted[own], pieces[own] = tensor, names
+    for own, (tensor, parts) in _embeddings(bert, model, source).items():
+        converted[own], pieces[own] = tensor, parts
     return converted, pieces
 
 
@@ -260,7 +260,7 @@ def _embeddings(
             "text.tokenizer and model.qformer.weights belong together"
         )
     whole = torch.cat([word, own_word.detach()[len(word) :]])
-    converted = {"qformer.word.weight": (whole, (WORDS,))}
+    converted: dict[str, tuple[Tensor, tuple[str, ...]]] = {"qformer.word.weight": (whole, (WORDS,))}
     length = len(model.qformer.position.weight)
     if len(position) < length:
         raise MuError(f"text.max_tokens: {length} is more than the {len(position)} positions of {source}")

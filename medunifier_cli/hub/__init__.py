@@ -31,5 +31,7 @@ __all__ = [
 AutoConfig.register(MedUnifierConfig.model_type, MedUnifierConfig, exist_ok=True)
 AutoModel.register(MedUnifierConfig, MedUnifierModel, exist_ok=True)
 AutoModelForZeroShotImageClassification.register(MedUnifierConfig, MedUnifierModel, exist_ok=True)
-AutoProcessor.register(MedUnifierConfig, MedUnifierProcessor, exist_ok=True)
+AutoProcessor.register(  # type: ignore[no-untyped-call]
+    MedUnifierConfig, MedUnifierProcessor, exist_ok=True
+)
 AutoImageProcessor.register(MedUnifierConfig, MedUnifierImageProcessor, exist_ok=True)

@@ -19,7 +19,7 @@ WORDS = ("random", "train", "hub")
 """Values of keys for weights and tokenizers that are no path."""
 
 
-class MedUnifierConfig(PretrainedConfig):  # type: ignore[misc]
+class MedUnifierConfig(PretrainedConfig):  # type: ignore[misc, no-untyped-call]
     """Configuration of `MedUnifierModel`.
 
     Args:

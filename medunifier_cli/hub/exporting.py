@@ -98,12 +98,12 @@ def _write_model(trained: PretrainedRun, folder: Path, bundle: bool) -> None:
         model = MedUnifierModel(config)
     model.model = trained.model
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # of one file
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model.save_pretrained(folder)
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     usual = stat.S_IMODE((folder / CONFIG).stat().st_mode)
     for weights in folder.glob("*.safetensors"):  # which safetensors makes the owner's alone
         weights.chmod(usual)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from medunifier_cli.checkpoint.encoder.tower import load_tower
 from medunifier_cli.checkpoint.exported import check_tower
@@ -44,7 +44,7 @@ class MedUnifierOutput(ModelOutput):  # type: ignore[misc]
     """[T, E], each of length 1."""
 
 
-class MedUnifierModel(PreTrainedModel):  # type: ignore[misc]
+class MedUnifierModel(PreTrainedModel):  # type: ignore[misc, no-untyped-call]
     """The model of a pre-training run; `model` is the `MedUnifier` that the rest of this package works on.
 
     Raises:
@@ -65,7 +65,7 @@ class MedUnifierModel(PreTrainedModel):  # type: ignore[misc]
             self.model: MedUnifier = build_model(config.pretraining, config.vocab_size, load=False)
         saved = self.state_dict()
         self._constants = {name: b.clone() for name, b in self.named_buffers() if name not in saved}
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
         if not config.tower["bundled"]:
             self._keys_to_ignore_on_save = {f"{TOWER}{name}" for name, _ in self.model.vit.frozen_tensors()}
             self._keys_to_ignore_on_load_missing = {rf"^{re.escape(TOWER)}"}
@@ -75,9 +75,10 @@ class MedUnifierModel(PreTrainedModel):  # type: ignore[misc]
         """As transformers has it, and strict: each weight of the model is in the file, and none besides."""
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs["ignore_mismatched_sizes"] = True  # they are an error below, and not a page of a report
-        loaded, info = super().from_pretrained(
+        result: Any = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
+        loaded, info = result
         missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
         config: MedUnifierConfig = loaded.config
         if not config.tower["bundled"]:

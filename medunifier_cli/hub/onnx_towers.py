@@ -64,6 +64,7 @@ class TextTower(nn.Module):
         place_L = torch.arange(input_ids.shape[1], device=input_ids.device)
         text_TLD = qformer.norm(qformer.word(input_ids) + qformer.position(place_L))
         open_T11L = attention_mask.bool()[:, None, None, :]
+        block: Any
         for block in qformer.blocks:
             own = block.attention
             q, k, v = (by_head(part, own.heads) for part in own.qkv(text_TLD).chunk(3, dim=2))

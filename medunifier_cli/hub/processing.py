@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import BertTokenizer
-from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers import BatchFeature, BertTokenizer
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
 from medunifier_cli.data.contract import EncodedImage, FileImage
@@ -92,7 +92,7 @@ class MedUnifierProcessor(ProcessorMixin):  # type: ignore[misc]
     tokenizer_class = "AutoTokenizer"
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
-        super().__init__(image_processor, tokenizer, **kwargs)
+        super().__init__(image_processor, tokenizer, **kwargs)  # type: ignore[no-untyped-call]
 
     def __call__(
         self, images: Any = None, text: Any = None, return_tensors: str | None = "pt", **kwargs: Any
@@ -151,13 +151,14 @@ def bert_tokenizer(tokenizer: TextTokenizer, longest: int) -> BertTokenizer:
         longest: tokens of a text, [CLS] and [SEP] included.
     """
     ids = {token: number for number, token in enumerate(tokenizer.tokens)}
+    # a token that the vocabulary lacks would get an id that the model has no embedding for
+    mask: Any = MASK if MASK in ids else None
     return BertTokenizer(
         vocab=ids,
         do_lower_case=tokenizer.lowercase,
         strip_accents=tokenizer.strip_accents,
         cls_token=CLS, sep_token=SEP, pad_token=PAD, unk_token=UNK,
-        # a token that the vocabulary lacks would get an id that the model has no embedding for
-        mask_token=MASK if MASK in ids else None,
+        mask_token=mask,
         extra_special_tokens=[DEC],
         model_max_length=longest,
         model_input_names=INPUTS,
