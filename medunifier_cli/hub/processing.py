@@ -74,10 +74,6 @@ class MedUnifierImageProcessor(BaseImageProcessor):  # type: ignore[misc]
             tensor_type=return_tensors,
         )
 
-    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
-        """As `preprocess`."""
-        return self.preprocess(images, *args, **kwargs)
-
 
 class MedUnifierProcessor(ProcessorMixin):  # type: ignore[misc]
     """Image processor and tokenizer in one.
