@@ -177,6 +177,7 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
             foreign = timm_tensors(file)
             overlay: dict[str, Any] = {"file": str(file)} if foreign is None else {"state_dict": foreign}
             arguments["pretrained_cfg_overlay"] = overlay
+        # transformers' BLIP-2 has no configuration of timm's, by which `hf-hub:` would find the architecture
         elif cached is not None and (foreign := timm_tensors(cached)) is not None:
             file, arguments["pretrained_cfg_overlay"] = cached, {"state_dict": foreign}
         elif is_hub_name(weights):
@@ -189,7 +190,7 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
         with harmless_globals():
             return _build(name, arguments, recipe)
     except MuError:
-        raise
+        raise  # of ours, and nothing that timm could have meant
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         if "Unknown model" in str(error):
             raise MuError(f"model.vit.name: timm has no model {name}") from error
@@ -268,6 +269,7 @@ def _loading(recipe: VitConfig, assign: bool) -> Iterator[list[str]]:
         unused = (*UNUSED, *((f"blocks.{blocks_of(own) - 1}.",) if recipe.drop_last_block else ()))
         missing = [name for name in own if name not in tensors]
         lost[:] = [name for name in missing if not name.startswith(unused)]
+        # instead of random numbers: what is dropped needs values for as long as timm holds the whole network
         zeros = {name: torch.zeros(own[name].shape) for name in missing if name.startswith(unused)}
         whole = {**tensors, **zeros}
         if assign:
