@@ -124,8 +124,8 @@ def test_plugins_import_their_contract_alone() -> None:
 
 
 def test_no_folder_holds_more_than_ten_files() -> None:
-    """More are an attic: nothing in a file's name tells a reader which of them to open. Those of `commands` have
-    the names of the verbs, as many as there are."""
+    """More are an attic: nothing in a file's name tells a reader which of them to open. Those of `commands`
+    have the names of the verbs, as many as there are."""
     counts: dict[str, int] = {}
     for path in [*sources(PACKAGE), *sources("plugins")]:
         folder, _, name = path.rpartition("/")
