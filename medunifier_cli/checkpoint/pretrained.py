@@ -184,7 +184,7 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
     # None in checkpoints of earlier versions
     if checkpoint.facts["stage"].get("tokenizer") not in (None, tokenizer.fingerprint):
         raise CheckpointError(f"{run.tokenizer}: not the tokenizer that this run was trained with; {MEND}")
-    # a frozen image encoder with random weights (for tests) is not in the checkpoint: this seed makes it again
+    # a frozen image encoder with random weights, for tests, is in no checkpoint: this seed makes it again
     torch.manual_seed(recipe.train.seed)
     encoder, frozen_hash, frozen = None, "", set[str]()
     if recipe.model.vit.frozen:
