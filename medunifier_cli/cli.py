@@ -32,7 +32,7 @@ COMMANDS = Path(__file__).parent / "commands"
 
 VERBS = (
     "prepare", "pretrain", "fit-prior", "finetune", "retrieve", "zeroshot", "report", "synthesize",
-    "score", "check", "runs", "show", "recipes",
+    "score", "check", "runs", "show", "recipes", "export",
 )  # fmt: skip
 """In the order of `mu --help`, which is that of the work; a verb without a file is not listed."""
 

@@ -12,6 +12,7 @@ import torch
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.best import best_of, without_best
 from medunifier_cli.checkpoint.encoder.tower import load_tower
+from medunifier_cli.checkpoint.exported import is_exported, read_exported
 from medunifier_cli.checkpoint.lineage import pretrained_of
 from medunifier_cli.data.texts.tokenizer import MEND, TextTokenizer
 from medunifier_cli.distributed import world
@@ -71,7 +72,7 @@ def is_run_of(run: Run, *recipes: type[PretrainRecipe | FinetuneRecipe | PriorRe
     """Whether a folder holds a run of one of these stages, with a checkpoint."""
     try:
         return (
-            bool(store.steps(run.checkpoints))
+            _has_weights(run)
             and run.recipe.exists()
             and stage_of(run.recipe) in {recipe.stage for recipe in recipes}
         )
@@ -86,8 +87,13 @@ def check_pretrained(run: Run) -> None:
     stage = stage_of(run.recipe)
     if stage != PretrainRecipe.stage:
         raise CheckpointError(f"{run.folder} is a run of `mu {stage}`; name one of `mu pretrain`")
-    if not store.steps(run.checkpoints):
+    if not _has_weights(run):
         raise CheckpointError(f"{run.folder}: no checkpoint yet; run `mu pretrain` again to train it")
+
+
+def _has_weights(run: Run) -> bool:
+    """Whether a folder holds a checkpoint, or is one that `mu export` wrote."""
+    return bool(store.steps(run.checkpoints)) or is_exported(run.folder)
 
 
 def run_for(name: str, verb: str, *recipes: type[PretrainRecipe | FinetuneRecipe | PriorRecipe]) -> Run:
@@ -150,13 +156,19 @@ def starting_run(name: str, verb: str) -> str:
 
 def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
     """The model of a pre-training run's newest intact checkpoint; of its best validation if the recipe asks
-    for that with `train.best`, and then says on stderr which step it is.
+    for that with `train.best`, and then says on stderr which step it is. Of an exported folder its one model.
 
     Raises:
         CheckpointError: no checkpoint, or frozen weights that are not those the run was trained with.
         MissingWeightsError: the frozen image encoder's weights are not on this machine.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if is_exported(run.folder):
+        found = read_exported(run.folder)
+        model = found.model.to_device(device).eval()
+        return PretrainedRun(
+            run, found.recipe, found.tokenizer, model, device, found.step, found.identity, found.encoder
+        )
     if not run.recipe.exists():
         raise CheckpointError(f"{run.folder}: not a run, it has no recipe.yaml")
     run.sweep()
@@ -172,8 +184,7 @@ def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:
     # None in checkpoints of earlier versions
     if checkpoint.facts["stage"].get("tokenizer") not in (None, tokenizer.fingerprint):
         raise CheckpointError(f"{run.tokenizer}: not the tokenizer that this run was trained with; {MEND}")
-    # A frozen image encoder with random weights (for tests) is not in the checkpoint: this seed makes it
-    # again.
+    # a frozen image encoder with random weights, for tests, is in no checkpoint: this seed makes it again
     torch.manual_seed(recipe.train.seed)
     encoder, frozen_hash, frozen = None, "", set[str]()
     if recipe.model.vit.frozen:

@@ -103,23 +103,10 @@ class Part(click.ParamType["tuple[int, int]"]):
 )
 @job_options(resumes=True, parts=True)
 def prepare(
-    dataset: str | None,
-    raw: Path | None,
-    name: str,
-    out: Path | None,
-    size: int,
-    image_format: str,
-    printed: str,
-    shard_size: int,
-    workers: int | None,
-    part: tuple[int, int],
-    max_rejects: int | None,
-    overrides: tuple[str, ...],
-    recipe: str,
-    dry_run: bool,
-    show_list: bool,
-    sbatch: JobOptions | None,
-) -> None:
+    dataset: str | None, raw: Path | None, name: str, out: Path | None, size: int, image_format: str,
+    printed: str, shard_size: int, workers: int | None, part: tuple[int, int], max_rejects: int | None,
+    overrides: tuple[str, ...], recipe: str, dry_run: bool, show_list: bool, sbatch: JobOptions | None,
+) -> None:  # fmt: skip
     """Convert a raw download into shards, with a manifest of their contents and of what was left out.
 
     Run it again after an interruption: it resumes after the last finished shard. `--list` shows the data

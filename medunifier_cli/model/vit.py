@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from medunifier_cli.errors import MissingWeightsError, MuError
+from medunifier_cli.model.foreign.vision import blocks_of, timm_tensors
 from medunifier_cli.model.precision import full_precision, own_attention
 from medunifier_cli.model.stem import convolutional_stem
 from medunifier_cli.model.weights import (
+    cached_file,
     existing_path,
     fitting,
     harmless_globals,
@@ -36,6 +38,8 @@ PIXEL_NORMS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 """Mean and standard deviation of each channel."""
+UNUSED = ("norm.", "fc_norm.", "head.", "head_drop.", "attn_pool.")
+"""Before the names of what follows a ViT's blocks; this model has norms and heads of its own."""
 
 
 def pixels(image_B1HW: Tensor) -> Tensor:
@@ -156,7 +160,7 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
     arguments = timm_arguments(recipe, image_size)
     # three sources with three ways into timm: its own hub entry, a file on this disk, and any hub repository
     weights = recipe.weights if load else "random"
-    name, file = recipe.name, None
+    name, file, foreign = recipe.name, None, None
     if ":" in name:  # timm would ask the hub for it, even where nothing is to be loaded
         raise MuError(
             f"model.vit.name: {name} is no name of an architecture; model.vit.weights takes hub names and "
@@ -167,9 +171,15 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
     elif weights != "random":
         path = existing_path(weights)
         arguments["pretrained"] = True
+        cached = cached_file(weights) if path is None and is_hub_name(weights) else None
         if path is not None:
             file = local_weights(path)
-            arguments["pretrained_cfg_overlay"] = {"file": str(file)}
+            foreign = timm_tensors(file)
+            overlay: dict[str, Any] = {"file": str(file)} if foreign is None else {"state_dict": foreign}
+            arguments["pretrained_cfg_overlay"] = overlay
+        # transformers' BLIP-2 has no configuration of timm's, by which `hf-hub:` would find the architecture
+        elif cached is not None and (foreign := timm_tensors(cached)) is not None:
+            file, arguments["pretrained_cfg_overlay"] = cached, {"state_dict": foreign}
         elif is_hub_name(weights):
             name = f"hf-hub:{weights}"
         else:
@@ -178,10 +188,14 @@ def _create(recipe: VitConfig, image_size: int, load: bool) -> Any:
             )
     try:
         with harmless_globals():
-            return _build(name, arguments, copy=not recipe.frozen)
+            return _build(name, arguments, recipe)
+    except MuError:
+        raise  # of ours, and nothing that timm could have meant
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         if "Unknown model" in str(error):
             raise MuError(f"model.vit.name: timm has no model {name}") from error
+        if foreign is not None:
+            arguments.pop("pretrained_cfg_overlay")  # whose tensors no message has room for
         # timm wraps what the reader of the file raised
         if file is not None and isinstance(error.__cause__, unreadable_errors()):
             raise MuError(f"model.vit.weights: {why_unreadable(file, error.__cause__)}") from error
@@ -207,35 +221,64 @@ def _put_stem(vit: Any, recipe: VitConfig) -> None:
     patches.proj = convolutional_stem(int(patches.patch_size[0]), int(vit.embed_dim))
 
 
-def _build(name: str, arguments: Mapping[str, Any], copy: bool) -> Any:
+def _build(name: str, arguments: Mapping[str, Any], recipe: VitConfig) -> Any:
     """`timm.create_model`, which draws a billion weights before it loads as many; here none is drawn.
 
-    Args:
-        copy: False leaves weights in the file that they are mapped from.
+    Weights of a frozen encoder are left in the file that they are mapped from.
+
+    Raises:
+        MuError: the file lacks weights that the encoder uses. timm would draw them, and say so in a log.
     """
     import timm
 
     if arguments.get("pretrained"):
         # whatever is wrong is found again below, and said: an architecture that computes with its weights, a
         # file that is damaged, a format that timm copies by itself
-        with suppress(Exception), without_drawing(), _loading_by_assignment(copy):
+        with suppress(Exception), without_drawing(), _loading(recipe, assign=True) as lost:
             vit = timm.create_model(name, **arguments)
-            if not any(tensor.is_meta for tensor in (*vit.parameters(), *vit.buffers())):
+            if not lost and not any(tensor.is_meta for tensor in (*vit.parameters(), *vit.buffers())):
                 return vit
-    return timm.create_model(name, **arguments)
+    with _loading(recipe, assign=False) as lost:
+        vit = timm.create_model(name, **arguments)
+    if lost:
+        raise MuError(
+            f"model.vit.weights: {recipe.weights} lacks {len(lost):,} tensors of {recipe.name}, such as "
+            f"{lost[0]}; name a file of this architecture, and see model.vit.depth"
+        )
+    return vit
 
 
 @contextmanager
-def _loading_by_assignment(copy: bool) -> Iterator[None]:
-    """While open, timm's own way of loading, with its filters, puts tensors in the place of a model's."""
+def _loading(recipe: VitConfig, assign: bool) -> Iterator[list[str]]:
+    """While open, timm's own way of loading, with its filters, tells which weights the file lacks.
+
+    What the encoder does not use is not missed: the last norm, and the last block where it is dropped.
+
+    Args:
+        assign: put tensors in the place of a model's, instead of copying them into it.
+
+    Yields:
+        Names of what is missing, once the file is loaded.
+    """
     usual = nn.Module.load_state_dict
+    lost: list[str] = []
 
     def load(module: nn.Module, tensors: Mapping[str, Tensor], strict: bool = True, **_: Any) -> Any:
-        return usual(module, fitting(module, tensors, copy), strict=strict, assign=True)
+        # not buffers: those of timm's vision transformers are constants, which few files hold
+        own = dict(module.named_parameters())
+        unused = (*UNUSED, *((f"blocks.{blocks_of(own) - 1}.",) if recipe.drop_last_block else ()))
+        missing = [name for name in own if name not in tensors]
+        lost[:] = [name for name in missing if not name.startswith(unused)]
+        # instead of random numbers: what is dropped needs values for as long as timm holds the whole network
+        zeros = {name: torch.zeros(own[name].shape) for name in missing if name.startswith(unused)}
+        whole = {**tensors, **zeros}
+        if assign:
+            whole = fitting(module, whole, copy=not recipe.frozen)
+        return usual(module, whole, strict=strict, assign=assign)
 
     nn.Module.load_state_dict = load  # type: ignore[method-assign, assignment]
     try:
-        yield
+        yield lost
     finally:
         nn.Module.load_state_dict = usual  # type: ignore[method-assign]
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from medunifier_cli.errors import RecipeError
-from medunifier_cli.files import read_text, write_text
+from medunifier_cli.files import read_text, text_lines, write_text
 from medunifier_cli.recipe.load import find_recipe, load_any, origins, plain, shipped_recipes
 
 DEFAULT = "default"
@@ -24,13 +24,13 @@ def shipped_rows() -> list[list[object]]:
         path = find_recipe(name)
         text = read_text(path)
         base = (yaml.safe_load(text) or {}).get("base", "")
-        rows.append([name, load_any(path).stage, base, _first_sentence(text)])
+        rows.append([name, load_any(path).stage, base, _first_sentence(text_lines(path))])
     return rows
 
 
-def _first_sentence(text: str) -> str:
+def _first_sentence(lines_of_file: Sequence[str]) -> str:
     lines = []
-    for line in text.splitlines():
+    for line in lines_of_file:
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# "))

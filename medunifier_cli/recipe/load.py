@@ -121,15 +121,39 @@ def load_saved(path: Path, schema: type[R]) -> R:
     return recipe
 
 
+def parse_saved(text: str, shown: str, schema: type[R]) -> R:
+    """The recipe in a text that is no recipe file, such as a part of an exported model's configuration.
+
+    Args:
+        text: YAML, as a run keeps it.
+        shown: where the text is from, for messages.
+        schema: dataclass to fill.
+
+    Raises:
+        RecipeError: the problems found, as many as fit one line, and the number of all others.
+    """
+    try:
+        settings, _ = read_text(text, shown, schema, saved=True)
+    except YamlError as problem:
+        raise RecipeError(str(problem)) from problem
+    recipe: R = _built(settings, schema, shown)
+    return recipe
+
+
 def _load(path: Path, overrides: tuple[str, ...], schema: Any, saved: bool) -> Any:
     settings = _merge([*_chain(path, schema, saved), read_overrides(overrides, schema)])
-    _check_stage(settings, schema, _shown(path))
-    recipe = build(schema, settings)
-    settings.problems.extend(_disagreements(recipe, settings, _shown(path)))
-    if settings.problems:
-        raise RecipeError(one_line_of(settings.problems))
+    recipe = _built(settings, schema, _shown(path))
     if not recipe.name:
         recipe = dataclasses.replace(recipe, name=path.stem)
+    return recipe
+
+
+def _built(settings: Settings, schema: Any, shown: str) -> Any:
+    _check_stage(settings, schema, shown)
+    recipe = build(schema, settings)
+    settings.problems.extend(_disagreements(recipe, settings, shown))
+    if settings.problems:
+        raise RecipeError(one_line_of(settings.problems))
     return recipe
 
 

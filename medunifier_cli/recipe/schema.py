@@ -140,7 +140,7 @@ class QFormerConfig:
     """Image-text encoder with learnable queries (paper, sections 3.2 and 3.3)."""
 
     weights: str = "random"
-    """Initial weights: hub name or local folder of a BERT or BLIP-2 model, or `random`."""
+    """Initial weights: hub name, folder or file of a BERT, BLIP-2 or published MedUnifier, or `random`."""
     layers: Depth = 12
     """Number of transformer blocks."""
     width: Size = 768

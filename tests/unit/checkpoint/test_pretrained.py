@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,9 @@ def test_a_new_run_starts_from_its_bert(tmp_path: Path, bert: Path, stage_of: St
     words = stage.model.qformer.word.weight
     torch.testing.assert_close(words[:-1], theirs.bert.embeddings.word_embeddings.weight)
     assert len(words) == TOKENIZER.size
+    listed = json.loads((tmp_path / "run" / "start-weights.json").read_text(encoding="utf-8"))
+    assert listed["mapped"]["bert.embeddings.word_embeddings.weight"] == ["qformer.word.weight"]
+    assert "qformer.query_tokens" in listed["new"]
 
 
 def test_a_new_run_without_its_bert_is_one_line(
