@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medunifier_cli.cluster.options import JobOptions, job_options
-from medunifier_cli.evaluate.ranks import WRITTEN, on_ranks
+from medunifier_cli.evaluate.shared.ranks import WRITTEN, on_ranks
 from medunifier_cli.options.shared import (
     batch_size_option,
     data_option,
@@ -138,7 +138,7 @@ def report(
         return
     from medunifier_cli.checkpoint.pretrained import pretrained_run, restore
     from medunifier_cli.evaluate.reports.writer import Decoding, files_under
-    from medunifier_cli.evaluate.sharing import everywhere
+    from medunifier_cli.evaluate.shared.sharing import everywhere
 
     paths = files_under(files)
     trained = everywhere(restore, pretrained_run(name, "report")).with_batches_of(batch)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from medunifier_cli.cluster.options import JobOptions, job_options
-from medunifier_cli.evaluate.ranks import ENCODED, on_ranks
+from medunifier_cli.evaluate.shared.ranks import ENCODED, on_ranks
 from medunifier_cli.options.shared import (
     batch_size_option,
     data_option,
@@ -76,7 +76,7 @@ def retrieve(
     from medunifier_cli.checkpoint.pretrained import pretrained_run, restore
     from medunifier_cli.evaluate.benchmark import open_benchmark
     from medunifier_cli.evaluate.results import tables
-    from medunifier_cli.evaluate.sharing import everywhere
+    from medunifier_cli.evaluate.shared.sharing import everywhere
 
     trained = everywhere(restore, pretrained_run(name, "retrieve")).with_batches_of(batch)
     benchmark = open_benchmark(trained, dataset, split, need_text=False, ids=ids, prefer_benchmark=True)

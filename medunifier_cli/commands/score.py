@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medunifier_cli.cluster.options import JobOptions, job_options
-from medunifier_cli.evaluate.ranks import ENCODED, on_ranks
+from medunifier_cli.evaluate.shared.ranks import ENCODED, on_ranks
 from medunifier_cli.options import complete
 from medunifier_cli.options.scoring import COMPARISON, ScoreOptions, check, mode_of
 from medunifier_cli.options.shared import device_option, format_option

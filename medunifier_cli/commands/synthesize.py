@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medunifier_cli.cluster.options import JobOptions, job_options
-from medunifier_cli.evaluate.ranks import SAMPLED, on_ranks
+from medunifier_cli.evaluate.shared.ranks import SAMPLED, on_ranks
 from medunifier_cli.files import text_lines
 from medunifier_cli.options.shared import (
     batch_size_option,
@@ -196,7 +196,7 @@ def _reconstruct(
     from medunifier_cli.checkpoint.priors import restore_priors
     from medunifier_cli.evaluate.benchmark import open_benchmark
     from medunifier_cli.evaluate.results import show_measured
-    from medunifier_cli.evaluate.sharing import everywhere
+    from medunifier_cli.evaluate.shared.sharing import everywhere
     from medunifier_cli.evaluate.synthesis.synthesis import reconstruct
     from medunifier_cli.recipe.schema_prior import PriorRecipe
     from medunifier_cli.stages.codes import say_texts
@@ -221,7 +221,7 @@ def _sample(
     """Sample images from the priors of a run, with the prompts of the data set that these were fitted on."""
     from medunifier_cli.checkpoint.priors import on_their_data, priors_run, restore_priors
     from medunifier_cli.evaluate.benchmark import open_benchmark
-    from medunifier_cli.evaluate.sharing import everywhere
+    from medunifier_cli.evaluate.shared.sharing import everywhere
     from medunifier_cli.evaluate.synthesis.requests import read_requests
     from medunifier_cli.evaluate.synthesis.synthesis import synthesize, write_figure
     from medunifier_cli.plugin_index import prepared_dataset

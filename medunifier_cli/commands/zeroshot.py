@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from medunifier_cli.cluster.options import JobOptions, job_options
-from medunifier_cli.evaluate.ranks import ENCODED, on_ranks
+from medunifier_cli.evaluate.shared.ranks import ENCODED, on_ranks
 from medunifier_cli.options.shared import (
     batch_size_option,
     data_option,
@@ -93,7 +93,7 @@ def zeroshot(
     from medunifier_cli.checkpoint.pretrained import pretrained_run, restore
     from medunifier_cli.evaluate.benchmark import open_benchmark
     from medunifier_cli.evaluate.retrieval import zeroshot as evaluation
-    from medunifier_cli.evaluate.sharing import everywhere
+    from medunifier_cli.evaluate.shared.sharing import everywhere
     from medunifier_cli.plugin_index import prepared_dataset
 
     trained = everywhere(restore, pretrained_run(name, "zeroshot")).with_batches_of(batch)

@@ -88,6 +88,7 @@ def run_ranks(processes: int, work: Callable[..., None], arguments: Sequence[Any
     context = multiprocessing.get_context("spawn")
     task = pickle.dumps((work, tuple(arguments)))
     request = installed()
+    # Ctrl-C ends ranks as it ends their verb alone: with 75 what resumes, with 130 what only measures
     resumes = request is None or request.training
     method = multiprocessing.get_start_method()
     ranks = [
@@ -197,6 +198,7 @@ def _cause(codes: Sequence[int | None]) -> str:
             memory = "; the usual cause is memory: give the job more, or take a smaller train.micro_batch"
             return f"rank {number} was killed by {name}{memory if name == 'SIGKILL' else ''}"
     for number, code in enumerate(codes):
+        # USAGE: a mistake in the command line that only the data showed, for example an unknown prompt set
         if code not in (None, 0, 1, USAGE, 75, INTERRUPTED):
             return f"rank {number} ended with exit code {code}, and did not say why"
     return ""

@@ -21,7 +21,7 @@ from medunifier_cli.data.images.given import CHANNELS, levels_of
 from medunifier_cli.data.images.image import image_from
 from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.errors import DataError, MuError
-from medunifier_cli.evaluate.sharing import each
+from medunifier_cli.evaluate.shared.sharing import each
 from medunifier_cli.terminal.say import say
 
 T = TypeVar("T")

@@ -24,10 +24,10 @@ import torch
 
 from medunifier_cli.cli import mu
 from medunifier_cli.cluster.options import JobOption
-from medunifier_cli.evaluate import sharing
-from medunifier_cli.evaluate.ranks import _on_rank
 from medunifier_cli.evaluate.reports import writer
 from medunifier_cli.evaluate.retrieval import embed, rerank, zeroshot
+from medunifier_cli.evaluate.shared import sharing
+from medunifier_cli.evaluate.shared.ranks import _on_rank
 from medunifier_cli.evaluate.synthesis import copies, image_sets, synthesis
 from medunifier_cli.scores.text import meteor
 from tests.unit.distributed import ranks

@@ -24,7 +24,7 @@ from medunifier_cli.errors import CheckpointError, MuError
 from medunifier_cli.evaluate.benchmark import evaluation_batches
 from medunifier_cli.evaluate.reports.decoding import Constraints, DecodedText, beam_search, greedy, nucleus
 from medunifier_cli.evaluate.reports.text_cache import TextCache
-from medunifier_cli.evaluate.sharing import in_order
+from medunifier_cli.evaluate.shared.sharing import in_order
 from medunifier_cli.evaluate.user_images import UserImages, of_files
 from medunifier_cli.files import make_folder, write_text
 from medunifier_cli.model.precision import measuring

@@ -22,7 +22,7 @@ from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.benchmark import evaluation_batches
 from medunifier_cli.evaluate.retrieval.prompts import LONGEST_PROMPT
-from medunifier_cli.evaluate.sharing import in_order
+from medunifier_cli.evaluate.shared.sharing import in_order
 from medunifier_cli.model.precision import measuring
 from medunifier_cli.recipe.schema import CACHED
 from medunifier_cli.run.cache import Arrays

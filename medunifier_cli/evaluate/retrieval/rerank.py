@@ -17,7 +17,7 @@ from torch import Tensor
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.batch import PackedText
 from medunifier_cli.errors import CheckpointError
-from medunifier_cli.evaluate.sharing import each
+from medunifier_cli.evaluate.shared.sharing import each
 from medunifier_cli.model.precision import measuring
 from medunifier_cli.scores.search import Top, reorder
 from medunifier_cli.terminal.progress import Progress

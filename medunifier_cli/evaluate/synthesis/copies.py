@@ -31,7 +31,7 @@ from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import MuError
 from medunifier_cli.evaluate.benchmark import open_benchmark
 from medunifier_cli.evaluate.results import Metric, Result, mean
-from medunifier_cli.evaluate.sharing import each, known_everywhere
+from medunifier_cli.evaluate.shared.sharing import each, known_everywhere
 from medunifier_cli.evaluate.synthesis.frechet import Scorer
 from medunifier_cli.evaluate.synthesis.image_sets import (
     CodedImages,

@@ -18,7 +18,7 @@ from medunifier_cli.checkpoint.pretrained import PretrainedRun, is_run_of, resto
 from medunifier_cli.checkpoint.priors import on_their_data, restore_priors
 from medunifier_cli.errors import MissingWeightsError, MuError
 from medunifier_cli.evaluate.results import Metric, Result, mean
-from medunifier_cli.evaluate.sharing import everywhere
+from medunifier_cli.evaluate.shared.sharing import everywhere
 from medunifier_cli.evaluate.synthesis.image_sets import ImageSet, encoder_features, open_images
 from medunifier_cli.evaluate.synthesis.inception import fid_and_kid, load_inception
 from medunifier_cli.evaluate.synthesis.rad_dino import EDGE, load_rad_dino

@@ -26,7 +26,7 @@ from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.data.loader import collate
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
-from medunifier_cli.evaluate.sharing import each
+from medunifier_cli.evaluate.shared.sharing import each
 from medunifier_cli.evaluate.synthesis.requests import requests_hash
 from medunifier_cli.evaluate.synthesis.sample_folder import (
     FIGURE,

@@ -19,7 +19,7 @@ from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import open_benchmark, patients
 from medunifier_cli.evaluate.results import Metric, Result, mean
-from medunifier_cli.evaluate.sharing import everywhere
+from medunifier_cli.evaluate.shared.sharing import everywhere
 from medunifier_cli.evaluate.synthesis.frechet import Scorer
 from medunifier_cli.evaluate.synthesis.image_sets import FolderImages, SplitImages, of_batches
 from medunifier_cli.evaluate.synthesis.synthesis import reconstructed_batches

@@ -28,7 +28,7 @@ from medunifier_cli.evaluate.benchmark import Benchmark, evaluation_batches, pat
 from medunifier_cli.evaluate.codes import codes_hash, decode, need_tig, to_grey
 from medunifier_cli.evaluate.fidelity import mean_image, psnr
 from medunifier_cli.evaluate.results import Metric, mean
-from medunifier_cli.evaluate.sharing import each, in_order, share_of_rank
+from medunifier_cli.evaluate.shared.sharing import each, in_order, share_of_rank
 from medunifier_cli.evaluate.synthesis.requests import (
     ImageRequest,
     requests_hash,

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from medunifier_cli.errors import DataError, MuError
-from medunifier_cli.evaluate.sharing import (
+from medunifier_cli.evaluate.shared.sharing import (
     each,
     everywhere,
     known_everywhere,

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from medunifier_cli.distributed import group, launch
 from medunifier_cli.errors import MuError
-from medunifier_cli.evaluate.ranks import on_ranks
+from medunifier_cli.evaluate.shared.ranks import on_ranks
 from tests.folders import ROOT
 from tests.unit.distributed.test_lifeline import Outcomes
 

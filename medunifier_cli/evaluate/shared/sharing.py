@@ -23,7 +23,7 @@ from torch import nn
 from medunifier_cli.distributed import world
 from medunifier_cli.distributed.group import gathering
 from medunifier_cli.errors import MuError
-from medunifier_cli.evaluate.exchange import (
+from medunifier_cli.evaluate.shared.exchange import (
     END,
     FAILED,
     PART,

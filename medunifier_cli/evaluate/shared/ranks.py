@@ -97,7 +97,7 @@ def _on_rank(module: str, name: str, options: dict[str, Any]) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         verb()
         return
-    from medunifier_cli.evaluate.sharing import on_all_ranks
+    from medunifier_cli.evaluate.shared.sharing import on_all_ranks
 
     keep_any_letter()
     try:

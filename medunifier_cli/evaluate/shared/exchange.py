@@ -36,7 +36,7 @@ def broadcast(content: bytes) -> None:
 
 
 def receive(length: int) -> bytes:
-    """On another rank: so many bytes of the main one."""
+    """On another rank: what the main one broadcasts, `length` bytes."""
     content = torch.empty(length, dtype=torch.uint8)
     _wait(dist.broadcast(content, 0, async_op=True))
     return content.numpy().tobytes()
