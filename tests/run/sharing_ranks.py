@@ -45,7 +45,7 @@ def commands(out: Path) -> list[list[str]]:
     lines: list[tuple[object, ...]] = [
         ("retrieve", *of_test, "--rerank", 5),
         ("report", *of_test, "--limit", 23, "--sample", "nucleus", "--max-tokens", 9,
-         "--out", out / "reports"),
+         "--batch-size", 4, "--out", out / "reports"),
         ("synthesize", "--run", "priors", "--n", 27, "--prompts", "report", "--guidance", 2,
          "--batch-size", 8, "--out", out / "new"),
         ("synthesize", "--run", "model", "--reconstruct", "test", "--n", 27, "--out", out / "rebuilt"),

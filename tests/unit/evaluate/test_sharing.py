@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from medunifier_cli.distributed import group, launch
 from medunifier_cli.errors import MuError
 from medunifier_cli.evaluate.shared.ranks import on_ranks
+from medunifier_cli.options.shared import refuse
 from tests.folders import ROOT
 from tests.unit.distributed.test_lifeline import Outcomes
 
@@ -87,10 +88,16 @@ def count(n: int) -> int:
     return n
 
 
+def check(n: int, sbatch: bool) -> None:
+    if n < 0:
+        refuse({"n"}, "is for samples")
+
+
 @click.command()
 @click.option("--n", type=int)
-@on_ranks(large=100, count=count)
-def verb(n: int) -> None:
+@click.option("--sbatch", is_flag=True)
+@on_ranks(large=100, count=count, check=check)
+def verb(n: int, sbatch: bool) -> None:
     CALLED.append(n)
 
 
@@ -104,6 +111,7 @@ def verb(n: int) -> None:
         (["--n", "0", "--num-processes", "3"], None, None),  # nothing to share
         (["--n", "1001"], None, None),  # the verb says what is wrong
         (["--n", "1001"], "0", None),
+        (["--n", "500", "--num-processes", "3", "--sbatch"], None, None),  # the script starts them
     ],
 )
 def test_how_many_processes_a_verb_gets(
@@ -118,7 +126,7 @@ def test_how_many_processes_a_verb_gets(
         assert (len(CALLED), asked) == (1, [])
     else:
         assert (CALLED, [arguments[:3] for arguments in asked]) == ([], [ranks])
-        assert asked[0][4:] == (verb.callback.__module__, "verb", {"n": int(words[1])})
+        assert asked[0][4:] == (verb.callback.__module__, "verb", {"n": int(words[1]), "sbatch": False})
 
 
 def test_only_the_main_rank_of_a_launcher_does_what_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +135,18 @@ def test_only_the_main_rank_of_a_launcher_does_what_cannot_be_shared(monkeypatch
         CALLED.clear()
         assert CliRunner().invoke(verb, ["--n", "0"], catch_exceptions=False).exit_code == 0
         assert calls == CALLED
+
+
+@pytest.mark.parametrize(("rank", "code"), [(None, 2), ("0", 2), ("1", 0)])
+def test_what_does_not_go_together_is_refused_once_and_before_any_rank_starts(
+    monkeypatch: pytest.MonkeyPatch, rank: str | None, code: int
+) -> None:
+    monkeypatch.setattr(launch, "in_ranks", lambda *_: pytest.fail("started"))
+    place(monkeypatch, rank)
+    CALLED.clear()
+    result = CliRunner().invoke(verb, ["--n", "-1", "--num-processes", "3"], catch_exceptions=False)
+    assert (result.exit_code, CALLED) == (code, [])
+    assert ("--n is for samples" in result.output) == (code == 2)
 
 
 def place(monkeypatch: pytest.MonkeyPatch, rank: str | None) -> None:
