@@ -114,7 +114,7 @@ def test_classes_are_those_of_the_verb(
 ) -> None:
     classes = {name: [f"{name} on the left.", f"Large {name}."] for name in load_dataset("phantom").classes}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(classes))
-    words = ("--run", "demo", "--prompts", tmp_path / "mine.yaml", "--count", 0, "--json")
+    words = ("--run", "demo", "--prompts", tmp_path / "mine.yaml", "--count", 0, "--format", "json")
     for ensemble in ("max", "mean"):
         code, printed = call(root, "zeroshot", *films, *words, "--ensemble", ensemble)
         assert code == 0, printed
@@ -137,7 +137,7 @@ def test_reports_are_those_of_the_verb(root: Path, model: medunifier.Model, film
             medunifier.Decoding(how="nucleus", seed=3, max_tokens=12),
         ),
     ):
-        code, printed = call(root, "report", *films, "--run", "demo", "--json", *words)
+        code, printed = call(root, "report", *films, "--run", "demo", "--format", "json", *words)
         assert code == 0, printed
         expected = [json.loads(line)["report"] for line in printed.splitlines()]
         assert [str(report) for report in model.report(films, decoding)] == expected
