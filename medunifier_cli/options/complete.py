@@ -1,6 +1,7 @@
 """What the shell offers for a word that is being typed: runs, recipes, data sets, and keys of a recipe.
 
-Nothing here may raise or print: the shell would show it in the middle of the line.
+Nothing here may raise or print: the shell would show it in the middle of the line. Modules that know recipes
+and data sets are imported when they are asked, as every verb imports this one.
 """
 
 from __future__ import annotations
@@ -14,10 +15,6 @@ import click
 from click.shell_completion import CompletionItem
 
 from medunifier_cli.errors import MuError
-from medunifier_cli.plugin_index import DATASETS, entries
-from medunifier_cli.recipe.load import shipped_recipes, stage_of
-from medunifier_cli.recipe.settings import dotted_keys
-from medunifier_cli.recipe.stages import SCHEMAS
 from medunifier_cli.roots import prepared_names, run_names, runs_root
 
 
@@ -31,6 +28,9 @@ def runs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Co
 
 def recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Shipped recipes of the verb's stage, or of every stage; and files."""
+    from medunifier_cli.recipe.load import shipped_recipes
+    from medunifier_cli.recipe.stages import SCHEMAS
+
     names = [
         CompletionItem(name, help=stage)
         for name in _beginning(shipped_recipes(), incomplete)
@@ -41,6 +41,8 @@ def recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
 
 def data_sets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Data sets that `mu prepare` knows."""
+    from medunifier_cli.plugin_index import DATASETS, entries
+
     with redirect_stderr(io.StringIO()):  # two packages with one name are no matter of this word
         names = sorted(entries(DATASETS))
     return [CompletionItem(name) for name in _beginning(names, incomplete)]
@@ -53,6 +55,9 @@ def prepared(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 
 def keys(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """`KEY=` for each key of the verb's recipe; of the recipe that is typed where the verb takes any."""
+    from medunifier_cli.recipe.settings import dotted_keys
+    from medunifier_cli.recipe.stages import SCHEMAS
+
     # an option without its value, as this one is, ends the parsing: what was typed before it is in `args`
     typed = ctx.params.get("recipe") or next(iter(ctx.args), "")
     verb = ctx.info_name or ""
@@ -71,6 +76,8 @@ def _beginning(names: Iterable[str], start: str) -> list[str]:
 
 def _stage(recipe: str | Path) -> str:
     """The stage of a recipe; empty where there is none that can be read."""
+    from medunifier_cli.recipe.load import stage_of
+
     try:
         return stage_of(recipe) if recipe else ""
     except (MuError, OSError):

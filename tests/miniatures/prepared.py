@@ -66,6 +66,6 @@ def refusal(dataset: str, raw: Path, out: Path, *options: str) -> str:
     assert "Traceback" not in result.output
     lines = result.stderr.strip().splitlines()
     notes = ("warning: ", "columns: ", "no column of splits", "all rows are in")
-    said = [line for line in lines if not line.startswith(notes)]
+    said = [line for line in lines if not line.startswith(notes) and ": images of " not in line]
     assert len(said) == 1, said
     return said[0]

@@ -29,7 +29,8 @@ def refused(raw: Path, out: Path, *args: str) -> str:
     result = call(raw, out, *args)
     assert result.exit_code == 1
     assert "Traceback" not in result.output
-    lines = result.stderr.strip().splitlines()
+    # below the line that says what is begun
+    lines = [line for line in result.stderr.strip().splitlines() if ": images of " not in line]
     assert len(lines) == 1, lines
     return lines[0]
 

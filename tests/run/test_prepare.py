@@ -183,7 +183,7 @@ def test_other_settings_are_not_mixed_in(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done(raw, out)
     before = contents(out)
-    for args in (["--size", "16"], ["-o", "seed=3"], ["--format", "jpg"], ["--shard-size", "7"]):
+    for args in (["--size", "16"], ["-o", "seed=3"], ["--image-format", "jpg"], ["--shard-size", "7"]):
         assert "was started with other settings" in refused(raw, out, *args)
     assert contents(out) == before
 

@@ -62,8 +62,8 @@ def load_inception(weights: str, device: torch.device) -> Inception:
     path = Path(weights).expanduser() if weights else cached
     if not path.is_file():
         raise MissingWeightsError(
-            f"{path}: no Inception weights; fetch {URL_INCEPTION_V3} to that path, or name the file with "
-            "--inception"
+            # the address first: of a long line the middle is left out
+            f"no Inception weights; fetch {URL_INCEPTION_V3} to {path}, or name the file with --inception"
         )
     try:
         # torch-fidelity would execute the code in a pickle: refuse a file that holds more than tensors first.

@@ -328,7 +328,7 @@ def test_weights_that_the_checkpoint_does_not_hold_must_be_the_same(
     with pytest.raises(Stopped):
         fit(LineStage(signal_at=0), run, accelerator, SETTINGS, OPTIM)
     other.source = "elsewhere"
-    with pytest.raises(CheckpointError, match=r"source differs from what this run was trained with.*--run"):
+    with pytest.raises(CheckpointError, match=r"source differs from what this run was trained with.*--name"):
         fit(other, run, accelerator, SETTINGS, OPTIM)
 
 
@@ -337,7 +337,7 @@ def test_the_progress_line_shows_what_the_stage_names_and_no_more(
 ) -> None:
     fit(LineStage(), new_run(tmp_path / "run"), accelerator, SETTINGS, OPTIM)
     number = r"-?\d+\.\d{3}"
-    rate = r"\d+% waiting for data  peak \d+\.\d\d GiB  [\d.e+]+ points/s"
+    rate = r"\d+% waiting for data  peak \d+\.\d\d GiB  [\d.e+]+ points/s(  ETA \d+:\d\d)?"
     expected = [
         rf"step 1/6  train  total {number}  slope 2\.000  {rate}",
         rf"step 3/6  valid  total 0\.250  slope {number} \(chance 0\.500\)",
