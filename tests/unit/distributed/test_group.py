@@ -144,7 +144,8 @@ def test_what_torchrun_really_exports_is_a_group(tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
     script.write_text(
         "from medunifier_cli.distributed import group\n"
-        "print('joined', group.joined_group(), group.joined_rank(), flush=True)\n"
+        # one write, which no other rank's can come between
+        "print(f'joined {group.joined_group()} {group.joined_rank()}\\n', end='', flush=True)\n"
     )
     command = [
         sys.executable,
