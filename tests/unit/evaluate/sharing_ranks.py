@@ -183,4 +183,6 @@ def work(case: str) -> None:
 
 
 if __name__ == "__main__":
+    # ignored in tests that a shell has started in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main(Path(sys.argv[1]), CASES, work)
