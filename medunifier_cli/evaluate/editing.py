@@ -18,17 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.checkpoint.priors import FittedPriors
-from medunifier_cli.data.batch import PackedText
 from medunifier_cli.data.contract import FileImage
 from medunifier_cli.data.images.image import GreyImage, image_from
 from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.errors import CheckpointError, DataError
-from medunifier_cli.evaluate.codes import codes_hash, decode
+from medunifier_cli.evaluate.codes import codes_hash, decode, encode
 from medunifier_cli.evaluate.synthesis.requests import ImageRequest, requests_hash, token_states
 from medunifier_cli.evaluate.synthesis.sample_folder import SHEET, SampleFolder, origin_of, read_grey
-from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.sampling import Draws
 from medunifier_cli.page.pictures import save_rows
 from medunifier_cli.prior.masked.network import to_cells, to_maps
@@ -109,7 +106,8 @@ def edit(
     image, edge = _read(film, pretrained.recipe.data.image_size), pretrained.model.generator.top
     cells = cells_of(box, image, edge, str(film))
     text = token_states(pretrained, [request])
-    cell_1PS = _encode(pretrained, image, request)
+    pixels_11HW = torch.from_numpy(image.pixels)[None, None]
+    cell_1PS = to_cells(*encode(pretrained, pixels_11HW, [request.prompt]))
     hidden_1PS = cell_1PS.masked_fill(cells.hidden(edge)[None, :, None], prior.network.hidden)
     settings = {
         "priors": fitted.identity, "pretrained": pretrained.identity, "prompts": requests_hash([request]),
@@ -157,17 +155,6 @@ def _read(film: Path, size: int) -> GreyImage:
         return image_from(FileImage(film), size)
     except BadImage as error:
         raise DataError(f"{film}: {error}") from error
-
-
-def _encode(pretrained: PretrainedRun, film: GreyImage, request: ImageRequest) -> Tensor:
-    """Codes of a film, int64 [1, P, 5] on the CPU."""
-    ids = pretrained.tokenizer.encode(request.prompt, pretrained.recipe.text.max_tokens)
-    image_B1HW = torch.from_numpy(film.pixels)[None, None].to(pretrained.device)
-    with measuring():
-        memory = pretrained.model.encode(image_B1HW)
-        text_BD = pretrained.model.encode_text(PackedText.of([ids], pretrained.device))
-        top, bottom = pretrained.model.generator.encode(memory.query_BQD, memory.patch_BVD, text_BD)
-    return to_cells(top.code_BHW.cpu().long(), bottom.code_BHW.cpu().long())
 
 
 def _write_sheet(folder: SampleFolder, film: list[NDArray[np.float64]], cells: Cells, edge: int) -> None:

@@ -21,8 +21,8 @@ from medunifier_cli.terminal.options import PROCESSES
 from medunifier_cli.terminal.say import keep_any_letter
 
 ENCODED, WRITTEN, SAMPLED = 50_000, 1_000, 1_000
-"""From so many samples on a verb that encodes images, writes reports, or samples images uses every GPU: by
-estimate a minute of one card, in which further processes hardly start and load the model. Not measured."""
+"""With this many samples or more, a verb that encodes images, writes reports or samples images uses every GPU.
+One card is done with fewer in about a minute, in which further processes hardly start. Not measured."""
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
@@ -38,8 +38,7 @@ def on_ranks(
     A verb with `--sbatch` has `job_options` above it, and prints its script in this process.
 
     Args:
-        large: from so many samples on every GPU of the machine is used; fewer are done before further
-            processes would have started and loaded the model.
+        large: with this many samples or more every GPU of the machine is used.
         count: of the command's options: with how many samples it computes; 0 for nothing to share.
         check: of the same: raises click.UsageError for what does not go together, before any rank starts.
             Ranks have no command line that could tell what was typed.

@@ -24,13 +24,12 @@ from medunifier_cli.distributed.draws import philox
 from medunifier_cli.errors import MuError
 from medunifier_cli.model.sampling import Draws, draw_codes
 from medunifier_cli.prior.contract import TextStates
-from medunifier_cli.prior.masked.network import MaskedNetwork, Text
+from medunifier_cli.prior.masked.network import LEVELS, MaskedNetwork, Text
 from medunifier_cli.prior.masked.shape import MaskedShape
 from medunifier_cli.prior.sampling import Tiles
 
-LEVELS = ((slice(0, 1), 2), (slice(1, 5), 3))
-"""Slots of a cell, and stream of random numbers, of top and of bottom codes. The streams of a prior that goes
-code by code are 0 and 1."""
+STREAMS = (2, 3)
+"""Of random numbers, for top and for bottom codes; those of a prior that goes code by code are 0 and 1."""
 MAX_TILES = 1
 """Tiles that a thread computes before the next one takes its turn."""
 
@@ -48,7 +47,7 @@ class Level:
 def levels_of(shape: MaskedShape) -> list[Level]:
     """Top, then bottom."""
     rounds = (shape.top_rounds, shape.bottom_rounds)
-    return [Level(*level, count) for level, count in zip(LEVELS, rounds, strict=True)]
+    return [Level(*level) for level in zip(LEVELS, STREAMS, rounds, strict=True)]
 
 
 def fill_tiles(

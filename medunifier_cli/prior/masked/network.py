@@ -22,6 +22,8 @@ from medunifier_cli.prior.masked.shape import MaskedShape
 
 SLOTS = 5
 """S: a top code and the 2 x 2 bottom codes under it."""
+LEVELS = (slice(0, 1), slice(1, 5))
+"""Slots of the top code and of the bottom codes."""
 
 
 def to_cells(top_BTT: Tensor, bottom_BGG: Tensor) -> Tensor:

@@ -23,11 +23,9 @@ from medunifier_cli.prior.baseline import POSITION_WEIGHT, PSEUDO_COUNT
 from medunifier_cli.prior.contract import CodeBatch, TextStates, Values
 from medunifier_cli.prior.masked.decoding import check_inputs, fill_tiles
 from medunifier_cli.prior.masked.masking import chances, hidden_in_measuring, hidden_in_training
-from medunifier_cli.prior.masked.network import SLOTS, MaskedNetwork, to_cells, to_maps
+from medunifier_cli.prior.masked.network import LEVELS, SLOTS, MaskedNetwork, to_cells, to_maps
 from medunifier_cli.prior.masked.shape import MaskedShape
 
-LEVELS = (slice(0, 1), slice(1, 5))
-"""Slots of the top code and of the bottom codes."""
 DECODING = ("top_rounds", "bottom_rounds", "choice_noise")
 """Settings of the recipe that change what is sampled, and no weight."""
 MEASUREMENTS = 4
