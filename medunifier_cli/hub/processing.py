@@ -5,20 +5,21 @@ B images, T texts, S edge in pixels, L longest text.
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, BertTokenizer
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
-from medunifier_cli.data.contract import EncodedImage, FileImage
-from medunifier_cli.data.images.image import GreyImage, image_from
+from medunifier_cli.data.contract import FileImage
+from medunifier_cli.data.images.given import levels_of
+from medunifier_cli.data.images.image import image_from
 from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.data.texts.tokenizer import (
     CLS,
@@ -57,7 +58,7 @@ class MedUnifierImageProcessor(BaseImageProcessor):  # type: ignore[misc]
 
         Args:
             images: each a path (PNG, JPEG, DICOM and others, told apart by content), a Pillow image, or an
-                array or tensor [H, W], [H, W, 3] or [3, H, W] of uint8, or [H, W] of uint16.
+                array or tensor [H, W], [H, W, 3] or [3, H, W], see `data.images.given.levels_of`.
             return_tensors: `pt` or `np`; by default a list of tensors.
 
         Raises:
@@ -66,7 +67,7 @@ class MedUnifierImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         several = list(images) if isinstance(images, list | tuple) else [images]
         if not several:
             raise DataError("no image was given")
-        grey = [read_image(image, self.size["height"]).pixels for image in several]
+        grey = [read_image(image, self.size["height"]) for image in several]
         image_BCHW = pixels(torch.from_numpy(np.stack(grey)[:, None])).contiguous()
         values = image_BCHW.numpy() if return_tensors == "np" else image_BCHW
         return BatchFeature(
@@ -116,26 +117,23 @@ class MedUnifierProcessor(ProcessorMixin):  # type: ignore[misc]
         return BatchFeature(data=data)
 
 
-def read_image(image: Any, size: int) -> GreyImage:
-    """One image of any kind that `MedUnifierImageProcessor.preprocess` takes, at [size, size].
+def read_image(image: Any, size: int) -> NDArray[np.uint8]:
+    """One image of any kind that `MedUnifierImageProcessor.preprocess` takes, grey levels [size, size].
 
     Raises:
         DataError: as there.
     """
-    source: FileImage | EncodedImage
-    if isinstance(image, str | Path):
-        source, shown = FileImage(Path(image)), str(image)
-    else:
-        picture = image if isinstance(image, Image.Image) else Image.fromarray(_array(image))
-        # as a PNG, which loses nothing, it takes the way of a file: modes, orientation and levels alike
-        encoded = io.BytesIO()
-        picture.save(encoded, "PNG", compress_level=0, exif=picture.getexif())
-        source, shown = (
-            EncodedImage(encoded.getvalue),
-            f"an image of {picture.width} x {picture.height} pixels",
-        )
+    of_file = isinstance(image, str | Path)
+    shown = str(image) if of_file else f"an image of type {type(image).__name__}"
     try:
-        return image_from(source, size)
+        if of_file:
+            return image_from(FileImage(Path(image)), size).pixels
+        if not isinstance(image, Image.Image | Tensor):
+            image = np.asarray(image)
+            # transformers has channels first in arrays too
+            if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3):
+                image = np.moveaxis(image, 0, 2)
+        return levels_of(image, size)
     except BadImage as error:
         raise DataError(f"{shown}: {str(error).rstrip(': ')}") from error
 
@@ -181,23 +179,3 @@ def save_processor(
     write_text(folder / VOCABULARY, vocabulary, texts_of=texts_of)
     if texts_of is not None:  # transformers has written the same words with the usual rights
         (folder / SAVED).chmod((folder / VOCABULARY).stat().st_mode & 0o777)
-
-
-def _array(image: Any) -> Any:
-    """An array that Pillow takes.
-
-    Raises:
-        DataError: another type or shape.
-    """
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
-        array = np.moveaxis(array, 0, 2)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    deep = array.dtype == np.uint16 and array.ndim == 2
-    plain = array.dtype == np.uint8 and (array.ndim == 2 or array.shape[2:] == (3,))
-    if not (deep or plain) or 0 in array.shape:
-        raise DataError(
-            f"an image of {array.dtype} {array.shape}: give uint8 [H, W] or [H, W, 3], or uint16 [H, W]"
-        )
-    return np.ascontiguousarray(array)

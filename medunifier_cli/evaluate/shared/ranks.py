@@ -21,7 +21,7 @@ from medunifier_cli.terminal.options import PROCESSES
 from medunifier_cli.terminal.say import keep_any_letter
 
 ENCODED, WRITTEN, SAMPLED = 50_000, 1_000, 1_000
-"""With this many samples or more, a verb that encodes images, writes reports or samples images uses every GPU.
+"""With this many samples or more, a verb that encodes images, writes reports or draws images uses every GPU.
 One card is done with fewer in about a minute, in which further processes hardly start. Not measured."""
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
