@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(BIN)/mu report
 	for share in 1 0.1 0.01; do $(BIN)/mu finetune probe-demo -o data.fraction=$$share || exit; done
 	$(BIN)/mu fit-prior prior-demo
-	$(BIN)/mu synthesize --prompts report --n 250 --guidance 2 --out demo/samples
+	$(BIN)/mu synthesize --prompts report --n 250 --guidance 3 --out demo/samples
 	$(BIN)/mu score demo --fake demo/samples --real train --classifier probe-demo-1
 	$(BIN)/mu synthesize --reconstruct test --out demo/reconstructed
 	$(BIN)/mu score demo --fake demo/reconstructed --real train

@@ -21,7 +21,8 @@ from medunifier_cli.recipe.load import load_recipe
 
 # in the order of the paper's IDs
 RECIPES = ("itc", "itc-itm", "itc-itm-itg", "itc-itm-tig", "full", "tig-0.8", "tig-1.2")
-DECODER = {"model.generator.base_width": 256, "model.generator.rate_scale": 8.0}
+DECODER = {"model.generator.base_width": 256, "model.generator.rate_scale": 8.0,
+           "model.generator.position_scale": 0.5}  # fmt: skip
 """The demo's decoder when docs/ablation.md was measured; the demo's own has become smaller since."""
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """97.5 % quantile of Student's t by the number of seeds."""

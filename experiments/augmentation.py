@@ -38,6 +38,7 @@ GENERATOR = {
     "train.tensorboard": "false",
     # the demo's decoder when docs/augmentation.md was measured; the demo's own has become smaller since
     "model.generator.base_width": 256, "model.generator.rate_scale": 8.0,
+    "model.generator.position_scale": 0.5,
 }  # fmt: skip
 """Settings of the demo's recipe that captions of articles need, and those that keep its figures."""
 PRIORS = {"train.steps": 150, "train.checkpoint_every": 75}
