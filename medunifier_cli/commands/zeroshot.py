@@ -24,7 +24,6 @@ from medunifier_cli.terminal.options import LIMIT, PROBABILITY, SEED
 from medunifier_cli.terminal.output import form
 from medunifier_cli.terminal.say import say, show
 
-
 NO_FINDING = "No Finding"
 NO_FINDING_PROMPT = "No acute cardiopulmonary abnormality."
 OF_FILES = {"of_class", "classes", "no_finding", "multi_label", "threshold", "likeness"}
@@ -90,7 +89,8 @@ def _check(
     help=f"Offer the class `{NO_FINDING}` too, described by this prompt (default: {NO_FINDING_PROMPT!r}).",
 )  # fmt: skip
 @click.option(
-    "--multi-label", is_flag=True,
+    "--multi-label",
+    is_flag=True,
     help="Compare each class with its negation instead of with the others: a film may show several.",
 )
 @click.option(
