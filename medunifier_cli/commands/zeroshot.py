@@ -118,9 +118,10 @@ def zeroshot(
     """Classify a split, or image FILES, by prompts alone: accuracy, AUROC, macro F1.
 
     FILES are PNG, JPEG or DICOM: prints the probability of each class at the run's own temperature, of your
-    own classes with --class or --classes, and names films unlike the training data. Not for diagnosis. Without
-    FILES a split is measured; the result, the probabilities and a picture of the confusion matrix are written
-    to the run's results/.
+    own classes with --class or --classes, and names films unlike the training data. Not for diagnosis.
+
+    Without FILES a split is measured; the result, the probabilities and a picture of the confusion matrix are
+    written to the run's results/.
     """
     if sbatch:
         sbatch.show()
