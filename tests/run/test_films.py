@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 import medunifier
 from medunifier_cli.checkpoint.classifier import restore_classifier
@@ -200,3 +201,44 @@ def test_own_classes_one_of_them_or_several(root: Path, mu: Mu, films: list[Path
         refused = mu("zeroshot", films[0], "--run", "small", *wrong)
         assert refused.exit_code in (1, 2)
         assert why in refused.stderr
+
+
+def test_embeddings_of_files_and_of_a_split(root: Path, mu: Mu, films: list[Path], tmp_path: Path) -> None:
+    wanted = medunifier.load(root / "runs" / "small", "cpu").embed_image(films)
+    for name in ("own.npz", "own.parquet"):
+        done = mu("embed", root / "films", "--run", "small", "--out", tmp_path / name, "--batch-size", "4")
+        assert "6 embeddings of small, step 2" in done.stdout
+    with np.load(tmp_path / "own.npz") as found:
+        assert found["id"].tolist() == [str(path) for path in films]
+        assert found["image"] == pytest.approx(wanted, abs=1e-5)
+        assert json.loads(str(found["origin"]))["run"] == "small"
+        assert "text" not in found
+    table = parquet.read_table(tmp_path / "own.parquet")
+    assert table["id"].to_pylist() == [str(path) for path in films]
+    assert np.array(table["image"].to_pylist()).reshape(wanted.shape) == pytest.approx(wanted, abs=1e-5)
+    facts = json.loads(table.schema.metadata[b"medunifier"])
+    assert (facts["queries"], facts["width"]) == wanted.shape[1:]
+    done = mu("embed", "--split", "test", "--run", "small", "--out", tmp_path / "split.npz")
+    assert done.exit_code == 0
+    with np.load(tmp_path / "split.npz") as found:
+        assert found["image"].shape == (40, *wanted.shape[1:])
+        assert np.linalg.norm(found["text"], axis=1) == pytest.approx(np.ones(40), abs=1e-5)
+    assert mu("embed", films[0], "--run", "small", "--out", tmp_path / "own.csv").exit_code == 1
+    assert mu("embed", "--run", "small", "--out", tmp_path / "own.npz").exit_code == 2
+
+
+def test_own_films_are_reconstructed(root: Path, mu: Mu, films: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("synthesize", "--reconstruct", *films[:2], "--run", "small", "--out", out, "--format", "json")
+    done = mu(*words)
+    assert done.exit_code == 0, done.output
+    model = medunifier.load(root / "runs" / "small", "cpu")
+    for number, row in enumerate(json.loads(done.stdout)):
+        (wanted,) = model.decode(model.encode(films[number]))
+        found = np.asarray(Image.open(out / f"{number:06d}.png"))
+        assert (found == np.asarray(wanted)).all()
+        film = np.asarray(Image.open(films[number])) / 255.0
+        assert row["psnr"] == pytest.approx(-10 * np.log10(((film - found / 255.0) ** 2).mean()), abs=0.01)
+        assert row["origin"]["run"] == "small"
+    assert mu(*words[:4], "--run", "small", "--out", tmp_path / "more", "--n", "1").exit_code == 2
+    assert mu("synthesize", films[0], "--run", "small").exit_code == 2
