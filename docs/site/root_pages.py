@@ -21,7 +21,8 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
 }
 """File of the first folder -> its page on the site, next to those of docs/."""
-LINK = re.compile(r"(?<=\])\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+CELL = re.compile(r"<td.*?</td>", re.DOTALL)
+LINK = re.compile(r"\[([^\[\]]*)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -36,13 +37,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     home = ROOT if page.file.src_uri in PAGES.values() else ROOT / "docs"
 
     def on_site(link: re.Match[str]) -> str:
-        target = (home / link[1]).resolve()
+        text, path, anchor = link[1], link[2], link[3] or ""
+        target = (home / path).resolve()
         if not target.exists():
-            return link[0]  # MkDocs says so, with the page
-        if target.parent == ROOT and target.name in PAGES:
-            return f"({PAGES[target.name]}{link[2] or ''})"
+            return link[0]  # of which MkDocs warns, with the name of the page
         if target.is_relative_to(ROOT / "docs"):
-            return f"({target.relative_to(ROOT / 'docs').as_posix()}{link[2] or ''})"
-        return ""
+            return f"[{text}]({target.relative_to(ROOT / 'docs').as_posix()}{anchor})"
+        page_of = PAGES.get(target.name) if target.parent == ROOT else None
+        return f"[{text}]({page_of}{anchor})" if page_of else text
 
     return LINK.sub(on_site, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    r"""In a table's code a repository browser shows `a\|b` as `a|b`, and Python-Markdown leaves the backslash."""
+    return CELL.sub(lambda cell: cell[0].replace("\\|", "|"), html)
