@@ -1,7 +1,8 @@
 """A hook of MkDocs: README and the other pages of the checkout's first folder become pages of the site.
 
-Links in Markdown stay as a repository browser follows them, `../README.md` from a page and `docs/speed.md` from
-README; here they become those of the site. A link to a file that is no page, such as LICENSE, becomes its text.
+Links in Markdown stay as a repository browser follows them, `../README.md` from a page and `docs/speed.md`
+from README; here they become those of the site. A link to a file that is no page, such as LICENSE, becomes
+its text.
 """
 
 from __future__ import annotations
@@ -50,5 +51,5 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    r"""In a table's code a repository browser shows `a\|b` as `a|b`, and Python-Markdown leaves the backslash."""
+    r"""Show `a\|b` in a table as `a|b`, as a repository browser does; Python-Markdown leaves the backslash."""
     return CELL.sub(lambda cell: cell[0].replace("\\|", "|"), html)
