@@ -23,6 +23,7 @@ PAGES = {
 }
 """File of the first folder -> its page on the site, next to those of docs/."""
 CELL = re.compile(r"<td.*?</td>", re.DOTALL)
+FIRST_IN_SEARCH = ("quick-start.md", "glossary.md", "troubleshooting.md")
 LINK = re.compile(r"\[([^\[\]]*)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -34,7 +35,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn the links of one page into those of the site."""
+    """Turn the links of one page into those of the site, and say which pages explain what others use."""
+    if page.file.src_uri in FIRST_IN_SEARCH:
+        page.meta["search"] = {"boost": 4}
     home = ROOT if page.file.src_uri in PAGES.values() else ROOT / "docs"
 
     def on_site(link: re.Match[str]) -> str:
@@ -51,5 +54,5 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    r"""Show `a\|b` in a table as `a|b`, as a repository browser does; Python-Markdown leaves the backslash."""
+    r"""Show `a\|b` in a table as `a|b`, as a repository browser does; Python-Markdown leaves a backslash."""
     return CELL.sub(lambda cell: cell[0].replace("\\|", "|"), html)
