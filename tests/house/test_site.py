@@ -96,16 +96,23 @@ def _body(page: Path) -> str:
 
 def templates(text: str) -> Iterator[str]:
     """The texts of a module without its docstrings, with … where a value is filled in."""
-    tree = ast.parse(text)
-    inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
-    inner |= {id(node.format_spec) for node in ast.walk(tree) if isinstance(node, ast.FormattedValue)}
-    inner |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    tree, strings, inner = ast.parse(text), [], set()
     for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            strings.append(node)
+            inner |= {id(part) for part in node.values}
+        elif isinstance(node, ast.Constant):
+            strings.append(node)
+        elif isinstance(node, ast.FormattedValue):
+            inner.add(id(node.format_spec))
+        elif isinstance(node, ast.Expr):
+            inner.add(id(node.value))
+    for node in strings:
         if id(node) in inner:
             continue
         if isinstance(node, ast.JoinedStr):
             yield "".join(part.value if isinstance(part, ast.Constant) else VARIABLE for part in node.values)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        elif isinstance(node.value, str):
             yield node.value
 
 
