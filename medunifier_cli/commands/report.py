@@ -15,6 +15,7 @@ from medunifier_cli.options.shared import (
     data_option,
     device_option,
     format_option,
+    likeness_option,
     old_format_flag,
     refuse,
     run_option,
@@ -59,6 +60,8 @@ def _check(files: tuple[Path, ...], how: str, **_: Any) -> None:
             refuse(own, f"is for --sample {way}")
     if files:
         refuse({"dataset", "split", "limit", "out", "clinical"}, "is for a split, not for files")
+    else:
+        refuse({"likeness"}, "is for image files")
 
 
 @click.command()
@@ -77,6 +80,7 @@ def _check(files: tuple[Path, ...], how: str, **_: Any) -> None:
     "--out", type=click.Path(file_okay=False, path_type=Path), default=None,
     help="Folder for the reports and scores of a split; by default the run's results/.",
 )  # fmt: skip
+@likeness_option
 @format_option
 @old_format_flag("--json", "json")
 @device_option
@@ -125,7 +129,7 @@ def _check(files: tuple[Path, ...], how: str, **_: Any) -> None:
 @on_ranks(large=WRITTEN, count=_count, check=_check)
 def report(
     files: tuple[Path, ...], name: str, dataset: str, split: str, limit: int, out: Path | None,
-    clinical: bool, batch: int | None, sbatch: JobOptions | None, **decoding: Any,
+    clinical: bool, likeness: bool, batch: int | None, sbatch: JobOptions | None, **decoding: Any,
 ) -> None:  # fmt: skip
     """Write radiology reports for a split, or for image FILES.
 
@@ -144,7 +148,7 @@ def report(
     trained = everywhere(restore, pretrained_run(name, "report")).with_batches_of(batch)
     settings = Decoding(**decoding)
     if files:
-        _report_files(trained, settings, paths)
+        _report_files(trained, settings, paths, likeness)
     else:
         _report_split(trained, settings, dataset, split, limit, out, clinical)
 
@@ -170,28 +174,44 @@ def _report_split(
     say(f"{reported.scored.n:,} reports in {reported.reports}; all scores: `mu score --reports`")
 
 
-def _report_files(trained: PretrainedRun, settings: Decoding, paths: list[Path]) -> None:
+def _report_files(trained: PretrainedRun, settings: Decoding, paths: list[Path], likeness: bool) -> None:
+    from medunifier_cli.evaluate.films.answers import footer
+    from medunifier_cli.evaluate.films.likeness import likeness_of_file, reference_of
+    from medunifier_cli.evaluate.films.origin import NOT_FOR_DIAGNOSIS, origin_of_run
     from medunifier_cli.evaluate.render import render
     from medunifier_cli.evaluate.reports.reporting import trained_sections
     from medunifier_cli.evaluate.reports.writer import Writer, write_files
 
-    chosen, rows = form(), [["file", "report", "skipped"]]
-    for path, report in write_files(Writer(trained, settings, trained_sections(trained)), paths):
-        if chosen in ("csv", "markdown"):
-            cells = ("", report) if isinstance(report, str) else (report.text, "")
-            rows.append([str(path), *cells])
-        elif isinstance(report, str):  # the reason why it was skipped, which stderr has already
+    chosen, rows, origin = form(), [["file", "report", "skipped", "unlike"]], origin_of_run(trained)
+    writer = Writer(trained, settings, trained_sections(trained))
+    reference, films = reference_of(trained) if likeness else None, []
+    for path, report in write_files(writer, paths):
+        if isinstance(report, str):  # the reason why it was skipped, which stderr has already
+            rows.append([str(path), "", report, ""])
             if chosen == "json":
                 show(json.dumps({"file": str(path), "skipped": report}, ensure_ascii=False))
-        elif chosen == "json":
+            continue
+        seen = None if reference is None else likeness_of_file(trained, reference, path)
+        films += [] if seen is None else [seen]
+        rows.append([str(path), report.text, "", "" if seen is None else _word(seen.unlike)])
+        if chosen == "json":
             row = {"file": str(path), "report": report.text} | (
                 {"sections": report.sections} if report.sections else {}
             )
+            row |= {} if seen is None else {"likeness": seen.as_json()}
+            row |= {"origin": origin.as_json(), "note": NOT_FOR_DIAGNOSIS}
             show(json.dumps(row, ensure_ascii=False))
-        else:
+        elif chosen == "text":
             if len(paths) > 1:
-                show(f"== {path}")
+                show(f"== {path}" + (" (unlike the training films)" if seen and seen.unlike else ""))
             for section, text in report.sections.items() or [("", report.text)]:
                 show(f"{section.replace('_', ' ').upper()}: {text}" if section else text)
     if chosen in ("csv", "markdown"):
-        show(render(rows, chosen, words=3))
+        show(render(rows, chosen, words=4))
+    if chosen != "json":
+        # a report alone on stdout can be piped into a file; a table of Markdown is one to be read
+        show("\n".join(footer(films, origin)), err=chosen != "markdown")
+
+
+def _word(unlike: bool | None) -> str:
+    return "" if unlike is None else "yes" if unlike else "no"

@@ -28,11 +28,15 @@ def _count(name: str, dataset: str, split: str, ids: Path | None, **_: Any) -> i
     return count_samples(name, dataset, split, ids)
 
 
-def _check(query: str | None, image: Path | None, **_: Any) -> None:
+def _check(query: str | None, image: Path | None, similar: bool, **_: Any) -> None:
     if query is not None and image is not None:
         raise click.UsageError("search by --query or by --image, not by both")
     if query is None and image is None:
         refuse({"top", "out"}, "is for the gallery of --query or --image")
+    if similar and image is None:
+        raise click.UsageError("--similar finds images like that of --image; add it")
+    if similar:
+        refuse({"rerank"}, "compares images with texts, and --similar images with images")
 
 
 @click.command()
@@ -49,6 +53,9 @@ def _check(query: str | None, image: Path | None, **_: Any) -> None:
     "--image", type=click.Path(path_type=Path), help="Image file to search the split's reports with."
 )
 @click.option(
+    "--similar", is_flag=True, help="Find images like that of --image, instead of reports that fit it."
+)
+@click.option(
     "--top",
     type=Whole(1, 10_000),
     default=20,
@@ -63,7 +70,7 @@ def _check(query: str | None, image: Path | None, **_: Any) -> None:
 @on_ranks(large=ENCODED, count=_count, check=_check)
 def retrieve(
     name: str, dataset: str, split: str, ids: Path | None, rerank: int, query: str | None, image: Path | None,
-    top: int, out: Path | None, batch: int | None, sbatch: JobOptions | None,
+    similar: bool, top: int, out: Path | None, batch: int | None, sbatch: JobOptions | None,
 ) -> None:  # fmt: skip
     """Measure image-to-text and text-to-image retrieval on a split, or search it.
 
@@ -81,9 +88,11 @@ def retrieve(
     trained = everywhere(restore, pretrained_run(name, "retrieve")).with_batches_of(batch)
     benchmark = open_benchmark(trained, dataset, split, need_text=False, ids=ids, prefer_benchmark=True)
     if query is not None or image is not None:
-        from medunifier_cli.evaluate.retrieval.search import search_by_image, search_by_text
+        from medunifier_cli.evaluate.retrieval.search import search_by_image, search_by_text, search_similar
 
-        if image is not None:
+        if image is not None and similar:
+            page = search_similar(trained, benchmark, image, top, out)
+        elif image is not None:
             page = search_by_image(trained, benchmark, image, top, rerank, out)
         else:
             page = search_by_text(trained, benchmark, query or "", top, rerank, out)

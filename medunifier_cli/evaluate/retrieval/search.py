@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,14 +24,17 @@ from medunifier_cli.evaluate.retrieval.embed import (
     embed_split,
     embed_texts,
 )
-from medunifier_cli.evaluate.retrieval.rerank import match_probability, match_scores
+from medunifier_cli.evaluate.retrieval.fit import JUDGED, threshold_of, unknown_words, verdict
+from medunifier_cli.evaluate.retrieval.rerank import Images, Texts, match_probability, match_scores
 from medunifier_cli.evaluate.user_images import read_images
 from medunifier_cli.page.gallery import GalleryImage, write_gallery
 from medunifier_cli.scores.search import similarity, top_k
 from medunifier_cli.terminal.output import form
-from medunifier_cli.terminal.say import show
+from medunifier_cli.terminal.say import say, show
 
 T = TypeVar("T")
+AT_ONCE = 4096
+"""Images that are compared at once: 128 MiB at the paper's sizes."""
 PATIENT_DATA = "Images and reports are those of the split: keep this page only where the data may be kept."
 
 
@@ -72,6 +76,15 @@ def search_by_text(
         hits = _by_match(hits, logodds)
     folder = out or _folder(trained, benchmark, "text", text.encode())
     about = {"query": text, **_about(trained, benchmark, len(scores_n), rerank)}
+    if strange := unknown_words(trained, text):
+        about["unknown words"] = ", ".join(strange)
+        say(f"words that the model does not know: {', '.join(strange)}")
+    images = np.array([hit.number for hit in hits[:JUDGED]])
+    ids = trained.tokenizer.encode(text, trained.recipe.text.max_tokens)
+    about |= _fits(
+        trained, benchmark, features.has_text_n, benchmark.source.images_or_features, partial(_given, ids),
+        (images, np.zeros_like(images)),
+    )  # fmt: skip
     return _write(benchmark, folder, about, hits[:top], None)
 
 
@@ -102,7 +115,7 @@ def search_by_image(
         )
     image_1QE = embed_many_images(trained, uploaded.image_B1HW)
     scores_n = similarity(image_1QE, features.text_nE[with_text])[0]
-    hits = _best(scores_n, with_text, max(top, rerank))
+    hits = _folded(_best(scores_n, with_text, len(scores_n)), benchmark)[: max(top, rerank)]
     if rerank:
         texts = np.array([hit.number for hit in hits[:rerank]])
         logodds = match_scores(
@@ -112,8 +125,51 @@ def search_by_image(
         hits = _by_match(hits, logodds)
     folder = out or _folder(trained, benchmark, "image", path.read_bytes())
     about = {"query": path.name, **_about(trained, benchmark, len(scores_n), rerank)}
+    best = np.array([hit.number for hit in hits[:JUDGED]])
+    about |= _fits(
+        trained, benchmark, features.has_text_n, partial(_given, uploaded.image_B1HW),
+        benchmark.source.token_ids, (np.zeros_like(best), best),
+    )  # fmt: skip
     query = GalleryImage(uploaded.image_B1HW[0, 0].numpy(), path.name)
     return _write(benchmark, folder, about, hits[:top], query)
+
+
+def search_similar(
+    trained: PretrainedRun, benchmark: Benchmark, path: Path, top: int, out: Path | None = None
+) -> Path:
+    """Write a gallery of the images of a split that are most like an image file.
+
+    The similarity of two images is the mean cosine of their vectors in the joint space, each query's vector
+    of the one with that of the other.
+
+    Args:
+        path: PNG, JPEG or DICOM.
+
+    Raises:
+        DataError: the file is no image.
+        CheckpointError: the run lacks ITC.
+    """
+    uploaded = read_images([path], trained.recipe.data.image_size)
+    features = embed_split(
+        trained, benchmark.source, benchmark.plugin.name, benchmark.split, benchmark.shards
+    )
+    image_QE = embed_many_images(trained, uploaded.image_B1HW)[0]
+    scores_n = similar_images(image_QE, features.image_nQE)
+    hits = _best(scores_n, np.arange(len(scores_n)), top)
+    folder = out or _folder(trained, benchmark, "similar", path.read_bytes())
+    about = {"query": path.name, **_about(trained, benchmark, len(scores_n), 0)}
+    about["similarity"] = "mean cosine over the queries of two images"
+    query = GalleryImage(uploaded.image_B1HW[0, 0].numpy(), path.name)
+    return _write(benchmark, folder, about, hits, query)
+
+
+def similar_images(image_QE: NDArray[np.float32], image_nQE: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean cosine of the vectors of one image with those of each other image, [n] in [-1, 1]."""
+    blocks = [
+        np.einsum("nqe,qe->n", image_nQE[start : start + AT_ONCE], image_QE) / len(image_QE)
+        for start in range(0, len(image_nQE), AT_ONCE)
+    ]
+    return np.concatenate(blocks).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -123,7 +179,9 @@ class _Hit:
     number: int
     similarity: float
     match: float | None = None
-    """Log-odds of a match by the ITM head, where it was benchmark."""
+    """Log-odds of a match by the ITM head, where it was judged."""
+    same: int = 0
+    """Further candidates with the same text, word for word."""
 
 
 def _given(value: T, _: object) -> T:
@@ -135,6 +193,31 @@ def _best(scores_n: NDArray[np.float32], numbers: NDArray[np.int64], count: int)
     top = top_k(scores_n[None], min(count, len(scores_n)))
     ranked = zip(top.indices_QK[0].tolist(), top.scores_QK[0].tolist(), strict=True)
     return [_Hit(int(numbers[index]), score) for index, score in ranked]
+
+
+def _folded(hits: list[_Hit], benchmark: Benchmark) -> list[_Hit]:
+    """The first of the hits with each text, which says how many more have it."""
+    counts = Counter(int(benchmark.source.digests[hit.number]) for hit in hits)
+    firsts: dict[int, _Hit] = {}
+    for hit in hits:
+        text = int(benchmark.source.digests[hit.number])
+        firsts.setdefault(text, replace(hit, same=counts[text] - 1))
+    return list(firsts.values())
+
+
+def _fits(
+    trained: PretrainedRun, benchmark: Benchmark, has_text_n: NDArray[np.bool_], images: Images,
+    texts: Texts, pairs: tuple[NDArray[np.int64], NDArray[np.int64]],
+) -> dict[str, str]:  # fmt: skip
+    """A fact for the page, which is reported on stderr as well, where none of the best hits fits."""
+    threshold = threshold_of(trained, benchmark, has_text_n)
+    if threshold is None:
+        return {}
+    odds = match_scores(trained, images, texts, *pairs, quiet=True)
+    said = verdict(odds.tolist(), threshold)
+    if said:
+        say(said)
+    return {"fit": said} if said else {}
 
 
 def _by_match(hits: list[_Hit], logodds_k: NDArray[np.float32]) -> list[_Hit]:
@@ -179,10 +262,11 @@ def _write(
         if hit.match is not None:
             numbers["match"] = float(match_probability(hit.match))
         key = benchmark.source.shards.key(row)
-        cards.append(GalleryImage(grey, key, numbers, benchmark.source.text(hit.number)))
+        more = f" ({hit.same:,} more with this text)" if hit.same else ""
+        cards.append(GalleryImage(grey, key + more, numbers, benchmark.source.text(hit.number)))
         rows.append([key, hit.similarity, numbers.get("match")])
         if form() == "text":
-            show("  ".join([*(f"{value:.3f}" for value in numbers.values()), key]), err=True)
+            show("  ".join([*(f"{value:.3f}" for value in numbers.values()), key + more]), err=True)
     if form() != "text":
         show(render(rows, form()))
     return write_gallery(
