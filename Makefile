@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types test-slow campaign bench ablation real-pairs docs clean-demo
+.PHONY: demo test lint types test-slow campaign bench ablation real-pairs docs site clean-demo
 
 # The whole pipeline on synthetic radiographs; each line is what a user would type.
 demo: export MU_DATA := demo/data
@@ -62,6 +62,10 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m medunifier_cli.recipe.reference
 	$(BIN)/python tests/house/file_map.py
 
+# The docs as a site that is read from disk, build/site/index.html; a link to nowhere is an error.
+site: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean-demo:
 	rm -rf demo
 
@@ -71,6 +75,10 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[test]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[docs]'
 	touch $@ $(VENV)/.installed
 
 $(BIN)/python:
