@@ -1,4 +1,4 @@
-"""The picture of README.md: held-out films, the report written, the most similar film, and a film for that report.
+"""The picture of README.md: held-out films, their reports, the most similar films, and films of these reports.
 
     make demo
     .venv/bin/python -m experiments.figure
@@ -43,7 +43,7 @@ def radiographs(shard: Path, keys: Sequence[str]) -> list[Image.Image]:
 
 
 def most_similar(image_nQE: NDArray[np.float32], row: int) -> int:
-    """The other image whose queries have the largest cosines with those of this one, in the mean over queries."""
+    """The other image whose queries have the largest mean cosine with those of this one."""
     similarity_n = np.einsum("qe,nqe->n", image_nQE[row], image_nQE)
     similarity_n[row] = -np.inf
     return int(similarity_n.argmax())

@@ -1,4 +1,4 @@
-"""The fenced blocks of README.md, CONTRIBUTING.md and docs/, what the comment above one says, and its commands."""
+"""The fenced blocks of README.md, CONTRIBUTING.md and docs/, the comment above each, and its commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Block:
     """A fenced block.
 
     Attributes:
-        mark: `not run`, `run by` or `slow`, of the HTML comment on the line above; empty for what is run as is.
+        mark: `not run`, `run by` or `slow`, from the HTML comment on the line above; empty without one.
         reason: why it is not run, the test that runs it, or what takes so long.
         file: the file that a comment in its first line names; empty without one.
     """

@@ -92,7 +92,7 @@ class StandIns:
                 call=f"sys.argv = {rest!r}\nrunpy.run_path({rest[0]!r}, run_name='__main__')"
             )
         known = {**env, "MU_PLUGINS": ":".join(self.plugins)}
-        done = warm.run(["-c", code, *rest], env=known, cwd=Path(cwd), timeout=120)
+        done = warm.run(["-c", code, *rest], env=known, cwd=Path(cwd), timeout=500)
         return done.returncode, done.stdout, done.stderr
 
     def _pip(self, words: list[str], cwd: Path) -> tuple[int, str, str]:
@@ -159,5 +159,5 @@ def bash(
     words = ["bash", "-c", f"set -euo pipefail\n{code}"]
     env = programs.environment(roots or {})
     return subprocess.run(
-        words, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=300
+        words, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=550
     )
