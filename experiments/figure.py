@@ -1,4 +1,4 @@
-"""The picture of README.md: held-out films, their reports, the most similar films, and films of these reports.
+"""The picture of README.md: held-out films, their reports, the most similar films, films of these reports.
 
     make demo
     .venv/bin/python -m experiments.figure

@@ -1,7 +1,7 @@
 """Every block of the pages runs as it is written, or says in one line why not; CONTRIBUTING.md has the rules.
 
-A block of bash runs under bash in the world of `world.py`, the blocks of a page one after another. A block that
-begins with the name of a file is written to it. Whether it runs or not, its verbs, options and keys exist.
+A block of bash runs under bash in the world of `world.py`, the blocks of a page one after another. A block
+that begins with the name of a file is written to it. Whether it runs or not, what it types exists.
 """
 
 from __future__ import annotations
