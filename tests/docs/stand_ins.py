@@ -39,7 +39,7 @@ if [ -f "$last" ]; then script=$(cat "$last"); else script=$(cat); fi
 [[ $script == *"#SBATCH"* ]] && bash -n <<< "$script" && echo "Submitted batch job 4711"
 """
 BEGIN = """\
-import importlib.util, os, sys
+import os, sys
 for folder in filter(None, os.environ.get("MU_PLUGINS", "").split(":")):
     sys.path.insert(0, folder)
 """
