@@ -1,17 +1,16 @@
-"""The picture of README.md: held-out films, their reports, the most similar films, films of these reports.
+"""The picture of README.md: films, the reports written, the most similar films, and generated ones.
 
     make demo
     .venv/bin/python -m experiments.figure
 
-Reads what `make demo` left in `demo/`, generates a film for each report and writes `docs/demo.png`: the first
-cases of the held-out split, not the best ones.
+Reads what `make demo` left in `demo/` and writes `docs/demo.png`: the first cases of the held-out split and the
+first generated films, not the best ones.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 import textwrap
 from collections.abc import Sequence
@@ -25,9 +24,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).parents[1]
-EDGE, GAP, LETTER, TEXT = 168, 8, 15, 240
-"""Pixels: a film's edge, the white strip between panels, the height of letters, the width of the report."""
-HEADS = ("film", "report written", "most similar film", "generated for this report")
+EDGE, GAP, LETTER, TEXT = 160, 10, 14, 190
+"""Pixels: a film's edge, the white strip between panels, the height of letters, the width of a text."""
+HEADS = ("film", "report written for it", "most similar film", "generated film", "the prompt for it")
+LEFTS = (0, EDGE + GAP, EDGE + TEXT + 2 * GAP, 2 * EDGE + TEXT + 3 * GAP, 3 * EDGE + TEXT + 4 * GAP)
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -49,20 +49,22 @@ def most_similar(image_nQE: NDArray[np.float32], row: int) -> int:
     return int(similarity_n.argmax())
 
 
-def sheet(rows: Sequence[tuple[Image.Image, str, Image.Image, Image.Image]]) -> Image.Image:
-    """One row for each case under the heads: film, report, similar film, generated film."""
+def sheet(rows: Sequence[tuple[Image.Image | str, ...]]) -> Image.Image:
+    """One row for each case under the heads, of films and texts in the order of `HEADS`."""
     font = ImageFont.load_default(LETTER)
-    lefts = [0, EDGE + GAP, EDGE + TEXT + 2 * GAP, 2 * EDGE + TEXT + 3 * GAP]
     top = 2 * LETTER
-    picture = Image.new("L", (lefts[3] + EDGE, top + len(rows) * (EDGE + GAP) - GAP), 255)
+    picture = Image.new("L", (LEFTS[-1] + TEXT, top + len(rows) * (EDGE + GAP) - GAP), 255)
     draw = ImageDraw.Draw(picture)
-    for left, head in zip(lefts, HEADS, strict=True):
+    for left, head in zip(LEFTS, HEADS, strict=True):
         draw.text((left, LETTER // 3), head, fill=0, font=font)
-    for number, (film, report, similar, generated) in enumerate(rows):
+    for number, row in enumerate(rows):
         y = top + number * (EDGE + GAP)
-        for left, panel in ((lefts[0], film), (lefts[2], similar), (lefts[3], generated)):
-            picture.paste(panel.convert("L").resize((EDGE, EDGE), Image.Resampling.BICUBIC), (left, y))
-        draw.multiline_text((lefts[1], y), textwrap.fill(report, 30), fill=0, font=font, spacing=6)
+        for left, panel in zip(LEFTS, row, strict=True):
+            if isinstance(panel, str):
+                draw.multiline_text((left, y), textwrap.fill(panel, 26), fill=0, font=font, spacing=6)
+            else:
+                film = panel.convert("L").resize((EDGE, EDGE), Image.Resampling.BICUBIC)
+                picture.paste(film, (left, y))
     return picture
 
 
@@ -74,19 +76,21 @@ def sheet(rows: Sequence[tuple[Image.Image, str, Image.Image, Image.Image]]) -> 
 @click.option("--cases", type=click.IntRange(min=1), default=3, show_default=True, help="Cases to show.")
 def main(demo: Path, out: Path, cases: int) -> None:
     """Compose the picture of README.md."""
-    os.environ |= {"MU_DATA": str(demo / "data"), "MU_RUNS": str(demo / "runs")}
-    import medunifier  # PyTorch, which `--help` does without
-
     reports = lines_of(demo / "runs/demo/results/reports-phantom-test.jsonl")
-    texts = [report["hypothesis"] for report in reports[:cases]]
+    samples = lines_of(demo / "samples/samples.jsonl")[:cases]
     with h5py.File(demo / "runs/demo/cache/embeddings-phantom-test.h5") as file:
         image_nQE = file["image"][:]
     keys = [report["key"] for report in reports]
     similar = [keys[most_similar(image_nQE, row)] for row in range(cases)]
     shard = demo / "data/shards/phantom/test-000000.tar"
-    generated = medunifier.load("prior-demo").generate(texts, guidance=2)
-    films = (radiographs(shard, keys[:cases]), texts, radiographs(shard, similar), generated)
-    sheet(list(zip(*films, strict=True))).save(out, optimize=True)
+    columns = (
+        radiographs(shard, keys[:cases]),
+        [report["hypothesis"] for report in reports[:cases]],
+        radiographs(shard, similar),
+        [Image.open(demo / "samples" / sample["image"]) for sample in samples],
+        [sample["prompt"] for sample in samples],
+    )
+    sheet(list(zip(*columns, strict=True))).save(out, optimize=True)
 
 
 if __name__ == "__main__":

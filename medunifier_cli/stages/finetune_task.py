@@ -61,8 +61,8 @@ def resolve_task(recipe: FinetuneRecipe) -> Task:
     if len(plugin.classes) < 2:
         classes = ", ".join(plugin.classes) or "none"
         raise DataError(
-            f"{plugin.name} has fewer than two classes ({classes}): nothing to fine-tune on; a finding that is "
-            "there or not is two classes, such as `effusion` and `no effusion`"
+            f"{plugin.name} has fewer than two classes ({classes}): nothing to fine-tune on; a finding that "
+            "is there or not is two classes, such as `effusion` and `no effusion`"
         )
     kind: Kind = "one" if (recipe.model.loss or head.loss) == "cross_entropy" else "many"
     # accuracy, the headline of some data sets, is defined for exactly one class a sample
