@@ -3,8 +3,8 @@
     make demo
     .venv/bin/python -m experiments.figure
 
-Reads what `make demo` left in `demo/` and writes `docs/demo.png`: the first cases of the held-out split and the
-first generated films, not the best ones.
+Reads what `make demo` left in `demo/` and writes `docs/demo.png`: the first cases of the held-out split and
+the first generated films, not the best ones.
 """
 
 from __future__ import annotations
