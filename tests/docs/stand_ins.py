@@ -1,7 +1,7 @@
 """`mu`, `python`, `pip` and `sbatch` as a block of bash finds them on PATH, in a world where all is small.
 
 `mu` and `python` ask this process, which lets `tests/warm.py` fork one that has all imports behind it. There
-the shipped recipes are the miniatures of `world.py`, and `phantom` has few images; a command that only prints
+the shipped recipes are the miniatures of `world.py`, and data sets have few images; a command that only prints
 a job script has the real recipes. `pip install` announces the entry points of the folder's pyproject.toml,
 `python3 -m venv` makes an empty `activate`, and `sbatch` lets bash read the script.
 """
@@ -46,11 +46,14 @@ for folder in filter(None, os.environ.get("MU_PLUGINS", "").split(":")):
 SMALL = """\
 from medunifier_cli.data.contract import Option
 from medunifier_cli.recipe import load
+from medunifier_plugins.mimic_cxr.dataset import MimicCxr
 from medunifier_plugins.phantom.dataset import Phantom
 sys.path.insert(0, {recipes!r})
 load.SHIPPED = "small_recipes"
-few = {{"train": 24, "valid": 12, "test": 16}}
-Phantom.options = {{k: Option(few.get(k, o.default), o.help, o.choices) for k, o in Phantom.options.items()}}
+few = {{"train": 24, "valid": 12, "test": 16, "per_class": 1}}
+for plugin in (Phantom, MimicCxr):
+    known = plugin.options.items()
+    plugin.options = {{key: Option(few.get(key, o.default), o.help, o.choices) for key, o in known}}
 """
 MU = "from medunifier_cli.__main__ import main\nsys.argv[0] = {mu!r}\nmain()\n"
 PYTHON = "import runpy\nsys.path.insert(0, os.getcwd())\n{call}\n"
