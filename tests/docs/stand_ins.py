@@ -1,9 +1,9 @@
 """`mu`, `python`, `pip` and `sbatch` as a block of bash finds them on PATH, in a world where all is small.
 
 `mu` and `python` ask this process, which lets `tests/warm.py` fork one that has all imports behind it. There
-the shipped recipes are the miniatures of `world.py`, and data sets have few images; a command that only prints
-a job script has the real recipes. `pip install` announces the entry points of the folder's pyproject.toml,
-`python3 -m venv` makes an empty `activate`, and `sbatch` lets bash read the script.
+the shipped recipes are the miniatures of `world.py`, and data sets have few images; a command that only
+prints a job script has the real recipes. `pip install` announces the entry points of the folder's
+pyproject.toml, `python3 -m venv` makes an empty `activate`, and `sbatch` lets bash read the script.
 """
 
 from __future__ import annotations
