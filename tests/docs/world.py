@@ -73,7 +73,6 @@ def write_files(home: Path) -> None:
     (home / "pairs.csv").write_text(tables.as_csv(pairs), encoding="utf-8")
     write_tars(home / "shards", pairs)
     clinic.write_clinic(home / "clinic")
-    shutil.copy(home / "clinic" / "prompts.yaml", home / "prompts.yaml")
     rocov2.write_tree(home / "DOWNLOAD")
     for name, said in (("greedy", "Edema."), ("beams", "No edema.")):
         (home / f"{name}.jsonl").write_text(f'{{"reference": "No edema.", "hypothesis": "{said}"}}\n' * 4)
