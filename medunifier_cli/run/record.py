@@ -117,6 +117,18 @@ class Run:
             say(f"{error}; kept as {aside.name}, and a new one is begun", always=True)
             return {}
 
+    def withdraw(self) -> None:
+        """Take back the first start of a run that holds no work yet, so that any recipe may be the next.
+
+        A log, a checkpoint or encoded images are work, and leave the run as it is.
+        """
+        started = {self.recipe.name, self.provenance.name, self.tokenizer.name}
+        if {path.name for path in self.folder.iterdir()} - started - {LOCK, JOB, self.profile.name}:
+            return
+        self.recipe.unlink(missing_ok=True)
+        self.provenance.unlink(missing_ok=True)
+        shutil.rmtree(self.tokenizer, ignore_errors=True)  # another recipe may read other texts
+
     def last_start(self) -> dict[str, Any]:
         """What the provenance says of the last start; empty for a new run."""
         return dict((read_provenance(self.provenance).get("starts") or [{}])[-1])

@@ -61,7 +61,10 @@ def resolve_task(recipe: FinetuneRecipe) -> Task:
     plugin = prepared_dataset(recipe.data.dataset, folder)
     if len(plugin.classes) < 2:
         classes = ", ".join(plugin.classes) or "none"
-        raise DataError(f"{plugin.name} has fewer than two classes ({classes}): nothing to fine-tune on")
+        raise DataError(
+            f"{plugin.name} has fewer than two classes ({classes}): nothing to fine-tune on; a finding that "
+            "is there or not is two classes, such as `effusion` and `no effusion`"
+        )
     kind = kind_of(recipe, head)
     # accuracy, the headline of some data sets, is defined for exactly one class a sample
     metric = recipe.model.metric or head.metric or (plugin.headline_metric if kind == "one" else "auroc")

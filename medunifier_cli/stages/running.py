@@ -17,7 +17,7 @@ from accelerate import Accelerator
 
 from medunifier_cli.distributed import world
 from medunifier_cli.distributed.agreement import Facts, agree, together
-from medunifier_cli.errors import GroupError
+from medunifier_cli.errors import GroupError, MuError, Stopped
 from medunifier_cli.files import read_text, write_text
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
@@ -98,10 +98,17 @@ def open_run(
                 facts = {dataset: data_facts(shards, splits)}
                 run.begin(recipe, facts, command_line(), free=more.free, more=more.facts)
 
+        new = not run.recipe.exists()
         # the others must not read the folder before it is there ...
         together(start)
         _check_shared(run)
-        yield
+        try:
+            yield
+        except MuError as error:
+            # a recipe that does not fit the data is noticed here, and is to be corrected under the same name
+            if new and world.is_main() and not isinstance(error, Stopped):
+                run.withdraw()
+            raise
         # ... nor leave while the main rank still measures: a launcher takes that for the end of the run. They
         # wait without a limit, as long as it lives.
         world.barrier()

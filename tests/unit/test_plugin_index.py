@@ -164,7 +164,7 @@ def test_the_example_of_the_manual_works(install: Install, tmp_path: Path) -> No
     raw = tmp_path / "raw"
     raw.mkdir()
     (raw / "reports.csv").write_text(
-        "file,patient,text,effusion\na.png,10,Clear.,0\nb.png,11,Fluid.,\nc.png,12,,1\n"
+        "file,patient,text,effusion\na.png,10b,Clear.,0\nb.png,331b,Fluid.,\nc.png,12,,1\n"
     )
     (raw / "a.png").write_bytes(b"")
     (raw / "b.png").write_bytes(b"")
@@ -172,10 +172,10 @@ def test_the_example_of_the_manual_works(install: Install, tmp_path: Path) -> No
     first, second, third = plugin.plan(raw, {}).records
     assert (first.split, first.labels, first.sections) == (
         "test",
-        {"Pleural Effusion": 0.0},
+        {"Pleural Effusion": 0.0, "No Pleural Effusion": 1.0},
         {"findings": "Clear."},
     )
-    assert (second.split, second.labels) == ("train", {"Pleural Effusion": None})
+    assert (second.split, second.labels) == ("train", dict.fromkeys(plugin.classes))
     assert (third.reason, third.source) == ("missing", "c.png")
     assert plugin.prompt_sets()["plain"]["Pleural Effusion"]
     with pytest.raises(MuError, match=r"reports\.csv: not found"):

@@ -1,4 +1,4 @@
-"""experiments/figure.py: which images it shows, and where."""
+"""experiments/figure.py: which films it shows, where, and what is generated."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import json
 import tarfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 from click.testing import CliRunner
 from PIL import Image
 
-from experiments.figure import EDGE, GAP, main
+from experiments.figure import EDGE, GAP, LEFTS, LETTER, TEXT, main
 
-LEVELS = {"original": 40, "reconstruction": 120, "synthetic": 200}
+LEVELS = {"a": 40, "b": 80, "c": 120}
 
 
 def png(level: int) -> bytes:
@@ -22,39 +23,37 @@ def png(level: int) -> bytes:
     return file.getvalue()
 
 
-def lines(path: Path, *rows: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def test_rows_and_captions_are_those_of_the_demo(tmp_path: Path) -> None:
-    keys = ["a", "b", "c"]
-    reports = [{"key": key, "reference": f"ref {key}", "hypothesis": f"hyp {key}"} for key in keys]
-    lines(tmp_path / "runs/demo/results/reports-phantom-test.jsonl", *reports)
-    lines(tmp_path / "samples/samples.jsonl", *({"image": f"{k}.png", "prompt": f"p {k}"} for k in keys))
-    # reconstructions are found by key: here in another order than the reports
-    rows = [{"key": key, "image": f"{number}.png"} for number, key in enumerate("cba")]
-    lines(tmp_path / "reconstructed/samples.jsonl", *rows)
-    for number, key in enumerate("cba"):
-        level = LEVELS["reconstruction"] + ord(key)
-        (tmp_path / "reconstructed" / f"{number}.png").write_bytes(png(level))
-        (tmp_path / "samples" / f"{key}.png").write_bytes(png(LEVELS["synthetic"]))
+def test_a_row_has_film_report_similar_film_generated_film_and_prompt(tmp_path: Path) -> None:
+    results, cache = tmp_path / "runs/demo/results", tmp_path / "runs/demo/cache"
     shard = tmp_path / "data/shards/phantom/test-000000.tar"
-    shard.parent.mkdir(parents=True)
+    samples = tmp_path / "samples"
+    for folder in (results, cache, shard.parent, samples):
+        folder.mkdir(parents=True)
+    rows = [json.dumps({"key": key, "reference": "-", "hypothesis": f"hyp {key}"}) for key in LEVELS]
+    (results / "reports-phantom-test.jsonl").write_text("\n".join(rows))
+    lines = [json.dumps({"image": f"{key}.png", "prompt": f"prompt {key}"}) for key in LEVELS]
+    (samples / "samples.jsonl").write_text("\n".join(lines))
+    for number, key in enumerate(LEVELS):
+        (samples / f"{key}.png").write_bytes(png(200 + number))
+    with h5py.File(cache / "embeddings-phantom-test.h5", "w") as file:
+        # c is most like a, and a is most like b; no film is its own neighbour
+        file["image"] = np.array([[[1.0, 0.0]], [[0.6, -0.8]], [[0.9, 0.43]]], np.float32)
     with tarfile.open(shard, "w") as archive:
-        for key in keys:
+        for key, level in LEVELS.items():
             info = tarfile.TarInfo(f"{key}.png")
-            info.size = len(png(LEVELS["original"]))
-            archive.addfile(info, io.BytesIO(png(LEVELS["original"])))
+            info.size = len(png(level))
+            archive.addfile(info, io.BytesIO(png(level)))
 
     out = tmp_path / "out.png"
-    line = ["--demo", str(tmp_path), "--out", str(out), "--columns", "2"]
+    line = ["--demo", str(tmp_path), "--out", str(out), "--cases", "2"]
     done = CliRunner().invoke(main, line, catch_exceptions=False)
-    assert done.output.splitlines()[2:] == ["| 1 | ref a | hyp a | p a |", "| 2 | ref b | hyp b | p b |"]
-    sheet = np.asarray(Image.open(out))
-    assert sheet.shape == (3 * EDGE + 2 * GAP, 2 * EDGE + GAP)
-    middle = [EDGE // 2 + row * (EDGE + GAP) for row in range(3)]
-    first, second = LEVELS["reconstruction"] + ord("a"), LEVELS["reconstruction"] + ord("b")
-    assert sheet[middle, EDGE // 2].tolist() == [LEVELS["original"], first, LEVELS["synthetic"]]
-    assert sheet[middle, EDGE + GAP + EDGE // 2].tolist() == [40, second, LEVELS["synthetic"]]
-    assert (sheet[EDGE : EDGE + GAP] == 255).all()
+    assert done.exit_code == 0
+    picture = np.asarray(Image.open(out))
+    assert picture.shape == (2 * LETTER + 2 * EDGE + GAP, LEFTS[-1] + TEXT)
+    middle = [EDGE // 2 + LEFTS[column] for column in (0, 2, 3)]
+    for row, expected in enumerate(([40, 120, 200], [80, 40, 201])):
+        top = 2 * LETTER + row * (EDGE + GAP)
+        assert picture[top + EDGE // 2, middle].tolist() == expected
+        for column in (1, 4):
+            text = picture[top : top + EDGE, LEFTS[column] : LEFTS[column] + TEXT]
+            assert text.min() < 100, "words are written there"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from medunifier_cli.distributed import world
-from medunifier_cli.errors import CheckpointError, GroupError
+from medunifier_cli.errors import CheckpointError, DataError, GroupError, MuError, Stopped
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.run import record
 from medunifier_cli.run.record import Run
@@ -36,6 +36,32 @@ def test_a_start_is_recorded_under_a_lock_that_ends_with_it(
         raise KeyError("a failure inside")
     with open_run(run, recipe, "phantom", tmp_path):
         assert len(json.loads(run.provenance.read_text())["starts"]) == 3
+
+
+def fail(run: Run, error: MuError, *overrides: str, after: Path | None = None) -> None:
+    """Start a run that ends by an error, once a folder has been made in it."""
+    with open_run(run, load_recipe("demo", overrides), "phantom", run.folder.parent):
+        if after is not None:
+            after.mkdir()
+        raise error
+
+
+def test_a_start_that_trained_nothing_leaves_the_name_to_another_recipe(run: Run) -> None:
+    with pytest.raises(DataError, match="no text"):
+        fail(run, DataError("no text in impression"), after=run.tokenizer)
+    assert not run.tokenizer.exists()
+    with pytest.raises(Stopped):
+        fail(run, Stopped("SIGTERM"), "data.sections=[findings]")  # the same command resumes it
+    with pytest.raises(DataError, match="later"):
+        fail(run, DataError("later"), "data.sections=[findings]")
+    with pytest.raises(CheckpointError, match="was started with another recipe"):
+        fail(run, DataError("never raised"))
+
+
+def test_a_failure_after_work_leaves_the_run_its_recipe(run: Run) -> None:
+    with pytest.raises(DataError, match="no image"):
+        fail(run, DataError("no image can be read"), after=run.checkpoints)
+    assert run.recipe.exists()
 
 
 def test_other_ranks_neither_lock_nor_write(
