@@ -118,12 +118,15 @@ def _axis(values: Sequence[float]) -> _Axis:
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
-    """Three to six multiples of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / 4
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
-    first = math.ceil(low / step - 1e-9)
-    return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
+    """Three to seven multiples of 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10((high - low) / 3))
+    found: list[float] = []
+    for step in (m * power for m in (10, 5, 2, 1)):
+        first = math.ceil(low / step - 1e-9)
+        found = [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
+        if len(found) >= 3:
+            break
+    return found
 
 
 def _thinned(curve: Curve) -> list[tuple[float, float]]:

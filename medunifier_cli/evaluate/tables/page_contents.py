@@ -62,7 +62,7 @@ def shown_number(metric: Metric, where: str = "") -> Number:
 
 def _group(result: Mapping[str, Any]) -> NumberGroup:
     title = f"{result['task']}, {result['dataset']}/{result['split']}"
-    size = f"n = {result['n']:,}. " if isinstance(result.get("n"), int) else ""
+    size = f"n = {result['n']:,}; " if isinstance(result.get("n"), int) else ""
     metrics = [Metric.from_json(entry) for entry in result["metrics"]]
     return NumberGroup(title, f"{size}{result.get('protocol', '')}", [shown_number(one) for one in metrics])
 
