@@ -53,12 +53,16 @@ def _count(files: tuple[Path, ...], name: str, dataset: str, split: str, limit: 
     return min(count, limit or count)
 
 
-def _check(files: tuple[Path, ...], how: str, **_: Any) -> None:
+def _check(files: tuple[Path, ...], how: str, page: Path | None, **_: Any) -> None:
     for way, own in ONLY_FOR.items():
         if way != how:
             refuse(own, f"is for --sample {way}")
     if files:
         refuse({"dataset", "split", "limit", "out", "clinical"}, "is for a split, not for files")
+    elif page is not None:
+        raise click.UsageError("--page shows image files; name them, or write `mu score --page` for a split")
+    if page is not None:
+        refuse({"num_processes"}, "shares the work of many images, and --page takes a few")
 
 
 @click.command()
@@ -76,6 +80,11 @@ def _check(files: tuple[Path, ...], how: str, **_: Any) -> None:
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default=None,
     help="Folder for the reports and scores of a split; by default the run's results/.",
+)  # fmt: skip
+@click.option(
+    "--page", type=click.Path(path_type=Path), default=None, metavar="OUT",
+    help="Write a page of FILES too: reports, classes, where each sentence looks, similar cases. OUT is a "
+    "folder or a name ending in .html.",
 )  # fmt: skip
 @format_option
 @old_format_flag("--json", "json")
@@ -125,13 +134,13 @@ def _check(files: tuple[Path, ...], how: str, **_: Any) -> None:
 @on_ranks(large=WRITTEN, count=_count, check=_check)
 def report(
     files: tuple[Path, ...], name: str, dataset: str, split: str, limit: int, out: Path | None,
-    clinical: bool, batch: int | None, sbatch: JobOptions | None, **decoding: Any,
+    clinical: bool, page: Path | None, batch: int | None, sbatch: JobOptions | None, **decoding: Any,
 ) -> None:  # fmt: skip
     """Write radiology reports for a split, or for image FILES.
 
     FILES are PNG, JPEG or DICOM, or folders of them: the reports go to standard output. Without FILES, the
     run's held-out split gets reports, and they are scored against the radiologists'. `--format json` prints
-    a line of JSON for each file.
+    a line of JSON for each file, and `--page OUT` writes a page to look at.
     """
     if sbatch:
         sbatch.show()
@@ -141,10 +150,14 @@ def report(
     from medunifier_cli.evaluate.shared.sharing import everywhere
 
     paths = files_under(files)
+    if page is not None:
+        from medunifier_cli.evaluate.reports.film_page import check_films
+
+        check_films(paths)
     trained = everywhere(restore, pretrained_run(name, "report")).with_batches_of(batch)
     settings = Decoding(**decoding)
     if files:
-        _report_files(trained, settings, paths)
+        _report_files(trained, settings, paths, page)
     else:
         _report_split(trained, settings, dataset, split, limit, out, clinical)
 
@@ -170,13 +183,15 @@ def _report_split(
     say(f"{reported.scored.n:,} reports in {reported.reports}; all scores: `mu score --reports`")
 
 
-def _report_files(trained: PretrainedRun, settings: Decoding, paths: list[Path]) -> None:
+def _report_files(trained: PretrainedRun, settings: Decoding, paths: list[Path], page: Path | None) -> None:
     from medunifier_cli.evaluate.render import render
     from medunifier_cli.evaluate.reports.reporting import trained_sections
     from medunifier_cli.evaluate.reports.writer import Writer, write_files
 
-    chosen, rows = form(), [["file", "report", "skipped"]]
+    chosen, rows, written = form(), [["file", "report", "skipped"]], []
     for path, report in write_files(Writer(trained, settings, trained_sections(trained)), paths):
+        if page is not None:
+            written.append((path, report))
         if chosen in ("csv", "markdown"):
             cells = ("", report) if isinstance(report, str) else (report.text, "")
             rows.append([str(path), *cells])
@@ -195,3 +210,7 @@ def _report_files(trained: PretrainedRun, settings: Decoding, paths: list[Path])
                 show(f"{section.replace('_', ' ').upper()}: {text}" if section else text)
     if chosen in ("csv", "markdown"):
         show(render(rows, chosen, words=3))
+    if page is not None:
+        from medunifier_cli.evaluate.reports.film_page import film_page
+
+        show(str(film_page(trained, written, settings, page)), err=chosen != "text")

@@ -168,6 +168,7 @@ def _write_sheet(folder: SampleFolder, film: list[NDArray[np.float64]], cells: C
     edits = [
         read_grey(folder.folder / folder.done[number]["image"]) for number in sorted(folder.done)[:SHOWN]
     ]
+
     def tiles(images: Sequence[NDArray[np.float64]], captions: Sequence[str]) -> list[Captioned]:
         shown = [cells.outlined(image_SS, edge) for image_SS in images]
         return [Captioned(*tile) for tile in zip(shown, captions, strict=True)]

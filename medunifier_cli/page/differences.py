@@ -13,7 +13,7 @@ Pieces = list[tuple[str, bool]]
 def differences(text: str, other: str) -> tuple[Pieces, Pieces]:
     """Both texts in pieces, marked where they differ in words; letter case and punctuation do not count.
 
-    Words that both texts have in another order are marked as well: which of them belong together is not known.
+    Words that both texts have in another order are marked too: which of them belong together is unknown.
     """
     words, others = text.split(), other.split()
     matcher = SequenceMatcher(None, [_plain(w) for w in words], [_plain(w) for w in others], autojunk=False)

@@ -133,7 +133,7 @@ def read_columns(path: Path, rows: int) -> list[tuple[list[Image.Image], str]]:
 
 
 def save_sheet(rows: Sequence[Sequence[Captioned]], path: Path, texts_of: Path | None = None) -> None:
-    """A contact sheet for a person: rows of square images, enlarged where they are small, each with its caption.
+    """A contact sheet for a person: rows of square images with captions, enlarged where small.
 
     Args:
         rows: images of one size; captions are wrapped, and cut after `CAPTION_LINES` lines.

@@ -21,8 +21,8 @@ LEFT, RIGHT, TOP, BOTTOM = 48, 10, 10, 24
 MOST_POINTS = 300
 """Points of a curve that are drawn; of more, means of neighbours."""
 SQUEEZED, DECADE = 0.15, 8.0
-"""The axis is logarithmic where the median is in the lowest 15 % of the range, and the largest value 8 times the
-smallest or more."""
+"""The axis is logarithmic where the median is in the lowest 15 % of the range, and the largest value 8 times
+the smallest or more."""
 NAMES = {"train": "training", "valid": "validation"}
 
 

@@ -31,7 +31,7 @@ ENDS = (".", "!", "?")
 
 
 def query_looks(model: MedUnifier, memory: ImageMemory) -> list[Tensor | None]:
-    """Where the queries of one image look in each layer: weights of the cross-attention, [Q, V], mean over heads.
+    """Where the queries of one image look in each layer: cross-attention weights [Q, V], mean over heads.
 
     Args:
         memory: of one image.
@@ -83,8 +83,10 @@ def token_reads(model: MedUnifier, memory: ImageMemory, ids_T: Sequence[int]) ->
     return reads, text_TD
 
 
-def token_maps(model: MedUnifier, memory: ImageMemory, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
-    """Of each token of a generated text, where the image was read from to write it: [T, G, G], each sums to 1.
+def token_maps(
+    model: MedUnifier, memory: ImageMemory, tokens: Sequence[int], start: int
+) -> NDArray[np.float32]:
+    """Of each token of a generated text, where the image was read to write it: [T, G, G], each sums to 1.
 
     Args:
         model: in evaluation mode.

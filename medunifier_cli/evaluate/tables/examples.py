@@ -107,7 +107,7 @@ def report_examples(run: Run, results: Sequence[Mapping[str, Any]]) -> tuple[Exa
 
 
 def retrieval_examples(run: Run, results: Sequence[Mapping[str, Any]]) -> tuple[Examples | None, Path | None]:
-    """Images with the texts that were found for them, and the data they are from; None where these are gone."""
+    """Images with the texts that were found for them, and their data; None where these are gone."""
     result = _first(results, "retrieval")
     images = split_images(result) if result else None
     if result is None or images is None:
@@ -126,7 +126,9 @@ def retrieval_examples(run: Run, results: Sequence[Mapping[str, Any]]) -> tuple[
             examples.append(RetrievalExample(about, hits, image))
     if not examples:
         return None, None
-    caption = f"{len(examples)} of {len(rows):,} images of {where}, each with the texts nearest to it. {SPREAD}."
+    caption = (
+        f"{len(examples)} of {len(rows):,} images of {where}, each with the texts nearest to it. {SPREAD}."
+    )
     return Examples(caption, examples), images.folder
 
 
