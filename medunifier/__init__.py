@@ -16,18 +16,24 @@ from medunifier_cli.errors import MuError
 if TYPE_CHECKING:
     import torch
 
-    from medunifier.answers import Classification, Codes
+    from medunifier.answers import Classification, Codes, Prediction
     from medunifier.model import Model
+    from medunifier_cli.evaluate.films.likeness import Likeness
+    from medunifier_cli.evaluate.films.origin import Origin
     from medunifier_cli.evaluate.reports.writer import Decoding, GeneratedReport
 
 __all__ = [
-    "Classification", "Codes", "Decoding", "GeneratedReport", "Model", "MuError", "__version__", "load",
+    "Classification", "Codes", "Decoding", "GeneratedReport", "Likeness", "Model", "MuError", "Origin",
+    "Prediction", "__version__", "load",
 ]  # fmt: skip
 
 _MODULES = {
     "Classification": "medunifier.answers",
     "Codes": "medunifier.answers",
+    "Likeness": "medunifier_cli.evaluate.films.likeness",
     "Model": "medunifier.model",
+    "Origin": "medunifier_cli.evaluate.films.origin",
+    "Prediction": "medunifier.answers",
     "Decoding": "medunifier_cli.evaluate.reports.writer",
     "GeneratedReport": "medunifier_cli.evaluate.reports.writer",
 }
@@ -38,8 +44,9 @@ def load(run: str | os.PathLike[str] = "", device: str | torch.device | None = N
     """Load a trained model.
 
     Args:
-        run: a run of `mu pretrain`, or one of `mu fit-prior` with the model that it was fitted on: a name in
-            `$MU_RUNS` or a folder. Empty for the newest pre-training run, which is named on standard error.
+        run: a run of `mu pretrain`; one of `mu fit-prior`, with the model that it was fitted on; or one of
+            `mu finetune`, which predicts, and whose other answers are those of the fine-tuned weights: a
+            name in `$MU_RUNS` or a folder. Empty for the newest pre-training run, which is named on standard error.
         device: such as `cpu` or `cuda:1`; by default the GPU if there is one.
 
     Raises:

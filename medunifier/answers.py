@@ -31,6 +31,26 @@ class Classification:
         return f"{self.name}: " + ", ".join(f"{label} {value:.3f}" for label, value in ranked)
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What a fine-tuned classifier says of one image."""
+
+    name: str
+    """Path of the image, or `images[2]` for one that is no file."""
+    probabilities: dict[str, float]
+    """By class, in [0, 1]."""
+    one_class: bool
+    """Each image has one class, and the probabilities sum to 1; else it may have any number of findings."""
+
+    @property
+    def label(self) -> str:
+        """The likeliest class, or finding."""
+        return max(self.probabilities, key=self.probabilities.__getitem__)
+
+    def __str__(self) -> str:
+        return f"{self.name}: " + ", ".join(f"{label} {p:.3f}" for label, p in self.probabilities.items())
+
+
 @dataclass(frozen=True, eq=False)
 class Codes:
     """Discrete codes of n images: indices into the codebooks of the model that made them."""

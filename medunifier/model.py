@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from medunifier.answers import Classification, Codes
+from medunifier.answers import Classification, Codes, Prediction
+from medunifier.arguments import device_of, pairs_of, texts_of
 from medunifier_cli.checkpoint.pretrained import (
     PretrainedRun,
     check_pretrained,
@@ -25,6 +26,9 @@ from medunifier_cli.checkpoint.pretrained import (
 from medunifier_cli.checkpoint.priors import FittedPriors, priors_on, restore_priors
 from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.evaluate import codes as coding
+from medunifier_cli.evaluate.films.likeness import Likeness, likeness_of
+from medunifier_cli.evaluate.films.origin import Origin, origin_of_run
+from medunifier_cli.evaluate.films.predict import Predictor, restore_predictor
 from medunifier_cli.evaluate.reports.reporting import trained_sections
 from medunifier_cli.evaluate.reports.writer import Decoding, GeneratedReport, Writer
 from medunifier_cli.evaluate.retrieval.embed import (
@@ -40,6 +44,7 @@ from medunifier_cli.evaluate.synthesis.requests import ImageRequest
 from medunifier_cli.evaluate.synthesis.synthesis import generate
 from medunifier_cli.evaluate.user_images import GivenImages, ImageLike, given_images
 from medunifier_cli.model.sampling import Draws
+from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 
 Images = ImageLike | Iterable[ImageLike]
@@ -51,11 +56,14 @@ OBJECTIVES = ("itc", "itm", "itg", "tig")
 
 def open_model(run: str | os.PathLike[str] = "", device: str | torch.device | None = None) -> Model:
     """See `medunifier.load`."""
-    place = _device(device)
+    place = device_of(device)
     found = pretrained_run(os.fspath(run), "load")
     if is_run_of(found, PriorRecipe):
         fitted = restore_priors(found, place)
         return Model(fitted.pretrained, fitted)
+    if is_run_of(found, FinetuneRecipe):
+        predictor = restore_predictor(found, place)
+        return Model(predictor.trained, predictor=predictor)
     check_pretrained(found)
     return Model(restore(found, place))
 
@@ -70,11 +78,14 @@ class Model:
     Args:
         trained: the pre-trained model.
         priors: of its codes, for `generate`; None to look for them when they are needed.
+        predictor: its classifier, for `predict`; of a fine-tuned run alone.
     """
 
-    def __init__(self, trained: PretrainedRun, priors: FittedPriors | None = None) -> None:
+    def __init__(
+        self, trained: PretrainedRun, priors: FittedPriors | None = None, predictor: Predictor | None = None
+    ) -> None:
         self.trained = trained
-        self._priors = priors
+        self._priors, self._predictor = priors, predictor
 
     def __repr__(self) -> str:
         weights = self.trained.recipe.objectives
@@ -112,7 +123,7 @@ class Model:
             MuError: a text that is empty or too long, or a model trained without ITC.
         """
         need_itc(self.trained)
-        text_mE = embed_texts(self.trained, _texts(texts))
+        text_mE = embed_texts(self.trained, texts_of(texts))
         check_finite(self.trained, text_mE)
         return text_mE
 
@@ -133,7 +144,7 @@ class Model:
             raise MuError('give two or more classes, as {"Effusion": ["Left effusion."], "Normal": [...]}')
         if ensemble not in ("max", "mean"):
             raise MuError(f"ensemble is max or mean, not {ensemble!r}")
-        prompts = {name: _texts(texts, f"classes[{name!r}]") for name, texts in classes.items()}
+        prompts = {name: texts_of(texts, f"classes[{name!r}]") for name, texts in classes.items()}
         given = self._images(images)
         probability_nC, scores_nC = classify(self.trained, given.image_B1HW, prompts, ensemble)
         names = list(prompts)
@@ -145,6 +156,33 @@ class Model:
             )
             for name, probability_C, scores_C in zip(given.names, probability_nC, scores_nC, strict=True)
         ]  # fmt: skip
+
+    def predict(self, images: Images) -> list[Prediction]:
+        """Classify images by the head of a fine-tuned run, as `mu predict FILES`.
+
+        Raises:
+            MuError: an image that cannot be read, or a model that is no run of `mu finetune`.
+        """
+        if self._predictor is None:
+            raise MuError(f"{self.trained.run.folder}: has no classifier; load a run of `mu finetune`")
+        given, one = self._images(images), self._predictor.kind == "one"
+        return [
+            Prediction(name, dict(zip(self._predictor.classes, values_C.tolist(), strict=True)), one)
+            for name, values_C in zip(given.names, self._predictor.predict(given.image_B1HW), strict=True)
+        ]
+
+    def likeness(self, images: Images) -> list[Likeness]:
+        """How like the films that the run was trained on each image is; the first call looks at these.
+
+        Raises:
+            MuError: an image that cannot be read.
+        """
+        return likeness_of(self.trained, self._images(images).image_B1HW)
+
+    @property
+    def origin(self) -> Origin:
+        """Run, checkpoint and training data of all that the model says."""
+        return origin_of_run(self.trained)
 
     def report(self, images: Images, decoding: Decoding | None = None) -> list[GeneratedReport]:
         """Write a radiology report of each image, as `mu report FILES`.
@@ -169,8 +207,8 @@ class Model:
             MuError: an image that cannot be read, a text that is empty or too long, numbers of images and
                 texts that do not fit, or a model trained without ITM.
         """
-        given, listed = self._images(images).image_B1HW, _texts(texts)
-        pairs = _pairs(len(given), len(listed))
+        given, listed = self._images(images).image_B1HW, texts_of(texts)
+        pairs = pairs_of(len(given), len(listed))
         ids = token_ids(self.trained, listed)
         image_n, text_n = (np.arange(pairs) % count for count in (len(given), len(listed)))
         logodds = match_scores(
@@ -190,7 +228,7 @@ class Model:
             MuError: an image that cannot be read, numbers of images and texts that do not fit, or a model
                 trained without TIG.
         """
-        given, listed = self._images(images).image_B1HW, _texts(texts)
+        given, listed = self._images(images).image_B1HW, texts_of(texts)
         if len(listed) == 1:
             listed *= len(given)
         if len(listed) != len(given):
@@ -237,7 +275,7 @@ class Model:
         """
         requests = [
             ImageRequest(prompt, f"prompts[{number}]")
-            for number, prompt in enumerate(_texts(prompts, "prompts") if prompts else ())
+            for number, prompt in enumerate(texts_of(prompts, "prompts") if prompts else ())
         ]
         count = (len(requests) or 1) if n is None else n
         if count < 1:
@@ -250,33 +288,3 @@ class Model:
 
     def _images(self, images: Images) -> GivenImages:
         return given_images(images, self.image_size)
-
-
-def _texts(texts: Any, name: str = "texts") -> list[str]:
-    """One text or several, as a list; they may be reports, so a message names them and never quotes them."""
-    listed = [texts] if isinstance(texts, str) else list(texts) if isinstance(texts, Iterable) else [texts]
-    for number, text in enumerate(listed):
-        if not isinstance(text, str):
-            raise MuError(f"{name}[{number}]: {type(text).__name__} is no text")
-    if not listed:
-        raise MuError(f"{name}: no text given")
-    return listed
-
-
-def _pairs(images: int, texts: int) -> int:
-    if images != texts and 1 not in (images, texts):
-        raise MuError(
-            f"{images:,} images and {texts:,} texts do not pair up; give as many of both, or one of either"
-        )
-    return max(images, texts)
-
-
-def _device(device: str | torch.device | None) -> torch.device | None:
-    if device is None:
-        return None
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)  # which fails without a GPU, or with a number that none has
-    except (RuntimeError, AssertionError) as error:
-        raise MuError(f"device {str(device)!r}: PyTorch has no such device on this machine") from error
-    return place

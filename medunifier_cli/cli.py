@@ -32,14 +32,14 @@ COMMANDS = Path(__file__).parent / "commands"
 
 VERBS = (
     "prepare", "pretrain", "fit-prior", "finetune", "retrieve", "zeroshot", "report", "synthesize",
-    "score", "check", "runs", "show", "recipes", "export",
+    "score", "check", "runs", "show", "recipes", "export", "predict", "embed",
 )  # fmt: skip
 """In the order of `mu --help`, which is that of the work; a verb without a file is not listed."""
 
 TRAINING = ("pretrain", "fit-prior", "finetune")
 """Ctrl-C ends these as a scheduler's signals end every verb: with 75, as the same command resumes."""
 
-MODEL_VERBS = ("retrieve", "zeroshot", "report", "synthesize")
+MODEL_VERBS = ("retrieve", "zeroshot", "report", "synthesize", "predict", "embed")
 """These compute with a model in one process, and say how many threads they have where a limit is set."""
 
 LOADING = {

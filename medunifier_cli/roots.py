@@ -11,7 +11,7 @@ from pathlib import Path
 from medunifier_cli.errors import CheckpointError, MuError
 from medunifier_cli.terminal.say import say
 
-NEEDS = {"synthesize": "fit-prior", "score": "retrieve"}
+NEEDS = {"synthesize": "fit-prior", "score": "retrieve", "predict": "finetune"}
 """Verb -> the verb whose output it reads; `pretrain` for all others."""
 
 NAME_CHARACTERS, NAME_BYTES = 100, 200

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
+
 from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
+from medunifier_cli.data.labels.labelled import Kind
 from medunifier_cli.data.labels.samples import SAMPLES, trained_classes
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.model.classifier import Classifier, build_head
+from medunifier_cli.model.head_contract import HeadPlugin
 from medunifier_cli.plugin_index import load_head
 from medunifier_cli.recipe.load import load_saved, stage_of
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
@@ -27,8 +31,29 @@ def build_classifier(recipe: FinetuneRecipe, pretrained: PretrainedRun, classes:
     return Classifier(pretrained.model, head, recipe.model.freeze)
 
 
-def restore_classifier(run: Run) -> tuple[PretrainedRun, Classifier, tuple[str, ...]]:
+def kind_of(recipe: FinetuneRecipe, head: HeadPlugin) -> Kind:
+    """Whether a sample has exactly one class or any number, by the loss of a recipe or else of its head."""
+    return "one" if (recipe.model.loss or head.loss) == "cross_entropy" else "many"
+
+
+def classifies(run: Run) -> Kind:
+    """`kind_of` a run of `mu finetune`.
+
+    Raises:
+        MuError: its recipe is damaged, or its head is not installed.
+    """
+    recipe = load_saved(run.recipe, FinetuneRecipe)
+    return kind_of(recipe, load_head(recipe.model.head))
+
+
+def restore_classifier(
+    run: Run, device: torch.device | None = None
+) -> tuple[PretrainedRun, Classifier, tuple[str, ...]]:
     """The classifier of the best epoch of a run of `mu finetune`.
+
+    Args:
+        run: of `mu finetune`.
+        device: by default the GPU if there is one.
 
     Returns:
         The run with its step and hash, the network in evaluation mode, and its classes in the order of the
@@ -43,7 +68,7 @@ def restore_classifier(run: Run) -> tuple[PretrainedRun, Classifier, tuple[str, 
     best = store.newest(run.folder / "best", only=("model",))
     if best is None:
         raise CheckpointError(f"{run.folder}: not finished; run `mu finetune` again")
-    pretrained = restore(Run(find_run(recipe.model.pretrained, run.folder)))
+    pretrained = restore(Run(find_run(recipe.model.pretrained, run.folder)), device)
     # From the run, not from the data set: these are the classes that the head was trained on, in its order,
     # even if the shards were prepared again or are gone.
     classes = trained_classes(run.folder / SAMPLES)

@@ -140,6 +140,15 @@ def batch_size_option(help_of_default: str) -> Callable[[Verb], Verb]:
     )  # fmt: skip
 
 
+def likeness_option(verb: Verb) -> Verb:
+    """`--no-likeness` of verbs that answer about files, as the parameter `likeness`."""
+    return click.option(
+        "--likeness/--no-likeness", default=True, show_default=True,
+        help="Compare each file with films that the model was trained on, and name those unlike them; the "
+        "first call of a run looks at up to 3,000 films of its data.",
+    )(verb)  # fmt: skip
+
+
 def talk_options() -> list[click.Option]:
     """`-v` and `-q`, which every verb has."""
     helps = {

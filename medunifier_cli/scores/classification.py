@@ -41,6 +41,13 @@ def softmax(scores_NC: NDArray[Real], temperature: float = 1.0) -> NDArray[Real]
     return probability_NC
 
 
+def probabilities(logits_nC: NDArray[Real], one_class: bool) -> Floats:
+    """Softmax over classes, or the sigmoid of each class; [n, C] in [0, 1]."""
+    logits = logits_nC.astype(np.float64)
+    # the sigmoid, written so that no exponential overflows
+    return softmax(logits) if one_class else np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))
+
+
 def accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
     """Share of samples whose predicted class is the true one.
 

@@ -17,12 +17,7 @@ from medunifier_cli.data.labels.samples import EXTRA
 from medunifier_cli.evaluate.results import Metric, Result, write_samples
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.scores.bootstrap import intervals
-from medunifier_cli.scores.classification import (
-    ClassScores,
-    classification_scores,
-    multilabel_scores,
-    softmax,
-)
+from medunifier_cli.scores.classification import ClassScores, classification_scores, multilabel_scores
 
 TASK = "finetune"
 """Name of the task in result files."""
@@ -32,13 +27,6 @@ SHOWN = ("auroc", "accuracy", "macro_f1", "micro_f1")
 """Scores of the result's table, in order, where they are defined."""
 INTERVAL_SEED = 0
 """Fixed, so that the interval of given predictions is one number and not a choice."""
-
-
-def probabilities(logits_nC: NDArray[np.float32], one_class: bool) -> NDArray[np.float64]:
-    """Softmax over classes, or the sigmoid of each class; [n, C] in [0, 1]."""
-    logits = logits_nC.astype(np.float64)
-    # the sigmoid, written so that no exponential overflows
-    return softmax(logits) if one_class else np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))
 
 
 def scores_of(target: NDArray[Any], scores_nC: NDArray[np.float64], classes: tuple[str, ...]) -> ClassScores:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from medunifier_cli.checkpoint.classifier import kind_of
 from medunifier_cli.checkpoint.pretrained import check_pretrained
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.data.labels.labelled import Kind
@@ -61,7 +62,7 @@ def resolve_task(recipe: FinetuneRecipe) -> Task:
     if len(plugin.classes) < 2:
         classes = ", ".join(plugin.classes) or "none"
         raise DataError(f"{plugin.name} has fewer than two classes ({classes}): nothing to fine-tune on")
-    kind: Kind = "one" if (recipe.model.loss or head.loss) == "cross_entropy" else "many"
+    kind = kind_of(recipe, head)
     # accuracy, the headline of some data sets, is defined for exactly one class a sample
     metric = recipe.model.metric or head.metric or (plugin.headline_metric if kind == "one" else "auroc")
     if kind == "many" and metric == "accuracy":

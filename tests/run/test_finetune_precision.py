@@ -24,7 +24,7 @@ from medunifier_cli.checkpoint.classifier import restore_classifier
 from medunifier_cli.cli import mu
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.run.record import Run
-from medunifier_cli.stages.finetune_results import probabilities
+from medunifier_cli.scores.classification import probabilities
 torch.set_num_threads(1)
 _, network, classes = restore_classifier(Run(Path(sys.argv[1])))
 shards = Shards.open(Path(sys.argv[2]), "test")

@@ -1,0 +1,159 @@
+"""A person's own films on tiny runs: predictions, likeness to the training films, and where answers come from."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import medunifier
+from medunifier_cli.checkpoint.classifier import restore_classifier
+from medunifier_cli.checkpoint.pretrained import restore
+from medunifier_cli.data.shards import Shards
+from medunifier_cli.evaluate.films.likeness import FILE, likeness_of, reference_of
+from medunifier_cli.run.record import Run
+from medunifier_cli.stages import finetune
+from tests.run.finetune_runs import FinetuneRuns
+from tests.run.small_run import Mu, call
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pre-training run `small`, two fine-tuned from it, and some of its test films as files."""
+    root = tmp_path_factory.mktemp("films")
+    runs = FinetuneRuns(root)
+    for name, more in (("many", "model.freeze=false"), ("one", "model.loss=cross_entropy")):
+        finetune.run_finetuning(runs.recipe(more, "train.steps=2", "data.test="), root / "runs" / name)
+    shards = Shards.open(runs.shards, "test")
+    (root / "films").mkdir()
+    for row in range(6):
+        (root / "films" / f"{shards.key(row)}.png").write_bytes(shards.image(row))
+    random = np.random.default_rng(0)
+    (root / "strange").mkdir()
+    Image.fromarray(random.integers(0, 256, (50, 60, 3), dtype=np.uint8)).save(root / "strange/noise.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def here(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MU_RUNS", str(root / "runs"))
+
+
+@pytest.fixture
+def mu(root: Path) -> Mu:
+    from click.testing import CliRunner
+
+    from medunifier_cli.cli import mu as group
+
+    return lambda *words: CliRunner().invoke(group, [str(word) for word in words], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def films(root: Path) -> list[Path]:
+    return sorted((root / "films").iterdir())
+
+
+def logits(root: Path, name: str, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:  # type: ignore[type-arg]
+    """What the head of a run says of one film, read alone."""
+    trained, network, classes = restore_classifier(Run(root / "runs" / name))
+    grey = torch.from_numpy(np.array(Image.open(path)).copy())[None, None]
+    with torch.no_grad():
+        query = trained.model.encode_image(grey.expand(-1, 3, -1, -1) / 255.0).query_BQD
+        return network.head(query)[0].double().numpy(), classes
+
+
+def test_predictions_are_those_of_each_film_alone(root: Path, mu: Mu, films: list[Path]) -> None:
+    for name in ("many", "one"):
+        done = mu("predict", root / "films", "--run", name, "--format", "json", "--batch-size", "4")
+        rows = json.loads(done.stdout)
+        assert [row["file"] for row in rows] == [str(path) for path in films]
+        for row, path in zip(rows, films, strict=True):
+            values, classes = logits(root, name, path)
+            odds = np.exp(values)
+            wanted = odds / odds.sum() if name == "one" else odds / (1 + odds)
+            assert row["probabilities"] == pytest.approx(dict(zip(classes, wanted, strict=True)), abs=1e-5)
+            if name == "one":
+                assert row["class"] == classes[int(wanted.argmax())]
+            else:
+                assert row["found"] == [c for c, p in zip(classes, wanted, strict=True) if p >= 0.5]
+            assert row["origin"]["pretrained"] == "small"
+            assert row["note"] == "Not for diagnosis."
+        answers = medunifier.load(root / "runs" / name, "cpu").predict(films)
+        assert [answer.probabilities for answer in answers] == [
+            pytest.approx(row["probabilities"], abs=1e-5) for row in rows
+        ]
+
+
+def test_each_format_names_origin_and_unlike_films(root: Path, mu: Mu, films: list[Path]) -> None:
+    long = root / "strange" / ("a-rather-long-name-" * 8 + ".png")
+    shutil.copyfile(root / "strange" / "noise.png", long)
+    text = mu("predict", films[0], long, "--run", "many").stdout.splitlines()
+    assert text[1].endswith(str(films[0]))
+    assert text[2].endswith(f"unlike  {long}")
+    assert text[3].startswith("1 of 2 films are unlike those that the model was trained on")
+    assert text[4].startswith("From many, step 2, checkpoint ")
+    assert text[5] == "Not for diagnosis."
+    (row,) = csv.DictReader(mu("predict", long, "--run", "many", "--format", "csv").stdout.splitlines())
+    assert (row["unlike"], row["run"], row["trained_on"]) == ("True", "many", "phantom")
+    assert float(row["percentile"]) == 100
+    table = mu("predict", films[0], "--run", "many", "--format", "markdown", "--no-likeness").stdout
+    assert table.startswith("| file")
+    assert "unlike" not in table
+    refused = mu("predict", films[0], "--run", "small")
+    assert refused.exit_code == 1
+    assert "not a run of `mu finetune`" in refused.stderr
+
+
+def test_films_of_the_data_are_like_it_and_noise_is_not(root: Path) -> None:
+    trained = restore(Run(root / "runs" / "small"))
+    shards = Shards.open(root / "shards", "test")
+    held_out = torch.stack([_grey(shards.image(row)) for row in range(40)])
+    noise = torch.randint(0, 256, (20, 1, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    seen = likeness_of(trained, held_out)
+    assert sum(bool(one.unlike) for one in seen) <= 4  # of 40, by the 30 films of the other split
+    assert all(one.unlike and one.percentile == 100 for one in likeness_of(trained, noise))
+    reference = reference_of(trained)
+    assert reference.held_out.shape == (30,)
+    share = np.mean([[other < one.distance for other in reference.held_out] for one in seen], axis=1)
+    assert [one.percentile for one in seen] == pytest.approx(100 * share, abs=0.01)
+
+
+def _grey(png: bytes) -> torch.Tensor:
+    import io
+
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("L")).copy())[None]
+
+
+def test_without_training_films_no_verdict_but_what_was_kept_is_used(root: Path, tmp_path: Path) -> None:
+    film = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    trained = restore(Run(root / "runs" / "small"))
+    (kept,) = likeness_of(trained, film)
+    moved = root / "elsewhere"
+    (root / "shards").rename(moved)
+    try:
+        assert likeness_of(trained, film) == [kept]
+        (root / "runs" / "small" / "cache" / FILE).unlink()
+        (gone,) = likeness_of(trained, film)
+        assert gone.unlike is None
+        assert "not on this machine" in gone.why
+        shutil.copytree(moved, root / "shards")
+        manifest = root / "shards" / "manifest.json"
+        content = json.loads(manifest.read_text())
+        (root / "shards" / "train-000000.tar").unlink()
+        for path in moved.glob("test*"):
+            shutil.copyfile(path, root / "shards" / path.name.replace("test", "train"))
+        content["splits"]["train"] = content["splits"]["test"]
+        manifest.write_text(json.dumps(content).replace("test-0", "train-0"))
+        (other,) = likeness_of(trained, film)
+        assert other.unlike is None
+        assert other.why
+    finally:
+        shutil.rmtree(root / "shards", ignore_errors=True)
+        moved.rename(root / "shards")
+    assert call(tmp_path, "show", root / "runs" / "small")[0] == 0
