@@ -42,8 +42,8 @@ from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.roots import find_run
 from medunifier_cli.run.provenance import data_facts
 from medunifier_cli.run.record import Run
-from medunifier_cli.stages.features import features_of
 from medunifier_cli.scores.classification import probabilities
+from medunifier_cli.stages.features import features_of
 from medunifier_cli.stages.finetune_results import TASK, measure, scores_of
 from medunifier_cli.stages.finetune_task import Task, resolve_task
 from medunifier_cli.stages.running import Begin, compiles_here, open_run, start_facts, train_stage

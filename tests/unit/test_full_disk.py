@@ -79,7 +79,11 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "reports": lambda folder: save_reports(
         [{"text": name} for name in NAMES], folder / "r" / "reports.jsonl"
     ),
-    "page": lambda folder: save_page(folder / "page", "title", " ".join(NAMES)),
+    "page": lambda folder: save_page(
+        folder / "page",
+        "gallery.html",
+        {"title": "t", "about": dict.fromkeys(NAMES, "v"), "query": None, "cards": []},
+    ),
     "picture": lambda folder: save_pairs(
         torch.rand(4, 1, 64, 64), torch.rand(4, 1, 64, 64), folder / "p.png"
     ),

@@ -22,6 +22,8 @@ from medunifier_cli.data.contract import FileImage
 from medunifier_cli.data.images.image import image_from
 from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
+from medunifier_cli.evaluate.films.likeness import Likeness, likeness_of
+from medunifier_cli.evaluate.films.origin import origin_of_run
 from medunifier_cli.evaluate.reports.looks import sentences, token_maps
 from medunifier_cli.evaluate.reports.writer import Decoding, GeneratedReport, whole_text
 from medunifier_cli.evaluate.retrieval.embed import Embeddings, embed_many_images, embed_split
@@ -128,6 +130,7 @@ def film_page(
     image_n1HW = torch.from_numpy(small[:, None])
     bars, judged = _classes(trained, image_n1HW)
     cases, found = _cases(trained)
+    likeness = likeness_of(trained, image_n1HW)
     image_nQE = embed_many_images(trained, image_n1HW) if cases else None
     films = []
     for number, (path, report) in enumerate(written):
@@ -148,7 +151,7 @@ def film_page(
                 classes=bars[number] if bars else (),
                 cases=cases.shown(image_nQE[number]) if cases and image_nQE is not None else (),
                 left_out=left_out,
-                notes=[] if report.ended else ["The report was cut at its maximum length."],
+                notes=_notes(report, likeness[number]),
             )
         )
     skipped = {str(path): why for path, why in reports if isinstance(why, str)}
@@ -156,12 +159,28 @@ def film_page(
     return write_film_page(out, films, colophon, cases.benchmark.shards if cases else None)
 
 
+def _notes(report: GeneratedReport, likeness: Likeness) -> list[str]:
+    """What a reader must know first."""
+    notes = []
+    if likeness.unlike:
+        notes.append(
+            "This film is unlike those that the model was trained on: farther from them than "
+            f"{likeness.percentile:.1f} % of held-out ones. What the model says of it means little."
+        )
+    elif likeness.unlike is None:
+        notes.append(
+            f"Whether this film is like those that the model was trained on is unknown: {likeness.why}."
+        )
+    if not report.ended:
+        notes.append("The report was cut at its maximum length.")
+    return notes
+
+
 def _about(trained: PretrainedRun, decoding: Decoding) -> Mapping[str, str]:
-    data = trained.recipe.data
+    size = trained.recipe.data.image_size
     return {
-        "run": f"{trained.run.folder.name}, step {trained.step:,}, checkpoint {trained.identity}",
-        "trained on": data.dataset,
-        "image size": f"the model saw {data.image_size} x {data.image_size} pixels of each film",
+        "model": str(origin_of_run(trained)),
+        "image size": f"the model saw {size} x {size} pixels of each film",
         "decoding": decoding.describe(),
         "program": f"mu {__version__}",
     }
@@ -182,8 +201,8 @@ def _classes(trained: PretrainedRun, image_n1HW: Tensor) -> tuple[list[list[Clas
     except MuError as error:
         return [], f"Not shown: {error}."
     said = (
-        f"Zero-shot, by the prompts of {plugin.name}, at the run's own temperature. The numbers sum to 1 over "
-        "these classes, so that one of them is high even where none is there."
+        f"Zero-shot, by the prompts of {plugin.name}, at the run's own temperature. The numbers sum to 1 "
+        "over these classes, so that one of them is high even where none is there."
     )
     rows = [
         [ClassBar(name, float(p)) for name, p in zip(prompts, row, strict=True)] for row in probability_nC
