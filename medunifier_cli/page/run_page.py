@@ -21,8 +21,8 @@ from medunifier_cli.run.record import Run
 from medunifier_cli.terminal.say import say
 
 BARS = (
-    "Bars begin at 0 and end at 1, or at the largest number of their row where that is above 1. The thin line "
-    "is the 95 % interval, the upright mark the baseline: what is reached without any skill."
+    "Bars begin at 0 and end at 1, or at the largest number of their row where that is above 1. The thin "
+    "line is the 95 % interval, the upright mark the baseline: what is reached without any skill."
 )
 GENERATED = "synthetic.png"
 """In a run's `samples/`: a grid of synthetic images, with their prompts as captions."""

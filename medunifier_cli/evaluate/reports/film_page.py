@@ -168,9 +168,7 @@ def _notes(report: GeneratedReport, likeness: Likeness) -> list[str]:
             f"{likeness.percentile:.1f} % of held-out ones. What the model says of it means little."
         )
     elif likeness.unlike is None:
-        notes.append(
-            f"Whether this film is like those that the model was trained on is unknown: {likeness.why}."
-        )
+        notes.append(f"Whether this film is like the training films is unknown: {likeness.why}.")
     if not report.ended:
         notes.append("The report was cut at its maximum length.")
     return notes

@@ -111,7 +111,7 @@ def test_results_facts_and_pictures(run: Run) -> None:
     assert "Small &lt;left&gt; effusion." in text
     assert levels_of(page) == [
         round(0.8 * 255)
-    ]  # no other picture of reconstructions, as the last is damaged
+    ]  # no reconstructions: the last picture is damaged
     (run.samples / "reconstructions-step-000011.png").unlink()
     page = write_run_page(run, Contents(), {})
     assert levels_of(page) == [round(level * 255) for level in (0.4, 0.6, 0.8)]
