@@ -46,7 +46,8 @@ def load(run: str | os.PathLike[str] = "", device: str | torch.device | None = N
     Args:
         run: a run of `mu pretrain`; one of `mu fit-prior`, with the model that it was fitted on; or one of
             `mu finetune`, which predicts, and whose other answers are those of the fine-tuned weights: a
-            name in `$MU_RUNS` or a folder. Empty for the newest pre-training run, which is named on standard error.
+            name in `$MU_RUNS` or a folder. Empty for the newest pre-training run, which is named on standard
+            error.
         device: such as `cpu` or `cuda:1`; by default the GPU if there is one.
 
     Raises:

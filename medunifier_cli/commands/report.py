@@ -15,6 +15,7 @@ from medunifier_cli.options.shared import (
     data_option,
     device_option,
     format_option,
+    likeness_option,
     old_format_flag,
     refuse,
     run_option,
@@ -59,8 +60,12 @@ def _check(files: tuple[Path, ...], how: str, page: Path | None, **_: Any) -> No
             refuse(own, f"is for --sample {way}")
     if files:
         refuse({"dataset", "split", "limit", "out", "clinical"}, "is for a split, not for files")
-    elif page is not None:
-        raise click.UsageError("--page shows image files; name them, or write `mu score --page` for a split")
+    else:
+        refuse({"likeness"}, "is for image files")
+        if page is not None:
+            raise click.UsageError(
+                "--page shows image files; name them, or see `mu score --page` for a split"
+            )
     if page is not None:
         refuse({"num_processes"}, "shares the work of many images, and --page takes a few")
 
@@ -86,6 +91,7 @@ def _check(files: tuple[Path, ...], how: str, page: Path | None, **_: Any) -> No
     help="Write a page of FILES too: reports, classes, where each sentence looks, similar cases. OUT is a "
     "folder or a name ending in .html.",
 )  # fmt: skip
+@likeness_option
 @format_option
 @old_format_flag("--json", "json")
 @device_option
@@ -134,7 +140,8 @@ def _check(files: tuple[Path, ...], how: str, page: Path | None, **_: Any) -> No
 @on_ranks(large=WRITTEN, count=_count, check=_check)
 def report(
     files: tuple[Path, ...], name: str, dataset: str, split: str, limit: int, out: Path | None,
-    clinical: bool, page: Path | None, batch: int | None, sbatch: JobOptions | None, **decoding: Any,
+    clinical: bool, page: Path | None, likeness: bool, batch: int | None, sbatch: JobOptions | None,
+    **decoding: Any,
 ) -> None:  # fmt: skip
     """Write radiology reports for a split, or for image FILES.
 
@@ -157,7 +164,7 @@ def report(
     trained = everywhere(restore, pretrained_run(name, "report")).with_batches_of(batch)
     settings = Decoding(**decoding)
     if files:
-        _report_files(trained, settings, paths, page)
+        _report_files(trained, settings, paths, likeness, page)
     else:
         _report_split(trained, settings, dataset, split, limit, out, clinical)
 
@@ -183,34 +190,52 @@ def _report_split(
     say(f"{reported.scored.n:,} reports in {reported.reports}; all scores: `mu score --reports`")
 
 
-def _report_files(trained: PretrainedRun, settings: Decoding, paths: list[Path], page: Path | None) -> None:
+def _report_files(
+    trained: PretrainedRun, settings: Decoding, paths: list[Path], likeness: bool, page: Path | None
+) -> None:
+    from medunifier_cli.evaluate.films.answers import footer
+    from medunifier_cli.evaluate.films.likeness import likeness_of_file, reference_of
+    from medunifier_cli.evaluate.films.origin import NOT_FOR_DIAGNOSIS, origin_of_run
     from medunifier_cli.evaluate.render import render
     from medunifier_cli.evaluate.reports.reporting import trained_sections
     from medunifier_cli.evaluate.reports.writer import Writer, write_files
 
-    chosen, rows, written = form(), [["file", "report", "skipped"]], []
-    for path, report in write_files(Writer(trained, settings, trained_sections(trained)), paths):
-        if page is not None:
-            written.append((path, report))
-        if chosen in ("csv", "markdown"):
-            cells = ("", report) if isinstance(report, str) else (report.text, "")
-            rows.append([str(path), *cells])
-        elif isinstance(report, str):  # the reason why it was skipped, which stderr has already
+    chosen, rows, origin = form(), [["file", "report", "skipped", "unlike"]], origin_of_run(trained)
+    writer = Writer(trained, settings, trained_sections(trained))
+    reference, films = reference_of(trained) if likeness else None, []
+    written = []
+    for path, report in write_files(writer, paths):
+        written += [] if page is None else [(path, report)]
+        if isinstance(report, str):  # the reason why it was skipped, which stderr has already
+            rows.append([str(path), "", report, ""])
             if chosen == "json":
                 show(json.dumps({"file": str(path), "skipped": report}, ensure_ascii=False))
-        elif chosen == "json":
+            continue
+        seen = None if reference is None else likeness_of_file(trained, reference, path)
+        films += [] if seen is None else [seen]
+        rows.append([str(path), report.text, "", "" if seen is None else _word(seen.unlike)])
+        if chosen == "json":
             row = {"file": str(path), "report": report.text} | (
                 {"sections": report.sections} if report.sections else {}
             )
+            row |= {} if seen is None else {"likeness": seen.as_json()}
+            row |= {"origin": origin.as_json(), "note": NOT_FOR_DIAGNOSIS}
             show(json.dumps(row, ensure_ascii=False))
-        else:
+        elif chosen == "text":
             if len(paths) > 1:
-                show(f"== {path}")
+                show(f"== {path}" + (" (unlike the training films)" if seen and seen.unlike else ""))
             for section, text in report.sections.items() or [("", report.text)]:
                 show(f"{section.replace('_', ' ').upper()}: {text}" if section else text)
     if chosen in ("csv", "markdown"):
-        show(render(rows, chosen, words=3))
+        show(render(rows, chosen, words=4))
+    if chosen != "json":
+        # a report alone on stdout can be piped into a file; a table of Markdown is one to be read
+        show("\n".join(footer(films, origin)), err=chosen != "markdown")
     if page is not None:
         from medunifier_cli.evaluate.reports.film_page import film_page
 
-        show(str(film_page(trained, written, settings, page)), err=chosen != "text")
+        show(str(film_page(trained, written, films, settings, page)), err=chosen != "text")
+
+
+def _word(unlike: bool | None) -> str:
+    return "" if unlike is None else "yes" if unlike else "no"

@@ -15,6 +15,7 @@ from medunifier_cli.options.shared import (
     data_option,
     device_option,
     format_option,
+    likeness_option,
     note_old,
     refuse,
     run_option,
@@ -44,11 +45,17 @@ DEFAULT_N = 16
 """Images synthesized when neither a number nor prompts are given."""
 
 
+def own_films(files: tuple[Path, ...], reconstructed: str) -> list[Path]:
+    """The image files that `--reconstruct` takes: the first one may be typed as its value."""
+    first = [Path(reconstructed)] if reconstructed != HELD_OUT and Path(reconstructed).is_file() else []
+    return [*first, *files] if reconstructed else []
+
+
 def _count(
     n: int | None, prompts: str, reconstructed: str, film: Path | None, name: str, data: str, split: str,
-    **_: Any,
+    files: tuple[Path, ...], **_: Any,
 ) -> int:  # fmt: skip
-    if film is not None:
+    if film is not None or own_films(files, reconstructed):
         return 0
     if n:
         return n
@@ -63,9 +70,17 @@ def _count(
 
 def _check(
     prompt: str, prompts: str, of_class: str, reconstructed: str, data: str, split: str, film: Path | None,
-    box: Box | None, figure: str, **_: Any,
+    box: Box | None, figure: str, files: tuple[Path, ...], **_: Any,
 ) -> None:  # fmt: skip
-    if sum(map(bool, (prompt, prompts, reconstructed))) > 1:
+    films = own_films(files, reconstructed)
+    if files and not reconstructed:
+        raise click.UsageError("image files are for --reconstruct; add it")
+    if films:
+        refuse({"n", "data", "split"}, "is for a split, and image files are all reconstructed")
+        refuse({"num_processes"}, "shares the work of many images, and image files are a few")
+    else:
+        refuse({"likeness"}, "is for image files with --reconstruct")
+    if sum(map(bool, (prompt and not films, prompts, reconstructed))) > 1:
         raise click.UsageError("--prompt, --prompts and --reconstruct exclude each other")
     if reconstructed and of_class:
         raise click.UsageError("--class requests synthetic images, and --reconstruct makes none")
@@ -86,6 +101,7 @@ def _check(
 
 
 @click.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--n",
     type=Whole(1, 10_000_000),
@@ -128,9 +144,10 @@ def _check(
 )  # fmt: skip
 @click.option(
     "--reconstruct", "reconstructed", is_flag=False, flag_value=HELD_OUT, default="", metavar="[SPLIT]",
-    help="Reconstruct the real images of this split (default: the held-out one) through their codes instead "
-    "of sampling new ones.",
+    help="Reconstruct the real images of this split (default: the held-out one), or image FILES, through "
+    "their codes instead of sampling new ones; --prompt is then the report of FILES.",
 )  # fmt: skip
+@likeness_option
 @data_option(
     "Prepared data set whose images --reconstruct takes (default: that of the pre-training run).", "data"
 )
@@ -161,15 +178,21 @@ def synthesize(
     n: int | None, out: Path, seed: int, temperature: float, top_k: int, top_p: float, prompt: str,
     prompts: str, of_class: str, guidance: float, reconstructed: str, data: str, split: str,
     film: Path | None, box: Box | None, figure: str, name: str, batch: int | None, old_batch: int | None,
-    sbatch: JobOptions | None,
+    sbatch: JobOptions | None, files: tuple[Path, ...], likeness: bool,
 ) -> None:  # fmt: skip
-    """Synthesize radiographs, optionally from prompts; the same command resumes after an interruption."""
+    """Synthesize radiographs, optionally from prompts; the same command resumes after an interruption.
+
+    FILES, which are PNG, JPEG or DICOM, are for --reconstruct alone.
+    """
     if sbatch:
         sbatch.show(resumes=not reconstructed)
         return
     if old_batch:
         note_old("--batch", "--batch-size")
-    if reconstructed:
+    films = own_films(files, reconstructed)
+    if films:
+        folder = _reconstruct_files(name, films, prompt, out, batch or old_batch, likeness)
+    elif reconstructed:
         of_split = split if reconstructed == HELD_OUT else reconstructed
         folder = _reconstruct(name, data, of_split, out, n or 0, batch or old_batch)
     else:
@@ -186,6 +209,25 @@ def synthesize(
 
             show(render([["folder", "images"], [str(out), len(folder.done)]], form()))
     show(f"{out}: {len(folder.done):,} images, samples.jsonl, samples.csv, contact.png", err=True)
+
+
+def _reconstruct_files(
+    name: str, films: list[Path], text: str, out: Path, batch: int | None, likeness: bool
+) -> SampleFolder:
+    """Reconstruct image files by a pre-training run; a run of priors stands for the one under it."""
+    from medunifier_cli.checkpoint.pretrained import is_run_of, pretrained_run, restore
+    from medunifier_cli.checkpoint.priors import restore_priors
+    from medunifier_cli.evaluate.films.answers import render_answers
+    from medunifier_cli.evaluate.films.origin import origin_of_run
+    from medunifier_cli.evaluate.films.reconstruct import reconstruct_files
+    from medunifier_cli.recipe.schema_prior import PriorRecipe
+
+    run = pretrained_run(name, "--reconstruct")
+    pretrained = restore_priors(run).pretrained if is_run_of(run, PriorRecipe) else restore(run)
+    pretrained = pretrained.with_batches_of(batch)
+    folder, answers = reconstruct_files(pretrained, films, text, out, likeness)
+    show(render_answers(answers, origin_of_run(pretrained), form()))
+    return folder
 
 
 def _reconstruct(

@@ -14,13 +14,20 @@ from medunifier_cli.options.shared import (
     data_option,
     device_option,
     format_option,
+    likeness_option,
     old_format_flag,
+    refuse,
     refuse_unused,
     run_option,
 )
-from medunifier_cli.terminal.options import LIMIT, SEED
+from medunifier_cli.terminal.options import LIMIT, PROBABILITY, SEED
 from medunifier_cli.terminal.output import form
 from medunifier_cli.terminal.say import say, show
+
+NO_FINDING = "No Finding"
+NO_FINDING_PROMPT = "No acute cardiopulmonary abnormality."
+OF_FILES = {"of_class", "classes", "no_finding", "multi_label", "threshold", "likeness"}
+"""Parameters that have an effect on image files alone."""
 
 
 def _count(
@@ -35,10 +42,15 @@ def _count(
 
 
 def _check(
-    files: tuple[Path, ...], split: str, ids: Path | None, save_prompts: Path | None, **_: Any
-) -> None:
+    files: tuple[Path, ...], split: str, ids: Path | None, save_prompts: Path | None,
+    of_class: tuple[str, ...], classes: Path | None, multi_label: bool, **_: Any,
+) -> None:  # fmt: skip
     if files and (split or ids):
         raise click.UsageError("give image files, or --split or --ids, not both")
+    if not files:
+        refuse(OF_FILES, "is for image files")
+    if files and (of_class or classes):
+        refuse({"dataset", "prompts", "count", "seed"}, "is of a data set's classes; leave it or --class out")
     if save_prompts:
         refuse_unused({"name", "dataset", "prompts", "save_prompts"}, "has no effect on --save-prompts")
 
@@ -63,6 +75,30 @@ def _check(
     help="Score of a class from the similarities of its prompts.",
 )  # fmt: skip
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the sampled prompts.")
+@click.option(
+    "--class", "of_class", multiple=True, metavar="NAME=PROMPT",
+    help="Class of your own and a prompt that describes it, worded like a report; repeat it for further "
+    "classes and prompts.",
+)  # fmt: skip
+@click.option(
+    "--classes", type=click.Path(path_type=Path), metavar="YAML",
+    help="File of classes of your own, `class: [prompt, ...]`.",
+)  # fmt: skip
+@click.option(
+    "--no-finding", is_flag=False, flag_value=NO_FINDING_PROMPT, default="", metavar="[PROMPT]",
+    help=f"Offer the class `{NO_FINDING}` too, described by this prompt (default: {NO_FINDING_PROMPT!r}).",
+)  # fmt: skip
+@click.option(
+    "--multi-label",
+    is_flag=True,
+    help="Compare each class with its negation instead of with the others: a film may show several.",
+)
+@click.option(
+    "--threshold", type=PROBABILITY, default=None,
+    help="Probability from which a class is named; by default 0.5 with --multi-label, else the likeliest "
+    "class is named in any case.",
+)  # fmt: skip
+@likeness_option
 @format_option
 @old_format_flag("--json", "json")
 @old_format_flag("--csv", "csv")
@@ -76,13 +112,16 @@ def _check(
 def zeroshot(
     files: tuple[Path, ...], name: str, dataset: str, split: str, ids: Path | None, prompts: str,
     count: int | None, ensemble: str, seed: int, batch: int | None, save_prompts: Path | None,
-    sbatch: JobOptions | None,
+    sbatch: JobOptions | None, of_class: tuple[str, ...], classes: Path | None, no_finding: str,
+    multi_label: bool, threshold: float | None, likeness: bool,
 ) -> None:  # fmt: skip
     """Classify a split, or image FILES, by prompts alone: accuracy, AUROC, macro F1.
 
-    FILES are PNG, JPEG or DICOM: prints the probability of each class at the run's own temperature. Without
-    FILES a split is measured; the result, the probabilities and a picture of the confusion matrix are written
-    to the run's results/.
+    FILES are PNG, JPEG or DICOM: prints the probability of each class at the run's own temperature, of your
+    own classes with --class or --classes, and names films unlike the training data. Not for diagnosis.
+
+    Without FILES a split is measured; the result, the probabilities and a picture of the confusion matrix are
+    written to the run's results/.
     """
     if sbatch:
         sbatch.show()
@@ -98,13 +137,22 @@ def zeroshot(
 
     trained = everywhere(restore, pretrained_run(name, "zeroshot")).with_batches_of(batch)
     if files:
-        data = trained.recipe.data
-        plugin = prepared_dataset(dataset, "") if dataset else prepared_dataset(data.dataset, data.shards)
-        ensembles = evaluation.ensembles_of(plugin, prompts, count, ensemble, seed)
-        if len(ensembles) > 1:
-            raise click.UsageError("files are classified with one prompt set, not with all")
-        rows = evaluation.classify_files(trained, files, plugin.classes, ensembles[0])
-        show(evaluation.render_files(rows, plugin.classes, form()))
+        from medunifier_cli.evaluate.films import zeroshot as of_films
+        from medunifier_cli.evaluate.films.answers import render_answers
+        from medunifier_cli.evaluate.films.origin import origin_of_run
+
+        if of_class or classes:
+            offered = of_films.own_classes(of_class, classes)
+        else:
+            data = trained.recipe.data
+            plugin = prepared_dataset(dataset, "") if dataset else prepared_dataset(data.dataset, data.shards)
+            ensembles = evaluation.ensembles_of(plugin, prompts, count, ensemble, seed)
+            if len(ensembles) > 1:
+                raise click.UsageError("files are classified with one prompt set, not with all")
+            offered = ensembles[0].sampled(plugin.classes)
+        question = of_films.Question(offered, ensemble, no_finding, multi_label, threshold)
+        answers = of_films.classify_files(trained, files, question, likeness)
+        show(render_answers(answers, origin_of_run(trained), form()))
         return
     benchmark = open_benchmark(trained, dataset, split, need_text=False, ids=ids, prefer_benchmark=True)
     default = next(iter(benchmark.plugin.prompt_sets()), "")

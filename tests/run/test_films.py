@@ -157,3 +157,46 @@ def test_without_training_films_no_verdict_but_what_was_kept_is_used(root: Path,
         shutil.rmtree(root / "shards", ignore_errors=True)
         moved.rename(root / "shards")
     assert call(tmp_path, "show", root / "runs" / "small")[0] == 0
+
+
+def odds_of(root: Path, path: Path, prompts: dict[str, str]) -> dict[str, float]:
+    """Largest cosine of a film to each prompt divided by the temperature, by the package's embeddings."""
+    model = medunifier.load(root / "runs" / "small", "cpu")
+    cosine = (model.embed_image(path)[0] @ model.embed_text(list(prompts.values())).T).max(axis=0)
+    scale = float(model.trained.model.temperature)
+    return dict(zip(prompts, (cosine / scale).tolist(), strict=True))
+
+
+def test_own_classes_one_of_them_or_several(root: Path, mu: Mu, films: list[Path], tmp_path: Path) -> None:
+    own = {"Effusion": "Large left pleural effusion.", "Big heart": "The heart is enlarged."}
+    words = [word for name, prompt in own.items() for word in ("--class", f"{name}={prompt}")]
+    nothing = "No acute cardiopulmonary abnormality."
+    done = mu("zeroshot", films[0], "--run", "small", *words, "--no-finding", "--format", "json")
+    (row,) = json.loads(done.stdout)
+    odds = odds_of(root, films[0], {**own, "No Finding": nothing})
+    whole = sum(np.exp(value) for value in odds.values())
+    wanted = {name: np.exp(value) / whole for name, value in odds.items()}
+    assert row["probabilities"] == pytest.approx(wanted, abs=1e-4)
+    assert row["class"] == max(wanted, key=wanted.__getitem__)
+    assert row["origin"]["run"] == "small"
+    assert row["likeness"]["unlike"] is not None
+    classes = tmp_path / "classes.yaml"
+    classes.write_text("Effusion: [Large left pleural effusion.]\nno effusion: [No pleural effusion.]\n")
+    several = ("--classes", classes, words[2], words[3], "--multi-label", "--threshold", "0.3")
+    (row,) = json.loads(mu("zeroshot", films[0], "--run", "small", *several, "--format", "json").stdout)
+    against = {"Effusion": "No pleural effusion.", "Big heart": "No big heart."}
+    absent = odds_of(root, films[0], against)
+    wanted = {name: 1 / (1 + np.exp(absent[name] - odds[name])) for name in own}
+    assert row["probabilities"] == pytest.approx(wanted, abs=1e-4)
+    assert row["found"] == [name for name in own if wanted[name] >= 0.3]
+    shown = mu("zeroshot", films[0], "--run", "small", *words, "--no-likeness").stdout.splitlines()
+    assert shown[0].split() == ["Effusion", "Big", "heart", "file"]
+    assert shown[1].endswith(str(films[0]))
+    assert shown[-1] == "Not for diagnosis."
+    for wrong, why in (
+        (("--class", "Effusion"), "NAME=PROMPT"), (words[:2], "one class alone"),
+        ((*words, "--prompts", "report"), "of a data set's classes"),
+    ):  # fmt: skip
+        refused = mu("zeroshot", films[0], "--run", "small", *wrong)
+        assert refused.exit_code in (1, 2)
+        assert why in refused.stderr

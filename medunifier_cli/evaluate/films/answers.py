@@ -48,7 +48,7 @@ def answers_of(
     compute: Callable[[UserImages], Sequence[T]], trained: PretrainedRun, paths: Sequence[Path],
     likeness: bool = True, batch: int = BATCH,
 ) -> Iterator[tuple[Path, T, Likeness | None]]:  # fmt: skip
-    """What is computed of each readable file, and how like the training films it is; in the order of the files.
+    """What is computed of each readable file, and its likeness to the training films; in the order of files.
 
     Args:
         compute: picklable; of a batch of one or more images, a value for each.
@@ -102,7 +102,7 @@ def render_answers(answers: Sequence[FilmAnswer], origin: Origin, form: str) -> 
 
 
 def footer(likeness: Sequence[Likeness], origin: Origin) -> list[str]:
-    """The lines under answers: whether films are unlike the training films, the origin, what it is not for."""
+    """The lines under answers: films unlike the training films, the origin, and what it is not for."""
     said = summary(likeness)
     return [*([said[0].upper() + said[1:] + "."] if said else []), f"From {origin}.", NOT_FOR_DIAGNOSIS]
 

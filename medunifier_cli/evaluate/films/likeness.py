@@ -21,6 +21,8 @@ from medunifier_cli.checkpoint.encoder.features import has_features, open_featur
 from medunifier_cli.checkpoint.lineage import recipe_of
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.cached_features import SplitFeatures
+from medunifier_cli.data.contract import FileImage
+from medunifier_cli.data.images.image import image_from
 from medunifier_cli.data.images.stored import decode_grey, empty_images
 from medunifier_cli.data.shards import Shards, split_names
 from medunifier_cli.errors import DataError, MuError
@@ -94,6 +96,12 @@ class Reference:
             Likeness(share >= FARTHEST, round(100 * share, 2), round(distance, 4))
             for share, distance in zip(shares.tolist(), distances.tolist(), strict=True)
         ]
+
+
+def likeness_of_file(trained: PretrainedRun, reference: Reference, path: Path) -> Likeness:
+    """The likeness of a readable image file, which something else is computed of as well."""
+    grey_HW = image_from(FileImage(path), trained.recipe.data.image_size).pixels
+    return reference.of(film_features(trained, torch.from_numpy(grey_HW)[None, None]))[0]
 
 
 def likeness_of(trained: PretrainedRun, image_n1HW: Tensor) -> list[Likeness]:

@@ -22,7 +22,7 @@ from medunifier_cli.data.contract import FileImage
 from medunifier_cli.data.images.image import image_from
 from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
-from medunifier_cli.evaluate.films.likeness import Likeness, likeness_of
+from medunifier_cli.evaluate.films.likeness import Likeness
 from medunifier_cli.evaluate.films.origin import origin_of_run
 from medunifier_cli.evaluate.reports.looks import sentences, token_maps
 from medunifier_cli.evaluate.reports.writer import Decoding, GeneratedReport, whole_text
@@ -108,6 +108,7 @@ def check_films(files: Sequence[Path]) -> None:
 def film_page(
     trained: PretrainedRun,
     reports: Sequence[tuple[Path, GeneratedReport | str]],
+    likeness: Sequence[Likeness],
     decoding: Decoding,
     out: Path,
 ) -> Path:
@@ -115,6 +116,7 @@ def film_page(
 
     Args:
         reports: of each file, or why it could not be read; at least one report.
+        likeness: of the films with reports to the training films, in order; empty where nobody asked.
         decoding: how the reports were written.
         out: the page, or the folder of its `index.html`.
 
@@ -130,7 +132,6 @@ def film_page(
     image_n1HW = torch.from_numpy(small[:, None])
     bars, judged = _classes(trained, image_n1HW)
     cases, found = _cases(trained)
-    likeness = likeness_of(trained, image_n1HW)
     image_nQE = embed_many_images(trained, image_n1HW) if cases else None
     films = []
     for number, (path, report) in enumerate(written):
@@ -151,7 +152,7 @@ def film_page(
                 classes=bars[number] if bars else (),
                 cases=cases.shown(image_nQE[number]) if cases and image_nQE is not None else (),
                 left_out=left_out,
-                notes=_notes(report, likeness[number]),
+                notes=_notes(report, likeness[number] if likeness else None),
             )
         )
     skipped = {str(path): why for path, why in reports if isinstance(why, str)}
@@ -159,15 +160,15 @@ def film_page(
     return write_film_page(out, films, colophon, cases.benchmark.shards if cases else None)
 
 
-def _notes(report: GeneratedReport, likeness: Likeness) -> list[str]:
+def _notes(report: GeneratedReport, likeness: Likeness | None) -> list[str]:
     """What a reader must know first."""
     notes = []
-    if likeness.unlike:
+    if likeness is not None and likeness.unlike:
         notes.append(
             "This film is unlike those that the model was trained on: farther from them than "
             f"{likeness.percentile:.1f} % of held-out ones. What the model says of it means little."
         )
-    elif likeness.unlike is None:
+    elif likeness is not None and likeness.unlike is None:
         notes.append(f"Whether this film is like the training films is unknown: {likeness.why}.")
     if not report.ended:
         notes.append("The report was cut at its maximum length.")

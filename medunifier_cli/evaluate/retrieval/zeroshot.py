@@ -6,9 +6,8 @@ n images, Q queries, C classes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,16 @@ from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, patients
-from medunifier_cli.evaluate.render import number, render
+from medunifier_cli.evaluate.render import render
 from medunifier_cli.evaluate.results import Metric, Result, read_result, table, tables, write_samples
 from medunifier_cli.evaluate.retrieval import prompts as prompt_sets
 from medunifier_cli.evaluate.retrieval.embed import (
-    BATCH,
     Chosen,
     check_finite,
     embed_many_images,
     embed_split,
     embed_texts,
-    need_itc,
 )
-from medunifier_cli.evaluate.user_images import UserImages, of_files
 from medunifier_cli.page.confusion import save_confusion
 from medunifier_cli.scores.bootstrap import intervals
 from medunifier_cli.scores.classification import classification_scores, confusion_matrix, softmax
@@ -232,63 +228,15 @@ def classify(
         CheckpointError: the run was trained without ITC, or its embeddings are not finite.
         DataError: a prompt that is empty or too long.
     """
-    return _probabilities(trained, embed_many_images(trained, image_n1HW), prompts, over)
+    return class_probabilities(trained, embed_many_images(trained, image_n1HW), prompts, over)
 
 
-def _probabilities(
+def class_probabilities(
     trained: PretrainedRun, image_nQE: NDArray[np.float32], prompts: prompt_sets.Prompts, over: str
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """See `classify`."""
     scores_nC = class_scores(trained, image_nQE, prompts, over)
     return softmax(scores_nC, float(trained.model.temperature.detach())), scores_nC
-
-
-def classify_files(
-    trained: PretrainedRun, files: Sequence[Path], classes: tuple[str, ...], ensemble: Ensemble
-) -> list[dict[str, Any]]:
-    """Class probabilities of the user's own files, see `classify`.
-
-    Args:
-        files: PNG, JPEG or DICOM; unreadable ones are reported on stderr, counted and skipped.
-
-    Raises:
-        DataError: none can be read.
-
-    Returns:
-        Per readable file `file`, `class` (the likeliest), `probabilities` and `similarities` by class.
-    """
-    need_itc(trained)
-    prompts, parts = ensemble.sampled(classes), []
-    paths: list[Path] = []
-    size = trained.recipe.data.image_size
-    for some, image_BQE in of_files(partial(_embed_files, trained), files, size, trained.batch_size or BATCH):
-        paths += some.paths
-        parts += [image_BQE] if some.paths else []
-    probability_nC, scores_nC = _probabilities(trained, np.concatenate(parts), prompts, ensemble.over)
-    return [
-        {
-            "file": str(path),
-            "class": classes[int(probability_C.argmax())],
-            "probabilities": _by_class(classes, probability_C),
-            "similarities": _by_class(classes, scores_C),
-        }
-        for path, probability_C, scores_C in zip(paths, probability_nC, scores_nC, strict=True)
-    ]
-
-
-def _embed_files(trained: PretrainedRun, files: UserImages) -> NDArray[np.float32]:
-    if not files.paths:
-        return np.empty(0, np.float32)
-    return embed_many_images(trained, files.image_B1HW)
-
-
-def render_files(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], form: str) -> str:
-    """What `classify_files` returns, in a format."""
-    if form == "json":
-        return json.dumps(rows, indent=1)
-    cells: list[list[object]] = [["file", *classes]]
-    cells += [[row["file"], *(number(p) for p in row["probabilities"].values())] for row in rows]
-    return render(cells, form)
 
 
 def _row(
