@@ -17,7 +17,12 @@ from medunifier_cli.data.labels.samples import EXTRA
 from medunifier_cli.evaluate.results import Metric, Result, write_samples
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.scores.bootstrap import intervals
-from medunifier_cli.scores.classification import ClassScores, classification_scores, multilabel_scores
+from medunifier_cli.scores.classification import (
+    ClassScores,
+    classification_scores,
+    multilabel_scores,
+    probabilities,
+)
 
 TASK = "finetune"
 """Name of the task in result files."""

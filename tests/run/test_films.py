@@ -1,4 +1,4 @@
-"""A person's own films on tiny runs: predictions, likeness to the training films, and where answers come from."""
+"""A person's own films on tiny runs: predictions, likeness to training films, where answers come from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an answer comes from: run, checkpoint and training data; and what every answer about a film ends with."""
+"""Where an answer comes from: run, checkpoint and training data; and what answers about films end with."""
 
 from __future__ import annotations
 
