@@ -64,7 +64,7 @@ def _check(files: tuple[Path, ...], how: str, page: Path | None, **_: Any) -> No
         refuse({"likeness"}, "is for image files")
         if page is not None:
             raise click.UsageError(
-                "--page shows image files; name them, or see `mu score --page` for a split"
+                "--page shows image files: name them; `mu score --page` shows a run"
             )
     if page is not None:
         refuse({"num_processes"}, "shares the work of many images, and --page takes a few")
