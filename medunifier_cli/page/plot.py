@@ -81,8 +81,8 @@ def plot(title: str, curves: Mapping[str, Curve]) -> Markup:
     for name, curve in drawn.items():
         at = [f"{left(x):.1f},{axis.top(y):.1f}" for x, y in curve if math.isfinite(y)]
         if len(at) == 1:
-            x, y = at[0].split(",")
-            parts.append(f'<circle class="{escape(name)}" cx="{x}" cy="{y}" r="3"/>')
+            across, down = at[0].split(",")
+            parts.append(f'<circle class="{escape(name)}" cx="{across}" cy="{down}" r="3"/>')
         else:
             parts.append(f'<polyline class="{escape(name)}" points="{" ".join(at)}"/>')
     ranges = [_range(name, curve) for name, curve in curves.items() if curve]

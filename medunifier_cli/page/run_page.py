@@ -252,7 +252,7 @@ def _reconstructions(run: Run) -> list[_Pictures]:
 
 
 def _generated(runs: Sequence[Run]) -> list[_Pictures]:
-    tiles = []
+    tiles: list[_Tile] = []
     for run in runs:
         for images, prompt in read_columns(run.samples / GENERATED, 1)[: MOST_TILES - len(tiles)]:
             alt = f"synthetic radiograph, prompt: {prompt}" if prompt else "synthetic radiograph"

@@ -108,11 +108,11 @@ def token_maps(
             total_TP += read_TQ @ torch.stack(before).mean(dim=0)[:, 1:]
         if look_QV is not None:
             before.append(look_QV)
+    edge = math.isqrt(patches)
     sums_T1 = total_TP.sum(dim=1, keepdim=True)
     if not tokens or not bool((sums_T1 > 0).all()):
-        edge = math.isqrt(patches)
         return np.zeros((0, edge, edge), np.float32)
-    grid: NDArray[np.float32] = (total_TP / sums_T1).unflatten(1, (math.isqrt(patches), -1)).cpu().numpy()
+    grid: NDArray[np.float32] = (total_TP / sums_T1).view(len(tokens), edge, edge).cpu().numpy()
     return grid
 
 
