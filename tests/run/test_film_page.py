@@ -153,9 +153,8 @@ def test_mistakes_are_usage_errors(root: Path) -> None:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to look at pages with")
 def test_pages_fit_every_window_and_ask_no_network(root: Path, page: Path) -> None:
-    for words in (("retrieve",), ("zeroshot",), ("report", "--max-tokens", 12)):
-        code, printed = small_run.call(root, *words, "--run", "r")
-        assert code == 0, printed
+    code, printed = small_run.call(root, "zeroshot", "--run", "r")
+    assert code == 0, printed
     assert small_run.call(root, "score", "r", "--page")[0] == 0
     run_page = root / "runs" / "r" / "page" / "index.html"
     Balanced(run_page)

@@ -88,8 +88,7 @@ def similarities(image_QE: NDArray[np.float32], image_nQE: NDArray[np.float32]) 
         np.einsum("qe,nqe->n", image_QE, image_nQE[start : start + block])
         for start in range(0, len(image_nQE), block)
     ]
-    total: NDArray[np.float32] = np.concatenate(parts) / len(image_QE)
-    return total
+    return (np.concatenate(parts) / len(image_QE)).astype(np.float32)
 
 
 def check_films(files: Sequence[Path]) -> None:
