@@ -54,7 +54,7 @@ def _count(files: tuple[Path, ...], name: str, dataset: str, split: str, limit: 
     return min(count, limit or count)
 
 
-def _check(files: tuple[Path, ...], how: str, **_: Any) -> None:
+def _check(files: tuple[Path, ...], how: str, page: Path | None, **_: Any) -> None:
     for way, own in ONLY_FOR.items():
         if way != how:
             refuse(own, f"is for --sample {way}")
@@ -62,6 +62,12 @@ def _check(files: tuple[Path, ...], how: str, **_: Any) -> None:
         refuse({"dataset", "split", "limit", "out", "clinical"}, "is for a split, not for files")
     else:
         refuse({"likeness"}, "is for image files")
+        if page is not None:
+            raise click.UsageError(
+                "--page shows image files: name them; `mu score --page` shows a run"
+            )
+    if page is not None:
+        refuse({"num_processes"}, "shares the work of many images, and --page takes a few")
 
 
 @click.command()
@@ -79,6 +85,11 @@ def _check(files: tuple[Path, ...], how: str, **_: Any) -> None:
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default=None,
     help="Folder for the reports and scores of a split; by default the run's results/.",
+)  # fmt: skip
+@click.option(
+    "--page", type=click.Path(path_type=Path), default=None, metavar="OUT",
+    help="Write a page of FILES too: reports, classes, where each sentence looks, similar cases. OUT is a "
+    "folder or a name ending in .html.",
 )  # fmt: skip
 @likeness_option
 @format_option
@@ -129,13 +140,14 @@ def _check(files: tuple[Path, ...], how: str, **_: Any) -> None:
 @on_ranks(large=WRITTEN, count=_count, check=_check)
 def report(
     files: tuple[Path, ...], name: str, dataset: str, split: str, limit: int, out: Path | None,
-    clinical: bool, likeness: bool, batch: int | None, sbatch: JobOptions | None, **decoding: Any,
+    clinical: bool, page: Path | None, likeness: bool, batch: int | None, sbatch: JobOptions | None,
+    **decoding: Any,
 ) -> None:  # fmt: skip
     """Write radiology reports for a split, or for image FILES.
 
     FILES are PNG, JPEG or DICOM, or folders of them: the reports go to standard output. Without FILES, the
     run's held-out split gets reports, and they are scored against the radiologists'. `--format json` prints
-    a line of JSON for each file.
+    a line of JSON for each file, and `--page OUT` writes a page to look at.
     """
     if sbatch:
         sbatch.show()
@@ -145,10 +157,14 @@ def report(
     from medunifier_cli.evaluate.shared.sharing import everywhere
 
     paths = files_under(files)
+    if page is not None:
+        from medunifier_cli.evaluate.reports.film_page import check_films
+
+        check_films(paths)
     trained = everywhere(restore, pretrained_run(name, "report")).with_batches_of(batch)
     settings = Decoding(**decoding)
     if files:
-        _report_files(trained, settings, paths, likeness)
+        _report_files(trained, settings, paths, likeness, page)
     else:
         _report_split(trained, settings, dataset, split, limit, out, clinical)
 
@@ -174,7 +190,9 @@ def _report_split(
     say(f"{reported.scored.n:,} reports in {reported.reports}; all scores: `mu score --reports`")
 
 
-def _report_files(trained: PretrainedRun, settings: Decoding, paths: list[Path], likeness: bool) -> None:
+def _report_files(
+    trained: PretrainedRun, settings: Decoding, paths: list[Path], likeness: bool, page: Path | None
+) -> None:
     from medunifier_cli.evaluate.films.answers import footer
     from medunifier_cli.evaluate.films.likeness import likeness_of_file, reference_of
     from medunifier_cli.evaluate.films.origin import NOT_FOR_DIAGNOSIS, origin_of_run
@@ -185,7 +203,9 @@ def _report_files(trained: PretrainedRun, settings: Decoding, paths: list[Path],
     chosen, rows, origin = form(), [["file", "report", "skipped", "unlike"]], origin_of_run(trained)
     writer = Writer(trained, settings, trained_sections(trained))
     reference, films = reference_of(trained) if likeness else None, []
+    written = []
     for path, report in write_files(writer, paths):
+        written += [] if page is None else [(path, report)]
         if isinstance(report, str):  # the reason why it was skipped, which stderr has already
             rows.append([str(path), "", report, ""])
             if chosen == "json":
@@ -211,6 +231,10 @@ def _report_files(trained: PretrainedRun, settings: Decoding, paths: list[Path],
     if chosen != "json":
         # a report alone on stdout can be piped into a file; a table of Markdown is one to be read
         show("\n".join(footer(films, origin)), err=chosen != "markdown")
+    if page is not None:
+        from medunifier_cli.evaluate.reports.film_page import film_page
+
+        show(str(film_page(trained, written, films, settings, page)), err=chosen != "text")
 
 
 def _word(unlike: bool | None) -> str:

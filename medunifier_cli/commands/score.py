@@ -177,7 +177,7 @@ def _write_page(run: Run) -> Path:
     """Write the page of a run; returns its path."""
     from medunifier_cli.checkpoint.lineage import recipe_of
     from medunifier_cli.evaluate.pair_scores import CURVES
-    from medunifier_cli.evaluate.tables.tables import rows_of
+    from medunifier_cli.evaluate.tables.page_contents import contents_of
     from medunifier_cli.objectives.pretraining import curves_of
     from medunifier_cli.page.run_page import write_run_page
     from medunifier_cli.recipe.schema import PretrainRecipe
@@ -192,7 +192,7 @@ def _write_page(run: Run) -> Path:
         curves = fit_prior.CURVES
     else:
         curves = curves_of(recipe) | CURVES
-    return write_run_page(run, rows_of([run]), curves)
+    return write_run_page(run, contents_of(run), curves)
 
 
 def _print_tables(runs: list[Run], options: ScoreOptions) -> None:

@@ -9,6 +9,7 @@ codes.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
@@ -25,9 +26,15 @@ from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.codes import codes_hash, decode, encode
 from medunifier_cli.evaluate.synthesis.requests import ImageRequest, requests_hash, token_states
-from medunifier_cli.evaluate.synthesis.sample_folder import SHEET, SampleFolder, origin_of, read_grey
+from medunifier_cli.evaluate.synthesis.sample_folder import (
+    SHEET,
+    SampleFolder,
+    in_rows,
+    origin_of,
+    read_grey,
+)
 from medunifier_cli.model.sampling import Draws
-from medunifier_cli.page.pictures import save_rows
+from medunifier_cli.page.pictures import Captioned, save_sheet
 from medunifier_cli.prior.masked.network import to_cells, to_maps
 from medunifier_cli.prior.masked.prior import MaskedPrior
 from medunifier_cli.terminal.progress import Progress
@@ -161,5 +168,11 @@ def _write_sheet(folder: SampleFolder, film: list[NDArray[np.float64]], cells: C
     edits = [
         read_grey(folder.folder / folder.done[number]["image"]) for number in sorted(folder.done)[:SHOWN]
     ]
-    rows = [[cells.outlined(image_SS, edge) for image_SS in images] for images in (film, edits)]
-    save_rows(rows, folder.folder / SHEET)
+
+    def tiles(images: Sequence[NDArray[np.float64]], captions: Sequence[str]) -> list[Captioned]:
+        shown = [cells.outlined(image_SS, edge) for image_SS in images]
+        return [Captioned(*tile) for tile in zip(shown, captions, strict=True)]
+
+    numbered = [f"edit {number}" for number in range(1, len(edits) + 1)]
+    rows = [tiles(film, ("film", "film through its codes")), *in_rows(tiles(edits, numbered))]
+    save_sheet(rows, folder.folder / SHEET, folder.texts_of)

@@ -1,24 +1,16 @@
-"""Write a gallery: a folder of images with a caption each, which can be moved or sent as a whole."""
+"""Write a gallery: a page of images with a caption each, in one file that can be moved or sent."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from medunifier_cli.files import make_folder
-from medunifier_cli.page.document import facts, save_page
-from medunifier_cli.page.pictures import save_png
-
-IMAGES = "images"
-"""Folder of the thumbnails, next to `index.html`."""
-LARGEST = 320
-"""Pixels: longest edge of a thumbnail."""
+from medunifier_cli.page.document import save_page
+from medunifier_cli.page.pictures import Shown, shown
 
 
 @dataclass(frozen=True)
@@ -34,6 +26,14 @@ class GalleryImage:
     """Report, shown unchanged."""
 
 
+@dataclass(frozen=True)
+class _Card:
+    image: Shown
+    name: str
+    numbers: Mapping[str, float]
+    text: str
+
+
 def write_gallery(
     folder: Path,
     title: str,
@@ -42,7 +42,7 @@ def write_gallery(
     query: GalleryImage | None = None,
     texts_of: Path | None = None,
 ) -> Path:
-    """Write `index.html` and thumbnails; replaces an older gallery in the same folder.
+    """Write `index.html`; replaces an older gallery in the same folder.
 
     Args:
         about: facts at the top of the page, name and value.
@@ -53,38 +53,12 @@ def write_gallery(
     Returns:
         The page.
     """
-    images = folder / IMAGES
-    make_folder(images)
-    for old in images.glob("*.png"):
-        old.unlink()
-    parts = [facts(dict(about))]
-    if query is not None:
-        source = _thumbnail(query, images / "query.png")
-        parts.append(f'<div class="card query">{_figure(query, source, "the image searched with")}</div>')
-    parts.append('<ol class="gallery">')
-    for rank, card in enumerate(cards, 1):
-        source = _thumbnail(card, images / f"{rank:04d}.png")
-        parts.append(f'<li class="card">{_figure(card, source, f"rank {rank}, {card.name}")}</li>')
-    parts.append("</ol>")
-    return save_page(folder, title, "\n".join(parts), texts_of)
+    values = {
+        "title": title, "about": about, "query": _card(query, "the image searched with") if query else None,
+        "cards": [_card(card, f"rank {rank}, {card.name}") for rank, card in enumerate(cards, 1)],
+    }  # fmt: skip
+    return save_page(folder, "gallery.html", values, texts_of)
 
 
-def _thumbnail(card: GalleryImage, path: Path) -> str:
-    image = Image.fromarray(card.image_HW)
-    image.thumbnail((LARGEST, LARGEST))
-    save_png(image, path)
-    return f"{path.parent.name}/{path.name}"
-
-
-def _figure(card: GalleryImage, source: str, alt: str) -> str:
-    height, width = card.image_HW.shape
-    numbers = "<br>".join(
-        f'{escape(name)} <span class="number">{value:.3f}</span>' for name, value in card.numbers.items()
-    )
-    text = f"<p>{escape(card.text)}</p>" if card.text else ""
-    break_ = "<br>" if numbers else ""
-    return (
-        f'<figure><img src="{escape(source)}" alt="{escape(alt)}" width="{width}" height="{height}">'
-        f'<figcaption>{numbers}{break_}<span class="key">{escape(card.name)}</span>{text}'
-        "</figcaption></figure>"
-    )
+def _card(one: GalleryImage, alt: str) -> _Card:
+    return _Card(shown(one.image_HW, alt), one.name, one.numbers, one.text)

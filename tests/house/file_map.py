@@ -36,7 +36,7 @@ def _sort_key(path: Path) -> tuple[object, ...]:
 
 
 def first_words(path: Path) -> str:
-    """First sentence of a module's docstring, or of the comment a YAML file opens with.
+    """First sentence of a module's docstring, or of the comment that a YAML file or a template opens with.
 
     Raises:
         ValueError: the file has no opening docstring or comment.
@@ -45,6 +45,9 @@ def first_words(path: Path) -> str:
     if path.suffix == ".py":
         text = ast.get_docstring(ast.parse(text)) or ""
         text = text.split("\n\n")[0]
+    elif path.suffix in (".html", ".css"):
+        comment = re.match(r"(?:\{#|/\*)(.*?)(?:#\}|\*/)", text, re.DOTALL)
+        text = comment[1] if comment else ""
     else:
         comment = re.match(r"(?:#.*\n)+", text)
         text = re.sub(r"^# ?", "", comment[0], flags=re.MULTILINE) if comment else ""

@@ -127,14 +127,18 @@ def test_folder_of_samples_says_what_each_image_is(road: Path) -> None:
     assert (road / "named" / "contact.png").exists()
 
 
-def test_reconstructions_stand_below_their_originals(road: Path) -> None:
+def test_reconstructions_stand_beside_their_originals(road: Path) -> None:
     code, printed = call(road, "synthesize", "--reconstruct", "test", "--n", 13, "--out", road / "rec")
     assert code == 0, printed
     assert len(images(road / "rec")) == 13
     sheet = np.asarray(Image.open(road / "rec" / "contact.png"))
-    assert sheet.shape == (2 * 32 + 2, 12 * 34 - 2)
+    edge, space = 192, 16  # six times the 32 pixels of an image
+    assert sheet.shape[1] == space + 6 * (edge + space)
     second = np.asarray(Image.open(road / "rec" / "000001.png"))
-    assert np.array_equal(sheet[34:, 34:66], second)
+    left = space + 3 * (edge + space)  # after the first pair and the second image
+    assert np.array_equal(sheet[space : space + edge : 6, left : left + edge : 6, 0], second)
+    caption = sheet[space + edge : space + edge + 30, left : left + edge]
+    assert (caption < 128).any()  # something is written under it
 
 
 def test_figure_has_real_images_their_reconstructions_and_synthetic_ones(road: Path) -> None:

@@ -69,6 +69,8 @@ def _tokenizer(folder: Path) -> None:
     TextTokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *NAMES]).save(folder / "tokenizer")
 
 
+ABOUT = {"title": "t", "cards": [], "query": None}
+
 WRITERS: dict[str, Callable[[Path], object]] = {
     "text": lambda folder: files.write_text(folder / "a.txt", "word " * 2000),
     "json": lambda folder: files.write_json(folder / "a.json", NAMES),
@@ -79,7 +81,9 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "reports": lambda folder: save_reports(
         [{"text": name} for name in NAMES], folder / "r" / "reports.jsonl"
     ),
-    "page": lambda folder: save_page(folder / "page", "title", " ".join(NAMES)),
+    "page": lambda folder: save_page(
+        folder / "page", "gallery.html", ABOUT | {"about": dict.fromkeys(NAMES, "v")}
+    ),
     "picture": lambda folder: save_pairs(
         torch.rand(4, 1, 64, 64), torch.rand(4, 1, 64, 64), folder / "p.png"
     ),

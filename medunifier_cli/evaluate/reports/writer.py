@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -82,6 +82,8 @@ class GeneratedReport:
     """Section -> text; empty if the run was trained without `text.section_marks`."""
     ended: bool
     """False if it was cut at the maximum length."""
+    tokens: tuple[int, ...] = field(default=(), repr=False)
+    """Ids of its tokens, without [DEC] and [SEP]."""
 
     def __str__(self) -> str:
         return self.text
@@ -160,9 +162,9 @@ class Writer:
     def _report(self, decoded: DecodedText) -> GeneratedReport:
         text = self.trained.tokenizer.decode(decoded.tokens)
         if not self.trained.recipe.text.section_marks:
-            return GeneratedReport(readable(text), {}, decoded.ended)
+            return GeneratedReport(readable(text), {}, decoded.ended, tuple(decoded.tokens))
         parts = {name: readable(part) for name, part in sections_of(text, self.sections).items()}
-        return GeneratedReport(" ".join(parts.values()), parts, decoded.ended)
+        return GeneratedReport(" ".join(parts.values()), parts, decoded.ended, tuple(decoded.tokens))
 
 
 def write_split(

@@ -4,7 +4,7 @@
     samples.jsonl      one line per image: image, sample, seed, prompt, class, hash of its codes, settings
     samples.csv        `prompt`, `img_savename`: what CheXGenBench reads; `image`, `class`, `origin`: what
                        `mu prepare table` reads, to train on
-    contact.png        the first images
+    contact.png        the first images, each with its prompt or class
     figure.png         with `--figure`: real, reconstructed and synthetic images (`figure.json`: which)
     settings.json      what all images have in common; a later call must agree with it to resume
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -26,7 +26,7 @@ from PIL import Image
 
 from medunifier_cli.errors import DataError
 from medunifier_cli.files import append_line, write_text
-from medunifier_cli.page.pictures import save_png, save_rows
+from medunifier_cli.page.pictures import Captioned, save_png, save_sheet
 from medunifier_cli.parsing import Count, checked, read_json
 from medunifier_cli.run.lines import whole_lines
 from medunifier_cli.temporary import is_temporary, sweep
@@ -35,7 +35,7 @@ SETTINGS, LINES, TABLE, SHEET = "settings.json", "samples.jsonl", "samples.csv",
 FIGURE, FIGURE_FACTS = "figure.png", "figure.json"
 COLUMNS = ("prompt", "img_savename", "image", "class", "origin")
 """Of the table."""
-SHEET_COLUMNS, SHEET_ROWS = 10, 10
+SHEET_COLUMNS, SHEET_ROWS = 6, 8
 MOST_PIXELS = 4096 * 4096
 """Of an image of the folder."""
 MOST_BYTES = 2 * MOST_PIXELS
@@ -123,15 +123,46 @@ class SampleFolder:
             for line in lines
         )
         write_text(self.folder / TABLE, table.getvalue(), texts_of=self.texts_of)
-        shown = [read_grey(self.folder / line["image"]) for line in lines[: SHEET_COLUMNS * SHEET_ROWS]]
-        rows = [shown[start : start + SHEET_COLUMNS] for start in range(0, len(shown), SHEET_COLUMNS)]
-        if rows:
-            save_rows(rows, self.folder / SHEET)
+        shown = [
+            Captioned(read_grey(self.folder / line["image"]), caption_of(line))
+            for line in lines[: SHEET_COLUMNS * SHEET_ROWS]
+        ]
+        if shown:
+            save_sheet(in_rows(shown), self.folder / SHEET, self.texts_of)
 
     def _rewrite(self) -> None:
         lines = (self.done[sample] for sample in sorted(self.done))
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
         write_text(self.folder / LINES, text, texts_of=self.texts_of)
+
+
+def caption_of(line: Mapping[str, Any]) -> str:
+    """What a sheet says under an image: its prompt, else its class, else its file."""
+    return str(line.get("prompt") or line.get("class") or line["image"])
+
+
+def captioned_pairs(
+    pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]], psnr_n: Sequence[float]
+) -> list[list[Captioned]]:
+    """Rows of a sheet: each image, and beside it its reconstruction.
+
+    Args:
+        pairs: grey levels [S, S] of image and reconstruction.
+        psnr_n: of the pairs, in dB.
+    """
+    tiles = [
+        tile
+        for (image, back), psnr in zip(pairs, psnr_n, strict=False)
+        for tile in (
+            Captioned(image / 255.0, "input"), Captioned(back / 255.0, f"reconstruction, {psnr:.1f} dB"),
+        )
+    ]  # fmt: skip
+    return in_rows(tiles)
+
+
+def in_rows(tiles: Sequence[Captioned]) -> list[list[Captioned]]:
+    """Tiles of a sheet in rows of `SHEET_COLUMNS`."""
+    return [list(tiles[start : start + SHEET_COLUMNS]) for start in range(0, len(tiles), SHEET_COLUMNS)]
 
 
 def origin_of(run: str, identity: str) -> str:

@@ -40,6 +40,7 @@ from medunifier_cli.evaluate.synthesis.sample_folder import (
     FIGURE_FACTS,
     SHEET,
     SampleFolder,
+    captioned_pairs,
     origin_of,
     read_grey,
 )
@@ -47,13 +48,14 @@ from medunifier_cli.files import write_text
 from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.sampling import Draws
 from medunifier_cli.model.vit import pixels
-from medunifier_cli.page.pictures import save_rows
+from medunifier_cli.page.pictures import save_rows, save_sheet
+from medunifier_cli.page.run_page import GENERATED, MOST_TILES
 from medunifier_cli.prior.contract import TextStates
 from medunifier_cli.prior.prepared import tile_rows
 from medunifier_cli.terminal.progress import Progress
 
 SHOWN_PAIRS = 12
-"""Originals above their reconstructions in the contact sheet."""
+"""Originals with their reconstructions in the contact sheet."""
 FIGURE_COLUMNS = 8
 DEFAULT_BATCH = {"cpu": 64, "cuda": 256}
 RECONSTRUCT_BATCH = 64
@@ -101,7 +103,17 @@ def synthesize(
                 folder.add(number, f"{number:06d}.png", image_SS, line)
             progress.advance(len(folder.done))
     folder.finish()
+    if fitted.run.writable:
+        _save_for_the_page(fitted, folder)
     return folder
+
+
+def _save_for_the_page(fitted: FittedPriors, folder: SampleFolder) -> None:
+    """The first images in the run's own folder: its page shows them when the folder of samples has moved."""
+    lines = [folder.done[sample] for sample in sorted(folder.done)[:MOST_TILES]]
+    images = [read_grey(folder.folder / line["image"]) for line in lines]
+    captions = [line["prompt"] or line["class"] for line in lines]
+    save_rows([images], fitted.run.samples / GENERATED, captions, folder.texts_of)
 
 
 @dataclass(frozen=True)
@@ -227,7 +239,7 @@ def reconstruct(
 ) -> tuple[SampleFolder, Metric]:
     """Reconstruct images of a split (figure 3, middle row) into the folder `out`.
 
-    The contact sheet shows originals above their reconstructions.
+    The contact sheet shows originals beside their reconstructions.
 
     Args:
         benchmark: of any data set; samples with text.
@@ -262,8 +274,7 @@ def reconstruct(
                     folder.add(number, f"{number:06d}.png", images[row], line)
             progress.advance(int(batch.position_B[-1]) + 1)
     folder.finish()
-    rows = [[pair[side] / 255.0 for pair in shown] for side in (0, 1)]
-    save_rows(rows, out / SHEET)
+    save_sheet(captioned_pairs(shown, torch.cat(quality).tolist()), out / SHEET)
     groups = patients(benchmark.source, np.arange(n))
     floor = float(torch.cat(baseline).mean())
     return folder, mean("reconstruction PSNR", torch.cat(quality), floor, "dB", groups=groups)

@@ -19,9 +19,9 @@ from medunifier_cli.evaluate.synthesis.image_sets import FolderImages
 from medunifier_cli.evaluate.synthesis.requests import read_requests
 from medunifier_cli.evaluate.synthesis.sample_folder import LINES, SETTINGS, SampleFolder, read_settings
 from medunifier_cli.evaluate.tables.beside_paper import read_evidence, sections
+from medunifier_cli.evaluate.tables.page_contents import contents_of
 from medunifier_cli.evaluate.tables.saved_outputs import score_outputs
-from medunifier_cli.evaluate.tables.tables import rows_of
-from medunifier_cli.page.run_page import write_run_page
+from medunifier_cli.page.run_page import Contents, write_run_page
 from medunifier_cli.plugin_index import load_dataset
 from medunifier_cli.recipe.load import dump_recipe, load_recipe
 from medunifier_cli.run.record import Run
@@ -64,7 +64,7 @@ def results(folder: Path, content: bytes) -> None:
     run = Run(folder / "runs" / "r")
     run.results.mkdir(parents=True, exist_ok=True)
     (run.results / "retrieval.json").write_bytes(content)
-    write_run_page(run, rows_of([run]), {})
+    write_run_page(run, contents_of(run), {})
     sections([read_evidence(run)])
 
 
@@ -77,7 +77,7 @@ def run_files(folder: Path, content: bytes) -> None:
     for path in (run.provenance, run.log):
         path.write_bytes(content)
     try:
-        write_run_page(run, [], {"total": "Total"})
+        write_run_page(run, Contents(), {"total": "Total"})
         run.begin(recipe, {}, ["mu"])
     except MuError as error:
         raise AssertionError("a run needs neither file to go on") from error
@@ -178,7 +178,7 @@ def test_the_page_and_the_start_of_a_run_survive_a_damaged_provenance(
     run = Run(tmp_path)
     run.begin(load_recipe("demo"), {"phantom": {}}, ["mu", "first"])
     run.provenance.write_bytes(run.provenance.read_bytes()[:-9])
-    write_run_page(run, [], {})
+    write_run_page(run, Contents(), {})
     run.begin(load_recipe("demo"), {"phantom": {}}, ["mu", "second"])
     (start,) = json.loads(run.provenance.read_text())["starts"]
     assert start["command"] == ["mu", "second"]

@@ -1,0 +1,177 @@
+"""The pages that people look at: films of their own, and a run; in a browser where there is one."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
+from medunifier_cli.data.batch import PackedText
+from medunifier_cli.evaluate.reports.film_page import CASES, similarities
+from medunifier_cli.evaluate.reports.looks import query_looks, sentences, token_maps, token_reads
+from medunifier_cli.run.record import Run
+from tests.browser import CHROMIUM, Browser
+from tests.run import small_run
+
+VOID = {"meta", "link", "img", "br", "path", "polyline", "circle"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A phantom and a run of few steps, whose Q-Former has three layers, and films of two sizes."""
+    folder = tmp_path_factory.mktemp("films")
+    sizes = ("-o", "train=40", "-o", "valid=20", "-o", "test=24")
+    changed = (
+        "-o",
+        "model.qformer.layers=3",
+        "-o",
+        "train.steps=2",
+        "-o",
+        "data.valid=",
+        "-o",
+        "objectives.tig=0",
+    )
+    for command in (
+        ("prepare", "phantom", "--size", 32, *sizes),
+        ("pretrain", small_run.RECIPE, "--run", "r", *changed),
+    ):
+        code, printed = small_run.call(folder, *command)
+        assert code == 0, printed
+    levels = np.random.default_rng(0).integers(0, 255, (90, 60), dtype=np.uint8)
+    Image.fromarray(levels).save(folder / "a <film>.png")
+    Image.fromarray(levels[:50]).save(folder / "other.jpg")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(root: Path) -> PretrainedRun:
+    return restore(Run(root / "runs" / "r"))
+
+
+@pytest.fixture(scope="module")
+def page(root: Path) -> Path:
+    films = (root / "a <film>.png", root / "other.jpg", root / "notes.txt")
+    words = ("--sample", "greedy", "--max-tokens", 12, "--page", root / "out")
+    code, printed = small_run.call(root, "report", "--run", "r", *films, *words)
+    assert code == 0, printed
+    assert str(root / "out" / "index.html") in printed
+    return root / "out" / "index.html"
+
+
+class Balanced(HTMLParser):
+    """Fails for an element that is not closed, and collects what tests ask for."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page.read_text(encoding="utf-8"))
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_a_film_has_its_report_classes_sentences_and_similar_cases(page: Path) -> None:
+    text, tags = page.read_text(), Balanced(page).tags
+    assert "a &lt;film&gt;.png" in text
+    assert "Not for diagnosis." in text
+    assert "notes.txt" in text.split("could not be read")[1]
+    images = [attrs for tag, attrs in tags if tag == "img"]
+    assert all(str(attrs["src"]).startswith("data:image/") and attrs["alt"] for attrs in images)
+    assert sum("similar case" in str(attrs["alt"]) for attrs in images) == 2 * CASES
+    for name in ("Atelectasis", "Cardiomegaly", "Edema", "Pleural Effusion", "Pneumonia"):
+        assert f"<span>{name}</span>" in text
+    assert len(re.findall("<article", text)) == 2
+    assert "trained on phantom" in text
+
+
+def test_attention_is_that_of_the_model(trained: PretrainedRun) -> None:
+    """What replays the passes to see their weights ends with the very features of the passes."""
+    model, image = trained.model, torch.randint(0, 255, (1, 1, 32, 32), dtype=torch.uint8)
+    start, tokens = trained.tokenizer.dec_id, [7, 9, 11, 20]
+    with torch.inference_mode():
+        memory = model.encode(image)
+        ids = [start, *tokens[:-1]]
+        reads, last_TD = token_reads(model, memory, ids)
+        expected_TD = model.qformer.decode_text(memory, PackedText.of([ids], trained.device))
+        torch.testing.assert_close(last_TD, expected_TD, atol=1e-5, rtol=1e-4)
+        looks = query_looks(model, memory)
+        maps_TGG = token_maps(model, memory, tokens, start)
+        # by hand: of three layers, the second reads the first's looks, the third the mean of two
+        first, second = looks[0][:, 1:], torch.stack(looks[:2]).mean(dim=0)[:, 1:]  # type: ignore[index,arg-type]
+        by_hand = reads[1] @ first + reads[2] @ second
+    by_hand = (by_hand / by_hand.sum(dim=1, keepdim=True)).view(len(tokens), 4, 4)
+    np.testing.assert_allclose(maps_TGG, by_hand.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(maps_TGG.sum(axis=(1, 2)), 1, rtol=1e-5)
+    for look in looks:
+        assert look is not None
+        np.testing.assert_allclose(look.sum(dim=1).numpy(), 1, rtol=1e-5)
+
+
+def test_sentences_of_a_report(trained: PretrainedRun) -> None:
+    text = "Small left effusion. No pneumonia."
+    tokens = trained.tokenizer.encode(text, 60)[1:-1]
+    found = sentences(trained.tokenizer, tokens)
+    assert [said for said, _ in found] == ["Small left effusion.", "No pneumonia."]
+    assert [token for _, part in found for token in tokens[part]] == tokens
+
+
+def test_similarity_is_the_mean_cosine_of_counterparts() -> None:
+    features = np.random.default_rng(0).normal(size=(5, 3, 4)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=2, keepdims=True)
+    found = similarities(features[2], features)
+    by_hand = [np.mean([features[2, q] @ one[q] for q in range(3)]) for one in features]
+    np.testing.assert_allclose(found, by_hand, rtol=1e-5)
+    assert found.argmax() == 2
+
+
+def test_mistakes_are_usage_errors(root: Path) -> None:
+    for words, said in (
+        (("--page", root / "x"), "--page shows image files"),
+        ((*[root / "other.jpg"] * 101, "--page", root / "x"), "at most 100 films"),
+    ):
+        code, printed = small_run.call(root, "report", "--run", "r", *words)
+        assert code != 0
+        assert said in printed
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to look at pages with")
+def test_pages_fit_every_window_and_ask_no_network(root: Path, page: Path) -> None:
+    code, printed = small_run.call(root, "zeroshot", "--run", "r")
+    assert code == 0, printed
+    assert small_run.call(root, "score", "r", "--page")[0] == 0
+    run_page = root / "runs" / "r" / "page" / "index.html"
+    Balanced(run_page)
+    with Browser() as browser:
+        for shown in (page, run_page):
+            for width in (390, 1280):
+                colours = set()
+                for dark in (False, True):
+                    browser.open(shown, width, dark=dark)
+                    wide, room = browser.evaluate(
+                        "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+                    )
+                    assert wide <= room, (shown, width)
+                    assert browser.requests == [shown.resolve().as_uri()]
+                    assert browser.errors == []
+                    colours.add(browser.evaluate("getComputedStyle(document.body).backgroundColor"))
+                assert len(colours) == 2
+            browser.press("Tab")
+            assert browser.evaluate("document.activeElement.className") == "skip"
+            assert browser.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
