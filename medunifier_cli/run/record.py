@@ -29,7 +29,7 @@ from medunifier_cli.terminal.say import say
 FREE = (
     "name", "data.workers", "data.shards", "data.features", "train.processes", "train.log_every",
     "train.valid_every", "train.valid_batches", "train.patience", "train.checkpoint_every", "train.keep",
-    "train.tensorboard", "train.skip_limit", "train.timeout", "train.change_contrast",
+    "train.tensorboard", "train.trackers", "train.project", "train.tracker_reports", "train.skip_limit", "train.timeout", "train.change_contrast",
     "train.compile",
 )  # fmt: skip
 """Recipe keys that may change when a run is resumed, because none of them changes a weight; `train.compile`
