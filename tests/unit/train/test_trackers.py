@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator, tracking
@@ -20,7 +18,7 @@ from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import MuError
 from medunifier_cli.recipe.load import load_recipe
-from medunifier_cli.recipe.schema_train import LoopConfig, OptimConfig
+from medunifier_cli.recipe.schema_train import LoopConfig
 from medunifier_cli.run.log import Log
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.pretrain import Pretraining
