@@ -1,4 +1,7 @@
-"""Generate the reference part of `docs/recipes.md`, and the JSON Schemas of recipes: run it by `python -m`."""
+"""Generate the reference part of `docs/recipes.md`, and the JSON Schemas of recipes.
+
+`python -m medunifier_cli.recipe.reference` writes both.
+"""
 
 from __future__ import annotations
 

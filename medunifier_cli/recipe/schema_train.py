@@ -156,9 +156,9 @@ class PretrainTrainConfig(TrainConfig, CompileConfig):
     total; `recall@K`, the highest mean of both directions among `train.valid_pairs`; empty for the weights of
     the last step. A checkpoint then holds the weights twice."""
     tracker_reports: Annotated[int, Bounds(0, 100)] = 0
-    """Reports that each validation writes of its first images, for the eyes of `train.trackers` and
-    TensorBoard, beside the reference reports. 0 for none: both are patient data, and a tracker may be a service
-    outside of the house. Needs `objectives.itg`."""
+    """Reports that each validation writes of its first images, for `train.trackers` and TensorBoard, beside
+    the reference reports. 0 for none: both are patient data, and a tracker may be a service outside of the
+    house. Needs `objectives.itg`."""
     patience: CountOrZero = 0
     """Validations in a row without a better one by `train.best` after which training ends; 0 for the last
     step."""

@@ -53,8 +53,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
         return 0
     module, optimizer = prepare(stage, accelerator, optimizer)
     log = Log(run.log, first, validated) if world.is_main() else None
-    tracking = Tracking(run, train, log, first)
-    progress = _progress(stage, train.global_batch, first)
+    tracking, progress = Tracking(run, train, log, first), _progress(stage, train.global_batch, first)
     counts = counts_of(facts, str(run.folder))
     skips = Skips(stage.module, accelerator.device, train.skip_limit, accelerator.scaler is not None, counts)
     saver = Saver(stage, run, accelerator, optimizer, train, skips, counts, meant, progress, first, validated)
@@ -67,7 +66,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     # - Validate before save: validation may change what the checkpoint holds, such as the best epoch so far.
     # - Stop after save: nothing of the step is lost, and the same command continues with the next one.
     with (
-        closing(saver), stop_on_signals() as stop, tracking, progress,  # the saver last: a second Ctrl-C ends its wait
+        closing(saver), stop_on_signals() as stop, tracking, progress,  # the saver last: Ctrl-C ends its wait
         # closed also where an exception holds this frame: its loader processes would delay the exit
         closing(stop.until_stopped(stage.batches(first), alone=world.size() == 1)) as batches,
     ):  # fmt: skip

@@ -1,7 +1,7 @@
 """Generate a JSON Schema of each kind of recipe, by which an editor completes, explains and checks recipes.
 
-`python -m medunifier_cli.recipe.reference` writes them to `recipes/schema/`, with the reference. They check each key
-as `build.py` does; what several keys must agree on, `problems()` of a recipe checks alone.
+`python -m medunifier_cli.recipe.reference` writes them to `recipes/schema/`, with the reference. They check
+each key as `build.py` does; what several keys must agree on, `problems()` of a recipe checks alone.
 """
 
 from __future__ import annotations

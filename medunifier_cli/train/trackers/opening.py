@@ -1,4 +1,4 @@
-"""Open the experiment trackers that a recipe names, each under an identity that stays over all starts of a run."""
+"""Open the experiment trackers that a recipe names, under one identity over all starts of a run."""
 
 from __future__ import annotations
 

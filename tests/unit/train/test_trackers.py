@@ -130,7 +130,7 @@ def test_any_tracker_of_accelerate_gets_each_step_once(
         ("log 6", "valid"),
     ]  # fmt: skip
     numbers = {line["step"]: line["total"] for line in lines(run) if line["event"] == "train"}
-    assert {step: value for step, value in sent(story, "train/total")} == numbers
+    assert dict(sent(story, "train/total")) == numbers
 
 
 def sent(story: Stories, name: str) -> list[tuple[int, float]]:
