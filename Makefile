@@ -3,8 +3,24 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# LOCKED=1 installs the very versions with which the tests last passed, those of .ci/requirements.lock.
+LOCK := .ci/requirements.lock
+PIP = $(BIN)/python -m pip install --disable-pip-version-check $(if $(LOCKED),--constraint $(LOCK))
+# TORCH=cpu installs PyTorch without CUDA, 5 GB less, from the index of such builds: TORCH_INDEX is its address,
+# which pytorch.org's "Get started" page shows when CPU is chosen there.
+TORCH ?=
+TORCH_INDEX ?=
+ifneq ($(TORCH),)
+ifneq ($(TORCH),cpu)
+$(error TORCH=$(TORCH): only `cpu` can be chosen; without it pip takes the build with CUDA)
+endif
+ifeq ($(TORCH_INDEX),)
+$(error TORCH=cpu needs TORCH_INDEX=URL, the package index that pytorch.org shows under "Get started" for CPU)
+endif
+CPU_TORCH = $(PIP) --index-url $(TORCH_INDEX) torch torchvision
+endif
 
-.PHONY: demo test lint types test-slow campaign bench ablation real-pairs docs site clean-demo
+.PHONY: demo test lint types test-slow campaign bench ablation real-pairs docs site lock clean-demo
 
 # The whole pipeline on synthetic radiographs; each line is what a user would type.
 demo: export MU_DATA := demo/data
@@ -66,15 +82,21 @@ docs: $(VENV)/.installed
 site: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# The versions that are installed here of all that `pip install .` brings; to be run where `make test` has passed.
+lock: $(VENV)/.installed-test
+	$(BIN)/python tests/house/lock.py
+
 clean-demo:
 	rm -rf demo
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check -e .
+	$(CPU_TORCH)
+	$(PIP) -e .
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[test]'
+	$(CPU_TORCH)
+	$(PIP) -e '.[test]'
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-docs: pyproject.toml | $(BIN)/python

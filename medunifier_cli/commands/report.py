@@ -63,9 +63,7 @@ def _check(files: tuple[Path, ...], how: str, page: Path | None, **_: Any) -> No
     else:
         refuse({"likeness"}, "is for image files")
         if page is not None:
-            raise click.UsageError(
-                "--page shows image files: name them; `mu score --page` shows a run"
-            )
+            raise click.UsageError("--page shows image files: name them; `mu score --page` shows a run")
     if page is not None:
         refuse({"num_processes"}, "shares the work of many images, and --page takes a few")
 

@@ -11,7 +11,8 @@ import yaml
 
 from medunifier_cli.errors import RecipeError
 from medunifier_cli.files import read_text, text_lines, write_text
-from medunifier_cli.recipe.load import find_recipe, load_any, origins, plain, shipped_recipes
+from medunifier_cli.recipe.documented.json_schema import COMMENT, with_comment
+from medunifier_cli.recipe.load import find_recipe, load_any, origins, plain, shipped_recipes, stage_of
 
 DEFAULT = "default"
 """Origin of a setting that no file and no option sets."""
@@ -31,6 +32,8 @@ def shipped_rows() -> list[list[object]]:
 def _first_sentence(lines_of_file: Sequence[str]) -> str:
     lines = []
     for line in lines_of_file:
+        if COMMENT.match(f"{line}\n"):
+            continue
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# "))
@@ -87,13 +90,14 @@ def _yaml(settings: dict[str, Any], places: dict[str, str], prefix: str = "") ->
 
 
 def copy_recipe(recipe: str | Path, target: Path) -> None:
-    """Copy a recipe with its comments; the copy is checked.
+    """Copy a recipe with its comments; the copy is checked, and names the installed schema to editors.
 
     Raises:
         RecipeError: no such recipe; the target exists or cannot be written; or the copy would not load, as
             its base is found from the folder of the original alone.
     """
-    text = read_text(find_recipe(recipe))
+    source = find_recipe(recipe)
+    text = with_comment(read_text(source), stage_of(source))
     if target.exists():
         raise RecipeError(f"{target}: there already; give another name")
     if target.suffix not in (".yaml", ".yml"):

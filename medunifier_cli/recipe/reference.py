@@ -1,21 +1,20 @@
-"""Generate the reference part of `docs/recipes.md`: `python -m medunifier_cli.recipe.reference`.
+"""Generate the reference part of `docs/recipes.md`, and the JSON Schemas of recipes.
 
-The meaning of a field is the string under it. Python discards such strings, so they are read from the source.
+`python -m medunifier_cli.recipe.reference` writes both.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
-import itertools
 import math
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from medunifier_cli.files import read_text, write_text
 from medunifier_cli.recipe.bounds import Bounds
+from medunifier_cli.recipe.documented.fields import field_docs
+from medunifier_cli.recipe.documented.json_schema import FOLDER, write_schemas
 from medunifier_cli.recipe.settings import field_types
 from medunifier_cli.recipe.stages import SCHEMAS
 
@@ -31,33 +30,6 @@ def reference() -> str:
         parts.append(f"## `mu {stage}`\n\n{inspect.getdoc(schema)}\n")
         _sections(schema, "", parts, printed)
     return "\n".join(parts)
-
-
-@cache
-def field_docs(schema: type) -> dict[str, str]:
-    """Field name -> the string under it, in the class or in the base that declares the field."""
-    docs: dict[str, str] = {}
-    for base in reversed(schema.__mro__):
-        if dataclasses.is_dataclass(base):
-            docs |= _own_docs(base)
-    return docs
-
-
-def _own_docs(schema: type) -> dict[str, str]:
-    tree = ast.parse(read_text(Path(inspect.getfile(schema))))
-    body = next(
-        node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == schema.__name__
-    )
-    docs = {}
-    for field, below in itertools.pairwise(body):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(below, ast.Expr)
-            and isinstance(below.value, ast.Constant)
-        ):
-            docs[field.target.id] = " ".join(str(below.value.value).split())
-    return docs
 
 
 def _sections(schema: type, prefix: str, parts: list[str], printed: set[type]) -> None:
@@ -115,7 +87,8 @@ def _default(value: Any) -> str:
 
 
 def main() -> None:
-    """Rewrite the page below its mark."""
+    """Rewrite the page below its mark, and the schemas."""
+    write_schemas(FOLDER)
     intro = read_text(PAGE).split(MARK)[0]
     write_text(PAGE, f"{intro}{MARK}\n\n{reference()}")
 

@@ -278,13 +278,12 @@ class PretrainRecipe:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Contradictions between fields: (dotted key, what is wrong, naming every other key it read)."""
-        qformer, objectives, train = self.model.qformer, self.objectives, self.train
+        qformer, vit, objectives, train = self.model.qformer, self.model.vit, self.objectives, self.train
         if qformer.width % qformer.heads:
             yield (
                 "model.qformer.width",
                 f"{qformer.width} is not a multiple of model.qformer.heads {qformer.heads}",
             )
-        vit = self.model.vit
         for key, changed in (("position_std", vit.position_std), ("stem", vit.stem != "patches")):
             if changed and vit.weights != "random":
                 yield f"model.vit.{key}", "would replace those of model.vit.weights, which must be `random`"
@@ -301,13 +300,15 @@ class PretrainRecipe:
         if self.optim.warmup_lr > self.optim.peak_lr:
             yield "optim.warmup_lr", f"{self.optim.warmup_lr:g} is above optim.peak_lr {self.optim.peak_lr:g}"
         yield from train.problems()
-        yield from self._problems_of_best()
+        yield from self._problems_of_validations()
         if objectives.itm and 1 in (train.global_batch, train.micro_batch):
             key = "train.micro_batch" if train.micro_batch == 1 else "train.global_batch"
             yield key, "1 leaves objectives.itm without negatives"
 
-    def _problems_of_best(self) -> Iterator[tuple[str, str]]:
+    def _problems_of_validations(self) -> Iterator[tuple[str, str]]:
         train = self.train
+        if train.tracker_reports and not (self.objectives.itg and self.data.valid):
+            yield "train.tracker_reports", "needs objectives.itg, which learns to write, and data.valid"
         if train.patience and not train.best:
             yield "train.patience", "needs train.best, which says what a better validation is"
         if train.best and not self.data.valid:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from medunifier_cli.recipe.bounds import (
+    Bounds,
     Count,
     CountOrZero,
     NonNegative,
@@ -89,10 +90,24 @@ class LoopConfig:
     """Seconds that ranks wait in one step, validation batch or checkpoint for one that hangs, before the run
     ends and names it."""
     tensorboard: bool = True
-    """Write TensorBoard files."""
+    """Write TensorBoard files where tensorboard is installed, without a word where it is not:
+    `train.trackers: [tensorboard]` asks for it."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers that get numbers, pictures and the recipe, by Accelerate's names: `tensorboard`,
+    `wandb`, `trackio`, `mlflow` (extras of this package) and its others. One that is not installed, or fails,
+    costs a warning and no run. Where they store it, and whether that is a service, is theirs to be told, by
+    variables such as WANDB_MODE or MLFLOW_TRACKING_URI."""
+    project: str = "medunifier"
+    """Name under which trackers group runs."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Contradictions between fields: (dotted key of the recipe, what is wrong)."""
+        if len(set(self.trackers)) < len(self.trackers):
+            yield "train.trackers", "names a tracker twice"
+        if not self.tensorboard and "tensorboard" in self.trackers:
+            yield "train.trackers", "asks for tensorboard, which train.tensorboard turns off"
+        if self.trackers and not self.project:
+            yield "train.project", "empty, but train.trackers need a name for what they group"
         if self.micro_batch and self.global_batch % self.micro_batch:
             yield (
                 "train.global_batch",
@@ -140,6 +155,10 @@ class PretrainTrainConfig(TrainConfig, CompileConfig):
     """Keep the weights of the best validation too, and use them in all that follows: `loss`, the lowest
     total; `recall@K`, the highest mean of both directions among `train.valid_pairs`; empty for the weights of
     the last step. A checkpoint then holds the weights twice."""
+    tracker_reports: Annotated[int, Bounds(0, 100)] = 0
+    """Reports that each validation writes of its first images, for `train.trackers` and TensorBoard, beside
+    the reference reports. 0 for none: both are patient data, and a tracker may be a service outside of the
+    house. Needs `objectives.itg`."""
     patience: CountOrZero = 0
     """Validations in a row without a better one by `train.best` after which training ends; 0 for the last
     step."""

@@ -53,11 +53,14 @@ class Log:
 
     def __init__(self, path: Path, step: int, validated: bool = True) -> None:
         self.path = path
-        kept = [
-            line
-            for line in read_log(path)
-            if line["step"] < step or (line["step"] == step and (validated or line["event"] != "valid"))
-        ]
+        lines = read_log(path)
+
+        def is_kept(line: Mapping[str, Any]) -> bool:
+            return line["step"] < step or (line["step"] == step and (validated or line["event"] != "valid"))
+
+        kept = list(filter(is_kept, lines))
+        self.cut = frozenset((line["event"], line["step"]) for line in lines if not is_kept(line))
+        """Event and step of the lines that were removed: what they tell of is done again."""
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, event: str, step: int, values: Mapping[str, float]) -> None:

@@ -29,8 +29,8 @@ from medunifier_cli.terminal.say import say
 FREE = (
     "name", "data.workers", "data.shards", "data.features", "train.processes", "train.log_every",
     "train.valid_every", "train.valid_batches", "train.patience", "train.checkpoint_every", "train.keep",
-    "train.tensorboard", "train.skip_limit", "train.timeout", "train.change_contrast",
-    "train.compile",
+    "train.tensorboard", "train.trackers", "train.project", "train.tracker_reports", "train.skip_limit",
+    "train.timeout", "train.change_contrast", "train.compile",
 )  # fmt: skip
 """Recipe keys that may change when a run is resumed, because none of them changes a weight; `train.compile`
 does by rounding alone, and a run that cannot be compiled must resume. Cached features in place of live ones

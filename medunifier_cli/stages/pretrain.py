@@ -15,7 +15,7 @@ from medunifier_cli.checkpoint.contrast import PAIRS, free_keys, pairs_per_pass
 from medunifier_cli.checkpoint.convert import load_start
 from medunifier_cli.checkpoint.encoder.features import features_fact, open_features, refuse_other_encoder
 from medunifier_cli.checkpoint.encoder.tower import load_tower
-from medunifier_cli.checkpoint.pretrained import restore
+from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.checkpoint.run_tokenizer import split_folder, tokenizer_of
 from medunifier_cli.data.batch import to_device
 from medunifier_cli.data.cached_features import SplitFeatures
@@ -29,6 +29,8 @@ from medunifier_cli.distributed import draws, world
 from medunifier_cli.distributed.agreement import Facts, agree, together
 from medunifier_cli.errors import DataError, NoSplitError
 from medunifier_cli.evaluate.pair_scores import CURVES
+from medunifier_cli.evaluate.reports.reporting import trained_sections
+from medunifier_cli.evaluate.reports.writer import Decoding, Writer, save_rows, write_first
 from medunifier_cli.evaluate.results import show_measured
 from medunifier_cli.evaluate.validation import Validation, score_of
 from medunifier_cli.files import write_json
@@ -49,6 +51,7 @@ from medunifier_cli.terminal.say import say
 from medunifier_cli.train.accelerator import accelerator_of
 from medunifier_cli.train.stage import Values
 from medunifier_cli.train.stop import Watch
+from medunifier_cli.train.trackers.tracking import TEXTS
 
 START_LIST = "start-weights.json"
 """File of a run that lists what became of each tensor that it started from."""
@@ -62,7 +65,7 @@ class Pretraining:
         tokenizer: TextTokenizer, device: torch.device,
     ) -> None:  # fmt: skip
         self.recipe, self.train_split = recipe, train
-        self.device, self.tokenizer_hash = device, tokenizer.fingerprint
+        self.run, self.device, self.tokenizer = run, device, tokenizer
         # a frozen image encoder with random weights is not in the checkpoints: `restore` draws it again from
         # this seed, so nothing may draw between this line and the encoder
         torch.manual_seed(recipe.train.seed)
@@ -139,10 +142,20 @@ class Pretraining:
         if self.validation is None:
             return {}
         numbers = self.validation.measure(self.module, step, watch)
+        if self.recipe.train.tracker_reports and world.is_main():
+            self._write_reports(self.validation.source, step)
         if not (chosen := self.recipe.train.best):
             return numbers
         self.best.offer(score_of(numbers, chosen, self.device), step, self._weights())
         return numbers | ({"best": abs(self.best.value)} if self.best.step else {})
+
+    def _write_reports(self, source: SplitSource, step: int) -> None:
+        """Write reports of the first images, for the trackers; readable by those who may read the data."""
+        recipe = self.recipe
+        trained = PretrainedRun(self.run, recipe, self.tokenizer, self.model, self.device, step, identity="")
+        writer = Writer(trained, Decoding("greedy"), trained_sections(trained))
+        rows = write_first(writer, source, recipe.data.dataset, recipe.train.tracker_reports)
+        save_rows(rows, self.run.samples / TEXTS.format(step), texts_of=split_folder(recipe))
 
     def over(self) -> str:
         """Why training ends before the last step, if the validations have stopped to get better."""
@@ -180,7 +193,7 @@ class Pretraining:
             f" seed {self.recipe.train.seed}" if vit.weights == "random" else ""
         )
         frozen = {"frozen_source": source, "frozen_hash": self.frozen_hash} if vit.frozen else {}
-        return {"tokenizer": self.tokenizer_hash, **frozen}
+        return {"tokenizer": self.tokenizer.fingerprint, **frozen}
 
 
 def open_split(

@@ -191,12 +191,8 @@ def train_stage(
             f"{accelerator.device.type} process{'es' if world.size() > 1 else ''}{threads}"
             f"{', compiled in the first step' if compiles else ''}"
         )
-    if train.tensorboard:
-        accelerator.init_trackers("tensorboard")
     with compiled(stage.module) if compiles else nullcontext():
         steps = fit(stage, run, accelerator, train, optim)
-    # not `end_training`, which also ends the group: what is measured next is measured by all ranks
-    for tracker in accelerator.trackers:
-        tracker.finish()
+    # no `accelerator.end_training`, which ends the group: what is measured next is measured by all ranks
     if not steps and world.is_main():
         say(f"{run.folder} is complete: {stage.over() or f'{stage.steps:,} steps'}")

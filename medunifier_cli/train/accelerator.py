@@ -1,4 +1,4 @@
-"""Set up Accelerate for a run, alike for every stage: device, precision, ranks and trackers."""
+"""Set up Accelerate for a run, alike for every stage: device, precision and ranks."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from medunifier_cli.recipe.schema_train import LoopConfig
 from medunifier_cli.run.processors import limit_threads, ranks_here
 from medunifier_cli.terminal.say import say
 from medunifier_cli.train.determinism import use_deterministic_kernels
+from medunifier_cli.train.trackers.opening import check_trackers
 
 HOOKS = {"fp32": DDPCommunicationHookType.NO, "bf16": DDPCommunicationHookType.BF16}
 """What `train.gradients` has DistributedDataParallel do before it exchanges a bucket."""
@@ -30,21 +31,22 @@ MARGIN = 60.0
 
 
 def accelerator_of(settings: LoopConfig, folder: Path, leaves_weights_unused: bool = False) -> Accelerator:
-    """Accelerate with the device, precision, ranks and trackers of a run.
+    """Accelerate with the device, precision and ranks of a run.
 
     Args:
         settings: the recipe's section `train`.
-        folder: of the run, for TensorBoard.
+        folder: of the run, where Accelerate may put files of its own.
         leaves_weights_unused: some trained weights may get no gradient in a step, so DistributedDataParallel
             has to look for them; a walk over the graph in each step, which is why it is not always on.
 
     Raises:
-        MuError: fp16 without a GPU, the group of a launcher is not complete, or the environment contradicts
-            `train.deterministic`.
+        MuError: `train.trackers` names one that Accelerate does not know, fp16 without a GPU, the group of a
+            launcher is not complete, or the environment contradicts `train.deterministic`.
     """
     # explicit, as Accelerate would also choose Apple's GPU, on which nothing here is tested
     cpu = not torch.cuda.is_available()
     check_precision(settings.precision, cpu)
+    check_trackers(settings)
     if not cpu:
         _suit_gpu(settings)
     if settings.deterministic:
@@ -58,7 +60,6 @@ def accelerator_of(settings: LoopConfig, folder: Path, leaves_weights_unused: bo
         accelerator = Accelerator(
             mixed_precision=settings.precision,
             cpu=cpu,
-            log_with="tensorboard" if settings.tensorboard else None,
             project_dir=str(folder),
             kwargs_handlers=[
                 # Buffers are not broadcast: running statistics and codebooks are computed from the data of

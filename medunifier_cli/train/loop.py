@@ -28,6 +28,7 @@ from medunifier_cli.train.saving import Saver, resume
 from medunifier_cli.train.stage import CHANCE, Stage, Values
 from medunifier_cli.train.stop import AnyStop, TrainingStop, ValidationEndedError, stop_on_signals
 from medunifier_cli.train.throughput.pace import Pace, pace_line
+from medunifier_cli.train.trackers.tracking import Tracking
 
 WARM, DOUBTED = 50, 100
 """Steps between which a stage is asked whether its numbers look wrong: early enough to stop a run that would
@@ -52,7 +53,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
         return 0
     module, optimizer = prepare(stage, accelerator, optimizer)
     log = Log(run.log, first, validated) if world.is_main() else None
-    progress = _progress(stage, train.global_batch, first)
+    tracking, progress = Tracking(run, train, log, first), _progress(stage, train.global_batch, first)
     counts = counts_of(facts, str(run.folder))
     skips = Skips(stage.module, accelerator.device, train.skip_limit, accelerator.scaler is not None, counts)
     saver = Saver(stage, run, accelerator, optimizer, train, skips, counts, meant, progress, first, validated)
@@ -65,12 +66,12 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
     # - Validate before save: validation may change what the checkpoint holds, such as the best epoch so far.
     # - Stop after save: nothing of the step is lost, and the same command continues with the next one.
     with (
-        closing(saver), stop_on_signals() as stop, progress,  # the saver last: a second Ctrl-C ends its wait
+        closing(saver), stop_on_signals() as stop, tracking, progress,  # the saver last: Ctrl-C ends its wait
         # closed also where an exception holds this frame: its loader processes would delay the exit
         closing(stop.until_stopped(stage.batches(first), alone=world.size() == 1)) as batches,
     ):  # fmt: skip
         if not validated:  # made up for first, so that the run ends as if no signal had come
-            last = _make_up(stage, accelerator, log, progress, saver, first, stop) or last
+            last = _make_up(stage, accelerator, log, tracking, progress, saver, first, stop) or last
         for step, micro_batches in enumerate(() if last else pace.timed(batches), first):
             rate = learning_rate(optim, step, stage.steps)
             begin_step(optimizer, rate, train.seed, step)
@@ -84,12 +85,12 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
             if done % train.log_every == 0 or last or done in (1, DOUBTED):
                 numbers = {**_numbers(values), "lr": rate, **skips.read().shown()}
                 logged = done
-                _log(log, accelerator, done, numbers, pace.read())
+                _log(log, tracking, done, numbers, pace.read())
                 doubted = doubted or _doubt(stage, numbers, done, progress)
                 saver.look(done)
             progress.advance(done, _note(numbers, pace.stepped(), stage.shown, logged, done))
             due = last or bool(train.valid_every and done % train.valid_every == 0)
-            validated = not due or _validate(stage, accelerator, log, progress, done, stop)
+            validated = not due or _validate(stage, accelerator, log, tracking, progress, done, stop)
             last = last or (due and validated and _is_over(stage, done, progress))
             # All ranks are asked: a signal reaches one of them first, and if that one left the loop, the
             # others would wait for it in the next collective operation. As if a checkpoint has failed.
@@ -115,11 +116,11 @@ def _doubt(stage: Stage, numbers: Mapping[str, float], done: int, progress: Prog
 
 
 def _make_up(
-    stage: Stage, accelerator: Accelerator, log: Log | None, progress: Progress, saver: Saver, first: int,
-    stop: TrainingStop,
+    stage: Stage, accelerator: Accelerator, log: Log | None, tracking: Tracking, progress: Progress,
+    saver: Saver, first: int, stop: TrainingStop,
 ) -> bool:  # fmt: skip
     """Validate and save the step at which a signal had ended the validation; whether training ends there."""
-    if not _validate(stage, accelerator, log, progress, first, stop):
+    if not _validate(stage, accelerator, log, tracking, progress, first, stop):
         raise _stopped(stop, first, stage.steps)
     saver.save(first, now=True)  # whole before loader processes start, which would keep files of it open
     return _is_over(stage, first, progress)
@@ -216,14 +217,14 @@ def _numbers(values: Values) -> dict[str, float]:
 
 
 def _log(
-    log: Log | None, accelerator: Accelerator, done: int, numbers: Mapping[str, float],
+    log: Log | None, tracking: Tracking, done: int, numbers: Mapping[str, float],
     times: Mapping[str, float],
 ) -> None:  # fmt: skip
-    """Write the numbers of a step to the log and to TensorBoard."""
+    """Write the numbers of a step to the log and to the trackers."""
     if log is not None:
         log.write("train", done, {**numbers, **times})
     named = {f"train/{name}": value for name, value in numbers.items()}
-    accelerator.log(named | {f"pace/{name}": value for name, value in times.items()}, step=done)
+    tracking.log("train", done, named | {f"pace/{name}": value for name, value in times.items()})
 
 
 def _note(
@@ -245,8 +246,9 @@ def _line(event: str, numbers: Mapping[str, float], shown: Sequence[str]) -> str
 
 
 def _validate(
-    stage: Stage, accelerator: Accelerator, log: Log | None, progress: Progress, done: int, stop: TrainingStop
-) -> bool:
+    stage: Stage, accelerator: Accelerator, log: Log | None, tracking: Tracking, progress: Progress,
+    done: int, stop: TrainingStop,
+) -> bool:  # fmt: skip
     """Validate and log; False, without a line in the log, where a signal ended it: on all ranks alike."""
 
     def agree(flag: bool) -> bool:
@@ -264,6 +266,7 @@ def _validate(
     if numbers:
         if log is not None:
             log.write("valid", done, numbers)
-        accelerator.log({f"valid/{name}": value for name, value in numbers.items()}, step=done)
+        tracking.log("valid", done, {f"valid/{name}": value for name, value in numbers.items()})
+        tracking.log_samples(done)
         progress.say(f"step {done:,}/{stage.steps:,}  {_line('valid', numbers, stage.shown)}")
     return True

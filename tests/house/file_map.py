@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
 from medunifier_cli.cli import help_line
+from medunifier_cli.recipe.documented.json_schema import COMMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "map.md"
@@ -36,7 +38,8 @@ def _sort_key(path: Path) -> tuple[object, ...]:
 
 
 def first_words(path: Path) -> str:
-    """First sentence of a module's docstring, or of the comment that a YAML file or a template opens with.
+    """First sentence of a module's docstring, or of the comment that a YAML file or a template opens with; title of a
+    schema.
 
     Raises:
         ValueError: the file has no opening docstring or comment.
@@ -48,7 +51,10 @@ def first_words(path: Path) -> str:
     elif path.suffix in (".html", ".css"):
         comment = re.match(r"(?:\{#|/\*)(.*?)(?:#\}|\*/)", text, re.DOTALL)
         text = comment[1] if comment else ""
+    elif path.suffix == ".json":  # which has no comments
+        text = json.loads(text)["title"]
     else:
+        text = COMMENT.sub("", text)
         comment = re.match(r"(?:#.*\n)+", text)
         text = re.sub(r"^# ?", "", comment[0], flags=re.MULTILINE) if comment else ""
     words = " ".join(text.split())

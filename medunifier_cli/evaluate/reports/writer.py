@@ -195,6 +195,14 @@ def write_split(
     return rows, cut
 
 
+def write_first(writer: Writer, source: SplitSource, dataset: str, count: int) -> list[dict[str, Any]]:
+    """Rows as `write_split` gives, of the first `count` samples that have text; on this rank alone."""
+    source = source.with_features(source.features, images=False)
+    total = min(count, len(source))
+    with closing(_reports(writer, source, dataset, total, rank=0, ranks=1)) as parts:
+        return [row for part in parts if part is not None for row in part[0]]
+
+
 def _reports(
     writer: Writer, source: SplitSource, dataset: str, total: int, rank: int, ranks: int
 ) -> Generator[tuple[list[dict[str, Any]], int] | None, None, None]:

@@ -109,9 +109,7 @@ def test_results_facts_and_pictures(run: Run) -> None:
     assert "<dd>2 times</dd>" in text
     assert "<dd>abc with changes</dd>" in text
     assert "Small &lt;left&gt; effusion." in text
-    assert levels_of(page) == [
-        round(0.8 * 255)
-    ]  # no reconstructions: the last picture is damaged
+    assert levels_of(page) == [round(0.8 * 255)]  # no reconstructions: the last picture is damaged
     (run.samples / "reconstructions-step-000011.png").unlink()
     page = write_run_page(run, Contents(), {})
     assert levels_of(page) == [round(level * 255) for level in (0.4, 0.6, 0.8)]

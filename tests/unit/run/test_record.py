@@ -148,6 +148,7 @@ CHANGES = {
     "train.log_every": "7", "train.valid_every": "7", "train.valid_batches": "7",
     "data.features": "cached", "train.patience": "7",
     "train.checkpoint_every": "7", "train.keep": "7", "train.tensorboard": "false",
+    "train.trackers": "[wandb]", "train.project": "chest", "train.tracker_reports": "2",
     "train.skip_limit": "7", "train.compile": "never",
     "train.timeout": "7", "train.change_contrast": "true",
 }  # fmt: skip

@@ -112,24 +112,10 @@ class Device:
     type = "cpu"
 
 
-class Tracker:
-    finished = 0
-
-    def finish(self) -> None:
-        self.finished += 1
-
-
 class FakeAccelerator:
     """Has no `end_training`: that ends the group, and each rank would take itself for the only one."""
 
     device = Device()
-
-    def __init__(self) -> None:
-        self.trackers: list[Tracker] = []
-
-    def init_trackers(self, name: str) -> None:
-        assert name == "tensorboard"
-        self.trackers.append(Tracker())
 
 
 class FakeStage:
@@ -156,5 +142,4 @@ def test_what_is_trained_is_said_first_and_a_complete_run_at_the_end(
         f"mu: {run.folder}: 40 pairs of phantom/train; 1,200 steps of 32 on 1 cpu process, "
         "3 threads (by OMP_NUM_THREADS)"
     )
-    assert [tracker.finished for tracker in accelerator.trackers] == [1]
     assert rest == ([f"mu: {run.folder} is complete: 1,200 steps"] if complete else [])

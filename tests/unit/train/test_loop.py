@@ -116,7 +116,14 @@ class LineStage:
 
 
 SETTINGS = LoopConfig(
-    steps=STEPS, global_batch=POINTS, log_every=2, valid_every=3, checkpoint_every=3, keep=2, seed=5
+    steps=STEPS,
+    global_batch=POINTS,
+    log_every=2,
+    valid_every=3,
+    checkpoint_every=3,
+    keep=2,
+    seed=5,
+    tensorboard=False,
 )
 OPTIM = OptimConfig(peak_lr=0.1, warmup_lr=0.1, warmup=0.0)
 
