@@ -62,7 +62,8 @@ def shrunk_covariance(centred_nF: NDArray[np.float64]) -> NDArray[np.float64]:
     noise = max(0.0, float((lengths**2).mean() - (plain**2).sum()) / n)
     # at least a little: with vectors on few axes alone the estimate may leave a matrix that has no inverse
     weight = min(1.0, max(noise / away if away else 1.0, 1e-6))
-    return (1 - weight) * plain + weight * level * np.eye(width)
+    shrunk: NDArray[np.float64] = (1 - weight) * plain + weight * level * np.eye(width)
+    return shrunk
 
 
 def share_nearer(distance_m: ArrayLike, others_h: ArrayLike) -> NDArray[np.float64]:

@@ -38,8 +38,8 @@ def _sort_key(path: Path) -> tuple[object, ...]:
 
 
 def first_words(path: Path) -> str:
-    """First sentence of a module's docstring, or of the comment that a YAML file or a template opens with; title of a
-    schema.
+    """First sentence of a module's docstring, or of the comment that a YAML file or a template opens
+    with; title of a schema.
 
     Raises:
         ValueError: the file has no opening docstring or comment.

@@ -99,8 +99,8 @@ def predict_files(
     return [_answer(predictor, path, values_C, threshold, seen) for path, values_C, seen in found]
 
 
-def _predicted(predictor: Predictor, files: UserImages) -> NDArray[np.float64]:
-    return predictor.predict(files.image_B1HW)
+def _predicted(predictor: Predictor, files: UserImages) -> list[NDArray[np.float64]]:
+    return list(predictor.predict(files.image_B1HW))
 
 
 def _answer(

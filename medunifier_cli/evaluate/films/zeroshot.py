@@ -114,8 +114,8 @@ def classify_files(
     ]
 
 
-def _embedded(trained: PretrainedRun, files: UserImages) -> NDArray[np.float32]:
-    return embed_many_images(trained, files.image_B1HW)
+def _embedded(trained: PretrainedRun, files: UserImages) -> list[NDArray[np.float32]]:
+    return list(embed_many_images(trained, files.image_B1HW))
 
 
 def _offered(question: Question) -> dict[str, list[str]]:

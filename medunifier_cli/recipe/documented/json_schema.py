@@ -80,12 +80,13 @@ def _value(kind: Any) -> dict[str, Any]:
         return {"type": "array", "items": _value(args[0]), "maxItems": LONGEST_LIST}
     if kind is int:  # 64 bits, as `build.check` has it
         return {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
-    return {
+    simple: dict[Any, dict[str, Any]] = {
         bool: {"type": "boolean"},
         float: {"type": "number"},
         str: {"type": "string", "maxLength": LONGEST_TEXT, "pattern": ONE_LINE},
         type(None): {"type": "null"},
-    }[kind]
+    }
+    return simple[kind]
 
 
 def _limits(bounds: Bounds) -> dict[str, float]:
