@@ -208,7 +208,8 @@ class MaskedNetwork(nn.Module):
                 added = name.endswith((".out", ".down"))
                 scale = (3 * len(self.blocks)) ** -0.5 if added else 1.0
                 nn.init.normal_(module.weight, std=scale * module.in_features**-0.5)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     @property
     def hidden(self) -> int:
