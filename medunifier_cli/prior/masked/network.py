@@ -124,7 +124,7 @@ class Vectors(nn.Module):
 
     def __init__(self, codes: int, vector_width: int, inner: int) -> None:
         super().__init__()
-        self.codes = codes
+        self.inner = inner
         # set by `set_from`; kept in checkpoints, as later runs do not see the training codes
         self.register_buffer("top_KW", torch.zeros(codes + 1, vector_width))
         self.register_buffer("bottom_KW", torch.zeros(codes + 1, vector_width))
@@ -148,7 +148,7 @@ class Vectors(nn.Module):
         """What a level's codes add to the table of the logits, [K, E]."""
         vector_KW = self._levels()[level][:-1]
         # of unit length, as the table
-        out: Tensor = self.leave[level](vector_KW) * self.leave[level].weight.shape[0] ** -0.5
+        out: Tensor = self.leave[level](vector_KW) * self.inner**-0.5
         return out
 
     def _levels(self) -> tuple[Tensor, Tensor]:
