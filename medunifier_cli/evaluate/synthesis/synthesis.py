@@ -166,19 +166,19 @@ def _texts_of(fitted: FittedPriors, requests: Sequence[ImageRequest]) -> Tensor 
 
 
 def generate(
-    fitted: FittedPriors, n: int, requests: Sequence[ImageRequest], draws: Draws
+    fitted: FittedPriors, n: int, requests: Sequence[ImageRequest], draws: Draws, best_of: int = 1
 ) -> list[NDArray[np.uint8]]:
     """Samples 0 to n - 1 as grey levels [S, S], the images that `synthesize` writes.
 
     Raises:
         MuError: see `sampler`.
     """
-    prompted, pretrained = sampler(fitted, requests, draws), fitted.pretrained
+    prompted = sampler(fitted, requests, draws, best_of)
     images = []
-    batch = DEFAULT_BATCH.get(pretrained.device.type, 64)
+    batch = DEFAULT_BATCH.get(fitted.pretrained.device.type, 64)
     for start in range(0, n, batch):
-        top, bottom = prompted.codes(range(start, min(start + batch, n)))
-        images += [decode(pretrained, *codes) for codes in zip(top, bottom, strict=True)]
+        drawn = _sample_images(prompted, range(start, min(start + batch, n)))
+        images += [image_SS for _, image_SS, _ in drawn]
     return images
 
 
