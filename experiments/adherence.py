@@ -125,7 +125,7 @@ def table(judge: Judge, found: Mapping[Setting, Values], top: Mapping[str, Value
 @click.option("--temperature", type=float, multiple=True, default=(0.8, 1.0), show_default=True)
 @click.option("--best-of", type=int, multiple=True, default=(1,), show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--images", type=int, default=250, show_default=True, help="Of each setting.")
+@click.option("--images", type=int, default=250, show_default=True, help="Number of images of each setting.")
 @click.option(
     "--home", type=click.Path(path_type=Path), default=ROOT / "demo" / "adherence", show_default=True,
     help="Folder of what was measured.",

@@ -132,7 +132,7 @@ def table(found: Sequence[tuple[str, dict[str, Values]]], classes: Sequence[str]
 @click.option("--guidance", type=float, multiple=True, default=(1.0, 2.0), show_default=True)
 @click.option("--temperature", type=float, default=1.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--images", type=int, default=0, help="Take only so many images; all by default.")
+@click.option("--images", type=int, default=0, help="Images to take at most; 0 for all.")
 @click.option(
     "--home", type=click.Path(path_type=Path), default=ROOT / "demo" / "levels", show_default=True,
     help="Folder of what was measured.",
