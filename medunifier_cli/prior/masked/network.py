@@ -248,8 +248,8 @@ class MaskedNetwork(nn.Module):
                 table.weight * scale + vector
                 for table, vector in zip((self.top, self.bottom), self.vectors.read(), strict=True)
             )
-            told = (F.embedding(cell_BPS[:, :, :1], top), F.embedding(cell_BPS[:, :, 1:], bottom))
-            codes = torch.cat(told, 2)
+            parts = (F.embedding(cell_BPS[:, :, :1], top), F.embedding(cell_BPS[:, :, 1:], bottom))
+            codes = torch.cat(parts, 2)
         x = self.enter(codes.flatten(2)) + self.place
         for block in self._blocks():
             x = block(x, text)
