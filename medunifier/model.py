@@ -259,7 +259,7 @@ class Model:
 
     def generate(
         self, prompts: Texts = (), n: int | None = None, *, seed: int = 0, temperature: float = 1.0,
-        top_k: int = 0, top_p: float = 1.0, guidance: float = 1.0,
+        top_k: int = 0, top_p: float = 1.0, guidance: float = 1.0, best_of: int = 1,
     ) -> list[Image.Image]:  # fmt: skip
         """New radiographs, S x S pixels, as `mu synthesize`: the same seed and prompts give the same images.
 
@@ -268,6 +268,7 @@ class Model:
             n: number of images; by default one for each prompt, or one.
             temperature, top_k, top_p: of sampling codes, see `Draws`.
             guidance: above 1 images follow the prompt more closely.
+            best_of: images drawn for each one, of which `match` keeps the closest to its prompt.
 
         Raises:
             MuError: no priors were fitted on the model, or without text where there are prompts; a prompt
@@ -280,10 +281,13 @@ class Model:
         count = (len(requests) or 1) if n is None else n
         if count < 1:
             raise MuError(f"n is 1 or more images, not {n}")
+        if best_of < 1:
+            raise MuError(f"best_of is 1 or more images, not {best_of}")
         if self._priors is None:
             run = priors_on(self.trained.run, "generate")
             self._priors = restore_priors(run, pretrained=self.trained)
-        images = generate(self._priors, count, requests, Draws(seed, temperature, top_k, top_p, guidance))
+        draws = Draws(seed, temperature, top_k, top_p, guidance)
+        images = generate(self._priors, count, requests, draws, best_of)
         return [Image.fromarray(image) for image in images]
 
     def _images(self, images: Images) -> GivenImages:

@@ -83,11 +83,17 @@ def build_prior(recipe: PriorRecipe, pretrained: PretrainedRun) -> PriorPair | M
         return _build_pair(recipe, pretrained)
     model = pretrained.recipe.model
     text = model.qformer.width if recipe.prior.condition == "text" else 0
+    vectors = model.generator.code_width if recipe.prior.codebook_vectors else 0
     shape = MaskedShape(
         **vars(recipe.prior.masked), codes=model.generator.codebook_size, text_width=text,
-        top_edge=pretrained.model.generator.top,
+        codebook_width=vectors, top_edge=pretrained.model.generator.top,
     )  # fmt: skip
-    return MaskedPrior(shape)
+    prior = MaskedPrior(shape)
+    if vectors:
+        quantised = pretrained.model.generator
+        books = (quantised.quantise_top.code_KC, quantised.quantise_bottom.code_KC)
+        prior.set_codebooks(*(book_KW.detach().cpu() for book_KW in books))
+    return prior
 
 
 def _build_pair(recipe: PriorRecipe, pretrained: PretrainedRun) -> PriorPair:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 HELD_OUT = "the held-out split"
 """Stands for the split that `--reconstruct` takes if it is given none."""
-OF_SAMPLING = {"seed", "temperature", "top_k", "top_p", "guidance"}
+OF_SAMPLING = {"seed", "temperature", "top_k", "top_p", "guidance", "best_of"}
 """Parameters that change what is sampled."""
 DEFAULT_N = 16
 """Images synthesized when neither a number nor prompts are given."""
@@ -95,6 +95,7 @@ def _check(
     if film is not None and (not prompt or figure):
         raise click.UsageError("--edit needs --prompt, and has a sheet of its own in place of --figure")
     if film is not None:
+        refuse({"best_of"}, "is not for --edit, which shows every edit that it draws")
         refuse({"num_processes"}, "shares the work of many images, and --edit draws them one by one")
     if reconstructed:
         refuse(OF_SAMPLING, "is for synthetic images, and --reconstruct makes none")
@@ -143,6 +144,11 @@ def _check(
     help="Scale of classifier-free guidance; above 1 images follow the prompt more closely.",
 )  # fmt: skip
 @click.option(
+    "--best-of", type=Whole(1, 64), default=1, show_default=True, metavar="K",
+    help="Draw K images for each one and keep that which the model's own image-text matching finds closest "
+    "to the prompt; takes K times as long.",
+)  # fmt: skip
+@click.option(
     "--reconstruct", "reconstructed", is_flag=False, flag_value=HELD_OUT, default="", metavar="[SPLIT]",
     help="Reconstruct the real images of this split (default: the held-out one), or image FILES, through "
     "their codes instead of sampling new ones; --prompt is then the report of FILES.",
@@ -176,7 +182,7 @@ def _check(
 @on_ranks(large=SAMPLED, count=_count, check=_check)
 def synthesize(
     n: int | None, out: Path, seed: int, temperature: float, top_k: int, top_p: float, prompt: str,
-    prompts: str, of_class: str, guidance: float, reconstructed: str, data: str, split: str,
+    prompts: str, of_class: str, guidance: float, best_of: int, reconstructed: str, data: str, split: str,
     film: Path | None, box: Box | None, figure: str, name: str, batch: int | None, old_batch: int | None,
     sbatch: JobOptions | None, files: tuple[Path, ...], likeness: bool,
 ) -> None:  # fmt: skip
@@ -203,7 +209,8 @@ def synthesize(
             folder = _edit(name, film, box, (prompt, of_class), draws, out, n or 1)
         else:
             size = batch or old_batch or 0
-            folder = _sample(name, (prompt, prompts, of_class), draws, out, n or 0, figure, size)
+            asked = (prompt, prompts, of_class)
+            folder = _sample(name, asked, draws, out, n or 0, figure, size, best_of)
         if form() != "text":
             from medunifier_cli.evaluate.render import render
 
@@ -258,8 +265,9 @@ def _reconstruct(
 
 
 def _sample(
-    name: str, asked: tuple[str, str, str], draws: Draws, out: Path, n: int, figure: str, batch: int
-) -> SampleFolder:
+    name: str, asked: tuple[str, str, str], draws: Draws, out: Path, n: int, figure: str, batch: int,
+    best_of: int,
+) -> SampleFolder:  # fmt: skip
     """Sample images from the priors of a run, with the prompts of the data set that these were fitted on."""
     from medunifier_cli.checkpoint.priors import on_their_data, priors_run, restore_priors
     from medunifier_cli.evaluate.benchmark import open_benchmark
@@ -276,7 +284,8 @@ def _sample(
     # Opened before the images are sampled: a split that does not exist must not cost an hour.
     shown = open_benchmark(trained, split=figure, class_texts=True) if figure else None
     texts_of = Path(prompts) if prompts and Path(prompts).is_file() else None
-    folder = synthesize(fitted, out, n or len(requests) or DEFAULT_N, requests, draws, batch, texts_of)
+    count = n or len(requests) or DEFAULT_N
+    folder = synthesize(fitted, out, count, requests, draws, batch, texts_of, best_of)
     if shown is not None:
         show(str(write_figure(trained, shown, folder, draws.seed)), err=form() != "text")
     return folder

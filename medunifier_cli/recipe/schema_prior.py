@@ -120,8 +120,8 @@ class PriorConfig:
     sections: bool = True
     """Train on single sections of a text as well, so that short prompts work."""
     codebook_vectors: bool = False
-    """Embed codes by a linear map of their codebook vectors, instead of learned embeddings; of kind
-    `pixelsnail` alone."""
+    """Know codes by a linear map of their codebook vectors: of kind `pixelsnail` instead of learned
+    embeddings; of kind `masked` beside them, less the mean vector of the places where a code is used."""
     masked: MaskedConfig = field(default_factory=MaskedConfig)
     top: PixelSnailConfig = field(default_factory=PixelSnailConfig)
     bottom: PixelSnailConfig = field(default_factory=lambda: PixelSnailConfig(attention=False))

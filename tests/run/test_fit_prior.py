@@ -248,6 +248,7 @@ def test_other_shards_under_priors_are_refused(road: Path) -> None:
 MASKED = (
     "-o", "prior.kind=masked", "-o", "prior.masked.width=16", "-o", "prior.masked.layers=1",
     "-o", "prior.masked.heads=2", "-o", "prior.masked.top_rounds=2", "-o", "prior.masked.bottom_rounds=3",
+    "-o", "prior.codebook_vectors=true",
 )  # fmt: skip
 
 

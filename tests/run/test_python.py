@@ -148,11 +148,12 @@ def test_generated_images_are_those_of_the_verb(root: Path, model: medunifier.Mo
     prompts = [SENTENCE, "No acute disease."]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts))
     words = ("--prompts", tmp_path / "prompts.txt", "--n", 3, "--seed", 5, "--guidance", 2, "--top-k", 9)
-    code, printed = call(root, "synthesize", *words, "--out", tmp_path / "out", "--run", "demo")
+    words = (*words, "--best-of", 2, "--out", tmp_path / "out", "--run", "demo")
+    code, printed = call(root, "synthesize", *words)
     assert code == 0, printed
     expected = [np.asarray(Image.open(tmp_path / "out" / f"00000{number}.png")) for number in range(3)]
     for one in (model, medunifier.load("prior-demo", "cpu")):
-        images = one.generate(prompts, 3, seed=5, guidance=2, top_k=9)
+        images = one.generate(prompts, 3, seed=5, guidance=2, top_k=9, best_of=2)
         assert all(np.array_equal(image, png) for image, png in zip(images, expected, strict=True))
     assert not np.array_equal(model.generate(SENTENCE, seed=6, guidance=2, top_k=9)[0], expected[0])
     assert len(model.generate()) == 1
@@ -232,6 +233,7 @@ def test_what_is_wrong_is_one_line_without_any_text(model: medunifier.Model, fil
         (lambda: model.encode(films[:2], [secret] * 3), "2 images and 3 texts"),
         (lambda: model.generate([SENTENCE, secret * 40]), r"prompts\[1\]: a prompt of more than 95 tokens"),
         (lambda: model.generate(n=0), "1 or more images"),
+        (lambda: model.generate(SENTENCE, best_of=0), "best_of is 1 or more images, not 0"),
         (lambda: model.generate(guidance=2), "guidance 2 needs a prompt"),
         (lambda: model.report(films, medunifier.Decoding(how="magic")), "not by 'magic'"),
         (lambda: model.decode(medunifier.Codes(codes.bottom, codes.top)), r"\[n, 2, 2\]"),

@@ -7,15 +7,24 @@ import hashlib
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import psutil
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from experiments import adherence, levels
+from experiments.judging import Judge, match_of
 from medunifier_cli.checkpoint import store
+from medunifier_cli.checkpoint.pretrained import restore
+from medunifier_cli.checkpoint.priors import restore_priors
 from medunifier_cli.cli import TRAINING
+from medunifier_cli.model.sampling import Draws
+from medunifier_cli.run.record import Run
 from tests.run.signalled import stopped_at
 from tests.run.small_priors import PRETRAIN, PRIORS, call, fit_small_priors
 
@@ -49,6 +58,84 @@ def test_same_seed_same_images_whatever_the_batch_and_however_often_stopped(road
         assert (road / other / "samples.jsonl").read_bytes() == (road / "a" / "samples.jsonl").read_bytes()
     assert call(road, *ask, "--out", road / "d", "--seed", 1)[0] == 0
     assert images(road / "d") != images(road / "a")
+
+
+def test_best_of_keeps_the_candidate_that_matches_its_prompt_best(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Candidates of an image are the images of a file that has its prompt three times in a row."""
+    monkeypatch.setenv("MU_DATA", str(road / "data"))
+    prompts = ["Large left pleural effusion.", "Mild pulmonary edema."]
+    asked = [prompts[number % 2] for number in range(5)]
+    (tmp_path / "two.txt").write_text("\n".join(prompts))
+    (tmp_path / "each.txt").write_text("\n".join(text for text in asked for _ in range(3)))
+    ask = ("synthesize", "--guidance", 1.5)
+    code, printed = call(road, *ask, "--prompts", tmp_path / "each.txt", "--out", tmp_path / "all")
+    assert code == 0, printed
+    ask = (*ask, "--prompts", tmp_path / "two.txt", "--n", 5, "--best-of", 3)
+    for name, more in (("best", ()), ("parts", ("--n", 2)), ("parts", ("--batch-size", 2))):
+        code, printed = call(road, *ask, *more, "--out", tmp_path / name)
+        assert code == 0, printed
+    assert images(tmp_path / "best") == images(tmp_path / "parts")
+    drawn = [tmp_path / "all" / f"{number:06d}.png" for number in range(15)]
+    pixels = np.stack([np.asarray(Image.open(path)) for path in drawn])
+    trained = restore(Run(road / "runs" / "model"))
+    odds = [match_of(trained, pixels[i : i + 1], [asked[i // 3]])[0] for i in range(15)]
+    lines = [json.loads(line) for line in (tmp_path / "best" / "samples.jsonl").read_text().splitlines()]
+    chosen = [int(np.argmax(odds[3 * number : 3 * number + 3])) for number in range(5)]
+    assert len(set(chosen)) > 1, "not always the first"
+    for number, line in enumerate(lines):
+        assert (line["candidate"], line["best_of"]) == (chosen[number], 3)
+        best = 3 * number + chosen[number]
+        assert 1 / (1 + np.exp(-line["match"])) == pytest.approx(odds[best], abs=1e-4)
+        assert (tmp_path / "best" / line["image"]).read_bytes() == drawn[best].read_bytes()
+    code, printed = call(road, *ask, "--best-of", 2, "--out", tmp_path / "best")
+    assert code == 1
+    assert "best_of was 3, now 2" in printed
+
+
+def test_levels_of_codes_are_exchanged_one_at_a_time(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MU_DATA", str(road / "data"))
+    monkeypatch.setenv("MU_RUNS", str(road / "runs"))
+    fitted = restore_priors(Run(road / "runs" / "priors"))
+    cases = levels.cases_of(fitted.pretrained, "valid", 6)
+    draws = Draws(3, guidance=1.5)
+    sets = levels.sampled(fitted, cases, draws)
+    top, bottom = sets["both sampled"]
+    assert sets["true top, sampled bottom"][0].equal(cases.top_nTT)
+    assert sets["sampled top, true bottom"][0].equal(top)
+    assert sets["sampled top, true bottom"][1].equal(cases.bottom_nGG)
+    # had the sampled tops been the true ones, the bottom under them would be the one sampled with them
+    as_true = levels.sampled(fitted, replace(cases, top_nTT=top), draws)
+    assert as_true["true top, sampled bottom"][1].equal(bottom)
+    assert not sets["true top, sampled bottom"][1].equal(bottom)
+
+
+def test_adherence_is_measured_once_and_drawn(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MU_DATA", str(road / "data"))
+    monkeypatch.setenv("MU_RUNS", str(road / "runs"))
+    short = ("-o", "train.epochs=1", "-o", "train.threads=1", "-o", "train.tensorboard=false")
+    code, printed = call(road, "finetune", "probe-demo", "--from", "model", "--run", "probe", *short)
+    assert code == 0, printed
+    ask = ["--priors", "priors", "--classifier", "probe", "--home", str(tmp_path), "--images", "10"]
+    curves = ["--guidance", "1", "--guidance", "2", "--temperature", "1", "--best-of", "1", "--best-of", "2"]
+    first = CliRunner().invoke(adherence.main, [*ask, *curves, "--other", "second"], catch_exceptions=False)
+    assert first.exit_code == 0
+    rows = [line.split(" | ")[0].strip("| ") for line in first.stdout.splitlines()]
+    assert rows[2:] == [
+        "real", "reconstructed", "priors, temperature 1, guidance 1", "priors, temperature 1, guidance 2",
+        "priors, temperature 1, best of 2, guidance 1", "priors, temperature 1, best of 2, guidance 2",
+    ]  # fmt: skip
+    assert "match by second's ITM" in first.stdout
+    again = ElementTree.parse(tmp_path / "adherence.svg").getroot()
+    assert len(list(again)) > 8
+    monkeypatch.setattr(Judge, "measure", None)
+    second = CliRunner().invoke(adherence.main, [*ask, *curves, "--other", "second"], catch_exceptions=False)
+    assert second.stdout == first.stdout, "what is measured is not measured again"
 
 
 EVALUATE = "medunifier_cli.evaluate."
@@ -253,6 +340,8 @@ def _images_of(road: Path, split: str) -> dict[str, np.ndarray]:
         (("--prompt", "effusion " * 96), "more than 95 tokens"),
         (("--prompts", "no-such.txt"), "cannot be read"),
         (("--guidance", 2), "needs a prompt"),
+        (("--best-of", 2), "needs a prompt"),
+        (("--best-of", 2, "--reconstruct", "test"), "is for synthetic images"),
         (("--temperature", -1), "-1.0 is not in the range"),
         (("--run", "nope"), "no run `nope`"),
         (("--prompt", "x", "--prompts", "report"), "exclude each other"),

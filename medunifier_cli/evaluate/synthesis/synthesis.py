@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from medunifier_cli.data.batch import Batch, first_pairs, to_device
 from medunifier_cli.data.loader import SplitSource, collate
 from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, evaluation_batches, patients
+from medunifier_cli.evaluate.best_of import best_match, need_itm
 from medunifier_cli.evaluate.codes import codes_hash, decode, need_tig, to_grey
 from medunifier_cli.evaluate.fidelity import mean_image, psnr
 from medunifier_cli.evaluate.results import Metric, mean
@@ -63,7 +65,7 @@ RECONSTRUCT_BATCH = 64
 
 def synthesize(
     fitted: FittedPriors, out: Path, n: int, requests: Sequence[ImageRequest], draws: Draws, batch: int = 0,
-    texts_of: Path | None = None,
+    texts_of: Path | None = None, best_of: int = 1,
 ) -> SampleFolder:  # fmt: skip
     """Fill the folder `out` with samples 0 to n - 1; those that are there already stay.
 
@@ -72,15 +74,17 @@ def synthesize(
         draws: seed and settings of code sampling.
         batch: images per batch; changes speed and memory, never an image. 0 for the device's default.
         texts_of: the file of the prompts, see `files.atomic_write`.
+        best_of: images drawn for each sample, of which the one that matches its prompt best is kept.
 
     Raises:
-        DataError: the folder cannot be used, or a prompt is too long.
+        CheckpointError, DataError: see `sampler`; or the folder cannot be used.
         MuError: a setting out of range, or priors that give logits that are not finite.
     """
-    prompted = sampler(fitted, requests, draws)
+    prompted = sampler(fitted, requests, draws, best_of)
     settings = {
         "priors": fitted.identity, "pretrained": fitted.pretrained.identity,
         "prompts": requests_hash(requests), **asdict(draws), **fitted.prior.decoding,
+        **({"best_of": best_of} if best_of > 1 else {}),
     }  # fmt: skip
     folder = SampleFolder(out, settings, texts_of, origin_of(fitted.run.folder.name, fitted.identity))
     if len(folder.done) > n:
@@ -97,9 +101,9 @@ def synthesize(
         closing(each(compute, list(filter(None, gaps)))) as batches,
     ):
         for images in batches:
-            for number, image_SS, codes in images:
+            for number, image_SS, facts in images:
                 request = requests[number % len(requests)] if requests else ImageRequest("", "")
-                line = {"prompt": request.prompt, "class": request.name, "codes": codes, **asdict(draws)}
+                line = {"prompt": request.prompt, "class": request.name, **facts, **asdict(draws)}
                 folder.add(number, f"{number:06d}.png", image_SS, line)
             progress.advance(len(folder.done))
     folder.finish()
@@ -125,24 +129,29 @@ class Sampler:
     texts: Tensor | TextStates | None
     """Of each request, as the priors read them; None without."""
     draws: Draws
+    best_of: int = 1
+    """Candidates of each sample: sample s has those from s * best_of on."""
 
     def codes(self, numbers: range) -> tuple[Tensor, Tensor]:
-        """Top [B, T, T] and bottom [B, G, G] codes of B consecutive samples, int64 on the CPU.
+        """Top [B, T, T] and bottom [B, G, G] codes of B consecutive candidates, int64 on the CPU.
 
-        They depend on the number of a sample and not on the others in the call.
+        They depend on the number of a candidate and not on the others in the call.
         """
-        rows = [number % len(self.requests) for number in numbers] if self.requests else []
+        requests, each_has = len(self.requests), self.best_of
+        rows = [number // each_has % requests for number in numbers] if requests else []
         texts = self.texts
         text = texts.rows(rows) if isinstance(texts, TextStates) else None if texts is None else texts[rows]
         top_edge = self.fitted.pretrained.model.generator.top
         return self.fitted.prior.sample(top_edge, numbers, self.draws, text)
 
 
-def sampler(fitted: FittedPriors, requests: Sequence[ImageRequest], draws: Draws) -> Sampler:
+def sampler(
+    fitted: FittedPriors, requests: Sequence[ImageRequest], draws: Draws, best_of: int = 1
+) -> Sampler:
     """What samples codes for requests, taken in turn; empty for no prompts.
 
     Raises:
-        CheckpointError: prompts for priors that were fitted without text.
+        CheckpointError: prompts for priors that were fitted without text, or several candidates and no ITM.
         DataError: a prompt that is empty or too long, or guidance without a prompt.
         MuError: a setting out of range.
     """
@@ -154,7 +163,11 @@ def sampler(fitted: FittedPriors, requests: Sequence[ImageRequest], draws: Draws
         )
     if draws.guidance != 1 and not requests:
         raise DataError(f"guidance {draws.guidance:g} needs a prompt")
-    return Sampler(fitted, requests, _texts_of(fitted, requests) if requests else None, draws)
+    if best_of > 1:
+        if not requests:
+            raise DataError(f"--best-of {best_of} needs a prompt")
+        need_itm(fitted.pretrained)
+    return Sampler(fitted, requests, _texts_of(fitted, requests) if requests else None, draws, best_of)
 
 
 def _texts_of(fitted: FittedPriors, requests: Sequence[ImageRequest]) -> Tensor | TextStates:
@@ -165,35 +178,41 @@ def _texts_of(fitted: FittedPriors, requests: Sequence[ImageRequest]) -> Tensor 
 
 
 def generate(
-    fitted: FittedPriors, n: int, requests: Sequence[ImageRequest], draws: Draws
+    fitted: FittedPriors, n: int, requests: Sequence[ImageRequest], draws: Draws, best_of: int = 1
 ) -> list[NDArray[np.uint8]]:
     """Samples 0 to n - 1 as grey levels [S, S], the images that `synthesize` writes.
 
     Raises:
         MuError: see `sampler`.
     """
-    prompted, pretrained = sampler(fitted, requests, draws), fitted.pretrained
+    prompted = sampler(fitted, requests, draws, best_of)
     images = []
-    batch = DEFAULT_BATCH.get(pretrained.device.type, 64)
+    batch = DEFAULT_BATCH.get(fitted.pretrained.device.type, 64)
     for start in range(0, n, batch):
-        top, bottom = prompted.codes(range(start, min(start + batch, n)))
-        images += [decode(pretrained, *codes) for codes in zip(top, bottom, strict=True)]
+        drawn = _sample_images(prompted, range(start, min(start + batch, n)))
+        images += [image_SS for _, image_SS, _ in drawn]
     return images
 
 
-def _sample_images(prompted: Sampler, wanted: Sequence[int]) -> list[tuple[int, NDArray[np.uint8], str]]:
-    """Number, grey levels [S, S] and hash of the codes of each image.
-
-    Args:
-        wanted: numbers of images, in ascending order.
-    """
+def _sample_images(
+    prompted: Sampler, wanted: Sequence[int]
+) -> list[tuple[int, NDArray[np.uint8], dict[str, Any]]]:
+    """Number, grey levels [S, S] and facts of each image; `wanted` are numbers, in ascending order."""
+    pretrained, each_has = prompted.fitted.pretrained, prompted.best_of
     # codes are of consecutive numbers: what lies between two gaps is sampled again, and not saved
-    numbers = range(wanted[0], wanted[-1] + 1)
+    numbers = range(wanted[0] * each_has, (wanted[-1] + 1) * each_has)
     top, bottom = prompted.codes(numbers)
     images = []
     for number in wanted:
-        codes = top[number - numbers.start], bottom[number - numbers.start]
-        images.append((number, decode(prompted.fitted.pretrained, *codes), codes_hash(*codes)))
+        first = number * each_has - numbers.start
+        drawn = [(top[i], bottom[i]) for i in range(first, first + each_has)]
+        shown = [decode(pretrained, *codes) for codes in drawn]
+        chosen, facts = 0, {}
+        if each_has > 1:
+            text = prompted.requests[number % len(prompted.requests)].prompt
+            chosen, odds = best_match(pretrained, shown, text)
+            facts = {"best_of": each_has, "candidate": chosen, "match": round(odds, 4)}
+        images.append((number, shown[chosen], {"codes": codes_hash(*drawn[chosen]), **facts}))
     return images
 
 

@@ -188,5 +188,5 @@ class Decoder:
         out_RLE = network.body(cell_RPS, text)[:, :, level.slots].flatten(1, 2)
         out_RHE = out_RLE.gather(1, place_RH[:, :, None].expand(-1, -1, out_RLE.shape[2]))
         bias_LK = network.bias[:, level.slots].flatten(0, 1)
-        table_KE = (network.top if level.slots.start == 0 else network.bottom).weight[:-1]
+        table_KE = network.table_of(0 if level.slots.start == 0 else 1)
         return (out_RHE @ table_KE.T + bias_LK[place_RH]).float().cpu()

@@ -115,6 +115,62 @@ class Text:
         return doubled
 
 
+class Vectors(nn.Module):
+    """Codes known by the quantiser's vectors, so that what is learned of one serves its neighbours.
+
+    A code is used at few places, and most of its vector says which. So what is taken of it is its distance
+    from the mean vector of those places: codes that mean the same at two places have the same.
+    """
+
+    def __init__(self, codes: int, vector_width: int, inner: int) -> None:
+        super().__init__()
+        self.inner = inner
+        # set by `set_from`; kept in checkpoints, as later runs do not see the training codes
+        self.register_buffer("top_KW", torch.zeros(codes + 1, vector_width))
+        self.register_buffer("bottom_KW", torch.zeros(codes + 1, vector_width))
+        self.books: tuple[Tensor, Tensor] | None = None
+        self.enter = nn.ModuleList(nn.Linear(vector_width, inner, bias=False) for _ in LEVELS)
+        self.leave = nn.ModuleList(nn.Linear(vector_width, inner, bias=False) for _ in LEVELS)
+
+    def set_from(self, cell_nPS: Tensor) -> None:
+        """Take the places of codes from those of the training split."""
+        assert self.books is not None, "`set_codebooks` comes first"
+        for book_KW, level, out_KW in zip(self.books, LEVELS, self._levels(), strict=True):
+            code_nL = cell_nPS[:, :, level].flatten(1)
+            out_KW.zero_()
+            out_KW[:-1] = _from_place(book_KW, code_nL).to(out_KW)
+
+    def read(self) -> list[Tensor]:
+        """What either level's codes add to their embeddings, [K + 1, E]; 0 for a hidden code."""
+        return [linear(vector) for linear, vector in zip(self.enter, self._levels(), strict=True)]
+
+    def told(self, level: int) -> Tensor:
+        """What a level's codes add to the table of the logits, [K, E]."""
+        vector_KW = self._levels()[level][:-1]
+        # of unit length, as the table
+        out: Tensor = self.leave[level](vector_KW) * self.inner**-0.5
+        return out
+
+    def _levels(self) -> tuple[Tensor, Tensor]:
+        return self.get_buffer("top_KW"), self.get_buffer("bottom_KW")
+
+
+def _from_place(book_KW: Tensor, code_nL: Tensor) -> Tensor:
+    """Vectors less the mean vector of the places that a code is used at, [K, W], of unit variance in use.
+
+    0 for a code that is not used.
+    """
+    book_KW, places, size = book_KW.double(), code_nL.shape[1], len(book_KW)
+    numbers = code_nL + size * torch.arange(places)
+    count_LK = torch.bincount(numbers.flatten(), minlength=places * size).view(places, size).double()
+    mean_LW = count_LK @ book_KW / len(code_nL)
+    used_K = count_LK.sum(0)
+    from_place = book_KW - count_LK.T @ mean_LW / used_K.clamp_min(1)[:, None]
+    from_place[used_K == 0] = 0
+    variance = (used_K[:, None] * from_place.square()).sum() / used_K.sum() / book_KW.shape[1]
+    return from_place / variance.sqrt().clamp_min(1e-12)
+
+
 class MaskedNetwork(nn.Module):
     """Codes of which some are hidden, and texts -> logits of every code."""
 
@@ -125,6 +181,7 @@ class MaskedNetwork(nn.Module):
         # one row more than there are codes: the last one stands for a hidden code
         self.top = nn.Embedding(shape.codes + 1, inner)
         self.bottom = nn.Embedding(shape.codes + 1, inner)
+        self.vectors = Vectors(shape.codes, shape.codebook_width, inner) if shape.codebook_width else None
         self.enter = nn.Linear(SLOTS * inner, width)
         self.place = nn.Parameter(torch.randn(self.cells, width) * 0.5)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
@@ -151,7 +208,8 @@ class MaskedNetwork(nn.Module):
                 added = name.endswith((".out", ".down"))
                 scale = (3 * len(self.blocks)) ** -0.5 if added else 1.0
                 nn.init.normal_(module.weight, std=scale * module.in_features**-0.5)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     @property
     def hidden(self) -> int:
@@ -181,9 +239,18 @@ class MaskedNetwork(nn.Module):
 
     def body(self, cell_BPS: Tensor, text: Text | None) -> Tensor:
         """Codes, hidden ones as number K, int64 [B, P, S] -> what each code is told from, [B, P, S, E]."""
-        codes = torch.cat((self.top(cell_BPS[:, :, :1]), self.bottom(cell_BPS[:, :, 1:])), 2)
         # times sqrt(E): a table of unit length serves the logits, one of unit variance the blocks
-        x = self.enter(codes.flatten(2) * codes.shape[3] ** 0.5) + self.place
+        scale = self.top.embedding_dim**0.5
+        if self.vectors is None:
+            codes = torch.cat((self.top(cell_BPS[:, :, :1]), self.bottom(cell_BPS[:, :, 1:])), 2) * scale
+        else:
+            top, bottom = (
+                table.weight * scale + vector
+                for table, vector in zip((self.top, self.bottom), self.vectors.read(), strict=True)
+            )
+            parts = (F.embedding(cell_BPS[:, :, :1], top), F.embedding(cell_BPS[:, :, 1:], bottom))
+            codes = torch.cat(parts, 2)
+        x = self.enter(codes.flatten(2)) + self.place
         for block in self._blocks():
             x = block(x, text)
         told = F.gelu(self.leave(self.norm(x)))
@@ -192,13 +259,18 @@ class MaskedNetwork(nn.Module):
 
     def top_logits(self, out_BPSE: Tensor) -> Tensor:
         """[B, P, K], float32."""
-        logits = out_BPSE[:, :, 0] @ self.top.weight[:-1].T + self.bias[:, 0]
+        logits = out_BPSE[:, :, 0] @ self.table_of(0).T + self.bias[:, 0]
         return logits.float()
 
     def bottom_logits(self, out_BPSE: Tensor) -> Tensor:
         """[B, P, 4, K], float32."""
-        logits = out_BPSE[:, :, 1:] @ self.bottom.weight[:-1].T + self.bias[:, 1:]
+        logits = out_BPSE[:, :, 1:] @ self.table_of(1).T + self.bias[:, 1:]
         return logits.float()
+
+    def table_of(self, level: int) -> Tensor:
+        """What codes of a level (0 top, 1 bottom) are told by, [K, E]."""
+        own = (self.top, self.bottom)[level].weight[:-1]
+        return own if self.vectors is None else own + self.vectors.told(level)
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]

@@ -47,11 +47,18 @@ class MaskedPrior(nn.Module):
         self.chances = chances(self.network.cells)
         self.decoding = {name: getattr(shape, name) for name in DECODING}
 
+    def set_codebooks(self, top_KW: Tensor, bottom_KW: Tensor) -> None:
+        """The quantisers' vectors, for a prior with `codebook_width`; before `prepare`."""
+        assert self.network.vectors is not None
+        self.network.vectors.books = (top_KW, bottom_KW)
+
     @torch.no_grad()
     def prepare(self, top_nTT: Tensor, bottom_nGG: Tensor) -> None:
         """Start each code's bias from the frequencies at its place, so that what is learned is the rest."""
         network = self.network
         cell_nPS = to_cells(top_nTT, bottom_nGG)
+        if network.vectors is not None:
+            network.vectors.set_from(cell_nPS)
         rows, size = len(cell_nPS), self.shape.codes
         for level in LEVELS:
             count_K = torch.bincount(cell_nPS[:, :, level].flatten(), minlength=size).double() + PSEUDO_COUNT

@@ -17,5 +17,8 @@ class MaskedShape(MaskedConfig):
     """K, size of either codebook."""
     text_width: int = 0
     """D of the states of a text; 0 for an unconditional prior."""
+    codebook_width: int = 0
+    """Width of the quantiser's vectors that codes are known by as well (`set_codebooks`); 0 for learned
+    embeddings alone."""
     top_edge: int = 8
     """T, edge of the top map; that of the bottom map is twice as long."""

@@ -14,7 +14,7 @@ from medunifier_cli.model.sampling import Draws
 from medunifier_cli.prior.contract import CodeBatch, TextStates
 from medunifier_cli.prior.masked.decoding import schedule
 from medunifier_cli.prior.masked.masking import hidden_in_training
-from medunifier_cli.prior.masked.network import to_cells, to_maps
+from medunifier_cli.prior.masked.network import _from_place, to_cells, to_maps
 from medunifier_cli.prior.masked.prior import MaskedPrior
 from medunifier_cli.prior.masked.shape import MaskedShape
 from tests.reference.slow_masked import (
@@ -38,6 +38,9 @@ def tiny(**changes: object) -> MaskedPrior:
     torch.manual_seed(0)
     prior = MaskedPrior(replace(TINY, **changes)).eval()  # type: ignore[arg-type]
     scatter(prior)
+    if prior.shape.codebook_width:
+        prior.set_codebooks(*torch.randn(2, 7, prior.shape.codebook_width))
+        prior.prepare(torch.randint(7, (20, 2, 2)), torch.randint(7, (20, 4, 4)))
     return prior
 
 
@@ -183,9 +186,39 @@ def test_the_schedule_keeps_a_code_in_every_round_and_ends_with_none_hidden(code
     assert all(a > b for a, b in itertools.pairwise([codes, *counts]))
 
 
+def test_codes_that_mean_the_same_at_two_places_have_the_same_vector() -> None:
+    """Codes 0 and 1 are used at one place, 2 and 3 at another; a finding adds the same to both."""
+    here, there, finding = torch.tensor([5.0, -1, 0]), torch.tensor([-2.0, 4, 1]), torch.tensor([0.0, 0.5, 2])
+    book = torch.stack([here, here + finding, there, there + finding, torch.full((3,), 99.0)])
+    codes = torch.tensor([[0, 2], [0, 3], [1, 2], [0, 2], [1, 3], [0, 2]])
+    vector = _from_place(book, codes)
+    torch.testing.assert_close(vector[0], vector[2])
+    torch.testing.assert_close(vector[1], vector[3])
+    along = (vector[1] - vector[0]).float()
+    torch.testing.assert_close(along / along.norm(), finding / finding.norm())
+    assert not vector[4].any(), "a code that is not used"
+    assert float(vector[codes].square().mean()) == pytest.approx(1)
+
+
+def test_a_prior_that_knows_codes_by_vectors_keeps_them_with_its_weights() -> None:
+    prior, tokens = tiny(codebook_width=4), texts(3)
+    loaded = MaskedPrior(prior.shape)
+    loaded.load_state_dict(prior.state_dict())
+    drawn = [one.sample(2, range(3), Draws(1), tokens) for one in (prior, loaded)]
+    assert all(a.equal(b) for a, b in zip(*drawn, strict=True))
+    prior.network.vectors.get_buffer("bottom_KW").zero_()  # type: ignore[union-attr]
+    assert not prior.sample(2, range(3), Draws(1), tokens)[1].equal(drawn[0][1])
+    prior = tiny(codebook_width=4)
+    prior(batch_of(prior, 6))[0]["total"].backward()
+    gradient = {name: p.grad for name, p in prior.named_parameters()}
+    for name in ("enter.0", "enter.1", "leave.0", "leave.1"):
+        assert gradient[f"network.vectors.{name}.weight"].any(), name  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("vectors", [0, 4])
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-def test_rounds_give_the_codes_of_decoding_by_hand(guidance: float) -> None:
-    prior, tokens = tiny(), texts(3)
+def test_rounds_give_the_codes_of_decoding_by_hand(guidance: float, vectors: int) -> None:
+    prior, tokens = tiny(codebook_width=vectors), texts(3)
     draws = Draws(5, temperature=0.8, guidance=guidance)
     top, bottom = prior.sample(2, range(6, 9), draws, tokens)
     cells = to_cells(top, bottom)
