@@ -63,7 +63,7 @@ def answers_of(
     both = partial(_answered, compute, trained, reference is not None)
     for files, (values, feature_nF) in of_files(both, paths, size, trained.batch_size or batch):
         seen: Sequence[Likeness | None] = [None] * len(values)
-        if reference is not None:
+        if reference is not None and files.paths:  # a batch without a readable file has no features
             seen = reference.of(feature_nF)
         yield from zip(files.paths, values, seen, strict=True)
 
@@ -101,6 +101,11 @@ def render_answers(answers: Sequence[FilmAnswer], origin: Origin, form: str) -> 
     return "\n".join([*_with_path_last(rows, names), *foot])
 
 
+def named(names: Sequence[str]) -> str:
+    """The classes that reach a threshold, as a cell; empty where none does."""
+    return "; ".join(names)
+
+
 def footer(likeness: Sequence[Likeness], origin: Origin) -> list[str]:
     """The lines under answers: films unlike the training films, the origin, and what it is not for."""
     said = summary(likeness)
@@ -130,7 +135,7 @@ def _for_programs(answers: Sequence[FilmAnswer], origin: Origin) -> list[list[ob
 
 
 def _cell(value: object) -> str:
-    return number(value) if isinstance(value, float) else str(value)
+    return number(value) if isinstance(value, float) else str(value) or "-"
 
 
 def _with_path_last(rows: Sequence[Sequence[str]], names: Sequence[str]) -> list[str]:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import DataError, MuError
-from medunifier_cli.evaluate.films.answers import FilmAnswer, answers_of
-from medunifier_cli.evaluate.retrieval.embed import embed_many_images, need_itc
+from medunifier_cli.evaluate.films.answers import FilmAnswer, answers_of, named
+from medunifier_cli.evaluate.retrieval.embed import embed_many_images, need_itc, token_ids
 from medunifier_cli.evaluate.retrieval.prompts import Prompts
 from medunifier_cli.evaluate.retrieval.zeroshot import class_probabilities, class_scores
 from medunifier_cli.evaluate.user_images import UserImages
@@ -83,6 +83,8 @@ def own_classes(pairs: Sequence[str], path: Path | None) -> dict[str, list[str]]
             raise MuError(f"--class {pair}: write it as NAME=PROMPT, such as 'Effusion=Small left effusion.'")
         classes.setdefault(name, []).append(prompt)
     empty = [name for name, texts in classes.items() if not texts]
+    if path is not None and not classes:
+        raise DataError(f"{path}: no class; {FORM}")
     if empty:
         raise DataError(f"{path}: class {empty[0]!r} has no prompt; {FORM}")
     return classes
@@ -105,6 +107,8 @@ def classify_files(
     need_itc(trained)
     ask = _several if question.multi_label else _one
     prompts = _offered(question)
+    for texts in prompts.values():
+        token_ids(trained, texts)  # a prompt that cannot be used is refused before the films are read
     found = list(answers_of(partial(_embedded, trained), trained, paths, likeness))
     image_nQE = np.stack([image_QE for _, image_QE, _ in found])
     answers = ask(trained, image_nQE, question, prompts)
@@ -147,9 +151,12 @@ def _one(
         by_class = _by_class(prompts, probability_C)
         best = max(by_class, key=by_class.__getitem__)
         least = question.threshold
-        named = best if least is None or by_class[best] >= least else None
-        more = {"class": named, "probabilities": by_class, "similarities": _by_class(prompts, scores_C)}
-        answers.append((by_class, more if least is None else {**more, "threshold": least}))
+        said = best if least is None or by_class[best] >= least else None
+        more = {"class": said, "probabilities": by_class, "similarities": _by_class(prompts, scores_C)}
+        if least is None:
+            answers.append((by_class, more))
+        else:
+            answers.append(({**by_class, "class": said or ""}, {**more, "threshold": least}))
     return answers
 
 
@@ -171,7 +178,8 @@ def _several(
             "found": found, "threshold": least, "probabilities": by_class,
             "similarities": _by_class(prompts, present_C), "negated": _by_class(prompts, absent_C),
         }  # fmt: skip
-        answers.append((by_class, more))
+        cells = by_class if question.threshold is None else {**by_class, "found": named(found)}
+        answers.append((cells, more))
     return answers
 
 
