@@ -121,16 +121,21 @@ def as_json(answer: FilmAnswer, origin: Origin) -> dict[str, Any]:
     }  # fmt: skip
 
 
+LAST_COLUMNS = ("unlike", "percentile", "run", "step", "checkpoint", "trained_on", "note")
+"""Of CSV, after those of the verb."""
+
+
+def last_cells(likeness: Likeness | None, origin: Origin) -> list[object]:
+    """The cells of `LAST_COLUMNS`."""
+    seen = likeness or Likeness(None)
+    made_by = (origin.run, origin.step, origin.checkpoint, origin.data)
+    return [seen.unlike, seen.percentile, *made_by, NOT_FOR_DIAGNOSIS]
+
+
 def _for_programs(answers: Sequence[FilmAnswer], origin: Origin) -> list[list[object]]:
-    rows: list[list[object]] = [
-        ["file", *answers[0].cells, "unlike", "percentile", "run", "step", "checkpoint", "trained_on", "note"]
-    ]
+    rows: list[list[object]] = [["file", *answers[0].cells, *LAST_COLUMNS]]
     for answer in answers:
-        seen = answer.likeness or Likeness(None)
-        rows.append([
-            str(answer.path), *answer.cells.values(), seen.unlike, seen.percentile, origin.run, origin.step,
-            origin.checkpoint, origin.data, NOT_FOR_DIAGNOSIS,
-        ])  # fmt: skip
+        rows.append([str(answer.path), *answer.cells.values(), *last_cells(answer.likeness, origin)])
     return rows
 
 

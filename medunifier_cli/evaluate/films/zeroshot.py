@@ -48,14 +48,16 @@ class Question:
 
     def negations(self, name: str) -> list[str]:
         """Prompts that say that a class is absent: a class `no NAME` where there is one, else a sentence made
-        of its name; and that of no finding."""
+        of its name; and those of no finding."""
         own = [texts for other, texts in self.classes.items() if other.lower() == f"no {name.lower()}"]
         absent = list(own[0]) if own else [f"No {name.lower()}."]
-        return absent + ([self.no_finding] if self.no_finding else [])
+        nothing = [texts for other, texts in self.classes.items() if other.lower() == NO_FINDING.lower()]
+        return [*absent, *(nothing[0] if nothing else ()), *([self.no_finding] if self.no_finding else ())]
 
     def affirmed(self) -> list[str]:
-        """The classes without those that negate another one."""
-        names = {name.lower() for name in self.classes}
+        """The classes without those that negate another one, and without that of no finding, which negates
+        all of them."""
+        names = {NO_FINDING.lower().removeprefix("no "), *(name.lower() for name in self.classes)}
         return [
             name for name in self.classes
             if not (name.lower().startswith("no ") and name.lower().removeprefix("no ") in names)
@@ -126,9 +128,11 @@ def _offered(question: Question) -> dict[str, list[str]]:
     """The classes that are compared with each other; of several, those that have a probability.
 
     Raises:
-        MuError: fewer than two.
+        MuError: fewer than two; of several, none.
     """
     if question.multi_label:
+        if not question.affirmed():
+            raise MuError(f"{', '.join(question.classes)}: negates what is not asked for; add a class")
         return {name: list(question.classes[name]) for name in question.affirmed()}
     prompts = {name: list(texts) for name, texts in question.classes.items()}
     if question.no_finding:
