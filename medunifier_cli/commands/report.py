@@ -34,8 +34,8 @@ from medunifier_cli.terminal.output import form
 from medunifier_cli.terminal.say import say, show
 
 if TYPE_CHECKING:
-    from medunifier_cli.evaluate.films.likeness import Likeness
     from medunifier_cli.checkpoint.pretrained import PretrainedRun
+    from medunifier_cli.evaluate.films.likeness import Likeness
     from medunifier_cli.evaluate.reports.writer import Decoding
 
 ONLY_FOR = {

@@ -276,7 +276,7 @@ OWN = ("--class", "A=Left effusion.", "--class", "B=The heart is enlarged.")
 
 def test_a_threshold_names_classes_in_tables(mu: Mu, films: list[Path]) -> None:
     ask = ("--format", "csv", "--no-likeness", "--threshold")
-    (row,) = csv.DictReader(mu("predict", films[0], "--run", "many", *ask, "0").stdout.splitlines())
+    (row,) = csv.DictReader(mu("predict", films[0], "--run", "many", *ask, "0.001").stdout.splitlines())
     assert len(row["found"].split("; ")) == 5
     (row,) = csv.DictReader(mu("predict", films[0], "--run", "many", *ask, "1").stdout.splitlines())
     assert row["found"] == ""
