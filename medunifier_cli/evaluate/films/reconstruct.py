@@ -65,7 +65,7 @@ def reconstruct_files(
 
 
 def _hash_of(paths: Sequence[Path]) -> str:
-    """Of names and contents: an image of the folder goes with a file by its number among the readable ones."""
+    """Of names and contents: an image goes with a file by its number among those that can be read."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(f"{path}\n".encode(errors="surrogateescape"))
