@@ -31,8 +31,9 @@ def _count(files: tuple[Path, ...], **_: Any) -> int:
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @run_option("the newest of `mu finetune`")
 @click.option(
-    "--threshold", type=PROBABILITY, default=0.5, show_default=True,
-    help="Probability from which JSON lists a finding, where a film may have several.",
+    "--threshold", type=PROBABILITY, default=None,
+    help="Probability from which a finding is named, where a film may have several; by default 0.5 in JSON, "
+    "and tables name none.",
 )  # fmt: skip
 @likeness_option
 @format_option
@@ -41,7 +42,7 @@ def _count(files: tuple[Path, ...], **_: Any) -> int:
 @job_options(nodes=True)
 @on_ranks(large=ENCODED, count=_count)
 def predict(
-    files: tuple[Path, ...], name: str, threshold: float, likeness: bool, batch: int | None,
+    files: tuple[Path, ...], name: str, threshold: float | None, likeness: bool, batch: int | None,
     sbatch: JobOptions | None,
 ) -> None:  # fmt: skip
     """Classify image FILES by a fine-tuned run: the probability of each of its classes.
@@ -64,5 +65,9 @@ def predict(
     paths = files_under(files)
     run = run_for(name, "predict", FinetuneRecipe)
     predictor = everywhere(restore_predictor, run).with_batches_of(batch)
+    if threshold is not None and predictor.kind == "one":
+        raise click.UsageError(
+            f"--threshold names several findings of a film, and {run.folder} gives each film one class"
+        )
     answers = predict_files(predictor, paths, threshold, likeness)
     show(render_answers(answers, origin_of_run(predictor.trained), form()))

@@ -35,6 +35,7 @@ from medunifier_cli.terminal.say import say, show
 
 if TYPE_CHECKING:
     from medunifier_cli.checkpoint.pretrained import PretrainedRun
+    from medunifier_cli.evaluate.films.likeness import Likeness
     from medunifier_cli.evaluate.reports.writer import Decoding
 
 ONLY_FOR = {
@@ -191,27 +192,30 @@ def _report_split(
 def _report_files(
     trained: PretrainedRun, settings: Decoding, paths: list[Path], likeness: bool, page: Path | None
 ) -> None:
-    from medunifier_cli.evaluate.films.answers import footer
+    from medunifier_cli.evaluate.films.answers import LAST_COLUMNS, footer, last_cells
     from medunifier_cli.evaluate.films.likeness import likeness_of_file, reference_of
     from medunifier_cli.evaluate.films.origin import NOT_FOR_DIAGNOSIS, origin_of_run
     from medunifier_cli.evaluate.render import render
     from medunifier_cli.evaluate.reports.reporting import trained_sections
     from medunifier_cli.evaluate.reports.writer import Writer, write_files
 
-    chosen, rows, origin = form(), [["file", "report", "skipped", "unlike"]], origin_of_run(trained)
+    chosen, origin = form(), origin_of_run(trained)
+    last = LAST_COLUMNS if chosen == "csv" else ("unlike",)
+    rows: list[list[object]] = [["file", "report", "skipped", *last]]
     writer = Writer(trained, settings, trained_sections(trained))
     reference, films = reference_of(trained) if likeness else None, []
     written = []
     for path, report in write_files(writer, paths):
         written += [] if page is None else [(path, report)]
         if isinstance(report, str):  # the reason why it was skipped, which stderr has already
-            rows.append([str(path), "", report, ""])
+            rows.append([str(path), "", report, *([""] * len(last))])
             if chosen == "json":
                 show(json.dumps({"file": str(path), "skipped": report}, ensure_ascii=False))
             continue
         seen = None if reference is None else likeness_of_file(trained, reference, path)
         films += [] if seen is None else [seen]
-        rows.append([str(path), report.text, "", "" if seen is None else _word(seen.unlike)])
+        cells = last_cells(seen, origin) if chosen == "csv" else [_word(seen)]
+        rows.append([str(path), report.text, "", *cells])
         if chosen == "json":
             row = {"file": str(path), "report": report.text} | (
                 {"sections": report.sections} if report.sections else {}
@@ -226,7 +230,7 @@ def _report_files(
                 show(f"{section.replace('_', ' ').upper()}: {text}" if section else text)
     if chosen in ("csv", "markdown"):
         show(render(rows, chosen, words=4))
-    if chosen != "json":
+    if chosen not in ("json", "csv"):
         # a report alone on stdout can be piped into a file; a table of Markdown is one to be read
         show("\n".join(footer(films, origin)), err=chosen != "markdown")
     if page is not None:
@@ -235,5 +239,5 @@ def _report_files(
         show(str(film_page(trained, written, films, settings, page)), err=chosen != "text")
 
 
-def _word(unlike: bool | None) -> str:
-    return "" if unlike is None else "yes" if unlike else "no"
+def _word(seen: Likeness | None) -> str:
+    return "" if seen is None or seen.unlike is None else "yes" if seen.unlike else "no"

@@ -92,6 +92,8 @@ def _check(
         raise click.UsageError(f"--reconstruct {reconstructed} and --split {split} are two splits; name one")
     if film is None and box is not None:
         raise click.UsageError("--box says what --edit draws anew; add it")
+    if film is not None and reconstructed:
+        raise click.UsageError("--edit draws an image anew and --reconstruct draws none; leave one out")
     if film is not None and (not prompt or figure):
         raise click.UsageError("--edit needs --prompt, and has a sheet of its own in place of --figure")
     if film is not None:

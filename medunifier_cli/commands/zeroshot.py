@@ -43,8 +43,12 @@ def _count(
 
 def _check(
     files: tuple[Path, ...], split: str, ids: Path | None, save_prompts: Path | None,
-    of_class: tuple[str, ...], classes: Path | None, multi_label: bool, **_: Any,
+    of_class: tuple[str, ...], classes: Path | None, no_finding: str, **_: Any,
 ) -> None:  # fmt: skip
+    if no_finding and Path(no_finding).exists():
+        raise click.UsageError(
+            f"--no-finding took {no_finding} for its prompt; write the option behind the files"
+        )
     if files and (split or ids):
         raise click.UsageError("give image files, or --split or --ids, not both")
     if not files:
@@ -95,8 +99,8 @@ def _check(
 )
 @click.option(
     "--threshold", type=PROBABILITY, default=None,
-    help="Probability from which a class is named; by default 0.5 with --multi-label, else the likeliest "
-    "class is named in any case.",
+    help="Probability from which a class is named, in JSON and in a column of tables; by default JSON names "
+    "those of 0.5 and more with --multi-label, and else the likeliest class in any case.",
 )  # fmt: skip
 @likeness_option
 @format_option

@@ -80,10 +80,10 @@ def of_files(
     left_out = 0
     batches = [paths[start : start + batch] for start in range(0, len(paths), batch)]
     with closing(each(partial(_read_and_compute, compute, size), batches)) as computed:
-        for files, result in computed:
+        for some, (files, result) in zip(batches, computed, strict=True):
             for path, why in files.skipped.items():
                 say(f"{path}: left out ({why})", always=True)
-            left_out += len(files.skipped)
+            left_out += len(some) - len(files.paths)  # a file may have been named twice
             if left_out == len(paths):
                 few = f"{paths[0]} is no" if len(paths) == 1 else f"none of {len(paths):,} files is an"
                 raise DataError(f"{few} image that can be read")

@@ -242,3 +242,94 @@ def test_own_films_are_reconstructed(root: Path, mu: Mu, films: list[Path], tmp_
         assert row["origin"]["run"] == "small"
     assert mu(*words[:4], "--run", "small", "--out", tmp_path / "more", "--n", "1").exit_code == 2
     assert mu("synthesize", films[0], "--run", "small").exit_code == 2
+
+
+def test_a_batch_without_a_readable_film_moves_no_answer(root: Path, mu: Mu, tmp_path: Path) -> None:
+    good = sorted((root / "films").iterdir())[:2]
+    bad = [tmp_path / "text.png", tmp_path / "empty.png"]
+    bad[0].write_text("no image")
+    bad[1].touch()
+    files = (bad[0], good[0], bad[1], tmp_path, good[1])
+    alone = json.loads(mu("zeroshot", *good, "--run", "small", *OWN, "--format", "json").stdout)
+    done = mu("zeroshot", *files, "--run", "small", *OWN, "--format", "json", "--batch-size", "1")
+    rows = json.loads(done.stdout)
+    assert [row["file"] for row in rows] == [str(path) for path in good]
+    for row, wanted in zip(rows, alone, strict=True):
+        assert row["similarities"] == pytest.approx(wanted["similarities"], abs=1e-4)
+        assert row["likeness"]["distance"] == pytest.approx(wanted["likeness"]["distance"], abs=1e-2)
+    assert [str(path) in done.stderr for path in files] == [True, False, True, True, False]
+    assert "3 of 5 files left out" in done.stderr
+    done = mu("embed", bad[0], *good, "--run", "small", "--out", tmp_path / "e.npz", "--batch-size", "1")
+    assert done.exit_code == 0
+    with np.load(tmp_path / "e.npz") as found:
+        assert found["id"].tolist() == [str(path) for path in good]
+    done = mu("report", bad[0], good[0], "--run", "small", "--sample", "greedy", "--format", "csv")
+    assert mu("predict", bad[0], bad[0], "--run", "many").exit_code == 1
+    first, second = csv.DictReader(done.stdout.splitlines())
+    assert (first["report"], first["unlike"], second["skipped"]) == ("", "", "")
+    assert first["skipped"]
+    assert (second["unlike"], second["run"], second["note"]) == ("False", "small", "Not for diagnosis.")
+
+
+OWN = ("--class", "A=Left effusion.", "--class", "B=The heart is enlarged.")
+
+
+def test_a_threshold_names_classes_in_tables(mu: Mu, films: list[Path]) -> None:
+    ask = ("--format", "csv", "--no-likeness", "--threshold")
+    (row,) = csv.DictReader(mu("predict", films[0], "--run", "many", *ask, "0.001").stdout.splitlines())
+    assert len(row["found"].split("; ")) == 5
+    (row,) = csv.DictReader(mu("predict", films[0], "--run", "many", *ask, "1").stdout.splitlines())
+    assert row["found"] == ""
+    refused = mu("predict", films[0], "--run", "one", *ask, "0.5")
+    assert refused.exit_code == 2
+    assert "gives each film one class" in refused.stderr
+    for more, column in (((), "class"), (("--multi-label",), "found")):
+        done = mu("zeroshot", films[0], "--run", "small", *OWN, *more, *ask, "1")
+        (row,) = csv.DictReader(done.stdout.splitlines())
+        assert row[column] == ""
+
+
+def test_no_finding_negates_every_class(root: Path, mu: Mu, films: list[Path]) -> None:
+    nothing, ask = "No acute disease.", ("--run", "small", "--multi-label", "--format", "json")
+    given = mu("zeroshot", films[0], *ask, *OWN, "--no-finding", nothing).stdout
+    (row,) = json.loads(mu("zeroshot", films[0], *ask, *OWN, "--class", f"No Finding={nothing}").stdout)
+    assert [row] == json.loads(given)
+    odds = odds_of(root, films[0], {"A": "Left effusion.", "own": "No a.", "nothing": nothing})
+    wanted = 1 / (1 + np.exp(max(odds["own"], odds["nothing"]) - odds["A"]))
+    assert row["probabilities"]["A"] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_what_does_not_go_together_is_refused(mu: Mu, films: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "none.yaml").write_text("{}\n")
+    film = films[0]
+    for words, code, why in (
+        (("zeroshot", "--no-finding", film, film, *OWN), 2, "behind the files"),
+        (("zeroshot", film, "--classes", tmp_path / "none.yaml", "--multi-label"), 1, "no class"),
+        (("zeroshot", film, "--class", "No Finding=Clear.", "--multi-label"), 1, "add a class"),
+        (("synthesize", "--reconstruct", film, "--prompt", "x", "--edit", film), 2, "leave one out"),
+    ):  # fmt: skip
+        refused = mu(*words, "--run", "small")
+        assert refused.exit_code == code, refused.output
+        assert why in refused.stderr
+
+
+def test_films_that_have_changed_are_not_resumed(mu: Mu, films: list[Path], tmp_path: Path) -> None:
+    film, out = tmp_path / "film.png", tmp_path / "out"
+    shutil.copyfile(films[0], film)
+    words = ("synthesize", "--reconstruct", film, "--run", "small", "--out", out, "--no-likeness")
+    assert [mu(*words).exit_code for _ in range(2)] == [0, 0]
+    shutil.copyfile(films[1], film)
+    refused = mu(*words)
+    assert refused.exit_code == 1
+    assert "other settings" in refused.stderr
+
+
+def test_of_weights_that_diverged_nothing_is_told(root: Path) -> None:
+    trained = restore(Run(root / "runs" / "small"))
+    trained.run.cache.joinpath(FILE).unlink(missing_ok=True)
+    with torch.no_grad():
+        trained.model.vision_norm.weight.fill_(float("nan"))
+    reference = reference_of(trained)
+    assert reference.cloud is None
+    assert "not finite" in reference.why
+    assert not trained.run.cache.joinpath(FILE).exists()

@@ -264,6 +264,17 @@ def test_none_fits_where_no_pair_reaches_the_threshold_of_held_out_pairs() -> No
     assert fit.verdict([-9.0], None) == ""
 
 
+def test_texts_that_are_nearly_all_the_same_give_no_threshold(
+    trained: PretrainedRun, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_text_n = np.ones(len(benchmark.source), bool)
+    same = benchmark.source.digests.copy()
+    same[1:] = same[0]
+    monkeypatch.setattr(benchmark.source, "digests", same)
+    monkeypatch.setattr(fit, "match_scores", None)  # nothing is judged
+    assert fit.threshold_of(trained, benchmark, has_text_n) is None
+
+
 def test_words_that_the_tokenizer_spells_are_named(trained: PretrainedRun) -> None:
     assert fit.unknown_words(trained, "xyzzy qwrt") == ["xyzzy", "qwrt"]
     assert "effusion" not in fit.unknown_words(trained, "small right pleural effusion")

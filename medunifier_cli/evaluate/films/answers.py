@@ -63,7 +63,7 @@ def answers_of(
     both = partial(_answered, compute, trained, reference is not None)
     for files, (values, feature_nF) in of_files(both, paths, size, trained.batch_size or batch):
         seen: Sequence[Likeness | None] = [None] * len(values)
-        if reference is not None:
+        if reference is not None and files.paths:  # a batch without a readable file has no features
             seen = reference.of(feature_nF)
         yield from zip(files.paths, values, seen, strict=True)
 
@@ -101,6 +101,11 @@ def render_answers(answers: Sequence[FilmAnswer], origin: Origin, form: str) -> 
     return "\n".join([*_with_path_last(rows, names), *foot])
 
 
+def named(names: Sequence[str]) -> str:
+    """The classes that reach a threshold, as a cell; empty where none does."""
+    return "; ".join(names)
+
+
 def footer(likeness: Sequence[Likeness], origin: Origin) -> list[str]:
     """The lines under answers: films unlike the training films, the origin, and what it is not for."""
     said = summary(likeness)
@@ -116,21 +121,26 @@ def as_json(answer: FilmAnswer, origin: Origin) -> dict[str, Any]:
     }  # fmt: skip
 
 
+LAST_COLUMNS = ("unlike", "percentile", "run", "step", "checkpoint", "trained_on", "note")
+"""Of CSV, after those of the verb."""
+
+
+def last_cells(likeness: Likeness | None, origin: Origin) -> list[object]:
+    """The cells of `LAST_COLUMNS`."""
+    seen = likeness or Likeness(None)
+    made_by = (origin.run, origin.step, origin.checkpoint, origin.data)
+    return [seen.unlike, seen.percentile, *made_by, NOT_FOR_DIAGNOSIS]
+
+
 def _for_programs(answers: Sequence[FilmAnswer], origin: Origin) -> list[list[object]]:
-    rows: list[list[object]] = [
-        ["file", *answers[0].cells, "unlike", "percentile", "run", "step", "checkpoint", "trained_on", "note"]
-    ]
+    rows: list[list[object]] = [["file", *answers[0].cells, *LAST_COLUMNS]]
     for answer in answers:
-        seen = answer.likeness or Likeness(None)
-        rows.append([
-            str(answer.path), *answer.cells.values(), seen.unlike, seen.percentile, origin.run, origin.step,
-            origin.checkpoint, origin.data, NOT_FOR_DIAGNOSIS,
-        ])  # fmt: skip
+        rows.append([str(answer.path), *answer.cells.values(), *last_cells(answer.likeness, origin)])
     return rows
 
 
 def _cell(value: object) -> str:
-    return number(value) if isinstance(value, float) else str(value)
+    return number(value) if isinstance(value, float) else str(value) or "-"
 
 
 def _with_path_last(rows: Sequence[Sequence[str]], names: Sequence[str]) -> list[str]:

@@ -103,11 +103,12 @@ def write_embeddings(blocks: Iterator[Block], origin: Origin, path: Path) -> int
     `image` [n, Q, E], for a split `text` [n, E], NaN without text, and `origin`, the same JSON.
 
     Raises:
-        DataError: the disk is full or cannot be written to.
+        DataError: no sample; or the disk is full or cannot be written to.
     """
     with atomic_write(path) as file:
-        write = _write_parquet if path.suffix == ".parquet" else _write_npz
-        return write(blocks, origin, file)
+        if path.suffix == ".parquet":
+            return _write_parquet(blocks, origin, file)
+        return _write_npz(blocks, origin, file, path.parent)
 
 
 def _facts(origin: Origin, block: Block) -> str:
@@ -145,11 +146,12 @@ def _lists(pyarrow: Any, rows_nK: NDArray[np.float32]) -> Any:
     return pyarrow.FixedSizeListArray.from_arrays(flat, rows_nK.shape[1])
 
 
-def _write_npz(blocks: Iterator[Block], origin: Origin, file: IO[bytes]) -> int:
-    """The arrays go through temporary files, as the number of rows comes before them in a npz."""
+def _write_npz(blocks: Iterator[Block], origin: Origin, file: IO[bytes], folder: Path) -> int:
+    """The arrays go through temporary files in a folder, as the number of rows comes before them in a npz."""
     ids: list[str] = []
     facts, shapes = "", dict[str, tuple[int, ...]]()
-    with tempfile.TemporaryFile() as image, tempfile.TemporaryFile() as text:
+    # not in /tmp, which may be small or in memory
+    with tempfile.TemporaryFile(dir=folder) as image, tempfile.TemporaryFile(dir=folder) as text:
         spilled: Mapping[str, IO[bytes]] = {"image": image, "text": text}
         for block in blocks:
             facts = facts or _facts(origin, block)
@@ -158,6 +160,8 @@ def _write_npz(blocks: Iterator[Block], origin: Origin, file: IO[bytes]) -> int:
                 if rows is not None:
                     shapes[name] = rows.shape[1:]
                     spilled[name].write(np.ascontiguousarray(rows, "<f4").tobytes())
+        if not ids:
+            raise DataError("no sample to embed")
         with zipfile.ZipFile(file, "w") as archive:
             for name, shape in shapes.items():
                 spilled[name].seek(0)

@@ -183,7 +183,7 @@ def _computed(trained: PretrainedRun, folder: Path, data: Any, recorded: str) ->
     """Mean, scale, whitening matrix, and the distances of held-out films.
 
     Raises:
-        DataError: the training films are not here, or others, or too few.
+        DataError: the training films are not here, or others, or too few; or features that are not finite.
     """
     try:
         train = Shards.open(folder, data.train)
@@ -205,6 +205,8 @@ def _computed(trained: PretrainedRun, folder: Path, data: Any, recorded: str) ->
     )
     with Progress(sum(counts), "film") as progress:
         seen, other = (np.concatenate(list(_features(trained, *part, progress))) for part in parts)
+    if not (np.isfinite(seen).all() and np.isfinite(other).all()):
+        raise DataError(f"{trained.run.folder}: what its image encoder sees is not finite; training diverged")
     cloud = Cloud.of(seen)
     return {
         "mean": cloud.mean_F, "scale": cloud.scale_F, "whiten": cloud.whiten_FF,

@@ -19,7 +19,7 @@ from medunifier_cli.checkpoint.classifier import classifies, restore_classifier
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.labels.labelled import Kind
 from medunifier_cli.errors import CheckpointError
-from medunifier_cli.evaluate.films.answers import FilmAnswer, answers_of
+from medunifier_cli.evaluate.films.answers import FilmAnswer, answers_of, named
 from medunifier_cli.evaluate.films.likeness import Likeness
 from medunifier_cli.evaluate.user_images import UserImages
 from medunifier_cli.model.classifier import Classifier
@@ -29,6 +29,8 @@ from medunifier_cli.scores.classification import probabilities
 
 BATCH = 64
 """Images per forward pass."""
+OF_SEVERAL = 0.5
+"""Threshold of a finding where none is given."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,14 @@ def restore_predictor(run: Run, device: torch.device | None = None) -> Predictor
 
 
 def predict_files(
-    predictor: Predictor, paths: Sequence[Path], threshold: float = 0.5, likeness: bool = True
+    predictor: Predictor, paths: Sequence[Path], threshold: float | None = None, likeness: bool = True
 ) -> list[FilmAnswer]:
     """Probabilities of the user's own files.
 
     Args:
         paths: PNG, JPEG or DICOM; unreadable ones are reported on stderr, counted and left out.
-        threshold: probability from which a class of several counts as found.
+        threshold: probability from which a class of several counts as found; None for 0.5, and for no column
+            of such classes in tables.
         likeness: whether to tell how like the training films they are.
 
     Raises:
@@ -104,13 +107,14 @@ def _predicted(predictor: Predictor, files: UserImages) -> list[NDArray[np.float
 
 
 def _answer(
-    predictor: Predictor, path: Path, values_C: NDArray[np.float64], threshold: float, seen: Likeness | None
-) -> FilmAnswer:
+    predictor: Predictor, path: Path, values_C: NDArray[np.float64], threshold: float | None,
+    seen: Likeness | None,
+) -> FilmAnswer:  # fmt: skip
     by_class = dict(zip(predictor.classes, values_C.tolist(), strict=True))
     if predictor.kind == "one":
         said = {"class": max(by_class, key=by_class.__getitem__)}
         return FilmAnswer(path, by_class, {**said, "probabilities": by_class}, seen)
-    over = [name for name, value in by_class.items() if value >= threshold]
-    return FilmAnswer(
-        path, by_class, {"found": over, "threshold": threshold, "probabilities": by_class}, seen
-    )
+    least = OF_SEVERAL if threshold is None else threshold
+    over = [name for name, value in by_class.items() if value >= least]
+    cells = by_class if threshold is None else {**by_class, "found": named(over)}
+    return FilmAnswer(path, cells, {"found": over, "threshold": least, "probabilities": by_class}, seen)

@@ -44,7 +44,7 @@ def reconstruct_files(
     """
     need_tig(pretrained)
     settings = {
-        "reconstruct": hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()[:16],
+        "reconstruct": _hash_of(paths),
         "text": hashlib.sha256(text.encode()).hexdigest()[:16], "pretrained": pretrained.identity,
     }  # fmt: skip
     origin = origin_of(pretrained.run.folder.name, pretrained.identity)
@@ -62,6 +62,19 @@ def reconstruct_files(
     folder.finish()
     save_rows([[pair[side] / 255.0 for pair in shown] for side in (0, 1)], out / SHEET)
     return folder, answers
+
+
+def _hash_of(paths: Sequence[Path]) -> str:
+    """Of names and contents: an image goes with a file by its number among those that can be read."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path}\n".encode(errors="surrogateescape"))
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError:  # reported where it is decoded
+            digest.update(b"unreadable")
+    return digest.hexdigest()[:16]
 
 
 def _reconstructed(pretrained: PretrainedRun, text: str, files: UserImages) -> list[Pair]:

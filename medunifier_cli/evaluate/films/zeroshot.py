@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import DataError, MuError
-from medunifier_cli.evaluate.films.answers import FilmAnswer, answers_of
-from medunifier_cli.evaluate.retrieval.embed import embed_many_images, need_itc
+from medunifier_cli.evaluate.films.answers import FilmAnswer, answers_of, named
+from medunifier_cli.evaluate.retrieval.embed import embed_many_images, need_itc, token_ids
 from medunifier_cli.evaluate.retrieval.prompts import Prompts
 from medunifier_cli.evaluate.retrieval.zeroshot import class_probabilities, class_scores
 from medunifier_cli.evaluate.user_images import UserImages
@@ -48,14 +48,16 @@ class Question:
 
     def negations(self, name: str) -> list[str]:
         """Prompts that say that a class is absent: a class `no NAME` where there is one, else a sentence made
-        of its name; and that of no finding."""
+        of its name; and those of no finding."""
         own = [texts for other, texts in self.classes.items() if other.lower() == f"no {name.lower()}"]
         absent = list(own[0]) if own else [f"No {name.lower()}."]
-        return absent + ([self.no_finding] if self.no_finding else [])
+        nothing = [texts for other, texts in self.classes.items() if other.lower() == NO_FINDING.lower()]
+        return [*absent, *(nothing[0] if nothing else ()), *([self.no_finding] if self.no_finding else ())]
 
     def affirmed(self) -> list[str]:
-        """The classes without those that negate another one."""
-        names = {name.lower() for name in self.classes}
+        """The classes without those that negate another one, and without that of no finding, which negates
+        all of them."""
+        names = {NO_FINDING.lower().removeprefix("no "), *(name.lower() for name in self.classes)}
         return [
             name for name in self.classes
             if not (name.lower().startswith("no ") and name.lower().removeprefix("no ") in names)
@@ -83,6 +85,8 @@ def own_classes(pairs: Sequence[str], path: Path | None) -> dict[str, list[str]]
             raise MuError(f"--class {pair}: write it as NAME=PROMPT, such as 'Effusion=Small left effusion.'")
         classes.setdefault(name, []).append(prompt)
     empty = [name for name, texts in classes.items() if not texts]
+    if path is not None and not classes:
+        raise DataError(f"{path}: no class; {FORM}")
     if empty:
         raise DataError(f"{path}: class {empty[0]!r} has no prompt; {FORM}")
     return classes
@@ -105,6 +109,8 @@ def classify_files(
     need_itc(trained)
     ask = _several if question.multi_label else _one
     prompts = _offered(question)
+    for texts in prompts.values():
+        token_ids(trained, texts)  # a prompt that cannot be used is refused before the films are read
     found = list(answers_of(partial(_embedded, trained), trained, paths, likeness))
     image_nQE = np.stack([image_QE for _, image_QE, _ in found])
     answers = ask(trained, image_nQE, question, prompts)
@@ -122,9 +128,11 @@ def _offered(question: Question) -> dict[str, list[str]]:
     """The classes that are compared with each other; of several, those that have a probability.
 
     Raises:
-        MuError: fewer than two.
+        MuError: fewer than two; of several, none.
     """
     if question.multi_label:
+        if not question.affirmed():
+            raise MuError(f"{', '.join(question.classes)}: negates what is not asked for; add a class")
         return {name: list(question.classes[name]) for name in question.affirmed()}
     prompts = {name: list(texts) for name, texts in question.classes.items()}
     if question.no_finding:
@@ -147,9 +155,12 @@ def _one(
         by_class = _by_class(prompts, probability_C)
         best = max(by_class, key=by_class.__getitem__)
         least = question.threshold
-        named = best if least is None or by_class[best] >= least else None
-        more = {"class": named, "probabilities": by_class, "similarities": _by_class(prompts, scores_C)}
-        answers.append((by_class, more if least is None else {**more, "threshold": least}))
+        said = best if least is None or by_class[best] >= least else None
+        more = {"class": said, "probabilities": by_class, "similarities": _by_class(prompts, scores_C)}
+        if least is None:
+            answers.append((by_class, more))
+        else:
+            answers.append(({**by_class, "class": said or ""}, {**more, "threshold": least}))
     return answers
 
 
@@ -171,7 +182,8 @@ def _several(
             "found": found, "threshold": least, "probabilities": by_class,
             "similarities": _by_class(prompts, present_C), "negated": _by_class(prompts, absent_C),
         }  # fmt: skip
-        answers.append((by_class, more))
+        cells = by_class if question.threshold is None else {**by_class, "found": named(found)}
+        answers.append((cells, more))
     return answers
 
 

@@ -222,7 +222,7 @@ def _reports(
 
 
 def write_files(writer: Writer, paths: Sequence[Path]) -> Iterator[tuple[Path, GeneratedReport | str]]:
-    """Reports of image files, or why a file has none; unreadable files come last in their batch.
+    """Reports of image files, or why a file has none, in the order of the files.
 
     Raises:
         DataError: none can be read.
@@ -231,9 +231,10 @@ def write_files(writer: Writer, paths: Sequence[Path]) -> Iterator[tuple[Path, G
     size, batch = trained.recipe.data.image_size, trained.batch_size or BATCH
     with Progress(len(paths), "file", hidden=sys.stdout.isatty()) as progress:
         for files, reports in of_files(partial(_reports_of_files, writer), paths, size, batch):
-            yield from zip(files.paths, reports, strict=True)
-            yield from files.skipped.items()
-            done += len(files.paths) + len(files.skipped)
+            written = iter(reports)
+            for path in paths[done : done + batch]:
+                yield path, files.skipped[path] if path in files.skipped else next(written)
+            done = min(done + batch, len(paths))
             progress.advance(done)
 
 

@@ -17,7 +17,7 @@ from medunifier_cli.run.cache import cached
 PAIRS = 200
 """Most samples whose own and another's text are judged for the threshold."""
 FEWEST = 10
-"""Samples below which there is no threshold."""
+"""Samples with text, and pairs of an image and other words, below which there is no threshold."""
 JUDGED = 5
 """Best hits that are judged."""
 LETTERS_OF_A_PIECE = 2.0
@@ -68,6 +68,8 @@ def threshold_of(
     # the text of the next one, but for those with the same words
     others = np.roll(numbers, 1)
     differs = source.digests[numbers] != source.digests[others]
+    if differs.sum() < FEWEST:  # nearly all texts are the same, word for word
+        return None
     made_of = {"checkpoint": trained.identity, "shards": source.shards.fingerprint, "pairs": PAIRS}
     path = trained.run.cache / f"match-{benchmark.plugin.name}-{benchmark.split}.h5"
 
@@ -78,8 +80,6 @@ def threshold_of(
         return {"matched": odds[: len(numbers)], "unmatched": odds[len(numbers) :]}
 
     found = cached(path, made_of, judge)
-    if not len(found["unmatched"]):
-        return None
     return best_threshold(found["matched"], found["unmatched"])
 
 

@@ -93,6 +93,7 @@ def synthesize(
     # no more than the ranks need to have one batch each
     most = share_of_rank(n, tile_rows(fitted.pretrained.device))
     batch = min(batch or DEFAULT_BATCH.get(fitted.pretrained.device.type, 64), most)
+    batch = max(1, batch // best_of)  # candidates of a batch are drawn together
     starts = range(0, n, batch)
     gaps = [[number for number in missing if start <= number < start + batch] for start in starts]
     compute = partial(_sample_images, prompted)
@@ -187,7 +188,7 @@ def generate(
     """
     prompted = sampler(fitted, requests, draws, best_of)
     images = []
-    batch = DEFAULT_BATCH.get(fitted.pretrained.device.type, 64)
+    batch = max(1, DEFAULT_BATCH.get(fitted.pretrained.device.type, 64) // best_of)
     for start in range(0, n, batch):
         drawn = _sample_images(prompted, range(start, min(start + batch, n)))
         images += [image_SS for _, image_SS, _ in drawn]
