@@ -248,10 +248,17 @@ def _reconstructions(run: Run) -> list[_Pictures]:
             for n, ((above, below), _) in enumerate(read_columns(path, 2)[:MOST_TILES], 1)
         ]
         if tiles:
-            what = path.stem.removeprefix("reconstructions-").replace("-", " ")
-            caption = f"Left: the image. Right: the same through its discrete codes. The first of {what}."
+            caption = f"Left: the image. Right: the same through its discrete codes. {_which(path)}."
             groups.append(_Pictures("Reconstructions", caption, tiles, pairs=True))
     return groups[:1]
+
+
+def _which(path: Path) -> str:
+    """Which images a grid of reconstructions shows."""
+    split, _, step = path.stem.removeprefix("reconstructions-").partition("step-")
+    if step.isdigit():
+        return f"The first ones of the validation at step {int(step):,}"
+    return f"The first ones of the split {split}"
 
 
 def _generated(runs: Sequence[Run]) -> list[_Pictures]:
