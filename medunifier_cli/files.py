@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -30,7 +30,7 @@ UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 @contextlib.contextmanager
 def atomic_write(
-    path: Path, error: type[MuError] = DataError, texts_of: Path | None = None
+    path: Path, error: type[MuError] = DataError, texts_of: Path | Sequence[Path] | None = None
 ) -> Iterator[IO[bytes]]:
     """Open a file that replaces `path` only once all of it is on disk: readers see the old or the new
     content, even after a kill or a power cut. Several processes may write the same file at once.
@@ -38,7 +38,8 @@ def atomic_write(
     Args:
         path: in a folder that exists. A link of that name is replaced, not followed.
         error: type of the error that a failed write raises.
-        texts_of: data whose report texts the file will hold: whoever cannot read them cannot read it.
+        texts_of: data whose report texts or films the file will hold: whoever cannot read all of them cannot
+            read it.
 
     Yields:
         The file, open to be written and read back.
@@ -50,8 +51,8 @@ def atomic_write(
         temporary = temporary_name(path)  # same folder: a rename across disks is a copy
         try:
             with create_file(temporary) as file:
-                if texts_of is not None:
-                    os.fchmod(file.fileno(), os.fstat(file.fileno()).st_mode & readers_of(texts_of, path))
+                for data in [texts_of] if isinstance(texts_of, Path) else texts_of or ():
+                    os.fchmod(file.fileno(), os.fstat(file.fileno()).st_mode & readers_of(data, path))
                 yield file
                 file.flush()
                 # without it the rename can reach the disk before the contents, and leave an empty file
@@ -182,7 +183,9 @@ def explained(path: Path, error: type[MuError] = DataError) -> Iterator[None]:
         raise error(f"{path}: cannot be written ({failure.strerror or failure})") from failure
 
 
-def write_text(path: Path, text: str, error: type[MuError] = DataError, texts_of: Path | None = None) -> None:
+def write_text(
+    path: Path, text: str, error: type[MuError] = DataError, texts_of: Path | Sequence[Path] | None = None
+) -> None:
     """Write a small text file (UTF-8) atomically, see `atomic_write`."""
     with atomic_write(path, error, texts_of) as file:
         file.write(text.encode())

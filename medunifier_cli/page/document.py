@@ -6,7 +6,7 @@ escaped by jinja2; what a template is given as `Markup` is not, and only `plot` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,15 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     return _environment().get_template(template).render(values)
 
 
-def save_page(out: Path, template: str, values: Mapping[str, Any], texts_of: Path | None = None) -> Path:
-    """Write a page; an older one is replaced.
+def save_page(
+    out: Path, template: str, values: Mapping[str, Any], texts_of: Path | Sequence[Path] | None = None
+) -> Path:
+    """Write a page; an older one is replaced. What is no text, such as bytes in a file's name, is shown as `?`.
 
     Args:
         out: the file, if its name ends in `.html`, or the folder of its `index.html`.
         template, values: see `render`.
-        texts_of: data whose texts it shows, see `files.atomic_write`.
+        texts_of: data whose texts or films it shows, see `files.atomic_write`.
 
     Returns:
         The file.
@@ -60,7 +62,8 @@ def save_page(out: Path, template: str, values: Mapping[str, Any], texts_of: Pat
     """
     path = page_at(out)
     make_folder(path.parent)
-    write_text(path, render(template, values), texts_of=texts_of)
+    text = render(template, values).encode(errors="replace").decode()
+    write_text(path, text, texts_of=texts_of)
     return path
 
 

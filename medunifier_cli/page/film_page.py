@@ -101,14 +101,14 @@ def overlaid(image_SS: NDArray[np.uint8], share_GG: NDArray[np.float32], alt: st
 
 
 def write_film_page(
-    out: Path, films: Sequence[Film], colophon: Colophon, texts_of: Path | None = None
+    out: Path, films: Sequence[Film], colophon: Colophon, texts_of: Sequence[Path] = ()
 ) -> Path:  # fmt: skip
     """Write the page, one file with all pictures in it; an older one is replaced.
 
     Args:
         out: the file, if its name ends in `.html`, or the folder of its `index.html`.
         films: in order.
-        texts_of: data whose texts the similar cases have, see `files.atomic_write`.
+        texts_of: the films, and data whose texts the similar cases have, see `files.atomic_write`.
 
     Returns:
         The page.

@@ -116,7 +116,9 @@ def read_columns(path: Path, rows: int) -> list[tuple[list[Image.Image], str]]:
                 return []
             captions = json.loads(sheet.info.get(CAPTIONS, "[]"))
             grey = sheet.convert("L")
-    except (OSError, ValueError, SyntaxError):  # what Pillow raises on a damaged PNG
+    except Exception:  # decoders raise all kinds of errors on damaged files
+        return []
+    if not isinstance(captions, list):
         return []
     edge, rest = divmod(grey.height + GAP, rows)
     edge -= GAP

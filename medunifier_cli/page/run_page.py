@@ -28,6 +28,8 @@ GENERATED = "synthetic.png"
 """In a run's `samples/`: a grid of synthetic images, with their prompts as captions."""
 MOST_TILES = 12
 """Reconstructions, or synthetic images, in a page."""
+MOST = 1e300
+"""Least size of a number that is not plotted."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Contents:
     confusions: Sequence[Confusion] = ()
     made_from: Sequence[Run] = field(default=())
     """Runs made from this one, whose synthetic images are shown."""
-    texts_of: Path | None = None
+    texts_of: Sequence[Path] = ()
     """Data whose texts the examples quote, see `files.atomic_write`."""
 
 
@@ -178,7 +180,8 @@ def write_run_page(run: Run, contents: Contents, curves: Mapping[str, str]) -> P
     """
     about = _about(run)
     plots = _plots(read_log(run.log), curves)
-    pictures = [*_reconstructions(run), *_generated([run, *contents.made_from])]
+    makers = [run, *contents.made_from]
+    pictures = [*_reconstructions(run), *_generated(makers)]
     there = {
         **{group.title: True for group in pictures}, "Reports": contents.reports,
         "Retrieval": contents.retrieval, "Confusion": contents.confusions, "All numbers": contents.groups,
@@ -190,7 +193,9 @@ def write_run_page(run: Run, contents: Contents, curves: Mapping[str, str]) -> P
         "reports": contents.reports, "retrieval": contents.retrieval, "confusions": contents.confusions,
         "sections": [name for name, content in there.items() if content], "bars_explained": BARS,
     }  # fmt: skip
-    return save_page(run.folder / "page", "run.html", values, contents.texts_of)
+    # prompts may be reports
+    prompts = [path for path in (maker.samples / GENERATED for maker in makers) if path.exists()]
+    return save_page(run.folder / "page", "run.html", values, [*contents.texts_of, *prompts])
 
 
 def _about(run: Run) -> dict[str, str]:
@@ -228,10 +233,8 @@ def _plots(log: list[dict[str, Any]], curves: Mapping[str, str]) -> list[Markup]
 
 
 def _is_number(value: object) -> bool:
-    """Whether a value can be plotted: a whole number of 400 digits is more than a float holds."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return math.isfinite(value) if isinstance(value, float) else math.log2(abs(value) or 1) < 1000
+    """Whether a value can be plotted: not nan, nor one whose distance to another is more than a float holds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST
 
 
 def _reconstructions(run: Run) -> list[_Pictures]:
@@ -245,10 +248,17 @@ def _reconstructions(run: Run) -> list[_Pictures]:
             for n, ((above, below), _) in enumerate(read_columns(path, 2)[:MOST_TILES], 1)
         ]
         if tiles:
-            what = path.stem.removeprefix("reconstructions-").replace("-", " ")
-            caption = f"Left: the image. Right: the same through its discrete codes. The first of {what}."
+            caption = f"Left: the image. Right: the same through its discrete codes. {_which(path)}."
             groups.append(_Pictures("Reconstructions", caption, tiles, pairs=True))
     return groups[:1]
+
+
+def _which(path: Path) -> str:
+    """Which images a grid of reconstructions shows."""
+    split, _, step = path.stem.removeprefix("reconstructions-").partition("step-")
+    if step.isdigit():
+        return f"The first ones of the validation at step {int(step):,}"
+    return f"The first ones of the split {split}"
 
 
 def _generated(runs: Sequence[Run]) -> list[_Pictures]:

@@ -48,6 +48,8 @@ def run(found: list[Block], home: Path, folder: Path, programs: StandIns) -> Non
     roots = {"MU_DATA": "", "MU_RUNS": ""}
     cwd, state, python = here, folder / "state", ""
     programs.plugins.clear()
+    if any("mu pretrain full" in block.text for block in found):  # the page trains what others have
+        shutil.rmtree(here / "runs/full")
     for block in found:
         if block.language == "bash":
             code = block.text.replace("/path/to/mu", str(here))

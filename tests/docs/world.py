@@ -27,7 +27,7 @@ PRETRAIN = (
     *ALONE, "train.micro_batch=0", "train.valid_batches=1", "data.image_size=64", "data.workers=0",
     "data.dataset=phantom",
     "text.tokenizer=train", "text.vocabulary=300", "model.vit.name=vit_tiny_patch16_224",
-    "model.vit.weights=random", "model.vit.frozen=false", "model.vit.drop_last_block=false",
+    "model.vit.weights=random", "model.vit.drop_last_block=false",
     "model.vit.patch_size=16", "model.vit.width=32", "model.vit.depth=1", "model.vit.heads=2",
     "model.qformer.weights=random", "model.qformer.layers=2", "model.qformer.width=32",
     "model.qformer.heads=2", "model.qformer.ffn_width=64", "model.qformer.queries=4",

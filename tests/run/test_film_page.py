@@ -46,6 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     levels = np.random.default_rng(0).integers(0, 255, (90, 60), dtype=np.uint8)
     Image.fromarray(levels).save(folder / "a <film>.png")
     Image.fromarray(levels[:50]).save(folder / "other.jpg")
+    (folder / "other.jpg").chmod(0o600)
     (folder / "notes.txt").write_text("no image")
     return folder
 
@@ -122,6 +123,37 @@ def test_attention_is_that_of_the_model(trained: PretrainedRun) -> None:
     for look in looks:
         assert look is not None
         np.testing.assert_allclose(look.sum(dim=1).numpy(), 1, rtol=1e-5)
+
+
+def test_queries_look_where_the_model_lets_them(trained: PretrainedRun) -> None:
+    """Against the queries and keys that pass through the model's own layers when it encodes."""
+    image = torch.randint(0, 255, (1, 1, 32, 32), dtype=torch.uint8)
+    crosses = [block.cross for block in trained.model.qformer.blocks]
+    asked: dict[int, torch.Tensor] = {}
+    hooks = [
+        cross.q.register_forward_hook(lambda _, __, out, n=n: asked.update({n: out}))
+        for n, cross in enumerate(crosses)
+        if cross is not None
+    ]
+    with torch.inference_mode():
+        memory = trained.model.encode(image)
+        for hook in hooks:
+            hook.remove()
+        looks = query_looks(trained.model, memory)
+    assert asked
+    assert list(asked) == [n for n, look in enumerate(looks) if look is not None]
+    for n, query_1QD in asked.items():
+        key_BHVE = memory.cross[n][0]
+        heads, width = key_BHVE.shape[1], key_BHVE.shape[3]
+        per_head = []
+        for head in range(heads):
+            q_QE = query_1QD[0, :, head * width : (head + 1) * width]
+            per_head.append((q_QE @ key_BHVE[0, head].T / width**0.5).softmax(dim=1))
+        torch.testing.assert_close(looks[n], sum(per_head) / heads, atol=1e-5, rtol=1e-4)
+
+
+def test_the_page_of_a_private_film_is_private(page: Path) -> None:
+    assert page.stat().st_mode & 0o077 == 0
 
 
 def test_sentences_of_a_report(trained: PretrainedRun) -> None:

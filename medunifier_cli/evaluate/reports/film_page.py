@@ -120,7 +120,7 @@ def film_page(
         out: the page, or the folder of its `index.html`.
 
     Returns:
-        The page.
+        The page, which nobody can read who cannot read its films and the similar cases.
 
     Raises:
         DataError: the disk is full or cannot be written to, or the split of similar cases is damaged.
@@ -156,7 +156,8 @@ def film_page(
         )
     skipped = {str(path): why for path, why in reports if isinstance(why, str)}
     colophon = Colophon(_about(trained, decoding), judged, found, skipped)
-    return write_film_page(out, films, colophon, cases.benchmark.shards if cases else None)
+    sources = [path for path, _ in written] + ([cases.benchmark.shards] if cases else [])
+    return write_film_page(out, films, colophon, sources)
 
 
 def _notes(report: GeneratedReport, likeness: Likeness | None) -> list[str]:

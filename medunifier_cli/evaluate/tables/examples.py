@@ -74,9 +74,14 @@ class SplitImages:
             return None
 
     def text(self, key: str) -> str:
-        """All text sections of a sample, as radiologists wrote them; empty where it is not there."""
+        """All text sections of a sample, as radiologists wrote them; empty where it is not there or damaged."""
         row = self._row(key)
-        return compose(self.shards.meta(row).get("sections") or {}, self.sections) if row is not None else ""
+        if row is None:
+            return ""
+        try:
+            return compose(self.shards.meta(row).get("sections") or {}, self.sections)
+        except MuError:  # an example is not worth the page
+            return ""
 
     def _row(self, key: str) -> int | None:
         if key not in self._rows:
@@ -87,15 +92,15 @@ class SplitImages:
         return self._rows[key]
 
 
-def report_examples(run: Run, results: Sequence[Mapping[str, Any]]) -> tuple[Examples | None, Path | None]:
-    """Generated reports beside their references, and the data whose texts they are; None without reports."""
+def report_examples(run: Run, results: Sequence[Mapping[str, Any]]) -> tuple[Examples | None, list[Path]]:
+    """Generated reports beside their references, and the files whose texts they are; None without reports."""
     result = _first(results, "report")
     if result is None:
-        return None, None
+        return None, []
     path = run.results / f"reports-{result['dataset']}-{result['split']}.jsonl"
     rows = whole_lines(path, _Report)
     if not rows:
-        return None, None
+        return None, []
     images = split_images(result)
     examples = []
     for row in _spread(rows, REPORTS):
@@ -103,15 +108,15 @@ def report_examples(run: Run, results: Sequence[Mapping[str, Any]]) -> tuple[Exa
         image = images.image(row["key"], f"image of {row['key']}") if images else None
         examples.append(ReportExample(row["key"], generated, reference, image))
     caption = f"{len(examples)} of {len(rows):,} reports on {result['dataset']}/{result['split']}. {SPREAD}."
-    return Examples(caption, examples), images.folder if images else path
+    return Examples(caption, examples), [path, *([images.folder] if images else [])]
 
 
-def retrieval_examples(run: Run, results: Sequence[Mapping[str, Any]]) -> tuple[Examples | None, Path | None]:
+def retrieval_examples(run: Run, results: Sequence[Mapping[str, Any]]) -> tuple[Examples | None, list[Path]]:
     """Images with the texts that were found for them, and their data; None where these are gone."""
     result = _first(results, "retrieval")
     images = split_images(result) if result else None
     if result is None or images is None:
-        return None, None
+        return None, []
     where = f"{result['dataset']}/{result['split']}"
     rows = whole_lines(run.results / f"retrieval-{where.replace('/', '-')}.samples.jsonl", _Found)
     rows = [row for row in rows if len(row["image_to_text"]) == len(row["image_to_text_scores"]) > 0]
@@ -125,11 +130,11 @@ def retrieval_examples(run: Run, results: Sequence[Mapping[str, Any]]) -> tuple[
         if hits:
             examples.append(RetrievalExample(about, hits, image))
     if not examples:
-        return None, None
+        return None, []
     caption = (
         f"{len(examples)} of {len(rows):,} images of {where}, each with the texts nearest to it. {SPREAD}."
     )
-    return Examples(caption, examples), images.folder
+    return Examples(caption, examples), [images.folder]
 
 
 def _hits(row: Mapping[str, Any], images: SplitImages, classes: Mapping[str, str]) -> list[Hit]:

@@ -32,8 +32,6 @@ def contents_of(run: Run) -> Contents:
     results = results_of(run)
     reports, of_reports = report_examples(run, results)
     retrieval, of_retrieval = retrieval_examples(run, results)
-    if reports and retrieval and of_reports != of_retrieval:  # texts of two data sets, each with its readers
-        retrieval, of_retrieval = None, None
     return Contents(
         headlines=[
             shown_number(one.metric, where=f"{one.task}, {one.data}") for one in headlines(run)
@@ -43,7 +41,7 @@ def contents_of(run: Run) -> Contents:
         retrieval=retrieval,
         confusions=[one for result in results for one in _confusion(result)],
         made_from=made_from(run),
-        texts_of=of_reports or of_retrieval,
+        texts_of=[*of_reports, *of_retrieval],
     )  # fmt: skip
 
 

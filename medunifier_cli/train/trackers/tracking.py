@@ -16,7 +16,7 @@ from accelerate.tracking import GeneralTracker
 from PIL import Image
 
 from medunifier_cli.files import text_lines
-from medunifier_cli.recipe.schema_train import LoopConfig
+from medunifier_cli.recipe.schema_train import LoopConfig, PretrainTrainConfig
 from medunifier_cli.run.log import Log
 from medunifier_cli.run.record import Run
 from medunifier_cli.train.trackers.opening import TENSORBOARD, open_trackers, quiet_stdout, warn_of
@@ -24,6 +24,10 @@ from medunifier_cli.train.trackers.opening import TENSORBOARD, open_trackers, qu
 TEXTS = "reports-step-{:08d}.jsonl"
 """File of `samples/` with the reports of a validation: lines with `reference` and `hypothesis`."""
 COLUMNS = ("key", "reference", "hypothesis")
+SINGLE = ("aim", "clearml")
+"""Trackers that take a picture under a name, and not a list of pictures as the others do."""
+NUMBERS_ALONE = ("aim", "dvclive")
+"""Trackers to which Accelerate can give no text; of one it repeats the text in a warning."""
 
 
 class Tracking:
@@ -37,7 +41,9 @@ class Tracking:
     """
 
     def __init__(self, run: Run, settings: LoopConfig, log: Log | None, first: int) -> None:
-        self.samples = run.samples
+        self.samples, self._first = run.samples, first
+        # a file that an earlier start wrote at the same step is not to be sent by one that asks for none
+        self._texts = isinstance(settings, PretrainTrainConfig) and bool(settings.tracker_reports)
         self._sent = log.cut if log is not None else frozenset()
         resumed_at = first if first or self._sent else None
         self.trackers = open_trackers(run, settings, resumed_at) if log is not None else []
@@ -69,7 +75,7 @@ class Tracking:
             name = f"valid/{path.name.partition('-step-')[0]}"
             self._each(lambda tracker, p=path, n=name: _log_picture(tracker, n, p, step), done)  # type: ignore[misc]
         texts = self.samples / TEXTS.format(step)
-        if texts.exists():
+        if self._texts and texts.exists():
             self._each(lambda tracker: _log_reports(tracker, texts, step), done, quote=False)
 
     def _each(
@@ -77,8 +83,9 @@ class Tracking:
     ) -> None:
         """Give each tracker something; one that fails is left out from then on."""
         for tracker in tuple(self.trackers):
-            # TensorBoard has dropped them when it was opened
-            if event in self._sent and tracker.name != TENSORBOARD:
+            # TensorBoard has dropped those of later steps when it was opened
+            dropped = tracker.name == TENSORBOARD and event is not None and event[1] > self._first
+            if event in self._sent and not dropped:
                 continue
             try:
                 with quiet_stdout():
@@ -100,13 +107,15 @@ def _log_picture(tracker: Any, name: str, path: Path, step: int) -> None:
         if tracker.name == TENSORBOARD:
             tracker.log_images({name: grey_HW[None, :, :, None]}, step=step, dataformats="NHWC")
         else:
-            tracker.log_images({name: [grey_HW]}, step=step)
+            tracker.log_images({name: grey_HW if tracker.name in SINGLE else [grey_HW]}, step=step)
     elif hasattr(tracker, "log_artifact"):
         tracker.log_artifact(str(path), "samples")
 
 
 def _log_reports(tracker: Any, path: Path, step: int) -> None:
-    """Log reports beside their references, as a table where the tracker has tables."""
+    """Log reports beside their references, as a table where the tracker has tables; not where it has no texts."""
+    if tracker.name in NUMBERS_ALONE:
+        return
     rows = [[str(json.loads(line)[column]) for column in COLUMNS] for line in text_lines(path)]
     name = "valid/reports"
     if hasattr(tracker, "log_table"):

@@ -113,6 +113,7 @@ def test_results_facts_and_pictures(run: Run) -> None:
     (run.samples / "reconstructions-step-000011.png").unlink()
     page = write_run_page(run, Contents(), {})
     assert levels_of(page) == [round(level * 255) for level in (0.4, 0.6, 0.8)]
+    assert "The first ones of the validation at step 10." in page.read_text()
     assert ">All numbers</h2>" not in page.read_text()
 
 

@@ -18,7 +18,7 @@ from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.texts.tokenizer import TextTokenizer
 from medunifier_cli.errors import MuError
 from medunifier_cli.recipe.load import load_recipe
-from medunifier_cli.recipe.schema_train import LoopConfig
+from medunifier_cli.recipe.schema_train import LoopConfig, PretrainTrainConfig
 from medunifier_cli.run.log import Log
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.pretrain import Pretraining
@@ -241,6 +241,72 @@ def test_pictures_are_logged_and_reports_where_the_recipe_asks_for_them(tmp_path
     assert [path.suffix for path in run.samples.iterdir()] == [".png"]
 
 
+def asked(*names: str, reports: int = 1) -> PretrainTrainConfig:
+    return PretrainTrainConfig(trackers=names, tracker_reports=reports, tensorboard=False)
+
+
+def write_report(run: Run) -> None:
+    """As the validation of step 2 writes it."""
+    row = {"key": "a", "reference": "a secret effusion", "hypothesis": "clear"}
+    run.samples.mkdir()
+    (run.samples / "reports-step-00000002.jsonl").write_text(json.dumps(row))
+
+
+def test_reports_that_an_earlier_start_wrote_are_not_sent_by_one_that_asks_for_none(
+    run: Run, story: Stories
+) -> None:
+    write_report(run)
+    for reports in (0, 1):
+        with Tracking(run, asked("diary", reports=reports), Log(run.log, 0), 0) as tracking_:
+            tracking_.log_samples(2)
+        assert ("secret" in str(story)) == bool(reports)
+
+
+@pytest.mark.parametrize("name", ["aim", "dvclive"])
+def test_a_tracker_that_takes_no_texts_is_given_none(
+    run: Run, story: Stories, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write_report(run)
+    monkeypatch.setattr(opening, "_installed", lambda _: True)
+    kind = type(name, (tracking.LOGGER_TYPE_TO_CLASS["diary"],), {"name": name})
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, name, kind)
+    with Tracking(run, asked(name), Log(run.log, 0), 0) as tracking_:
+        tracking_.log_samples(2)
+        tracking_.log("train", 3, {"total": 1.0})
+    assert [what for what, _ in story] == ["project", "recipe", "log 3", "finish"]
+
+
+@pytest.mark.parametrize(("name", "single"), [("aim", True), ("clearml", True), ("swanlab", False)])
+def test_a_picture_is_given_as_the_tracker_of_that_name_takes_it(
+    run: Run, story: Stories, monkeypatch: pytest.MonkeyPatch, name: str, single: bool
+) -> None:
+    run.samples.mkdir()
+    Image.new("L", (6, 4), 7).save(run.samples / "reconstructions-step-00000002.png")
+    monkeypatch.setattr(opening, "_installed", lambda _: True)
+    kind = type(name, (tracking.LOGGER_TYPE_TO_CLASS["diary"],), {"name": name})
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, name, kind)
+    with Tracking(run, asked(name), Log(run.log, 0), 0) as tracking_:
+        tracking_.log_samples(2)
+    given = dict(story)["images 2"]["valid/reconstructions"]
+    assert isinstance(given, list) != single
+    assert (given if single else given[0]).shape == (4, 6)
+
+
+def test_a_validation_that_is_made_up_for_again_is_in_tensorboard_once(run: Run) -> None:
+    """A start made up for the validation of step 2 and was killed before it had saved that."""
+    pytest.importorskip("tensorboard")
+    settings = replace(SETTINGS, tensorboard=True)
+    for start in range(2):
+        log = Log(run.log, 2 * start, validated=False)
+        with Tracking(run, settings, log, 2 * start) as tracking_:
+            for event, step in [("valid", 2)] if start else [("train", 2), ("valid", 2), ("train", 3)]:
+                log.write(event, step, {"total": 1.0})
+                tracking_.log(event, step, {f"{event}/total": 1.0})
+    events = events_of(run.folder / "tensorboard")
+    assert [scalar.step for scalar in events.Scalars("valid/total")] == [2]
+    assert [scalar.step for scalar in events.Scalars("train/total")] == [2]
+
+
 def test_a_tracker_that_fails_on_reports_repeats_none(
     run: Run, story: Stories, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -248,10 +314,8 @@ def test_a_tracker_that_fails_on_reports_repeats_none(
         raise ValueError(f"cannot store {values}")
 
     monkeypatch.setattr(tracking.LOGGER_TYPE_TO_CLASS["diary"], "log", fail)
-    row = {"key": "a", "reference": "a secret effusion", "hypothesis": "clear"}
-    run.samples.mkdir()
-    (run.samples / "reports-step-00000002.jsonl").write_text(json.dumps(row))
-    with Tracking(run, replace(SETTINGS, trackers=("diary",)), Log(run.log, 0), 0) as tracking_:
+    write_report(run)
+    with Tracking(run, asked("diary"), Log(run.log, 0), 0) as tracking_:
         tracking_.log_samples(2)
     said = capsys.readouterr().err
     assert "the tracker diary has failed" in said
