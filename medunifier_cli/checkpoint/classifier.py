@@ -31,19 +31,27 @@ def build_classifier(recipe: FinetuneRecipe, pretrained: PretrainedRun, classes:
     return Classifier(pretrained.model, head, recipe.model.freeze)
 
 
-def kind_of(recipe: FinetuneRecipe, head: HeadPlugin) -> Kind:
-    """Whether a sample has exactly one class or any number, by the loss of a recipe or else of its head."""
-    return "one" if (recipe.model.loss or head.loss) == "cross_entropy" else "many"
+def kind_of(recipe: FinetuneRecipe, head: HeadPlugin, classes: int) -> Kind:
+    """Whether a sample has exactly one class or any number, by the loss of a recipe or else of its head.
+
+    A single class is there or not, which is a label: only a recipe that states `cross_entropy` has it
+    otherwise, and `stages.finetune_task` refuses that.
+
+    Args:
+        classes: number of classes, 1 or more.
+    """
+    by_default = head.loss if classes > 1 else "binary_cross_entropy"
+    return "one" if (recipe.model.loss or by_default) == "cross_entropy" else "many"
 
 
 def classifies(run: Run) -> Kind:
     """`kind_of` a run of `mu finetune`.
 
     Raises:
-        MuError: its recipe is damaged, or its head is not installed.
+        MuError: its recipe or samples.json is damaged, or its head is not installed.
     """
     recipe = load_saved(run.recipe, FinetuneRecipe)
-    return kind_of(recipe, load_head(recipe.model.head))
+    return kind_of(recipe, load_head(recipe.model.head), len(trained_classes(run.folder / SAMPLES)))
 
 
 def restore_classifier(

@@ -53,7 +53,8 @@ class FinetuneModelConfig:
     `attention-pool` or your own."""
     loss: Literal["", "cross_entropy", "binary_cross_entropy"] = ""
     """`cross_entropy`: samples of exactly one class; `binary_cross_entropy`: samples with any number of
-    labels, unknown ones ignored; empty for the loss of the head."""
+    labels, unknown ones ignored; empty for the loss of the head, or `binary_cross_entropy` where the data
+    set has a single class."""
     metric: Literal["", "accuracy", "auroc"] = ""
     """Headline metric, by which the best epoch is chosen; empty for that of the head, else of the data
     set."""

@@ -52,20 +52,21 @@ def resolve_task(recipe: FinetuneRecipe) -> Task:
 
     Raises:
         MuError: an unknown data set or head, or a metric that the loss does not allow.
-        DataError: no shards, or fewer than two classes.
+        DataError: no shards, no class, or cross entropy over a single one.
     """
     head = load_head(recipe.model.head)
     folder = Path(recipe.data.shards) if recipe.data.shards else shards_folder(recipe.data.dataset)
     if not folder.is_dir():
         raise DataError(no_folder(folder))
     plugin = prepared_dataset(recipe.data.dataset, folder)
-    if len(plugin.classes) < 2:
-        classes = ", ".join(plugin.classes) or "none"
+    if not plugin.classes:
+        raise DataError(f"{plugin.name} has no classes: nothing to fine-tune on; prepare it with labels")
+    kind = kind_of(recipe, head, len(plugin.classes))
+    if kind == "one" and len(plugin.classes) == 1:
         raise DataError(
-            f"{plugin.name} has fewer than two classes ({classes}): nothing to fine-tune on; a finding that "
-            "is there or not is two classes, such as `effusion` and `no effusion`"
+            f"{plugin.name} has a single class ({plugin.classes[0]}), and cross entropy over one class learns "
+            "nothing; give -o model.loss=binary_cross_entropy, which learns whether it is there"
         )
-    kind = kind_of(recipe, head)
     # accuracy, the headline of some data sets, is defined for exactly one class a sample
     metric = recipe.model.metric or head.metric or (plugin.headline_metric if kind == "one" else "auroc")
     if kind == "many" and metric == "accuracy":

@@ -11,9 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset
+from click.testing import CliRunner
 from PIL import Image
+from sklearn.metrics import f1_score, roc_auc_score
 
+import medunifier
+from medunifier_cli.cli import mu
+from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import MuError
+from medunifier_cli.plugin_index import prepared_dataset
+from medunifier_cli.stages import finetune_task
 from tests.run.finetune_runs import FinetuneRuns
 
 
@@ -49,6 +56,50 @@ def test_images_without_reports(runs: FinetuneRuns, tmp_path: Path) -> None:
     assert (result["n"], result["classes"]) == (16, ["Pneumonia", "Normal"])
     assert result["best"]["metric"] == "auroc"  # RSNA's headline
     assert result["confusion"] is not None
+
+
+@pytest.mark.parametrize("frozen", ["true", "false"])
+def test_a_finding_that_is_there_or_not_is_one_output(
+    runs: FinetuneRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: str
+) -> None:
+    """Scores are scikit-learn's on the scores of each image, and own films get the same probabilities."""
+    shards = write_labelled(tmp_path / "rsna", {"train": BOTH, "valid": BOTH, "test": BOTH})
+    single = prepared_dataset("rsna", shards).with_classes(("Pneumonia",))
+    monkeypatch.setattr(finetune_task, "prepared_dataset", lambda *_: single)
+    stated = ("data.dataset=rsna", "model.metric=", f"model.freeze={frozen}", "model.balance=true")
+    with pytest.raises(MuError, match=r"rsna has a single class \(Pneumonia\).*model\.loss=binary_cross"):
+        runs.tune(tmp_path / "refused", *stated, "model.loss=cross_entropy", shards=shards)
+    assert not (tmp_path / "refused").exists()
+    run = tmp_path / "run"
+    result = runs.tune(run, *stated, "model.loss=", shards=shards)
+    assert (result["n"], result["classes"], result["confusion"]) == (16, ["Pneumonia"], None)
+    rows = [
+        json.loads(line)
+        for line in (run / "results" / "finetune-rsna-test.samples.jsonl").read_text().splitlines()
+    ]
+    truth = [row["truth"]["Pneumonia"] for row in rows]
+    score = {row["key"]: row["scores"]["Pneumonia"] for row in rows}
+    values = {row["name"]: row["value"] for row in result["metrics"]}
+    assert sum(truth) == BOTH["Pneumonia"]
+    assert values["fine-tuned auroc"] == pytest.approx(roc_auc_score(truth, list(score.values())))
+    found = [value >= 0.5 for value in score.values()]
+    assert values["fine-tuned micro_f1"] == pytest.approx(f1_score(truth, found, zero_division=0))
+
+    split = Shards.open(shards, "test")
+    files = [tmp_path / f"{split.key(row)}.png" for row in (0, 15)]
+    for row, file in zip((0, 15), files, strict=True):
+        file.write_bytes(split.image(row))
+    answers = medunifier.load(run).predict(files)
+    assert [answer.probabilities for answer in answers] == [
+        {"Pneumonia": pytest.approx(score[file.stem], abs=1e-5)} for file in files
+    ]
+    assert not any(answer.one_class for answer in answers)
+    monkeypatch.setenv("MU_RUNS", str(tmp_path))
+    words = ["predict", "--run", "run", "--no-likeness", "--format", "json", *map(str, files)]
+    said = CliRunner().invoke(mu, words, catch_exceptions=False)
+    (first, second) = json.loads(said.stdout)
+    assert first["probabilities"]["Pneumonia"] == pytest.approx(score[files[0].stem], abs=1e-5)
+    assert second["found"] == (["Pneumonia"] if score[files[1].stem] >= 0.5 else [])
 
 
 @pytest.mark.parametrize(

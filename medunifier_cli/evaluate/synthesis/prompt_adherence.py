@@ -69,13 +69,19 @@ def measure_adherence(scorer: Scorer, fake: str, classifier: str) -> list[Metric
         classifier: run of `mu finetune`.
 
     Raises:
-        DataError: a folder whose prompts name no class, or classes that the classifier does not know.
+        DataError: a folder whose prompts name no class, or classes that the classifier does not know; or a
+            classifier of a single class, which has nothing to choose from.
     """
     folder = Path(fake)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     images = FolderImages(folder, scorer.pretrained.recipe.data.image_size)
     judge = _Judge(*everywhere(restore_classifier, Run(find_run(classifier))))
+    if len(judge.classes) == 1:
+        raise DataError(
+            f"{judge.run.run.folder}: knows one class, {judge.classes[0]}, and the most likely of one is no "
+            "answer; give a --classifier of two or more classes"
+        )
     requested_n = _requested(images, judge.classes)
     predicted_n = np.concatenate(list(of_batches(judge.classify, images)))
     real = _on_real(judge, scorer.pretrained)

@@ -73,8 +73,13 @@ def test_classes_are_those_of_the_shards(shards: Path) -> None:
     (shards / "manifest.json").write_text(json.dumps({"classes": ["Cat", "Dog"]}))
     assert resolve(shards, "covidx").plugin.classes == ("Cat", "Dog")
     (shards / "manifest.json").write_text(json.dumps({"classes": ["Cat"]}))
-    with pytest.raises(DataError, match=r"covidx has fewer than two classes \(Cat\)"):
-        resolve(shards, "covidx")
+    task = resolve(shards, "covidx")  # a single class is there or not, and accuracy is not its headline
+    assert (task.kind, task.metric) == ("many", "auroc")
+    with pytest.raises(DataError, match=r"covidx has a single class \(Cat\), and cross entropy"):
+        resolve(shards, "covidx", loss="cross_entropy")
+    (shards / "manifest.json").write_text(json.dumps({"dataset": "table", "classes": []}))
+    with pytest.raises(DataError, match="table has no classes: nothing to fine-tune on"):
+        resolve(shards, "table")
 
 
 def test_missing_shards_name_the_command(tmp_path: Path) -> None:
