@@ -21,6 +21,8 @@ from medunifier_cli.page.pictures import save_rows
 
 SHOWN = 12
 """Films above their reconstructions in the contact sheet."""
+BLOCK = 1 << 20
+"""Bytes that are hashed at a time."""
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 """Grey levels [S, S] of a film, and of its reconstruction."""
 
@@ -71,7 +73,8 @@ def _hash_of(paths: Sequence[Path]) -> str:
         digest.update(f"{path}\n".encode(errors="surrogateescape"))
         try:
             with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+                for block in iter(partial(file.read, BLOCK), b""):
+                    digest.update(block)
         except OSError:  # reported where it is decoded
             digest.update(b"unreadable")
     return digest.hexdigest()[:16]
