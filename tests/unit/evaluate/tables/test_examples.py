@@ -55,7 +55,9 @@ def test_examples_are_spread_and_have_image_and_texts_of_their_key(tmp_path: Pat
     retrieval, files = retrieval_examples(run, measured)
     assert retrieval is not None
     assert files == [shards]
-    assert [one.about for one in retrieval.examples] == [f"{sample(n)[0]}, class Edema" for n in (0, 4, 8, 12)]
+    assert [one.about for one in retrieval.examples] == [
+        f"{sample(n)[0]}, class Edema" for n in (0, 4, 8, 12)
+    ]
     own, other = retrieval.examples[1].hits
     sections = sample(4)[2]["sections"]
     assert sections["findings"] in own.text
