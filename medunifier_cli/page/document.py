@@ -47,7 +47,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
 def save_page(
     out: Path, template: str, values: Mapping[str, Any], texts_of: Path | Sequence[Path] | None = None
 ) -> Path:
-    """Write a page; an older one is replaced. What is no text, such as bytes in a file's name, is shown as `?`.
+    """Write a page; an older one is replaced. Bytes of a file's name that are no text are shown as `?`.
 
     Args:
         out: the file, if its name ends in `.html`, or the folder of its `index.html`.

@@ -233,7 +233,7 @@ def _plots(log: list[dict[str, Any]], curves: Mapping[str, str]) -> list[Markup]
 
 
 def _is_number(value: object) -> bool:
-    """Whether a value can be plotted: not nan, nor one whose distance to another is more than a float holds."""
+    """Whether a value can be plotted: not nan, nor so large that a difference of two is infinite."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST
 
 

@@ -17,6 +17,8 @@ import shutil
 import tarfile
 from pathlib import Path
 
+from PIL import Image
+
 from medunifier_cli.recipe.load import dump_recipe, load_any, shipped_recipes
 from tests.docs.stand_ins import StandIns, bash
 from tests.miniatures import clinic, mimic, pictures, rocov2, tables
@@ -65,6 +67,8 @@ def write_files(home: Path) -> None:
     """What a reader of the pages is told to have: films, tables, lists, raw downloads."""
     for name, seed in (("film.png", 1), ("folder/one.png", 2), ("folder/two.png", 3)):
         pictures.write_picture(home / name, seed)
+    with Image.open(home / "film.png") as small:  # large enough for the boxes that pages name
+        small.resize((96, 96)).save(home / "film.png")
     for name in ("film.dcm", "another.dcm"):
         pictures.write_dicom(home / name, 4)
     pairs = [{"image": f"images/{n}.png", "report": f"Film {n % 9}, {NOTES[n % 3]}."} for n in range(60)]

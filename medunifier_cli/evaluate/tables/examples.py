@@ -74,7 +74,7 @@ class SplitImages:
             return None
 
     def text(self, key: str) -> str:
-        """All text sections of a sample, as radiologists wrote them; empty where it is not there or damaged."""
+        """All text sections of a sample, as they were written; empty where it is not there or damaged."""
         row = self._row(key)
         if row is None:
             return ""

@@ -113,7 +113,7 @@ def _log_picture(tracker: Any, name: str, path: Path, step: int) -> None:
 
 
 def _log_reports(tracker: Any, path: Path, step: int) -> None:
-    """Log reports beside their references, as a table where the tracker has tables; not where it has no texts."""
+    """Log reports beside their references, as a table where the tracker has tables."""
     if tracker.name in NUMBERS_ALONE:
         return
     rows = [[str(json.loads(line)[column]) for column in COLUMNS] for line in text_lines(path)]
