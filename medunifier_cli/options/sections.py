@@ -31,8 +31,8 @@ def load_for_data(path_or_name: str, overrides: tuple[str, ...]) -> PretrainReci
 def with_sections_there(recipe: PretrainRecipe, overrides: Iterable[str]) -> PretrainRecipe:
     """The recipe, with the sections that its data set names where this has none that the recipe asks for.
 
-    One line on stderr says so. The recipe that a run keeps then states the sections it was trained on. Without
-    shards, or where `-o data.sections=...` asks for sections, the recipe stays as it is.
+    One line on stderr says so. The recipe that a run keeps then states the sections it was trained on.
+    Without shards, or where `-o data.sections=...` asks for sections, the recipe stays as it is.
 
     Args:
         overrides: those that the recipe was loaded with.
@@ -50,7 +50,8 @@ def with_sections_there(recipe: PretrainRecipe, overrides: Iterable[str]) -> Pre
     if not own or set(own) & set(data.sections) or _any_text(folder, data):
         return recipe
     say(
-        f"{data.dataset} has no section {', '.join(data.sections)}; its own sections are used: {', '.join(own)}"
+        f"{data.dataset} has no section {', '.join(data.sections)}; "
+        f"its own sections are used: {', '.join(own)}"
     )
     return replace(recipe, data=replace(data, sections=tuple(own)))
 

@@ -1,4 +1,4 @@
-"""A recipe's `data.sections` yield to a data set that has none of them, and to nothing that a person asks for."""
+"""A recipe's `data.sections` yield to a data set that has none of them; `-o data.sections` does not."""
 
 from __future__ import annotations
 
@@ -67,7 +67,6 @@ def test_the_run_states_what_it_was_trained_on(home: Path) -> None:
         result = call(*verb, "--run", "mine")
         assert result.exit_code == 0, result.output
         assert SAID not in result.stderr
-    assert json.loads(result.stdout.splitlines()[0])["reference"].startswith("Film ")
 
 
 def test_check_says_the_same_as_training(home: Path) -> None:
@@ -86,7 +85,7 @@ def test_what_a_person_asks_for_does_not_yield(home: Path) -> None:
     result = call("pretrain", *asked[:3], "--name", "asked")
     assert result.exit_code == 1
     assert SAID not in result.stderr
-    assert "impression" in result.stderr.splitlines()[-1]
+    assert "there is no text to train a vocabulary on" in result.stderr
 
 
 @pytest.mark.parametrize(("of_valid", "sections"), [("impression", ("impression",)), (NOTES, (NOTES,))])
