@@ -10,10 +10,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from medunifier_cli.cli import mu
+from medunifier_cli.errors import DataError
 from medunifier_cli.options.sections import with_sections_there
 from medunifier_cli.recipe.load import load_recipe, load_saved
 from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.run.record import Run
+from medunifier_cli.stages.check.fit_prior import check_condition
 from tests.hand_made import png, sample, write_shard
 
 SMALL = Path(__file__).parent / "small_phantom.yaml"
@@ -102,3 +105,18 @@ def test_one_split_that_has_the_section_is_enough(
     assert (f"its own sections are used: {NOTES}" in capsys.readouterr().err) == (of_valid == NOTES)
     without = (f"data.shards={tmp_path / 'none'}", *words[1:])
     assert with_sections_there(load_recipe("demo", without), without).data.sections == ("impression",)
+
+
+def test_check_of_priors_counts_the_texts_that_they_take(tmp_path: Path) -> None:
+    """Texts of the model's sections; else prompts of the samples' classes; with neither it is not ready."""
+    demo, prior = load_recipe("demo"), load_recipe("prior-demo", (), PriorRecipe)
+    for split, said in (("train", {"impression": "Clear."}), ("valid", {"findings": "Clear."})):
+        rows = [sample(number, sections=said, labels={}) for number in range(3)]
+        write_shard(tmp_path / f"{split}-000000.tar", rows)
+    assert check_condition(prior, demo, tmp_path, ("train",)) == "train 3 of 3 with text"
+    with pytest.raises(DataError, match=r"'valid' has no text in impression .*there: findings"):
+        check_condition(prior, demo, tmp_path, ("train", "valid"))
+    shown = [sample(number, sections={}, labels={"Edema": float(number > 0)}) for number in range(3)]
+    write_shard(tmp_path / "classes-000000.tar", shown)
+    told = check_condition(prior, demo, tmp_path, ("classes",))
+    assert told == "classes 2 of 3 with a prompt of their class"

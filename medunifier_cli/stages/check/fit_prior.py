@@ -17,6 +17,7 @@ from medunifier_cli.evaluate.synthesis.inception import load_inception
 from medunifier_cli.plugin_index import prepared_dataset
 from medunifier_cli.recipe.schema import LIVE, PretrainRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
+from medunifier_cli.stages.check.pretrain import TEXTS_READ
 from medunifier_cli.stages.check.shared import (
     Check,
     check_batch,
