@@ -6,10 +6,9 @@ from typing import Any
 
 import click
 
+from medunifier_cli.options.sections import load_for_data
 from medunifier_cli.options.shared import refuse
 from medunifier_cli.options.training import name_of_new, old_name_option
-from medunifier_cli.recipe.load import load_recipe
-from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.stages.start import StartOptions, training_options
 
 
@@ -27,7 +26,7 @@ def pretrain(recipe: str, profile: bool, old_name: str, **options: Any) -> None:
     """
     options["name"] = name_of_new(options["name"], old_name)
     start = StartOptions(**options)
-    loaded = load_recipe(recipe, start.overrides, PretrainRecipe)
+    loaded = load_for_data(recipe, start.overrides)
     if profile:
         if start.fresh or start.job:
             raise click.UsageError("--profile trains nothing, so there is nothing to start over with --fresh")

@@ -64,8 +64,8 @@ def resolve_task(recipe: FinetuneRecipe) -> Task:
     kind = kind_of(recipe, head, len(plugin.classes))
     if kind == "one" and len(plugin.classes) == 1:
         raise DataError(
-            f"{plugin.name} has a single class ({plugin.classes[0]}), and cross entropy over one class learns "
-            "nothing; give -o model.loss=binary_cross_entropy, which learns whether it is there"
+            f"{plugin.name} has a single class ({plugin.classes[0]}), and cross entropy over one class "
+            "learns nothing; give -o model.loss=binary_cross_entropy, which learns whether it is there"
         )
     # accuracy, the headline of some data sets, is defined for exactly one class a sample
     metric = recipe.model.metric or head.metric or (plugin.headline_metric if kind == "one" else "auroc")

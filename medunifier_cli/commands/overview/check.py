@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from medunifier_cli.errors import MuError
+from medunifier_cli.options.sections import with_sections_there
 from medunifier_cli.options.shared import format_option, overrides_option, recipe_argument
 from medunifier_cli.recipe.load import Recipe, load_any
 from medunifier_cli.recipe.schema import PretrainRecipe
@@ -34,6 +35,8 @@ def check(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ha
     listed; the exit code is 1 if there is one.
     """
     loaded = load_any(recipe, overrides)
+    if isinstance(loaded, PretrainRecipe):
+        loaded = with_sections_there(loaded, overrides)
     problems, rows = 0, [["state", "check", "result"]]
     for result in _checks(loaded, num_processes or 0, hashes):
         state = "ok" if result.ok else "problem"
