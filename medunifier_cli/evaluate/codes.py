@@ -6,7 +6,9 @@ Letters: B or n images, S edge in pixels, T top edge, G bottom edge.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,12 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
-from medunifier_cli.data.batch import PackedText
+from medunifier_cli.data.batch import Batch, PackedText, first_pairs, to_device
+from medunifier_cli.data.loader import SplitSource
 from medunifier_cli.errors import CheckpointError
+from medunifier_cli.evaluate.benchmark import Benchmark, evaluation_batches
+from medunifier_cli.evaluate.shared.sharing import in_order
 from medunifier_cli.model.precision import measuring
 
 BATCH = 64
-"""Images per forward pass of `encode`."""
+"""Images per forward pass."""
 
 
 def need_tig(pretrained: PretrainedRun) -> None:
@@ -60,6 +65,43 @@ def decode(pretrained: PretrainedRun, top_TT: Tensor, bottom_GG: Tensor) -> NDAr
         )
     grey_SS: NDArray[np.uint8] = to_grey(image)[0]
     return grey_SS
+
+
+def reconstructed_batches(
+    pretrained: PretrainedRun, benchmark: Benchmark, n: int = 0
+) -> Iterator[tuple[Batch, NDArray[np.uint8]]]:
+    """Encode images of a split, with their texts, to codes and decode them.
+
+    Args:
+        n: only the first n images; 0 for all.
+
+    Returns:
+        In the order of the split: a batch without padding, and its reconstructions [B, S, S].
+    """
+    n = min(n or len(benchmark.source), len(benchmark.source))
+    with closing(in_order(partial(_reconstructed, pretrained, benchmark.source, n))) as parts:
+        yield from parts
+
+
+def _reconstructed(
+    pretrained: PretrainedRun, source: SplitSource, n: int, rank: int, ranks: int
+) -> Generator[tuple[Batch, NDArray[np.uint8]] | None, None, None]:
+    """One rank's share of `reconstructed_batches`."""
+    size = pretrained.batch_size or BATCH
+    for batch, mask_B in evaluation_batches(source, size, -(-n // size), rank=rank, ranks=ranks):
+        count = int((mask_B & (batch.position_B < n)).sum())
+        if not count:
+            yield None
+            continue
+        batch = first_pairs(batch, count)
+        yield batch, reconstruct_batch(pretrained, batch)
+
+
+def reconstruct_batch(pretrained: PretrainedRun, batch: Batch) -> NDArray[np.uint8]:
+    """The images of a batch through the code book, uint8 [B, S, S]."""
+    with measuring():
+        image_BCHW = pretrained.model.reconstruct(to_device(batch, pretrained.device)).image_BCHW
+    return to_grey(image_BCHW)
 
 
 def to_grey(image_BCHW: Tensor) -> NDArray[np.uint8]:

@@ -53,7 +53,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Film:
-    """One film with all that is said about it; a part that is not there has its reason in `left_out`."""
+    """One film with all answers about it; a part that is not there has its reason in `left_out`."""
 
     name: str
     image: Shown

@@ -9,6 +9,7 @@ pyproject.toml, `python3 -m venv` makes an empty `activate`, and `sbatch` lets b
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import socketserver
@@ -120,10 +121,11 @@ class StandIns:
 
 def _toml(text: str) -> dict[str, dict[str, dict[str, dict[str, str]]]]:
     try:
-        import tomllib
+        reader = importlib.import_module("tomllib")
     except ImportError:  # Python 3.10
-        from pip._vendor import tomli as tomllib
-    return tomllib.loads(text)
+        reader = importlib.import_module("pip._vendor.tomli")
+    content: dict[str, dict[str, dict[str, dict[str, str]]]] = reader.loads(text)
+    return content
 
 
 @contextlib.contextmanager

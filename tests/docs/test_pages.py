@@ -23,7 +23,7 @@ from tests.folders import ROOT
 
 PAGES = pages()
 STATE = '\nprintf "%s\\n" "$PWD" "${MU_DATA-}" "${MU_RUNS-}" > '
-"""Folder and roots in which the next block goes on, as in one shell."""
+"""Folder and roots in which the next block continues, as in one shell."""
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ TRAINING_FILMS, HELD_OUT_FILMS = 2_000, 1_000
 """Most films that are looked at, drawn at random: enough for 200 features (docs/decisions.md), and no more
 than a person waits for."""
 FEWEST = 20
-"""Films of each kind, below which nothing is said."""
+"""Films of each kind, below which there is no verdict."""
 FARTHEST = 0.99
 """Share of the held-out films that must be nearer to the training films for a film to be called unlike."""
 BATCH = 64

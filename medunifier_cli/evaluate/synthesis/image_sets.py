@@ -26,6 +26,7 @@ from medunifier_cli.data.images.levels import BadImage
 from medunifier_cli.data.loader import collate
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
+from medunifier_cli.evaluate.codes import reconstruct_batch
 from medunifier_cli.evaluate.shared.sharing import each
 from medunifier_cli.evaluate.synthesis.requests import requests_hash
 from medunifier_cli.evaluate.synthesis.sample_folder import (
@@ -35,7 +36,6 @@ from medunifier_cli.evaluate.synthesis.sample_folder import (
     read_samples,
     read_settings,
 )
-from medunifier_cli.evaluate.synthesis.synthesis import reconstruct_batch
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.plugin_index import prepared_dataset
 from medunifier_cli.run.cache import Arrays

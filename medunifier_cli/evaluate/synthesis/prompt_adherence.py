@@ -18,11 +18,11 @@ from medunifier_cli.checkpoint.classifier import restore_classifier
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import open_benchmark, patients
+from medunifier_cli.evaluate.codes import reconstructed_batches
 from medunifier_cli.evaluate.results import Metric, Result, mean
 from medunifier_cli.evaluate.shared.sharing import everywhere
 from medunifier_cli.evaluate.synthesis.frechet import Scorer
 from medunifier_cli.evaluate.synthesis.image_sets import FolderImages, SplitImages, of_batches
-from medunifier_cli.evaluate.synthesis.synthesis import reconstructed_batches
 from medunifier_cli.model.classifier import Classifier
 from medunifier_cli.recipe.load import load_saved
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe

@@ -8,7 +8,7 @@ Letters: B images, T top edge, G bottom edge, D text width.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,15 +22,21 @@ from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.checkpoint.priors import FittedPriors
-from medunifier_cli.data.batch import Batch, first_pairs, to_device
-from medunifier_cli.data.loader import SplitSource, collate
+from medunifier_cli.data.loader import collate
 from medunifier_cli.errors import CheckpointError, DataError
-from medunifier_cli.evaluate.benchmark import Benchmark, evaluation_batches, patients
+from medunifier_cli.evaluate.benchmark import Benchmark, patients
 from medunifier_cli.evaluate.best_of import best_match, need_itm
-from medunifier_cli.evaluate.codes import codes_hash, decode, need_tig, to_grey
+from medunifier_cli.evaluate.codes import (
+    codes_hash,
+    decode,
+    need_tig,
+    reconstruct_batch,
+    reconstructed_batches,
+    to_grey,
+)
 from medunifier_cli.evaluate.fidelity import mean_image, psnr
 from medunifier_cli.evaluate.results import Metric, mean
-from medunifier_cli.evaluate.shared.sharing import each, in_order, share_of_rank
+from medunifier_cli.evaluate.shared.sharing import each, share_of_rank
 from medunifier_cli.evaluate.synthesis.requests import (
     ImageRequest,
     requests_hash,
@@ -47,7 +53,6 @@ from medunifier_cli.evaluate.synthesis.sample_folder import (
     read_grey,
 )
 from medunifier_cli.files import write_text
-from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.sampling import Draws
 from medunifier_cli.model.vit import pixels
 from medunifier_cli.page.pictures import save_rows, save_sheet
@@ -60,7 +65,6 @@ SHOWN_PAIRS = 12
 """Originals with their reconstructions in the contact sheet."""
 FIGURE_COLUMNS = 8
 DEFAULT_BATCH = {"cpu": 64, "cuda": 256}
-RECONSTRUCT_BATCH = 64
 
 
 def synthesize(
@@ -215,43 +219,6 @@ def _sample_images(
             facts = {"best_of": each_has, "candidate": chosen, "match": round(odds, 4)}
         images.append((number, shown[chosen], {"codes": codes_hash(*drawn[chosen]), **facts}))
     return images
-
-
-def reconstructed_batches(
-    pretrained: PretrainedRun, benchmark: Benchmark, n: int = 0
-) -> Iterator[tuple[Batch, NDArray[np.uint8]]]:
-    """Encode images of a split, with their texts, to codes and decode them.
-
-    Args:
-        n: only the first n images; 0 for all.
-
-    Returns:
-        In the order of the split: a batch without padding, and its reconstructions [B, S, S].
-    """
-    n = min(n or len(benchmark.source), len(benchmark.source))
-    with closing(in_order(partial(_reconstructed, pretrained, benchmark.source, n))) as parts:
-        yield from parts
-
-
-def _reconstructed(
-    pretrained: PretrainedRun, source: SplitSource, n: int, rank: int, ranks: int
-) -> Generator[tuple[Batch, NDArray[np.uint8]] | None, None, None]:
-    """One rank's share of `reconstructed_batches`."""
-    size = pretrained.batch_size or RECONSTRUCT_BATCH
-    for batch, mask_B in evaluation_batches(source, size, -(-n // size), rank=rank, ranks=ranks):
-        count = int((mask_B & (batch.position_B < n)).sum())
-        if not count:
-            yield None
-            continue
-        batch = first_pairs(batch, count)
-        yield batch, reconstruct_batch(pretrained, batch)
-
-
-def reconstruct_batch(pretrained: PretrainedRun, batch: Batch) -> NDArray[np.uint8]:
-    """The images of a batch through the code book, uint8 [B, S, S]."""
-    with measuring():
-        image_BCHW = pretrained.model.reconstruct(to_device(batch, pretrained.device)).image_BCHW
-    return to_grey(image_BCHW)
 
 
 def reconstruct(
