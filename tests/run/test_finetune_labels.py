@@ -13,7 +13,7 @@ import pytest
 import webdataset
 from click.testing import CliRunner
 from PIL import Image
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score  # type: ignore[import-untyped]
 
 import medunifier
 from medunifier_cli.cli import mu
