@@ -9,6 +9,7 @@ pyproject.toml, `python3 -m venv` makes an empty `activate`, and `sbatch` lets b
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import socketserver
@@ -119,11 +120,9 @@ class StandIns:
 
 
 def _toml(text: str) -> dict[str, dict[str, dict[str, dict[str, str]]]]:
-    try:
-        import tomllib
-    except ImportError:  # Python 3.10
-        from pip._vendor import tomli as tomllib
-    return tomllib.loads(text)
+    # Python 3.10 has it in pip alone
+    name = "tomllib" if sys.version_info >= (3, 11) else "pip._vendor.tomli"
+    return importlib.import_module(name).loads(text)  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
