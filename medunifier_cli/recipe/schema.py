@@ -70,8 +70,7 @@ class DataConfig:
     image_size: Size = 224
     """Height and width in pixels; the aspect ratio is not kept (paper, appendix 2)."""
     sections: tuple[str, ...] = ()
-    """Sections of the report that make up the text, in order; empty for those of the data set plugin,
-    which are also used, and named on stderr, where it has none of these and no `-o` asks for them."""
+    """Sections of the report that make up the text, in order; the data set's own where empty or not there."""
     require: Literal["any", "all"] = "any"
     """Use samples that have `any` of the sections, or only those that have `all`."""
     workers: Processes = 4
