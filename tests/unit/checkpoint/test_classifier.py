@@ -24,7 +24,7 @@ CLASSES = ("Pneumonia", "Oedema", "Normal")
 """Not in alphabetical order, and not those of the data set that the recipe names."""
 
 
-def pretrained(run: Run) -> PretrainedRun:
+def pretrained(run: Run, device: torch.device | None = None) -> PretrainedRun:
     model = tiny_model(dtype=torch.float32).eval()
     return PretrainedRun(
         run, tiny_recipe(), TextTokenizer.__new__(TextTokenizer), model, torch.device("cpu"), 7, "base"
