@@ -14,7 +14,7 @@ RUN = ("bash", "python", "yaml", "toml")
 """Languages of the blocks that are run, read or written to the file they name."""
 SHOWN = ("text", "zsh", "fish")
 """What a program prints, trees, citations; and other shells, whose lines differ from bash's by one word."""
-MARKS = re.compile(r"<!-- (not run|run by|slow): (.+?) -->")
+MARKS = re.compile(r"^<!-- (not run|run by|slow): (.+?) -->", re.MULTILINE)
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\S+\.(?:py|toml|yaml))\b")
 

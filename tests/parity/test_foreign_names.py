@@ -227,7 +227,9 @@ def test_the_published_medunifier(tmp_path: Path) -> None:
 
 def test_the_published_adapters_need_their_form(tmp_path: Path) -> None:
     torch.save(published(), tmp_path / "w.pth")
-    other = tiny_model("model.qformer.cross_attention_every=2", dtype=torch.float32)
+    other = tiny_model(
+        "model.qformer.cross_attention_every=2", "model.generator.nonlinear=linear-relu", dtype=torch.float32
+    )
     with pytest.raises(
         MuError, match=r"set model\.generator\.nonlinear=linear-relu-linear.*residual_layers=3"
     ):

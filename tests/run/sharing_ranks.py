@@ -25,8 +25,9 @@ import torch
 from medunifier_cli.cli import mu
 from medunifier_cli.cluster.options import JobOption
 from medunifier_cli.evaluate import codes
+from medunifier_cli.evaluate.films import answers
 from medunifier_cli.evaluate.reports import writer
-from medunifier_cli.evaluate.retrieval import embed, rerank, zeroshot
+from medunifier_cli.evaluate.retrieval import embed, rerank
 from medunifier_cli.evaluate.shared import sharing
 from medunifier_cli.evaluate.shared.ranks import _on_rank
 from medunifier_cli.evaluate.synthesis import copies, image_sets
@@ -34,7 +35,7 @@ from medunifier_cli.scores.text import meteor
 from tests.unit.distributed import ranks
 
 BLOCKS: dict[Any, dict[str, int]] = {
-    embed: {"BATCH": 8}, writer: {"BATCH": 5}, zeroshot: {"BATCH": 3}, rerank: {"IMAGES_AT_ONCE": 7},
+    embed: {"BATCH": 8}, writer: {"BATCH": 5}, answers: {"BATCH": 3}, rerank: {"IMAGES_AT_ONCE": 7},
     image_sets: {"BATCH": 8}, copies: {"CHUNK": 4, "SEARCHED": 12}, codes: {"BATCH": 6},
 }  # fmt: skip
 """So that each verb has several, and the last ones are not full."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -52,6 +54,11 @@ def samples(home: Path, name: str) -> list[dict[str, Any]]:
 
 def metrics(home: Path, name: str) -> dict[str, dict[str, Any]]:
     return {m["name"]: m for m in json.loads((results(home) / f"{name}.json").read_text())["metrics"]}
+
+
+def inline(source: str) -> io.BytesIO:
+    """The file of a picture that a page holds itself."""
+    return io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,")))
 
 
 class Gallery(HTMLParser):

@@ -37,7 +37,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SHARED = {
-    "_embedded", "_match_block", "_reports", "_sample_images", "_reconstructed", "_embed_files",
+    "_embedded", "_match_block", "_reports", "_sample_images", "_reconstructed", "_answered", "_features_of",
     "_reports_of_files", "query_means", "_seen", "_most_correlated",
 }  # fmt: skip
 """What takes long in the verbs that measure, by the function that does it."""

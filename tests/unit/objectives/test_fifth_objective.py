@@ -124,7 +124,10 @@ def head_of(stage: Pretraining) -> dict[str, Tensor]:
 def test_it_is_trained_logged_and_shown(
     tmp_path: Path, stage_of: Stage, accelerator: Accelerator, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe, run = recipe_with("objectives.itl=0.5", f"train.steps={STEPS}"), Run(tmp_path / "run")
+    recipe, run = (
+        recipe_with("objectives.itl=0.5", f"train.steps={STEPS}", "train.tensorboard=false"),
+        Run(tmp_path / "run"),
+    )
     stage = stage_of(recipe, run)
     before = head_of(stage)
     assert set(before) == {"length_head.weight", "length_head.bias"}
