@@ -25,7 +25,7 @@ import torch
 from medunifier_cli.cli import mu
 from medunifier_cli.cluster.options import JobOption
 from medunifier_cli.evaluate import codes
-from medunifier_cli.evaluate.films import answers
+from medunifier_cli.evaluate.films import likeness
 from medunifier_cli.evaluate.reports import writer
 from medunifier_cli.evaluate.retrieval import embed, rerank
 from medunifier_cli.evaluate.shared import sharing
@@ -35,7 +35,7 @@ from medunifier_cli.scores.text import meteor
 from tests.unit.distributed import ranks
 
 BLOCKS: dict[Any, dict[str, int]] = {
-    embed: {"BATCH": 8}, writer: {"BATCH": 5}, answers: {"BATCH": 3}, rerank: {"IMAGES_AT_ONCE": 7},
+    embed: {"BATCH": 8}, writer: {"BATCH": 5}, likeness: {"BATCH": 8}, rerank: {"IMAGES_AT_ONCE": 7},
     image_sets: {"BATCH": 8}, copies: {"CHUNK": 4, "SEARCHED": 12}, codes: {"BATCH": 6},
 }  # fmt: skip
 """So that each verb has several, and the last ones are not full."""
@@ -51,7 +51,8 @@ def commands(out: Path) -> list[list[str]]:
         ("synthesize", "--run", "priors", "--n", 27, "--prompts", "report", "--guidance", 2,
          "--batch-size", 8, "--out", out / "new"),
         ("synthesize", "--run", "model", "--reconstruct", "test", "--n", 27, "--out", out / "rebuilt"),
-        ("zeroshot", "--run", "model", *(out / "new" / f"{number:06d}.png" for number in range(10))),
+        ("zeroshot", "--run", "model", "--batch-size", 3,
+         *(out / "new" / f"{number:06d}.png" for number in range(10))),
         ("report", "--run", "model", "--max-tokens", 9, out / "rebuilt"),
         ("score", "model", "--fake", out / "new", "--real", "valid", "--copies", "--heldout", "valid"),
     ]  # fmt: skip

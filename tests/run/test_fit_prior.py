@@ -66,7 +66,7 @@ def test_every_verb_gives_on_two_ranks_what_one_process_gives(
     assert [name for name, body in written[0].items() if written[1][name] != body] == []
     computed = [json.loads((tmp_path / f"rank-{number}.json").read_text()) for number in (0, 1)]
     assert [set(of_rank) for of_rank in computed] == [SHARED, SHARED]
-    assert all(min(of_rank.values()) > 0 for of_rank in computed), computed
+    assert all(min(of_rank.values()) > 0 for of_rank in computed), json.dumps(computed)
 
 
 def test_samples_are_counted_by_the_manifest(road: Path, monkeypatch: pytest.MonkeyPatch) -> None:
