@@ -10,7 +10,7 @@ from medunifier_cli.data.texts.token_table import texts_of
 from medunifier_cli.data.texts.tokenizer import CONFIG, FINGERPRINT, MEND, VOCABULARY, TextTokenizer
 from medunifier_cli.distributed import world
 from medunifier_cli.distributed.agreement import Facts, agree, together
-from medunifier_cli.errors import CheckpointError
+from medunifier_cli.errors import CheckpointError, DataError
 from medunifier_cli.files import sha256
 from medunifier_cli.plugin_index import prepared_dataset
 from medunifier_cli.recipe.schema import PretrainRecipe
@@ -42,7 +42,11 @@ def _first_tokenizer(recipe: PretrainRecipe, run: Run) -> None:
         shards = Shards.open(split_folder(recipe), recipe.data.train)
         sections = recipe.data.sections or plugin.text_sections
         texts = texts_of(shards, sections, recipe.data, recipe.text)
-        tokenizer = TextTokenizer.train(texts, recipe.text.vocabulary)
+        try:
+            tokenizer = TextTokenizer.train(texts, recipe.text.vocabulary)
+        except DataError as error:
+            where = f"{shards.folder}, {recipe.data.train}, data.sections={','.join(sections)}"
+            raise DataError(f"{where}: {error}") from error
         tokenizer.save(run.tokenizer, shards.folder)
     else:
         tokenizer = TextTokenizer.load(recipe.text.tokenizer)

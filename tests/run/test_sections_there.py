@@ -88,7 +88,7 @@ def test_what_a_person_asks_for_does_not_yield(home: Path) -> None:
     result = call("pretrain", *asked[:3], "--name", "asked")
     assert result.exit_code == 1
     assert SAID not in result.stderr
-    assert "there is no text to train a vocabulary on" in result.stderr
+    assert "train, data.sections=impression: there is no text to train a vocabulary on" in result.stderr
 
 
 @pytest.mark.parametrize(("of_valid", "sections"), [("impression", ("impression",)), (NOTES, (NOTES,))])
