@@ -31,7 +31,7 @@ demo: $(VENV)/.installed
 	$(BIN)/mu retrieve
 	$(BIN)/mu zeroshot
 	$(BIN)/mu report
-	for share in 1 0.1 0.01; do $(BIN)/mu finetune probe-demo -o data.fraction=$$share || exit; done
+	for share in 0.01 0.1 1; do $(BIN)/mu finetune probe-demo -o data.fraction=$$share || exit; done
 	$(BIN)/mu fit-prior prior-demo
 	$(BIN)/mu synthesize --prompts report --n 250 --guidance 3 --out demo/samples
 	$(BIN)/mu score demo --fake demo/samples --real train --classifier probe-demo-1

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.evaluate.shared.ranks import SAMPLED, on_ranks
-from medunifier_cli.files import text_lines
 from medunifier_cli.options.shared import (
     batch_size_option,
     data_option,
@@ -17,8 +16,14 @@ from medunifier_cli.options.shared import (
     format_option,
     likeness_option,
     note_old,
-    refuse,
     run_option,
+)
+from medunifier_cli.options.synthesis import (
+    DEFAULT_N,
+    HELD_OUT,
+    check_options,
+    count_images,
+    own_films,
 )
 from medunifier_cli.terminal.options import (
     CLASSES,
@@ -36,71 +41,7 @@ if TYPE_CHECKING:
     from medunifier_cli.evaluate.editing import Box
     from medunifier_cli.evaluate.synthesis.sample_folder import SampleFolder
     from medunifier_cli.model.sampling import Draws
-
-HELD_OUT = "the held-out split"
-"""Stands for the split that `--reconstruct` takes if it is given none."""
-OF_SAMPLING = {"seed", "temperature", "top_k", "top_p", "guidance", "best_of"}
-"""Parameters that change what is sampled."""
-DEFAULT_N = 16
-"""Images synthesized when neither a number nor prompts are given."""
-
-
-def own_films(files: tuple[Path, ...], reconstructed: str) -> list[Path]:
-    """The image files that `--reconstruct` takes: the first one may be typed as its value."""
-    first = [Path(reconstructed)] if reconstructed != HELD_OUT and Path(reconstructed).is_file() else []
-    return [*first, *files] if reconstructed else []
-
-
-def _count(
-    n: int | None, prompts: str, reconstructed: str, film: Path | None, name: str, data: str, split: str,
-    files: tuple[Path, ...], **_: Any,
-) -> int:  # fmt: skip
-    if film is not None or own_films(files, reconstructed):
-        return 0
-    if n:
-        return n
-    if reconstructed:
-        from medunifier_cli.evaluate.benchmark import count_samples
-
-        of_split = split if reconstructed == HELD_OUT else reconstructed
-        return count_samples(name, data, of_split)
-    path = Path(prompts)
-    return len(text_lines(path)) if prompts and path.is_file() else DEFAULT_N
-
-
-def _check(
-    prompt: str, prompts: str, of_class: str, reconstructed: str, data: str, split: str, film: Path | None,
-    box: Box | None, figure: str, files: tuple[Path, ...], **_: Any,
-) -> None:  # fmt: skip
-    films = own_films(files, reconstructed)
-    if files and not reconstructed:
-        raise click.UsageError("image files are for --reconstruct; add it")
-    if films:
-        refuse({"n", "data", "split"}, "is for a split, and image files are all reconstructed")
-        refuse({"num_processes"}, "shares the work of many images, and image files are a few")
-    else:
-        refuse({"likeness"}, "is for image files with --reconstruct")
-    if sum(map(bool, (prompt and not films, prompts, reconstructed))) > 1:
-        raise click.UsageError("--prompt, --prompts and --reconstruct exclude each other")
-    if reconstructed and of_class:
-        raise click.UsageError("--class requests synthetic images, and --reconstruct makes none")
-    if reconstructed and figure:
-        raise click.UsageError("--figure shows synthetic images, and --reconstruct makes none; leave one out")
-    if (data or split) and not reconstructed:
-        raise click.UsageError("--data and --split say what --reconstruct takes; add it")
-    if split and reconstructed not in (HELD_OUT, split):
-        raise click.UsageError(f"--reconstruct {reconstructed} and --split {split} are two splits; name one")
-    if film is None and box is not None:
-        raise click.UsageError("--box says what --edit draws anew; add it")
-    if film is not None and reconstructed:
-        raise click.UsageError("--edit draws an image anew and --reconstruct draws none; leave one out")
-    if film is not None and (not prompt or figure):
-        raise click.UsageError("--edit needs --prompt, and has a sheet of its own in place of --figure")
-    if film is not None:
-        refuse({"best_of"}, "is not for --edit, which shows every edit that it draws")
-        refuse({"num_processes"}, "shares the work of many images, and --edit draws them one by one")
-    if reconstructed:
-        refuse(OF_SAMPLING, "is for synthetic images, and --reconstruct makes none")
+    from medunifier_cli.overview.samples import Facts
 
 
 @click.command()
@@ -180,13 +121,14 @@ def _check(
 @click.option(
     "--batch", "old_batch", type=Whole(1, 100_000), hidden=True, help="Old spelling of --batch-size."
 )
+@click.option("--dry-run", is_flag=True, help="Say what would be drawn or resumed, and write nothing.")
 @job_options(resumes=True, nodes=True)
-@on_ranks(large=SAMPLED, count=_count, check=_check)
+@on_ranks(large=SAMPLED, count=count_images, check=check_options)
 def synthesize(
     n: int | None, out: Path, seed: int, temperature: float, top_k: int, top_p: float, prompt: str,
     prompts: str, of_class: str, guidance: float, best_of: int, reconstructed: str, data: str, split: str,
     film: Path | None, box: Box | None, figure: str, name: str, batch: int | None, old_batch: int | None,
-    sbatch: JobOptions | None, files: tuple[Path, ...], likeness: bool,
+    sbatch: JobOptions | None, files: tuple[Path, ...], likeness: bool, dry_run: bool,
 ) -> None:  # fmt: skip
     """Synthesize radiographs, optionally from prompts; the same command resumes after an interruption.
 
@@ -202,7 +144,7 @@ def synthesize(
         folder = _reconstruct_files(name, films, prompt, out, batch or old_batch, likeness)
     elif reconstructed:
         of_split = split if reconstructed == HELD_OUT else reconstructed
-        folder = _reconstruct(name, data, of_split, out, n or 0, batch or old_batch)
+        folder = _reconstruct(name, data, of_split, out, n or 0, batch or old_batch, dry_run)
     else:
         from medunifier_cli.model.sampling import Draws
 
@@ -212,7 +154,9 @@ def synthesize(
         else:
             size = batch or old_batch or 0
             asked = (prompt, prompts, of_class)
-            folder = _sample(name, asked, draws, out, n or 0, figure, size, best_of)
+            folder = _sample(name, asked, draws, out, n or 0, figure, size, best_of, dry_run)
+        if folder is None:
+            return
         if form() != "text":
             from medunifier_cli.evaluate.render import render
 
@@ -240,9 +184,12 @@ def _reconstruct_files(
 
 
 def _reconstruct(
-    name: str, data: str, split: str, out: Path, n: int, batch: int | None
-) -> SampleFolder:  # fmt: skip
-    """Reconstruct images of a data set by a pre-training run; a run of priors stands for the one under it."""
+    name: str, data: str, split: str, out: Path, n: int, batch: int | None, dry_run: bool
+) -> SampleFolder | None:  # fmt: skip
+    """Reconstruct images of a data set by a pre-training run; a run of priors stands for the one under it.
+
+    None for a dry run, which is told.
+    """
     from medunifier_cli.checkpoint.pretrained import is_run_of, pretrained_run, restore
     from medunifier_cli.checkpoint.priors import restore_priors
     from medunifier_cli.evaluate.benchmark import open_benchmark
@@ -260,6 +207,10 @@ def _reconstruct(
     pretrained = pretrained.with_batches_of(batch)
     benchmark = open_benchmark(pretrained, data, split, class_texts=True)
     say_texts(benchmark)
+    if dry_run:
+        from medunifier_cli.overview.samples import planned_reconstructions
+
+        return _tell(planned_reconstructions(pretrained, benchmark, out, n))
     folder, quality = reconstruct(pretrained, benchmark, out, n)
     heading = f"{benchmark.plugin.name}/{benchmark.split}, n = {n or len(benchmark.source):,}"
     show_measured(heading, [quality])
@@ -268,9 +219,12 @@ def _reconstruct(
 
 def _sample(
     name: str, asked: tuple[str, str, str], draws: Draws, out: Path, n: int, figure: str, batch: int,
-    best_of: int,
-) -> SampleFolder:  # fmt: skip
-    """Sample images from the priors of a run, with the prompts of the data set that these were fitted on."""
+    best_of: int, dry_run: bool,
+) -> SampleFolder | None:  # fmt: skip
+    """Sample images from the priors of a run, with the prompts of the data set that these were fitted on.
+
+    None for a dry run, which is told.
+    """
     from medunifier_cli.checkpoint.priors import on_their_data, priors_run, restore_priors
     from medunifier_cli.evaluate.benchmark import open_benchmark
     from medunifier_cli.evaluate.shared.sharing import everywhere
@@ -287,10 +241,21 @@ def _sample(
     shown = open_benchmark(trained, split=figure, class_texts=True) if figure else None
     texts_of = Path(prompts) if prompts and Path(prompts).is_file() else None
     count = n or len(requests) or DEFAULT_N
+    if dry_run:
+        from medunifier_cli.evaluate.synthesis.synthesis import sampler
+        from medunifier_cli.overview.samples import planned_samples
+
+        return _tell(planned_samples(sampler(fitted, requests, draws, best_of), out, count))
     folder = synthesize(fitted, out, count, requests, draws, batch, texts_of, best_of)
     if shown is not None:
         show(str(write_figure(trained, shown, folder, draws.seed)), err=form() != "text")
     return folder
+
+
+def _tell(facts: Facts) -> None:
+    from medunifier_cli.overview.runs import render_facts
+
+    show(render_facts(facts, form()))
 
 
 def _edit(

@@ -24,6 +24,7 @@ from medunifier_cli.recipe.settings import (
     LONGEST_KEY,
     Setting,
     Settings,
+    Stated,
     YamlError,
     read_overrides,
     read_text,
@@ -136,7 +137,7 @@ def parse_saved(text: str, shown: str, schema: type[R]) -> R:
         settings, _ = read_text(text, shown, schema, saved=True)
     except YamlError as problem:
         raise RecipeError(str(problem)) from problem
-    recipe: R = _built(settings, schema, shown)
+    recipe: R = _built(_merge([settings]), schema, shown)
     return recipe
 
 
@@ -164,7 +165,7 @@ def stage_of(path_or_name: str | Path) -> str:
         RecipeError: no such recipe, not YAML, or an unknown stage.
     """
     path = find_recipe(path_or_name)
-    setting = _merge(_chain(path, PretrainRecipe)).by_key.get("stage")
+    setting = _merge(_chain(path, Stated)).by_key.get("stage")
     stage = setting.value if setting is not None else PretrainRecipe.stage
     if not isinstance(stage, str) or stage not in SCHEMAS:
         where = setting.where if setting is not None else _shown(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_type_hints
@@ -49,6 +50,13 @@ class Settings:
     """Keys that a problem is about, and keys that a misspelt one was probably meant for."""
 
 
+@dataclass(frozen=True)
+class Stated:
+    """Stands for a schema where only the stage of a recipe is asked for; its other keys are passed over."""
+
+    stage: str = ""
+
+
 class YamlError(Exception):
     """Text that is not YAML, or not a mapping: one line with its place."""
 
@@ -87,8 +95,9 @@ def nearest_key(key: str, schema: type) -> str | None:
     return None
 
 
+@functools.lru_cache(maxsize=256)  # a verb looks at the same recipes many times, and composing YAML is slow
 def read_text(text: str, shown: str, schema: type, saved: bool = False) -> tuple[Settings, Setting | None]:
-    """Settings of one recipe text, and the value of its top-level `base`.
+    """Settings of one recipe text, and the value of its top-level `base`; callers share them.
 
     Args:
         text: YAML.
@@ -192,6 +201,8 @@ class _Reader:
                 self.base = self._leaf(loader, value_node, where, key)
             elif name not in types and self.saved and key in RENAMED:
                 self._set(RENAMED[key], self._leaf(loader, value_node, where, key))
+            elif name not in types and self.schema is Stated:
+                continue
             elif name not in types:
                 _unknown(key, where, self.schema, self.settings)
             elif not (isinstance(types[name], type) and dataclasses.is_dataclass(types[name])):

@@ -20,7 +20,10 @@ from medunifier_cli.cli import mu
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.errors import MuError
 from medunifier_cli.plugin_index import prepared_dataset
+from medunifier_cli.recipe.load import load_recipe
+from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.stages import finetune_task
+from medunifier_cli.stages.check.finetune import check_samples
 from tests.run.finetune_runs import FinetuneRuns
 
 
@@ -48,6 +51,26 @@ def write_labelled(folder: Path, counts: Mapping[str, Mapping[str, int]]) -> Pat
 
 
 BOTH = {"Pneumonia": 6, "Normal": 10}
+
+
+def test_check_counts_the_samples_of_each_class(tmp_path: Path) -> None:
+    shards = write_labelled(tmp_path / "rsna", {"train": BOTH, "valid": {"Pneumonia": 2, "Normal": 3}})
+    # with a sample that says nothing, and one that leaves a class open
+    png = io.BytesIO()
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(png, "PNG")
+    with webdataset.TarWriter(str(shards / "train-000001.tar")) as writer:
+        for key, labels in (("silent", {}), ("open", {"Pneumonia": 1.0, "Normal": None})):
+            meta = {"labels": labels, "subject": key}
+            writer.write({"__key__": key, "png": png.getvalue(), "json": json.dumps(meta).encode()})
+    settings = ["data.dataset=rsna", f"data.shards={shards}", "data.test=", "model.loss=binary_cross_entropy"]
+    checks = {one.name: one for one in check_samples(load_recipe("finetune-demo", settings, FinetuneRecipe))}
+    assert all(one.ok for one in checks.values())
+    assert checks["samples"].result.startswith("17 train, 5 valid; 2 classes, auroc")
+    train, valid = checks["classes of train"].result, checks["classes of valid"].result
+    assert train == "Pneumonia 7, Normal 10 of 16; 1 left out, which have no label"
+    assert valid == "Pneumonia 2, Normal 3"
+    (problem,) = check_samples(load_recipe("finetune-demo", [*settings, "data.valid=none"], FinetuneRecipe))
+    assert (problem.name, problem.ok) == ("samples", False)
 
 
 def test_images_without_reports(runs: FinetuneRuns, tmp_path: Path) -> None:

@@ -60,6 +60,40 @@ def test_same_seed_same_images_whatever_the_batch_and_however_often_stopped(road
     assert images(road / "d") != images(road / "a")
 
 
+def test_a_dry_run_tells_of_samples_and_reconstructions_and_writes_nothing(
+    road: Path, tmp_path: Path
+) -> None:
+    ask = ("synthesize", "--n", 4, "--prompts", "report", "--seed", 3, "--out", tmp_path / "some")
+    assert call(road, *ask, "--n", 3)[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in road.rglob("*")}
+
+    def told(*args: object) -> dict[str, object]:
+        code, printed = call(road, *args, "--dry-run", "--format", "json")
+        assert code == 0, printed
+        return dict(json.loads(printed[printed.index("{") : printed.rindex("}") + 1]))
+
+    facts = told(*ask)
+    assert (facts["images"], facts["start"]) == (4, "resumes after 3")
+    assert facts["settings"] == "seed 3, temperature 1, guidance 1"
+    assert sum(int(one.split()[-1]) for one in str(facts["of classes"]).split(",")) == 4
+    assert told(*ask, "--n", 3)["start"] == "nothing: all are there"
+    facts = told("synthesize", "--n", 9, "--out", tmp_path / "new")
+    assert (facts["start"], facts["prompts"]) == ("new", "none")
+    facts = told("synthesize", "--reconstruct", "valid", "--n", 2, "--out", tmp_path / "new")
+    assert (facts["images"], facts["start"], facts["of"]) == (2, "new", "phantom/valid")
+    assert not (tmp_path / "new").exists()
+    assert {path: path.stat().st_mtime_ns for path in road.rglob("*")} == before
+    for more, words in (
+        (("--n", 2), "holds 3 images already"),
+        (("--temperature", 2), "temperature was 1.0, now 2.0"),
+        (("--out", road / "data"), "holds other files"),
+        (("--out", tmp_path / "some" / "settings.json"), "is no folder"),
+    ):
+        code, printed = call(road, *ask, *more, "--dry-run")
+        assert code == 1
+        assert words in printed
+
+
 def test_best_of_keeps_the_candidate_that_matches_its_prompt_best(
     road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

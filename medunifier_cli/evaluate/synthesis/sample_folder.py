@@ -80,30 +80,13 @@ class SampleFolder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             sweep(folder)
-            # what another process writes, or was writing when it was killed, is no other file
-            names = [path.name for path in folder.iterdir() if not is_temporary(path.name)]
-            if SETTINGS in names:
-                self._check_same(settings)
-            elif names:
-                raise DataError(
-                    f"{folder}: holds other files ({sorted(names)[0]}, ...); name an empty or new folder"
-                )
-            else:
+            self.done = images_there(folder, settings)
+            if not (folder / SETTINGS).exists():
                 write_text(folder / SETTINGS, json.dumps(settings, indent=1, sort_keys=True) + "\n")
-            # Images that somebody deleted are made again; a last line that a kill tore is cut off.
-            lines = [line for line in read_samples(folder) if (folder / line["image"]).is_file()]
-            self.done = {line["sample"]: line for line in lines}
+            # a last line that a kill tore is cut off
             self._rewrite()
         except OSError as error:
             raise DataError(f"{folder}: cannot be written ({error.strerror or error})") from error
-
-    def _check_same(self, settings: Mapping[str, Any]) -> None:
-        saved = read_settings(self.folder)
-        now = json.loads(json.dumps(settings))  # as JSON gives it back: tuples are lists there
-        changed = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
-        if changed:
-            what = ", ".join(f"{key} was {saved.get(key)}, now {now.get(key)}" for key in changed[:3])
-            raise DataError(f"{self.folder}: holds images of other settings ({what}); name another folder")
 
     def add(self, sample: int, name: str, image_HW: NDArray[np.uint8], line: Mapping[str, Any]) -> None:
         """Write one image, then its line."""
@@ -134,6 +117,41 @@ class SampleFolder:
         lines = (self.done[sample] for sample in sorted(self.done))
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
         write_text(self.folder / LINES, text, texts_of=self.texts_of)
+
+
+def images_there(folder: Path, settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """The lines of the images that a folder already has, by sample number; nothing is written.
+
+    Images that somebody deleted do not count, and are made again.
+
+    Args:
+        folder: need not exist.
+        settings: of the images that are to be added.
+
+    Raises:
+        DataError: it holds other files, or images of other settings.
+    """
+    if not folder.exists():
+        return {}
+    if not folder.is_dir():
+        raise DataError(f"{folder}: is no folder")
+    # what another process writes, or was writing when it was killed, is no other file
+    names = [path.name for path in folder.iterdir() if not is_temporary(path.name)]
+    if names and SETTINGS not in names:
+        raise DataError(f"{folder}: holds other files ({sorted(names)[0]}, ...); name an empty or new folder")
+    if names:
+        _check_same(folder, settings)
+    lines = [line for line in read_samples(folder) if (folder / line["image"]).is_file()]
+    return {line["sample"]: line for line in lines}
+
+
+def _check_same(folder: Path, settings: Mapping[str, Any]) -> None:
+    saved = read_settings(folder)
+    now = json.loads(json.dumps(settings))  # as JSON gives it back: tuples are lists there
+    changed = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
+    if changed:
+        what = ", ".join(f"{key} was {saved.get(key)}, now {now.get(key)}" for key in changed[:3])
+        raise DataError(f"{folder}: holds images of other settings ({what}); name another folder")
 
 
 def caption_of(line: Mapping[str, Any]) -> str:

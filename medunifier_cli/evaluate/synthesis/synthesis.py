@@ -85,14 +85,9 @@ def synthesize(
         MuError: a setting out of range, or priors that give logits that are not finite.
     """
     prompted = sampler(fitted, requests, draws, best_of)
-    settings = {
-        "priors": fitted.identity, "pretrained": fitted.pretrained.identity,
-        "prompts": requests_hash(requests), **asdict(draws), **fitted.prior.decoding,
-        **({"best_of": best_of} if best_of > 1 else {}),
-    }  # fmt: skip
-    folder = SampleFolder(out, settings, texts_of, origin_of(fitted.run.folder.name, fitted.identity))
-    if len(folder.done) > n:
-        raise DataError(f"{out}: holds {len(folder.done):,} images already; set --n to at least that")
+    origin = origin_of(fitted.run.folder.name, fitted.identity)
+    folder = SampleFolder(out, prompted.settings, texts_of, origin)
+    check_number(folder.folder, len(folder.done), n)
     missing = [number for number in range(n) if number not in folder.done]
     # no more than the ranks need to have one batch each
     most = share_of_rank(n, tile_rows(fitted.pretrained.device))
@@ -117,6 +112,12 @@ def synthesize(
     return folder
 
 
+def check_number(folder: Path, there: int, n: int) -> None:
+    """Raise DataError for a folder that has more images already than the `n` which it is asked to have."""
+    if there > n:
+        raise DataError(f"{folder}: holds {there:,} images already; set --n to at least that")
+
+
 def _save_for_the_page(fitted: FittedPriors, folder: SampleFolder) -> None:
     """The first images in the run's own folder: its page shows them when the folder of samples has moved."""
     lines = [folder.done[sample] for sample in sorted(folder.done)[:MOST_TILES]]
@@ -136,6 +137,15 @@ class Sampler:
     draws: Draws
     best_of: int = 1
     """Candidates of each sample: sample s has those from s * best_of on."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What all images of a folder have in common: one that was begun with others is refused."""
+        return {
+            "priors": self.fitted.identity, "pretrained": self.fitted.pretrained.identity,
+            "prompts": requests_hash(self.requests), **asdict(self.draws), **self.fitted.prior.decoding,
+            **({"best_of": self.best_of} if self.best_of > 1 else {}),
+        }  # fmt: skip
 
     def codes(self, numbers: range) -> tuple[Tensor, Tensor]:
         """Top [B, T, T] and bottom [B, G, G] codes of B consecutive candidates, int64 on the CPU.
@@ -240,9 +250,8 @@ def reconstruct(
         DataError: the folder cannot be used.
     """
     need_tig(pretrained)
-    split = f"{benchmark.plugin.name}/{benchmark.split}"
     origin = origin_of(pretrained.run.folder.name, pretrained.identity)
-    folder = SampleFolder(out, {"reconstruct": split, "pretrained": pretrained.identity}, origin=origin)
+    folder = SampleFolder(out, reconstruction_settings(pretrained, benchmark), origin=origin)
     n = min(n or len(benchmark.source), len(benchmark.source))
     average = mean_image(benchmark.source, n)
     quality: list[Tensor] = []
@@ -265,6 +274,12 @@ def reconstruct(
     groups = patients(benchmark.source, np.arange(n))
     floor = float(torch.cat(baseline).mean())
     return folder, mean("reconstruction PSNR", torch.cat(quality), floor, "dB", groups=groups)
+
+
+def reconstruction_settings(pretrained: PretrainedRun, benchmark: Benchmark) -> dict[str, Any]:
+    """What all images of a folder of reconstructions have in common, as `Sampler.settings`."""
+    split = f"{benchmark.plugin.name}/{benchmark.split}"
+    return {"reconstruct": split, "pretrained": pretrained.identity}
 
 
 def write_figure(pretrained: PretrainedRun, benchmark: Benchmark, folder: SampleFolder, seed: int) -> Path:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from medunifier_cli.data.labels.samples import plan_samples
+from medunifier_cli.data.labels.labelled import counts
+from medunifier_cli.data.labels.samples import Part, plan_samples
+from medunifier_cli.errors import MuError
 from medunifier_cli.plugin_index import load_head, prepared_dataset
 from medunifier_cli.recipe.schema import LIVE
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
@@ -20,6 +22,7 @@ from medunifier_cli.stages.check.shared import (
     check_runs_folder,
     check_split,
     check_starting_run,
+    failed,
     run_check,
     shards_of,
 )
@@ -53,7 +56,7 @@ def check_finetune(recipe: FinetuneRecipe, processes: int = 0, hashes: bool = Fa
             if pretrained is not None:
                 size = pretrained.data.image_size
                 yield from run_check(f"image size of {name}", check_image_size, name, size, other)
-        yield from run_check("samples", check_samples, recipe)
+        yield from check_samples(recipe)
         if pretrained is not None and data.features != LIVE:
             yield from run_check("cached features", check_features, recipe, hashes)
     else:
@@ -75,10 +78,32 @@ def check_head(name: str) -> str:
     return load_head(name).title
 
 
-def check_samples(recipe: FinetuneRecipe) -> str:
-    """Check that each split has labelled samples of at least two classes, without reading an image."""
-    task = resolve_task(recipe)
-    parts = plan_samples(recipe.data, task.shards, task.plugin, task.kind, 1, task.extra)
+def check_samples(recipe: FinetuneRecipe) -> Iterator[Check]:
+    """Check that each split has labelled samples of at least two classes, and count those of each class.
+
+    Reads no image.
+    """
+    try:
+        task = resolve_task(recipe)
+        parts = plan_samples(recipe.data, task.shards, task.plugin, task.kind, 1, task.extra)
+    except MuError as error:
+        yield from failed("samples", error)
+        return
     sizes = ", ".join(f"{len(part.images):,} {part.role}" for part in parts)
     train = next(part for part in parts if part.role == "train")
-    return f"{sizes}; {len(task.plugin.classes)} classes, {task.metric}; train: {train.selection.rule}"
+    classes = task.plugin.classes
+    told = f"{sizes}; {len(classes)} classes, {task.metric}; train: {train.selection.rule}"
+    yield Check("samples", told, True)
+    for part in parts:
+        yield Check(f"classes of {part.role}", count_classes(part, classes), True)
+
+
+def count_classes(part: Part, classes: Sequence[str]) -> str:
+    """How many selected samples show each class; where labels are missing, of how many that say so."""
+    negatives, positives = counts(part.images.target, len(classes)).tolist()
+    told = []
+    for name, absent, there in zip(classes, negatives, positives, strict=True):
+        known = there + absent
+        told.append(f"{name} {there:,}" + (f" of {known:,}" if known < len(part.images) else ""))
+    unknown = [f"{part.without_label:,} left out, which have no label"] if part.without_label else []
+    return "; ".join([", ".join(told), *unknown])

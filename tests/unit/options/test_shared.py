@@ -72,7 +72,7 @@ def test_run_is_used_and_name_is_made(verb: str) -> None:
     computes = trains or verb in cli.MODEL_VERBS or verb == "score"
     assert (option(verb, "--device") is not None) == computes
     assert (option(verb, "--batch-size") is not None) == (verb in cli.MODEL_VERBS)
-    assert (option(verb, "--dry-run") is not None) == (trains or verb == "prepare")
+    assert (option(verb, "--dry-run") is not None) == (trains or verb in ("prepare", "synthesize"))
 
 
 def test_numbers_have_all_digits_for_programs_and_three_for_people(runs: Path) -> None:
@@ -128,6 +128,8 @@ def test_verbose_says_what_it_took(runs: Path) -> None:
         (["prepare", "--list", "--size", "64"], "--size has no effect on --list"),
         (["prepare", "--features", "demo", "--dry-run"], "--dry-run is for shards"),
         (["pretrain", "demo", "--dry-run", "--sbatch"], "nothing to try with --dry-run"),
+        (["synthesize", "--dry-run", "--sbatch"], "nothing to try with --dry-run"),
+        (["synthesize", "x.png", "--reconstruct", "--dry-run"], "--dry-run tells of many images"),
         (["pretrain", "demo", "--profile", "--format", "json"], "--format is for training"),
         (["pretrain", "demo", "--name", "a", "--run", "b"], "--run is the old spelling of --name"),
         (["finetune", "probe-demo", "--from", "a", "--run", "b", "--name", "c"], "the old spelling of --run"),
