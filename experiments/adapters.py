@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from experiments import codes
 from experiments.ablation import interval
-from experiments.codes import PAIRS, PHANTOM, Data, Training
+from experiments.codes import LEARNED, PAIRS, PHANTOM, Data, Training
 from experiments.running import ROOT, mu
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.recipe.load import load_recipe
@@ -31,16 +31,12 @@ from medunifier_cli.scores.bootstrap import Interval, intervals
 from medunifier_cli.scores.classification import auroc
 
 OURS, THEIRS = "ours", "published"
-PUBLISHED: dict[str, object] = {
-    "nonlinear": "linear-relu-linear", "upsample": "nearest", "residual": "bottleneck",
-}  # fmt: skip
-"""The adapters of the authors' code, which `small.yaml` has."""
-DEFAULT: dict[str, object] = {key: asdict(GeneratorConfig())[key] for key in PUBLISHED}
-"""Ours: the defaults of the same keys."""
+PUBLISHED: dict[str, object] = {key: asdict(GeneratorConfig())[key] for key in LEARNED}
+"""The adapters of the authors' code, the defaults of the same keys."""
 FORMS: dict[str, dict[str, object]] = {
-    OURS: DEFAULT,
+    OURS: LEARNED,
     THEIRS: PUBLISHED,
-    **{f"{OURS} but {key}": {**DEFAULT, key: value} for key, value in PUBLISHED.items()},
+    **{f"{OURS} but {key}": {**LEARNED, key: value} for key, value in PUBLISHED.items()},
 }
 """Form of the adapters -> its keys; the last three are ours but for one."""
 GENERATORS = ("small", "full")

@@ -38,6 +38,8 @@ VARIANTS: dict[str, dict[str, object]] = {
     },
 }  # fmt: skip
 """What each pilot changes of the paper's generator, which is the recipe's default."""
+LEARNED: dict[str, object] = {"nonlinear": "linear-relu", "upsample": "learned", "residual": "pre-activation"}
+"""Adapters with VQ-VAE-2's layers; those of the authors' code are the default and `full.yaml`'s."""
 SETTINGS: dict[str, object] = {
     # the generator is what is asked about: towers of two layers, and ITC alone with TIG, halve the time
     "model.vit.depth": 2, "model.vit.width": 64, "model.vit.heads": 2, "model.qformer.layers": 2,
@@ -110,8 +112,9 @@ def small(generator: GeneratorConfig) -> dict[str, object]:
 
 def plan(data: Sequence[Data], steps: int, seeds: int, pilot_steps: int) -> tuple[list[Training], ...]:
     """The pilots (seed 0, measured on the validation split), and the long runs of `full.yaml`'s generator:
-    each seed with ITC and TIG, and the first one with all four losses too."""
-    paper = small(GeneratorConfig())
+    each seed with ITC and TIG, the same with our adapters, and the first one with all four losses too."""
+    # the pilots of docs/codes.md had the adapters that were the default then
+    paper = {**small(GeneratorConfig()), **LEARNED}
     pilots = [
         Training(name, {**paper, **changes}, one, "valid", pilot_steps, 0)
         for one in data
@@ -120,6 +123,11 @@ def plan(data: Sequence[Data], steps: int, seeds: int, pilot_steps: int) -> tupl
     full = small(load_recipe("full").model.generator)
     long = [Training("full", full, one, one.heldout, steps, seed) for seed in range(seeds) for one in data]
     every = ObjectivesConfig.names()
+    long += [
+        Training("full, our adapters", {**full, **LEARNED}, one, one.heldout, steps, seed)
+        for seed in range(seeds)
+        for one in data
+    ]
     long += [Training("full, all four losses", full, one, one.heldout, steps, 0, every) for one in data]
     return pilots, long
 

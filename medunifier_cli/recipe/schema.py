@@ -190,13 +190,13 @@ class GeneratorConfig:
     norm: Literal["batch", "group"] = "batch"
     """Normalisation after each ReLU of the decoder and in `bottleneck` residual blocks; `batch` is
     synchronised over all ranks."""
-    nonlinear: Literal["linear-relu", "linear-relu-linear"] = "linear-relu"
-    """The adapters' nonlinear layer, which the paper does not detail; the authors' code has
-    `linear-relu-linear`, twice as wide inside the top adapter."""
-    upsample: Literal["learned", "nearest"] = "learned"
+    nonlinear: Literal["linear-relu", "linear-relu-linear"] = "linear-relu-linear"
+    """The adapters' nonlinear layer, which the paper does not detail; `linear-relu-linear` as in the authors'
+    code, twice as wide inside the top adapter."""
+    upsample: Literal["learned", "nearest"] = "nearest"
     """How the top adapter enlarges the map of queries to a square: `learned`, by a transposed convolution;
     `nearest`, by repeating rows, as in the authors' code."""
-    residual: Literal["pre-activation", "bottleneck"] = "pre-activation"
+    residual: Literal["pre-activation", "bottleneck"] = "bottleneck"
     """Layers of the adapters' residual blocks: `pre-activation`, as in VQ-VAE-2 (ReLU, 3x3, ReLU, 1x1);
     `bottleneck`, as in He et al. 2016, which the paper cites, and in the authors' code (1x1, 3x3, 1x1, each
     normalised, a ReLU after the sum)."""

@@ -23,6 +23,8 @@ FORMS = list(
     )
 )
 AUTHORS = ("linear-relu-linear", "nearest", "bottleneck")
+EARLIER = ("linear-relu", "learned", "pre-activation")
+"""The default before `AUTHORS`."""
 CLOSE = {"atol": 1e-6, "rtol": 1e-5}
 """The positional encoding is a table in fp32."""
 
@@ -141,7 +143,7 @@ def test_both_adapters_equal_plain_layers(form: tuple[str, str, str], norm: str)
 
 
 def test_the_weights_of_earlier_runs_keep_their_names() -> None:
-    names = {f"{part}.{name}" for part, adapter in adapters() for name in adapter.state_dict()}
+    names = {f"{part}.{name}" for part, adapter in adapters(EARLIER) for name in adapter.state_dict()}
     layers = {f"residual.layers.{layer}.{i}" for layer in (0, 1) for i in (1, 3)}
     ours = {"nonlinear.linear", *layers}
     assert names == {
@@ -152,8 +154,9 @@ def test_the_weights_of_earlier_runs_keep_their_names() -> None:
     }
 
 
-def adapters() -> list[tuple[str, nn.Module]]:
-    model = tiny_model()
+def adapters(form: tuple[str, str, str] = AUTHORS) -> list[tuple[str, nn.Module]]:
+    keys = ("nonlinear", "upsample", "residual")
+    model = tiny_model(*(f"model.generator.{key}={value}" for key, value in zip(keys, form, strict=True)))
     return [("adapt_top", model.generator.adapt_top), ("adapt_bottom", model.generator.adapt_bottom)]
 
 

@@ -31,10 +31,10 @@ from experiments.adapters import (
     page,
     tunings,
 )
-from experiments.codes import PAIRS, PHANTOM, Training
+from experiments.codes import LEARNED, PAIRS, PHANTOM, Training
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.recipe.load import load_recipe
-from medunifier_cli.recipe.schema import GeneratorConfig, PretrainRecipe
+from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 
 TRUTH = [True, True, True, False, False, False]
@@ -66,14 +66,16 @@ def test_a_form_changes_its_keys_in_a_recipe_and_nothing_else() -> None:
         }
 
 
-def test_ours_are_the_defaults_and_the_published_form_differs_in_every_key() -> None:
-    default = asdict(GeneratorConfig())
-    for name in ("demo", "full", "one-gpu"):
+def test_recipes_for_real_films_have_the_published_form_and_the_demo_has_ours() -> None:
+    for name in ("small", "full", "one-gpu"):
         own = asdict(load_recipe(name).model.generator)
-        assert {key: own[key] for key in PUBLISHED} == {key: default[key] for key in PUBLISHED}
-    assert all(default[key] != value for key, value in PUBLISHED.items())
-    small = asdict(load_recipe("small").model.generator)
-    assert {key: small[key] for key in PUBLISHED} == PUBLISHED, "better on real pairs: docs/adapters.md"
+        assert {key: own[key] for key in PUBLISHED} == PUBLISHED, "better on real pairs: docs/adapters.md"
+    demo = asdict(load_recipe("demo").model.generator)
+    assert {key: demo[key] for key in LEARNED} == LEARNED
+    assert PUBLISHED == {
+        "nonlinear": "linear-relu-linear", "upsample": "nearest", "residual": "bottleneck",
+    }  # fmt: skip
+    assert all(LEARNED[key] != value for key, value in PUBLISHED.items())
 
 
 def test_both_heads_are_trained_alike() -> None:

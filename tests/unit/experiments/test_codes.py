@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments import codes
-from experiments.codes import PAIRS, PHANTOM, SIZES, VARIANTS, Training, plan, row, table
+from experiments.codes import LEARNED, PAIRS, PHANTOM, SIZES, VARIANTS, Training, plan, row, table
 from medunifier_cli.recipe.load import load_recipe
 from medunifier_cli.recipe.schema import GeneratorConfig, PretrainRecipe
 
@@ -26,12 +26,13 @@ def test_long_runs_have_the_generator_of_full_but_for_its_sizes() -> None:
     full = asdict(load_recipe("full").model.generator)
     _, long = plan([PHANTOM, PAIRS], 2000, 3, 1000)
     assert [(run.data.name, run.seed) for run in long] == [
-        (name, seed) for seed in (0, 1, 2, 0) for name in ("phantom", "pairs")
+        (name, seed) for seed in (0, 1, 2, 0, 1, 2, 0) for name in ("phantom", "pairs")
     ]
     for run in long:
         recipe = recipe_of(run)
         own = asdict(recipe.model.generator)
-        assert {key for key in own if own[key] != full[key]} == set(SIZES)
+        ours = set(LEARNED) if run.variant == "full, our adapters" else set()
+        assert {key for key in own if own[key] != full[key]} == set(SIZES) | ours
         assert (recipe.train.steps, recipe.train.seed) == (2000, run.seed)
         few, every = {"itc": 1.0, "tig": 1.0}, load_recipe("full").objectives.weights()
         assert recipe.objectives.weights() == (every if "four" in run.variant else few)
@@ -45,7 +46,8 @@ def test_each_pilot_changes_of_the_paper_what_its_table_says() -> None:
     for run in pilots:
         recipe = recipe_of(run)
         own = asdict(recipe.model.generator)
-        changed = {key: own[key] for key in own if own[key] != paper[key] and key not in SIZES}
+        assert {key: own[key] for key in LEARNED} == LEARNED
+        changed = {key: own[key] for key in own if own[key] != paper[key] and key not in {*SIZES, *LEARNED}}
         assert changed == VARIANTS[run.variant]
         assert recipe.data.test == "valid", "nothing is chosen by the test split"
     assert {"codebook", "beta"}.isdisjoint(key for changes in VARIANTS.values() for key in changes)
