@@ -137,7 +137,9 @@ class Nonlinear(nn.Module):
         y_BLC: Tensor = F.relu(y)
         if self.out is not None:
             y_BLC = self.out(y_BLC)
-        return y_BLC.transpose(1, 2).reshape(len(y), -1, *self.shape) + self.where
+        # in the features' own precision: in fp32 the residual blocks would carry fp32 maps through autocast
+        where = self.where.to(y_BLC.dtype)
+        return y_BLC.transpose(1, 2).reshape(len(y), -1, *self.shape) + where
 
 
 def raise_rows(channels: int, factor: int, how: str) -> nn.Module:
