@@ -17,9 +17,14 @@ from medunifier_cli.recipe.load import load_recipe
 PAIRS = 8
 LOSS = {"fp32": 1e-4, "bf16": 3e-2}
 """Largest relative difference of a loss that is still called equal."""
-GRADIENT = {"fp32": 1e-3, "bf16": 1e-1}
-"""The same of all gradients: length of their difference over their length. bf16 keeps 7 bits; on a
-CPU its gradients differ by 0.04 and its losses by 0.0008 or less."""
+GRADIENT = {"fp32": 1e-3, "bf16": 0.25}
+"""The same of all gradients: length of their difference over their length.
+
+bf16 keeps 7 bits, and the queries of an untrained model differ between images by a twentieth of their length:
+rounding is 7 % of that difference, and 17 % behind the batch norms of the adapters' bottlenecks, each of
+which gives it full scale again. On a CPU the gradients differ by 0.07 to 0.21 and the losses by at most
+0.005, with initial weights of 0.1 to 0.3.
+"""
 
 
 def build(device: torch.device) -> PretrainingLoss:

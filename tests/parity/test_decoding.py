@@ -294,7 +294,7 @@ SEARCHES: dict[str, Callable[[Step, Constraints], list[DecodedText]]] = {
 @pytest.mark.parametrize("how", SEARCHES)
 def test_texts_with_the_cache_are_those_without(how: str) -> None:
     """Rows end, leave and change places on the way; in fp64, so that no tie can hide a wrong row."""
-    model = tiny_model(seed=3).eval()
+    model = tiny_model(seed=4).eval()
     with torch.inference_mode():
         model.word_head.bias[SEP] += 2.5
         features = torch.randn(7, 17, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(5))

@@ -29,6 +29,11 @@ from tests.reference.plain_objectives import (
 from tests.tiny import CLS, DEC, SEP, VOCABULARY, draw_batch, draw_texts, pack, pad, tiny_model
 
 CLOSE = {"atol": 1e-9, "rtol": 1e-8}
+OUR_ADAPTERS = (
+    "model.generator.nonlinear=linear-relu", "model.generator.upsample=learned",
+    "model.generator.residual=pre-activation",
+)  # fmt: skip
+"""What `plain_generator` writes out; `test_adapters.py` has the authors'."""
 POSITIONS_FP32 = {"atol": 1e-6, "rtol": 1e-5}
 """The positional encoding is a table in fp32."""
 
@@ -148,7 +153,7 @@ def test_a_step_equals_the_plain_objectives(every: int, equal: tuple[tuple[int, 
 
 
 def test_tig_equals_equations_18_to_23() -> None:
-    model = tiny_model("objectives.itm=0.0", "objectives.itg=0.0")
+    model = tiny_model("objectives.itm=0.0", "objectives.itg=0.0", *OUR_ADAPTERS)
     batch = draw_batch(3)
     losses, monitors = PretrainingLoss(model, DEC)(batch)
     image = pixels(batch.image_B1HW)
