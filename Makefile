@@ -22,7 +22,10 @@ endif
 
 .PHONY: demo test lint types test-slow campaign bench ablation real-pairs docs site lock clean-demo
 
-# The whole pipeline on synthetic radiographs; each line is what a user would type.
+# The whole pipeline on synthetic radiographs; each line is what a user would type. On one thread: the models are so
+# small that two take a sixth more CPU time; THREADS=8 is sooner done where cores are idle. Another number of threads
+# rounds otherwise, so that figures differ a little.
+demo: export OMP_NUM_THREADS := $(or $(THREADS),1)
 demo: export MU_DATA := demo/data
 demo: export MU_RUNS := demo/runs
 demo: $(VENV)/.installed

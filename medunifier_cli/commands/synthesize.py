@@ -140,6 +140,7 @@ def synthesize(
     if old_batch:
         note_old("--batch", "--batch-size")
     films = own_films(files, reconstructed)
+    folder: SampleFolder | None
     if films:
         folder = _reconstruct_files(name, films, prompt, out, batch or old_batch, likeness)
     elif reconstructed:
@@ -155,13 +156,12 @@ def synthesize(
             size = batch or old_batch or 0
             asked = (prompt, prompts, of_class)
             folder = _sample(name, asked, draws, out, n or 0, figure, size, best_of, dry_run)
-        if folder is None:
-            return
-        if form() != "text":
+        if folder is not None and form() != "text":
             from medunifier_cli.evaluate.render import render
 
             show(render([["folder", "images"], [str(out), len(folder.done)]], form()))
-    show(f"{out}: {len(folder.done):,} images, samples.jsonl, samples.csv, contact.png", err=True)
+    if folder is not None:  # else it was a dry run, and told
+        show(f"{out}: {len(folder.done):,} images, samples.jsonl, samples.csv, contact.png", err=True)
 
 
 def _reconstruct_files(
@@ -210,7 +210,8 @@ def _reconstruct(
     if dry_run:
         from medunifier_cli.overview.samples import planned_reconstructions
 
-        return _tell(planned_reconstructions(pretrained, benchmark, out, n))
+        _tell(planned_reconstructions(pretrained, benchmark, out, n))
+        return None
     folder, quality = reconstruct(pretrained, benchmark, out, n)
     heading = f"{benchmark.plugin.name}/{benchmark.split}, n = {n or len(benchmark.source):,}"
     show_measured(heading, [quality])
@@ -245,7 +246,8 @@ def _sample(
         from medunifier_cli.evaluate.synthesis.synthesis import sampler
         from medunifier_cli.overview.samples import planned_samples
 
-        return _tell(planned_samples(sampler(fitted, requests, draws, best_of), out, count))
+        _tell(planned_samples(sampler(fitted, requests, draws, best_of), out, count))
+        return None
     folder = synthesize(fitted, out, count, requests, draws, batch, texts_of, best_of)
     if shown is not None:
         show(str(write_figure(trained, shown, folder, draws.seed)), err=form() != "text")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
@@ -71,5 +72,5 @@ def _images(out: Path, there: int, n: int) -> Facts:
     ]  # fmt: skip
 
 
-def _listed(values: Counter[str] | dict[str, float]) -> str:
+def _listed(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in values.items())
