@@ -64,7 +64,7 @@ class Tracking:
             event: as in `log.jsonl`.
             step: optimiser steps done.
         """
-        self._each(lambda tracker: tracker.log(dict(numbers), step=step), (event, step))
+        self._each(lambda tracker: tracker.log(_named(tracker, numbers), step=step), (event, step))
 
     def log_samples(self, step: int) -> None:
         """Log the pictures and the reports that the validation of this step has written, if any."""
@@ -93,6 +93,13 @@ class Tracking:
             except Exception as error:
                 warn_of(tracker.name, error, quote)
                 self.trackers.remove(tracker)
+
+
+def _named(tracker: Any, numbers: Mapping[str, float]) -> dict[str, float]:
+    """Numbers under names that the tracker takes: MLflow refuses `@`, and with it all numbers of the step."""
+    if tracker.name != "mlflow":
+        return dict(numbers)
+    return {name.replace("@", "_at_"): number for name, number in numbers.items()}
 
 
 def _log_picture(tracker: Any, name: str, path: Path, step: int) -> None:

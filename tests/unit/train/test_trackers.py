@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -321,3 +322,29 @@ def test_a_tracker_that_fails_on_reports_repeats_none(
     assert "the tracker diary has failed" in said
     assert "(ValueError)" in said
     assert "secret" not in said
+
+
+class Stub:
+    """A tracker that keeps what it gets; MLflow's refuses names as MLflow 3 does."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.got = name, dict[str, float]()
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        if self.name == "mlflow":
+            # what its error says it takes: letters, digits, _, -, periods, spaces, colons and slashes
+            wrong = [name for name in values if re.search(r"[^\w\-. :/]", name)]
+            if wrong:
+                raise ValueError(wrong)
+        self.got |= values
+
+
+def test_numbers_have_names_that_their_tracker_takes(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """A real MLflow refused `recall@1`, and with it all numbers of the validation."""
+    tracking = Tracking(run, SETTINGS, None, 0)
+    stubs = [Stub("mlflow"), Stub("wandb")]
+    tracking.trackers = list(stubs)  # type: ignore[assignment]
+    tracking.log("valid", 4, {"valid/image_to_text_recall@10": 0.5, "valid/itc": 1.0})
+    assert stubs[0].got == {"valid/image_to_text_recall_at_10": 0.5, "valid/itc": 1.0}
+    assert stubs[1].got == {"valid/image_to_text_recall@10": 0.5, "valid/itc": 1.0}
+    assert "has failed" not in capsys.readouterr().err
