@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.evaluate.shared.ranks import SAMPLED, on_ranks
+from medunifier_cli.files import text_lines
 from medunifier_cli.options.shared import (
     batch_size_option,
     data_option,
@@ -18,13 +19,7 @@ from medunifier_cli.options.shared import (
     note_old,
     run_option,
 )
-from medunifier_cli.options.synthesis import (
-    DEFAULT_N,
-    HELD_OUT,
-    check_options,
-    count_images,
-    own_films,
-)
+from medunifier_cli.options.synthesis import HELD_OUT, check_options, own_films
 from medunifier_cli.terminal.options import (
     CLASSES,
     PROBABILITY,
@@ -42,6 +37,28 @@ if TYPE_CHECKING:
     from medunifier_cli.evaluate.synthesis.sample_folder import SampleFolder
     from medunifier_cli.model.sampling import Draws
     from medunifier_cli.overview.samples import Facts
+
+
+DEFAULT_N = 16
+"""Images synthesized when neither a number nor prompts are given."""
+
+
+def _count(
+    n: int | None, prompts: str, reconstructed: str, film: Path | None, name: str, data: str, split: str,
+    files: tuple[Path, ...], dry_run: bool, **_: Any,
+) -> int:  # fmt: skip
+    """Images that several ranks can share; 0 for what one process does."""
+    if dry_run or film is not None or own_films(files, reconstructed):
+        return 0
+    if n:
+        return n
+    if reconstructed:
+        from medunifier_cli.evaluate.benchmark import count_samples
+
+        of_split = split if reconstructed == HELD_OUT else reconstructed
+        return count_samples(name, data, of_split)
+    path = Path(prompts)
+    return len(text_lines(path)) if prompts and path.is_file() else DEFAULT_N
 
 
 @click.command()
@@ -123,7 +140,7 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be drawn or resumed, and write nothing.")
 @job_options(resumes=True, nodes=True)
-@on_ranks(large=SAMPLED, count=count_images, check=check_options)
+@on_ranks(large=SAMPLED, count=_count, check=check_options)
 def synthesize(
     n: int | None, out: Path, seed: int, temperature: float, top_k: int, top_p: float, prompt: str,
     prompts: str, of_class: str, guidance: float, best_of: int, reconstructed: str, data: str, split: str,

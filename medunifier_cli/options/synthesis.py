@@ -1,4 +1,4 @@
-"""What `mu synthesize` is asked for: which of its options go together, and how many images that makes."""
+"""What `mu synthesize` is asked for: which of its options go together."""
 
 from __future__ import annotations
 
@@ -7,19 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from medunifier_cli.files import text_lines
 from medunifier_cli.options.shared import refuse
 
 if TYPE_CHECKING:
     from medunifier_cli.cluster.options import JobOptions
-    from medunifier_cli.evaluate.editing import Box
 
 HELD_OUT = "the held-out split"
 """Stands for the split that `--reconstruct` takes if it is given none."""
 OF_SAMPLING = {"seed", "temperature", "top_k", "top_p", "guidance", "best_of"}
 """Parameters that change what is sampled."""
-DEFAULT_N = 16
-"""Images synthesized when neither a number nor prompts are given."""
 
 
 def own_films(files: tuple[Path, ...], reconstructed: str) -> list[Path]:
@@ -28,27 +24,9 @@ def own_films(files: tuple[Path, ...], reconstructed: str) -> list[Path]:
     return [*first, *files] if reconstructed else []
 
 
-def count_images(
-    n: int | None, prompts: str, reconstructed: str, film: Path | None, name: str, data: str, split: str,
-    files: tuple[Path, ...], dry_run: bool, **_: Any,
-) -> int:  # fmt: skip
-    """Images that several ranks can share; 0 for what one process does."""
-    if dry_run or film is not None or own_films(files, reconstructed):
-        return 0
-    if n:
-        return n
-    if reconstructed:
-        from medunifier_cli.evaluate.benchmark import count_samples
-
-        of_split = split if reconstructed == HELD_OUT else reconstructed
-        return count_samples(name, data, of_split)
-    path = Path(prompts)
-    return len(text_lines(path)) if prompts and path.is_file() else DEFAULT_N
-
-
 def check_options(
     prompt: str, prompts: str, of_class: str, reconstructed: str, data: str, split: str, film: Path | None,
-    box: Box | None, figure: str, files: tuple[Path, ...], dry_run: bool, sbatch: JobOptions | None, **_: Any,
+    box: object, figure: str, files: tuple[Path, ...], dry_run: bool, sbatch: JobOptions | None, **_: Any,
 ) -> None:  # fmt: skip
     """Raise click.UsageError for options that do not go together, or that have no effect."""
     films = own_films(files, reconstructed)

@@ -52,7 +52,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Stated:
-    """Stands for a schema where only the stage of a recipe is asked for; its other keys are passed over."""
+    """Stands for a schema where only the stage of a recipe is asked for; its other keys are not looked at."""
 
     stage: str = ""
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from medunifier_cli.cli import mu
 from medunifier_cli.stages import running
-from medunifier_cli.train.compiling import compiled
+from medunifier_cli.train.compiling import compiled, missing
 from tests.run.test_resume import final_state
 
 
@@ -31,6 +31,7 @@ def call(root: Path, *arguments: object) -> Result:
     return CliRunner().invoke(mu, words, env={"MU_RUNS": str(root / "runs")}, catch_exceptions=False)
 
 
+@pytest.mark.skipif(missing("cpu") != "", reason=missing("cpu"))
 def test_a_compiled_run_logs_saves_and_measures_what_any_other_does(
     tmp_path: Path, recipe: Path, shards: Path
 ) -> None:
