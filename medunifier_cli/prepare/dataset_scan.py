@@ -227,11 +227,13 @@ def in_plugin(plugin: DatasetPlugin) -> Iterator[None]:
 
 def records_of(plugin: DatasetPlugin, items: Iterator[Record | Drop]) -> Iterator[Record | Drop]:
     """The items of a plan; unforeseen errors between them are the plugin's, see `in_plugin`."""
+    items = iter(items)  # a plugin may give a list
     while True:
         with in_plugin(plugin):
-            item = next(items, None)
-        if item is None:
-            return
+            try:
+                item = next(items)
+            except StopIteration:
+                return
         yield item
 
 

@@ -152,6 +152,14 @@ def test_an_unforeseen_error_is_laid_to_the_line_of_the_plugin(tmp_path: Path, w
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
+def test_a_list_of_records_does_as_well(tmp_path: Path) -> None:
+    class Listed(Small):
+        def plan(self, raw: Path, options: Mapping[str, Any]) -> Plan:
+            return Plan(self.made)  # type: ignore[arg-type]
+
+    assert run(Listed([record(0), record(1)]), tmp_path)["samples"] == 2
+
+
 def test_a_misspelt_split_or_label_of_a_plugin_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1\.dcm: split 'val' is none of train, valid, test"):
         run(Small([record(0), record(1, "val")]), tmp_path)
