@@ -88,6 +88,7 @@ class ForeignShards(DatasetPlugin):
             split_source=source,
             seed=None if options["split"] or by_name else options["seed"],
             notes=[f"{len(shards):,} shards; text: {', '.join(sections) or 'none'}; split: {source}"],
+            splits=(options["split"],) if options["split"] else (),
             classes=classes,
             text_sections=sections or ("caption",),
         )

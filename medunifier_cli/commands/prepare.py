@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import click
 
 from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.data.contract import DatasetPlugin, Option
-from medunifier_cli.errors import DataError, one_line_of
+from medunifier_cli.errors import DataError, MuError, one_line_of
 from medunifier_cli.options import complete
 from medunifier_cli.options.shared import note_old, refuse_unused
 from medunifier_cli.plugin_index import DATASETS, load_all, load_dataset
@@ -56,7 +57,20 @@ class Part(click.ParamType["tuple[int, int]"]):
         return int(match[1]), int(match[2])
 
 
-@click.command()
+class Prepare(click.Command):
+    """The verb, with a hint for those who type the name of a table's file where no file is expected."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if "unexpected extra argument" not in error.message:
+                raise
+            hint = "a file? mu prepare table --raw FILE"
+            raise click.UsageError(f"{error.message}; {hint}", ctx) from None
+
+
+@click.command(cls=Prepare)
 @click.argument("dataset", required=False, shell_complete=complete.data_sets)
 @click.option(
     "--raw",
@@ -128,19 +142,19 @@ def prepare(
 
     if show_list:
         refuse_unused({"dataset", "printed", "show_list"}, "has no effect on --list")
-        plugins = {dataset: load_dataset(dataset)} if dataset else load_all(DATASETS)
+        plugins = {dataset: _plugin(dataset)} if dataset else load_all(DATASETS)
         show(listing(plugins) if printed == "text" else render(listed_rows(plugins), printed, words=8))
         return
     if not dataset:
         raise click.UsageError("no data set given; `mu prepare --list` shows them")
     if sbatch:
-        plugin_options(load_dataset(dataset), overrides)  # not after a wait in the queue
+        plugin_options(_plugin(dataset), overrides)  # not after a wait in the queue
         sbatch.show(f"prepare-{name or dataset}", cores=workers or JOB_CORES, gpus=False, resumes=True)
         return
     from medunifier_cli.prepare.prepare import Job, planned
     from medunifier_cli.prepare.prepare import prepare as run
 
-    plugin = load_dataset(dataset)
+    plugin = _plugin(dataset)
     job = Job(
         plugin=plugin,
         raw=raw or raw_folder(dataset),
@@ -164,9 +178,27 @@ def prepare(
         if printed != "text":
             show(render(split_rows(manifest), printed))
         show(summary(manifest), err=True)
-        show(f"\n{job.out}: {manifest['samples']:,} images; inspect sheet-*.png", err=True)
+        left = "; rejects.jsonl lists what was left out" if manifest["rejects"]["lines"] else ""
+        show(f"\n{job.out}: {manifest['samples']:,} images; inspect sheet-*.png{left}", err=True)
 
 
+def _plugin(dataset: str) -> DatasetPlugin:
+    """The plugin of a data set.
+
+    Raises:
+        MuError: there is none, or it cannot be loaded; with a hint where the name is that of a file.
+    """
+    try:
+        return load_dataset(dataset)
+    except MuError:
+        if Path(dataset).is_file() or Path(dataset).suffix.lower() in TABLES:
+            hint = f"a file? mu prepare table --raw {shlex.quote(dataset)}"
+            raise MuError(f"no data set `{dataset}`; {hint}") from None
+        raise
+
+
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+"""Endings of files that are tables."""
 WITH_FEATURES = {"recipe", "overrides", "out", "part", "workers"}
 """Parameters that go with `--features`."""
 

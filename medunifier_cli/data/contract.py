@@ -90,7 +90,7 @@ class Record:
     """Unique in the data set: 1 to 90 letters, digits, `_` and `-` (a dot would end a WebDataset key)."""
     image: ImageSource
     split: str
-    """`train`, `valid`, `test`, or the name of a held-out set such as `5x200`."""
+    """`train`, `valid`, `test`, or a held-out set such as `5x200`: one of `DatasetPlugin.splits`."""
     subject: str
     """Patient identifier. A subject in two splits is an error, see `DatasetPlugin.allow_shared_subjects`."""
     study: str
@@ -101,7 +101,8 @@ class Record:
     sections: Mapping[str, str] = field(default_factory=dict)
     """Raw text by section name: `findings`, `impression`, `clinical_notes`, ..."""
     labels: Mapping[str, float | None] = field(default_factory=dict)
-    """All labels: 1 positive, 0 negative, -1 uncertain, None blank (never 0)."""
+    """All labels: 1 positive, 0 negative, -1 uncertain, None blank (never 0). The classes are among them, by
+    the same names; others are kept, and are no classes."""
     text_kind: str = "report"
     """`report` for a radiology report, or another name for other text, such as `clinical_notes`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -148,6 +149,8 @@ class Plan:
     notes: Sequence[str] = ()
     """Lines about how the raw data are read, shown before anything is written."""
     warnings: Sequence[str] = ()
+    splits: tuple[str, ...] = ()
+    """Names of the splits under these options, if they differ from the plugin's own."""
     classes: tuple[str, ...] = ()
     """Class names under these options, if they differ from the plugin's own."""
     text_sections: tuple[str, ...] = ()

@@ -6,19 +6,26 @@ and every division into parts writes the same shards; a rejected image makes its
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import re
+import sys
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from medunifier_cli.data.contract import Drop, Record
-from medunifier_cli.errors import DataError, quoted
+from medunifier_cli.data.contract import DatasetPlugin, Drop, Record
+from medunifier_cli.errors import DataError, MuError, quoted
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
 """A dot would end a WebDataset key; 90 characters leave room for the suffix in a USTAR header."""
 SPLIT = re.compile(r"[A-Za-z0-9_-]+")
+MOST = 3
+"""Labels that a message names."""
 TRAIN = "train"
 """The split of synthetic images."""
 
@@ -45,15 +52,21 @@ class DatasetScan:
         shard_size: records per shard.
         shared_subjects: whether a subject may be in two splits.
         on_drop: called with each row the plugin leaves out, in order.
+        splits: the names that a split may have; none for any.
+        classes: of the data set; each is a label of some record, if records have labels beside them.
     """
 
     shard_size: int
     shared_subjects: bool
     on_drop: Callable[[Drop], None]
+    splits: Sequence[str] = ()
+    classes: Sequence[str] = ()
     drops: Counter[str] = field(default_factory=Counter)
     """Number of rows left out by the plugin, by reason."""
     shared: int = 0
     """Number of subjects in more than one split."""
+    _labels: dict[str, None] = field(default_factory=dict, init=False)
+    """Names of the labels so far, in order."""
     _keys: set[str] = field(default_factory=set, init=False)
     _splits_of: dict[str, int] = field(default_factory=dict, init=False)
     """Subject -> the splits it is in, one bit for each of `_splits`."""
@@ -63,7 +76,8 @@ class DatasetScan:
         """The shards to write, each as soon as it is full; incomplete ones at the end, sorted by split.
 
         Raises:
-            DataError: a bad or repeated key, a bad split name, a subject in two splits.
+            DataError: a bad or repeated key, a bad or unknown split, a subject in two splits, a class that is
+                no label of any record while there are labels that are no class.
         """
         buffers: dict[str, list[Record]] = {}
         numbers: Counter[str] = Counter()
@@ -74,13 +88,10 @@ class DatasetScan:
                 self.on_drop(item)
                 continue
             if item.split not in buffers:
-                if not SPLIT.fullmatch(item.split):
-                    raise DataError(
-                        f"split {item.split!r}: only letters, digits, _ and - are allowed in a file name"
-                    )
+                self._check_split(item)
                 self._splits.append(item.split)
                 buffers[item.split] = []
-            self._check(item)
+            self._check(item, items)
             buffer = buffers[item.split]
             buffer.append(item)
             if len(buffer) == self.shard_size:
@@ -88,6 +99,7 @@ class DatasetScan:
                 numbers[item.split] += 1
                 ordinal += 1
                 buffer.clear()
+        self._check_classes()
         # Sorted, not in the order of the buffers: that order depends on which split the raw data happen to
         # begin with, and the ordinal decides which part of a job array makes a shard.
         for split in sorted(buffers):
@@ -95,7 +107,28 @@ class DatasetScan:
                 yield _chunk(split, numbers[split], ordinal, buffers[split])
                 ordinal += 1
 
-    def _check(self, record: Record) -> None:
+    def _check_split(self, record: Record) -> None:
+        if not SPLIT.fullmatch(record.split):
+            raise DataError(
+                f"split {record.split!r}: only letters, digits, _ and - are allowed in a file name"
+            )
+        if self.splits and record.split not in self.splits:
+            raise DataError(
+                f"{record.source}: split {record.split!r} is none of {', '.join(self.splits)}; the data set "
+                "plugin has to name it in `splits`"
+            )
+
+    def _check_classes(self) -> None:
+        """A misspelt label would leave its class without a sample; more labels than classes are fine."""
+        without = [name for name in self.classes if name not in self._labels]
+        others = [name for name in self._labels if name not in self.classes]
+        if without and others:
+            raise DataError(
+                f"labels {', '.join(others[:MOST])}: none of the classes; and no record has a label "
+                f"{', '.join(without[:MOST])}: the data set plugin has to call label and class alike"
+            )
+
+    def _check(self, record: Record, rest: Iterator[Record | Drop]) -> None:
         if not KEY.fullmatch(record.key):
             raise DataError(
                 f"{record.source}: key {quoted(record.key)} must be 1 to 90 letters, digits, _ and -; "
@@ -109,14 +142,15 @@ class DatasetScan:
                 "keys unique"
             )
         self._keys.add(record.key)
+        self._labels.update(dict.fromkeys(record.labels))
         if record.origin and record.split != TRAIN:
             raise DataError(
                 f"{record.source}: a synthetic image ({quoted(record.origin)}) in {record.split!r}; models "
                 f"are measured on real images alone, so put it into {TRAIN}"
             )
-        self._check_subject(record)
+        self._check_subject(record, rest)
 
-    def _check_subject(self, record: Record) -> None:
+    def _check_subject(self, record: Record, rest: Iterator[Record | Drop]) -> None:
         bit = 1 << self._splits.index(record.split)
         before = self._splits_of.get(record.subject, 0)
         self._splits_of[record.subject] = before | bit
@@ -124,10 +158,23 @@ class DatasetScan:
             self.shared += before.bit_count() == 1  # a third split does not count the subject again
             if not self.shared_subjects:
                 other = self._splits[before.bit_length() - 1]
+                count = self._count_shared(rest)
                 raise DataError(
                     f"{record.source}: subject {quoted(record.subject)} is in {record.split!r} and in "
-                    f"{other!r}; a patient in two splits inflates every score"
+                    f"{other!r}; a patient in two splits inflates every score "
+                    f"({count:,} such patient{'s' if count > 1 else ''})"
                 )
+
+    def _count_shared(self, rest: Iterator[Record | Drop]) -> int:
+        """Number of subjects in more than one split, those of the records to come as well."""
+        with contextlib.suppress(MuError):  # there is an error to be told already
+            for item in rest:
+                if isinstance(item, Record):
+                    if item.split not in self._splits:
+                        self._splits.append(item.split)
+                    bit = 1 << self._splits.index(item.split)
+                    self._splits_of[item.subject] = self._splits_of.get(item.subject, 0) | bit
+        return sum(bits.bit_count() > 1 for bits in self._splits_of.values())
 
 
 def _chunk(split: str, number: int, ordinal: int, records: list[Record]) -> Chunk:
@@ -151,3 +198,54 @@ def json_value(value: object) -> object:
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} does not fit JSON")
+
+
+SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+"""Errors of the machine, which have a line of their own whoever meets them; see `errors.explain`."""
+
+
+@contextlib.contextmanager
+def in_plugin(plugin: DatasetPlugin) -> Iterator[None]:
+    """While the plugin's code runs: an unforeseen error is laid to its file and line, and not to ours.
+
+    Raises:
+        DataError: the type of that error and its place, and no more: its message may quote a report.
+    """
+    try:
+        yield
+    except MuError:
+        raise
+    except Exception as error:  # a plugin is the code of others, which may raise anything
+        place = _place_in(plugin, error)
+        if not place or (isinstance(error, OSError) and error.errno in SYSTEM):
+            raise
+        raise DataError(
+            f"data set plugin `{plugin.name}`: unexpected {type(error).__name__} in {place}; run again with "
+            "--debug to see the traceback"
+        ) from error
+
+
+def records_of(plugin: DatasetPlugin, items: Iterator[Record | Drop]) -> Iterator[Record | Drop]:
+    """The items of a plan; unforeseen errors between them are the plugin's, see `in_plugin`."""
+    items = iter(items)  # a plugin may give a list
+    while True:
+        with in_plugin(plugin):
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item
+
+
+def _place_in(plugin: DatasetPlugin, error: BaseException) -> str:
+    """File and line of the innermost frame in the plugin's package or its file; empty if there is none."""
+    name = type(plugin).__module__
+    package = getattr(sys.modules.get(name.partition(".")[0]), "__path__", ())
+    file = getattr(sys.modules.get(name), "__file__", None)
+    own = [Path(path) for path in package or filter(None, [file])]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if any(Path(frame.filename).is_relative_to(path) for path in own)
+    ]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""

@@ -24,9 +24,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from medunifier_cli.data.disk.manifest import MANIFEST
 from medunifier_cli.errors import DataError
 from medunifier_cli.files import explained, open_lock, readers_of, write_json
 from medunifier_cli.parsing import read_json
+from medunifier_cli.roots import shards_folder
 from medunifier_cli.terminal.say import say
 
 REJECTS = "rejects.jsonl"
@@ -118,9 +120,12 @@ def check_settings(
                 receipt.unlink()
         write_json(path, settings)
     elif changes:
+        begun = "made" if (out / MANIFEST).exists() else "started"
+        # the folder of a name: another name makes another folder
+        is_named = out == shards_folder(str(settings.get("dataset")))
         raise DataError(
-            f"{out}: was started with other settings ({'; '.join(changes)}); choose another --out or "
-            "delete it"
+            f"{out}: was {begun} with other settings ({'; '.join(changes)}); "
+            f"choose another {'--name or --out' if is_named else '--out'}, or delete it"
         )
 
 

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +20,7 @@ from medunifier_cli.data.disk.manifest import MANIFEST
 from medunifier_cli.data.images.image import bytes_of, head_of, is_dicom, opened
 from medunifier_cli.errors import DataError
 from medunifier_cli.files import create_file, explained
-from medunifier_cli.prepare.dataset_scan import Chunk, DatasetScan
+from medunifier_cli.prepare.dataset_scan import Chunk, DatasetScan, in_plugin, records_of
 from medunifier_cli.prepare.folder import (
     DROPS,
     RECEIPTS,
@@ -86,13 +86,7 @@ def prepare(job: Job) -> dict[str, Any] | None:
         DataError: unusable raw data, a patient in two splits, settings other than those the folder was
             started with, too many rejects, a full disk.
     """
-    _check_folders(job)
-    _check_seed(job.options.get("seed", 0))
-    plan = job.plugin.plan(job.raw, job.options)
-    progress = Progress(plan.total, "row", rate_unit="images")
-    for line in plan.notes:
-        progress.say(line)
-    _warn(progress, plan.warnings)
+    plan, progress = _plan(job)
     make_receipts_folder(job.out, job.raw if job.plugin.needs_raw else None)
     with locked(job.out, job.part):
         defaults = {name: option.default for name, option in job.plugin.options.items()}
@@ -121,16 +115,29 @@ def planned(job: Job) -> list[list[object]]:
     Raises:
         DataError: unusable raw data, or a patient in two splits.
     """
+    plan, _ = _plan(job)
+    scan = _scan(job, plan, lambda _: None)
+    return planned_rows(scan.chunks(records_of(job.plugin, plan.records)), scan.drops)
+
+
+def _plan(job: Job) -> tuple[Plan, Progress]:
+    """What the plugin finds, with its notes and warnings said."""
     _check_folders(job)
     _check_seed(job.options.get("seed", 0))
-    plan = job.plugin.plan(job.raw, job.options)
-    progress = Progress(plan.total, "row")
+    with in_plugin(job.plugin):
+        plan = job.plugin.plan(job.raw, job.options)
+    progress = Progress(plan.total, "row", rate_unit="images")
     for line in plan.notes:
         progress.say(line)
     _warn(progress, plan.warnings)
-    shared = plan.allow_shared_subjects or job.plugin.allow_shared_subjects
-    scan = DatasetScan(job.shard_size, shared, lambda _: None)
-    return planned_rows(scan.chunks(plan.records), scan.drops)
+    return plan, progress
+
+
+def _scan(job: Job, plan: Plan, on_drop: Callable[[Drop], None]) -> DatasetScan:
+    plugin = job.plugin
+    shared = plan.allow_shared_subjects or plugin.allow_shared_subjects
+    splits, classes = plan.splits or plugin.splits, plan.classes or plugin.classes
+    return DatasetScan(job.shard_size, shared, on_drop, splits, classes)
 
 
 def _warn(progress: Progress, lines: Sequence[str]) -> None:
@@ -149,8 +156,7 @@ class _Call:
 
     def __init__(self, job: Job, plan: Plan, progress: Progress, drops: IO[bytes]) -> None:
         self.job, self.plan, self.progress, self.drops = job, plan, progress, drops
-        shared_subjects = plan.allow_shared_subjects or job.plugin.allow_shared_subjects
-        self.scan = DatasetScan(job.shard_size, shared_subjects, self._note_drop)
+        self.scan = _scan(job, plan, self._note_drop)
         self.planned: list[Chunk] = []
         self.rejects: Counter[str] = Counter()
         self._decoders_checked = False
@@ -191,7 +197,7 @@ class _Call:
         """((chunk, whether these are its last records), records) of every shard that has to be made."""
         job = self.job
         number, parts = job.part
-        for chunk in self.scan.chunks(self.plan.records):
+        for chunk in self.scan.chunks(records_of(job.plugin, self.plan.records)):
             self.planned.append(replace(chunk, records=()))
             of_this_part = chunk.ordinal % parts == number - 1
             receipt = self._finished(chunk) if of_this_part else None

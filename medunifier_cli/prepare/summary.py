@@ -45,7 +45,7 @@ def planned_rows(chunks: Iterable[Chunk], drops: Mapping[str, int]) -> list[list
     for split, count in counts.items():
         count["patients"] = len(subjects[split])
     rows: list[list[object]] = [["split", *columns]]
-    rows += [[split, *(counts[split][column] for column in columns)] for split in sorted(counts)]
+    rows += [[split, *(counts[split][column] for column in columns)] for split in _in_order(counts)]
     rows += [
         [f"left out: {reason}", number, *[None] * (len(columns) - 1)] for reason, number in drops.items()
     ]
@@ -80,8 +80,13 @@ def summary(manifest: Mapping[str, Any]) -> str:
 
 def _splits(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest's splits by name, in the order of their use."""
-    order = [name for name in ("train", "valid", "test") if name in manifest["splits"]]
-    return {name: manifest["splits"][name] for name in dict.fromkeys([*order, *manifest["splits"]])}
+    return {name: manifest["splits"][name] for name in _in_order(manifest["splits"])}
+
+
+def _in_order(splits: Iterable[str]) -> list[str]:
+    """Names of splits in the order of their use, others after them by name."""
+    usual = ("train", "valid", "test")
+    return sorted(splits, key=lambda name: (usual.index(name) if name in usual else len(usual), name))
 
 
 def listed_rows(plugins: Mapping[str, DatasetPlugin]) -> list[list[object]]:

@@ -11,14 +11,14 @@ from medunifier_cli.data.contract import DataError
 
 from ..raw.tables import column_names
 
-__all__ = ["Columns", "choose", "described"]
+__all__ = ["Columns", "choose", "described", "unused"]
 
 USUAL: Mapping[str, tuple[str, ...]] = {
     "image": (
         "image", "imagepath", "imagefile", "imagefilename", "path", "filepath", "imgpath", "file", "filename",
         "img", "imagename", "imageindex", "imageid", "dicomid",
     ),
-    "patient": ("patient", "patientid", "subject", "subjectid", "patientnumber"),
+    "patient": ("patient", "patientid", "subject", "subjectid", "patientnumber", "mrn"),
     "study": ("study", "studyid", "accession", "accessionnumber"),
     "split": ("split", "fold", "partition", "subset", "set"),
     "view": ("view", "viewposition", "projection", "position"),
@@ -26,11 +26,20 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     "label": ("label", "class", "diagnosis", "finding", "findinglabels", "target", "category"),
 }  # fmt: skip
 """Role -> usual names of its column, likeliest first, without case, spaces and `_`."""
+KIND_OF_REPORT = "... report"
+"""Stands in `TEXTS` for the one column whose name ends so, such as `Radiology Report`."""
 TEXTS = (
-    ("findings", "impression"), ("report",), ("reporttext",), ("text",), ("caption",), ("description",),
-    ("prompt",),
+    ("findings", "impression"), ("report",), ("reporttext",), ("text",), (KIND_OF_REPORT,), ("narrative",),
+    ("caption",), ("description",), ("prompt",),
 )  # fmt: skip
 """Usual names of columns with text; the first group of which at least one column is there."""
+NOT_THE_REPORT = {
+    "accession", "author", "by", "date", "file", "for", "has", "id", "in", "is", "language", "length", "link",
+    "no", "number", "of", "path", "status", "time", "type", "url", "with",
+}  # fmt: skip
+"""Words of a name that ends in `report` and says something about the report, such as `date of report`."""
+SHOWN = 6
+"""Columns that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +83,7 @@ def choose(
         DataError: no column for the images, or one that is not there.
     """
     found = {role: _find(names, columns) for role, names in USUAL.items()}
-    texts = next(
-        (group for names in TEXTS if (group := tuple(filter(None, (_find([n], columns) for n in names))))),
-        (),
-    )
+    texts = _usual_texts([name for name in columns if not like_labels.get(name)])
     taken = {found[role] for role in ("image", "patient", "study", "split", "view", "origin")} | set(texts)
     labels = tuple(name for name, every in like_labels.items() if every and name not in taken)
     # a column `label` of ones and zeros is one class; of names, a class each
@@ -121,6 +127,31 @@ def described(columns: Columns) -> str:
         missing.append("labels")
     none = f"; none for {', '.join(missing)}" if missing else ""
     return f"columns: {'; '.join(shown)}{none}"
+
+
+def unused(columns: Columns, of_table: Sequence[str]) -> str:
+    """The columns that nothing was found for, for a message; empty where there is none."""
+    left = [name for name in of_table if name and name not in columns.all()]
+    more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+    return f"{column_names(left[:SHOWN])}{more}" if left else ""
+
+
+def _usual_texts(columns: Sequence[str]) -> tuple[str, ...]:
+    reports = [name for name in columns if _is_kind_of_report(name)]
+    for names in TEXTS:
+        if names == (KIND_OF_REPORT,):
+            found = reports if len(reports) == 1 else []  # of two, the user says which
+        else:
+            found = [column for name in names if (column := _find([name], columns))]
+        if found:
+            return tuple(found)
+    return ()
+
+
+def _is_kind_of_report(name: str) -> bool:
+    """`Radiology Report`, but neither `Date of Report` nor a whole sentence."""
+    words = re.split(r"[\W_]+", name.strip().lower())
+    return 1 < len(words) <= 3 and words[-1] == "report" and not NOT_THE_REPORT & set(words)
 
 
 def _plain(name: str) -> str:

@@ -11,10 +11,11 @@ from medunifier_cli.data.contract import (
     DatasetPlugin,
     Option,
     Plan,
+    quoted,
     read_yaml,
 )
 
-from .columns import choose, described
+from .columns import Columns, choose, described, unused
 from .forms import ANNOTATION, REPORTS, known_form
 from .rows import SUFFIXES, Rows, open_rows
 from .table import Table, section
@@ -60,7 +61,8 @@ class TableDataset(DatasetPlugin):
     def plan(self, raw: Path, options: Mapping[str, Any]) -> Plan:
         path = _table_in(raw)
         rows = known_form(path, options["encoding"]) or open_rows(path, options["encoding"])
-        columns = choose(rows.shown, rows.columns, options, _like_labels(rows))
+        like_labels, nearly = _like_labels(rows)
+        columns = choose(rows.shown, rows.columns, options, like_labels)
         table = Table.read(rows, columns, options)
         prompts = _prompts(options["prompts"], table.classes)
         return Plan(
@@ -76,8 +78,9 @@ class TableDataset(DatasetPlugin):
                 else "hash of the patient, 80/10/10"
             ),
             seed=None if columns.split or options["all"] else options["seed"],
-            notes=[described(columns), *table.notes],
-            warnings=table.warnings,
+            notes=[described(columns), *_not_labels(columns, nearly, options), *table.notes],
+            warnings=[*_no_texts(columns, rows, [*like_labels, *nearly], options), *table.warnings],
+            splits=table.splits,
             classes=table.classes,
             text_sections=tuple(map(section, columns.texts)),
             prompts={"given": prompts} if prompts else {},
@@ -103,17 +106,44 @@ def _table_in(raw: Path) -> Path:
     return found[0]
 
 
-def _like_labels(rows: Rows) -> dict[str, bool]:
-    """Columns with labels in them -> whether every value is one."""
+def _like_labels(rows: Rows) -> tuple[dict[str, bool], dict[str, str]]:
+    """Columns with labels in them -> whether every value is one; and of those with nearly all, which is none.
+
+    Returns:
+        (column -> whether every value is a label, column -> `'maybe' in line 4`, the first that is none).
+    """
     names = [name for name in rows.columns if name and not _counts_rows(name)]
-    every, some = dict.fromkeys(names, True), dict.fromkeys(names, False)
-    for _, values in rows.read(names):
+    said, others = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    first: dict[str, str] = {}
+    for place, values in rows.read(names):
         for name, value in zip(names, values, strict=True):
             if value.lower() not in LABELS:
-                every[name] = False
+                others[name] += 1
+                first.setdefault(name, f"{quoted(value)} in {place}")
             elif LABELS[value.lower()] is not None:
-                some[name] = True
-    return {name: every[name] for name in names if some[name]}
+                said[name] += 1
+    nearly = {name: where for name, where in first.items() if others[name] < said[name]}
+    return {name: not others[name] for name in names if said[name]}, nearly
+
+
+def _not_labels(columns: Columns, nearly: Mapping[str, str], options: Mapping[str, Any]) -> list[str]:
+    """A line on columns that hold labels but for a few values, where the labels are to be found."""
+    left = [f"{name} ({where})" for name, where in nearly.items() if name not in columns.all()]
+    if options["labels"] or not left:
+        return []
+    more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+    return [f"not labels: {', '.join(left[:3])}{more}; labels are 1, 0, -1 and blank in every row"]
+
+
+def _no_texts(columns: Columns, rows: Rows, no_texts: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    """A line for a table without texts: they may be in a column of another name."""
+    left = unused(columns, [n for n in rows.columns if n not in no_texts and not _counts_rows(n)])
+    if columns.texts or options["text"] or not left:
+        return []
+    return [
+        f"no column of texts among the columns that are left ({left}): nothing is read of them; name it "
+        "with -o text=COLUMN, or say -o text=none"
+    ]
 
 
 def _counts_rows(name: str) -> bool:

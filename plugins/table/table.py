@@ -107,6 +107,11 @@ class Table:
             rows = _merged(rows, columns)
         return cls(source, columns, rows, classes, notes, warnings)
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that the rows are in."""
+        return tuple(dict.fromkeys(row.split for row in self.rows if isinstance(row, _Row)))
+
     def records(self, path: Path) -> Iterator[Record | Drop]:
         """The records; keys are the images' names, with a number where several are alike."""
         folder = ImageFolder(path.parent, self.source.shown)

@@ -40,8 +40,8 @@ def label_of(value: str, where: str) -> float | None:
         return LABELS[value.lower()]
     except KeyError:
         raise DataError(
-            f"{where}: {quoted(value)} is no label; known are 1, 0, -1, blank, yes, no, true, false, "
-            "positive, negative"
+            f"{where}: {quoted(value)} is no label; known are 1, 0, -1, blank, yes, no, y, n, true, "
+            "false, positive, negative, uncertain"
         ) from None
 
 

@@ -71,7 +71,10 @@ def write_files(home: Path) -> None:
         small.resize((96, 96)).save(home / "film.png")
     for name in ("film.dcm", "another.dcm"):
         pictures.write_dicom(home / name, 4)
-    pairs = [{"image": f"images/{n}.png", "report": f"Film {n % 9}, {NOTES[n % 3]}."} for n in range(60)]
+    pairs = [
+        {"image": f"images/{n}.png", "report": f"Film {n % 9}, {NOTES[n % 3]}.", "effusion": str(n % 2)}
+        for n in range(60)
+    ]
     for n, row in enumerate(pairs):
         pictures.write_picture(home / row["image"], n)
     (home / "pairs.csv").write_text(tables.as_csv(pairs), encoding="utf-8")

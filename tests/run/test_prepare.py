@@ -184,7 +184,7 @@ def test_other_settings_are_not_mixed_in(raw: Path, tmp_path: Path) -> None:
     done(raw, out)
     before = contents(out)
     for args in (["--size", "16"], ["-o", "seed=3"], ["--image-format", "jpg"], ["--shard-size", "7"]):
-        assert "was started with other settings" in refused(raw, out, *args)
+        assert "was made with other settings" in refused(raw, out, *args)
     assert contents(out) == before
 
 
@@ -200,7 +200,7 @@ def test_a_folder_in_which_nothing_was_made_takes_other_settings(raw: Path, tmp_
     assert "no image could be used" in refused(raw, tmp_path / "out")
     (raw / "elsewhere").rename(images)
     done(raw, tmp_path / "out", "-o", "seed=3")
-    assert "was started with other settings" in refused(raw, tmp_path / "out")
+    assert "was made with other settings" in refused(raw, tmp_path / "out")
 
 
 def test_foreign_shards_are_not_overwritten(raw: Path, tmp_path: Path) -> None:

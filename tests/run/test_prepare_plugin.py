@@ -124,6 +124,50 @@ def test_a_leaking_split_is_an_error_unless_the_options_ask_for_it(tmp_path: Pat
     assert run(Small(made, allow_shared_subjects=True), tmp_path)["shared_subjects"] == 1
 
 
+SECRET = "Right-sided pneumothorax of Mr Smith"
+
+
+@pytest.mark.parametrize("where", ["plan", "records"])
+def test_an_unforeseen_error_is_laid_to_the_line_of_the_plugin(tmp_path: Path, where: str) -> None:
+    class Broken(Small):
+        def plan(self, raw: Path, options: Mapping[str, Any]) -> Plan:
+            if where == "plan":
+                Path(raw, SECRET).read_text()  # the first of both
+            return Plan(self.stream(raw))
+
+        def stream(self, raw: Path) -> Iterator[Record | Drop]:
+            yield record(0)
+            Path(raw, SECRET).read_text()
+
+    line = next(
+        n
+        for n, text in enumerate(Path(__file__).read_text(encoding="utf-8").splitlines(), 1)
+        if "SECRET).read_text()" in text and ("the first" in text) == (where == "plan")
+    )
+    with pytest.raises(DataError) as caught:
+        run(Broken([]), tmp_path)
+    wanted = f"data set plugin `small`: unexpected FileNotFoundError in test_prepare_plugin.py:{line}; "
+    assert str(caught.value).startswith(wanted)
+    assert "Smith" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+def test_a_list_of_records_does_as_well(tmp_path: Path) -> None:
+    class Listed(Small):
+        def plan(self, raw: Path, options: Mapping[str, Any]) -> Plan:
+            return Plan(self.made)  # type: ignore[arg-type]
+
+    assert run(Listed([record(0), record(1)]), tmp_path)["samples"] == 2
+
+
+def test_a_misspelt_split_or_label_of_a_plugin_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"1\.dcm: split 'val' is none of train, valid, test"):
+        run(Small([record(0), record(1, "val")]), tmp_path)
+    with pytest.raises(DataError, match="labels edema: none of the classes; and no record has a label Edema"):
+        run(Small([record(0, labels={"edema": 1.0, "Pneumonia": 0.0})]), tmp_path)
+    assert run(Small([record(0, "val")], splits=("val",)), tmp_path)["samples"] == 1
+
+
 def test_subsets_expected_counts_and_warnings_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,37 @@ def test_a_patient_on_two_sides_is_refused() -> None:
         cut(items)
 
 
+def test_the_error_counts_all_patients_on_two_sides() -> None:
+    items: list[Record | Drop] = [record(i, subject=f"p{i % 3}") for i in range(6)]
+    items += [record(i, "test", subject=f"p{i % 4}") for i in range(6, 12)]
+    with pytest.raises(DataError, match=r"inflates every score \(3 such patients\)"):
+        cut(items)
+    with pytest.raises(DataError, match=r"subject 'p2' is in 'test' .* \(1 such patient\)"):
+        cut(items[:7])
+
+
+def test_a_split_without_a_name_in_the_plugin_is_refused() -> None:
+    def scan(split: str, *splits: str) -> int:
+        scan = DatasetScan(4, False, lambda drop: None, splits)
+        return len(list(scan.chunks(iter([record(1), record(2, split)]))))
+
+    with pytest.raises(DataError, match=r"images/2\.png: split 'val' is none of train, valid, test"):
+        scan("val", "train", "valid", "test")
+    assert scan("val", "train", "val") == scan("val") == 2
+
+
+def test_a_class_that_no_label_spells_alike_is_refused() -> None:
+    def scan(*labels: dict[str, float | None]) -> int:
+        scan = DatasetScan(4, False, lambda drop: None, (), ("Edema", "Effusion"))
+        return len(list(scan.chunks(record(i, labels=one) for i, one in enumerate(labels))))
+
+    with pytest.raises(DataError, match=r"labels effusion: none of the classes; and no .* label Effusion"):
+        scan({"Edema": 1.0, "effusion": 0.0}, {"Edema": None, "effusion": None})
+    # labels beside the classes; each class in one record at least; no labels at all
+    assert scan({"Edema": 1.0, "Fracture": 0.0}, {"Effusion": None, "Fracture": None}) == 1
+    assert scan({"Edema": 1.0}) == scan({}) == 1
+
+
 def test_shared_patients_are_counted_once_where_they_are_allowed() -> None:
     splits = ["train", "train", "test", "valid", "test", "train"]
     items: list[Record | Drop] = [record(i, s, subject=f"p{i % 2}") for i, s in enumerate(splits)]
