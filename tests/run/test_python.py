@@ -271,6 +271,6 @@ def test_the_newest_run_is_taken_and_another_stage_is_refused(
     other = root / "other"
     other.mkdir()
     (other / "recipe.yaml").write_text("stage: finetune\n")
-    with pytest.raises(CheckpointError, match="is a fine-tuned run; name a pre-trained one$"):
+    with pytest.raises(CheckpointError, match=r"is a fine-tuned run; name a pre-trained one$"):
         medunifier.load(other)
     assert issubclass(DataError, medunifier.MuError)

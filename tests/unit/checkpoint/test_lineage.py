@@ -122,7 +122,8 @@ def test_a_run_of_another_stage_in_the_folder_is_no_start(own_roots: Path, old: 
     other = write_run(own_roots, "other", prior_recipe("old"))
     assert fill_pretrained(finetune_recipe(), "", other.folder).model.pretrained == "new"
     with pytest.raises(
-        CheckpointError, match=r"other is a run of `mu fit-prior`; `mu finetune` needs a pre-trained one: --run old$"
+        CheckpointError,
+        match=r"other is a run of `mu fit-prior`; `mu finetune` needs a pre-trained one: --run old$",
     ):
         fill_pretrained(finetune_recipe(), "other")
     write_run(own_roots, "probe", finetune_recipe("old"))
