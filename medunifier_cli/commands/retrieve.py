@@ -30,6 +30,9 @@ def _count(name: str, dataset: str, split: str, ids: Path | None, **_: Any) -> i
 
 
 def _check(query: str | None, image: Path | None, similar: bool, **_: Any) -> None:
+    if extra := click.get_current_context().args:
+        hint = "" if image else f"; did you mean --image {extra[0]}?"
+        raise click.UsageError(f"got unexpected extra argument ({' '.join(extra)}){hint}")
     if query is not None and image is not None:
         raise click.UsageError("search by --query or by --image, not by both")
     if query is None and image is None:
@@ -42,7 +45,7 @@ def _check(query: str | None, image: Path | None, similar: bool, **_: Any) -> No
         refuse({"rerank"}, "compares images with texts, and --similar images with images")
 
 
-@click.command()
+@click.command(context_settings={"allow_extra_args": True})  # `_check` refuses them, with a hint
 @run_option()
 @data_option("Data set; by default the run's own.")
 @click.option("--split", default="", help="Split or subset; by default the data set's benchmark.")
