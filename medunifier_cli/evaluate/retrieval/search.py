@@ -293,6 +293,7 @@ def _write(
         show(render(rows, form()))
     warnings = []
     if asked is not None:
+        about = {**about, "note": f"{PATIENT_DATA} It holds your film too."}
         said = footer(asked.likeness, origin_of_run(trained))
         show("\n".join(said), err=True)
         warnings = [line for line in said if not line.startswith("From ")]
