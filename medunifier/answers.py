@@ -30,6 +30,9 @@ class Classification:
         ranked = sorted(self.probabilities.items(), key=lambda item: -item[1])
         return f"{self.name}: " + ", ".join(f"{label} {value:.3f}" for label, value in ranked)
 
+    def __repr__(self) -> str:
+        return f"Classification({self})"
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -49,6 +52,9 @@ class Prediction:
 
     def __str__(self) -> str:
         return f"{self.name}: " + ", ".join(f"{label} {p:.3f}" for label, p in self.probabilities.items())
+
+    def __repr__(self) -> str:
+        return f"Prediction({self})"
 
 
 @dataclass(frozen=True, eq=False)

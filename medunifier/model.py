@@ -20,8 +20,8 @@ from medunifier_cli.checkpoint.pretrained import (
     PretrainedRun,
     check_pretrained,
     is_run_of,
-    pretrained_run,
     restore,
+    run_for,
 )
 from medunifier_cli.checkpoint.priors import FittedPriors, priors_on, restore_priors
 from medunifier_cli.errors import DataError, MuError
@@ -44,6 +44,7 @@ from medunifier_cli.evaluate.synthesis.requests import ImageRequest
 from medunifier_cli.evaluate.synthesis.synthesis import generate
 from medunifier_cli.evaluate.user_images import GivenImages, ImageLike, given_images
 from medunifier_cli.model.sampling import Draws
+from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 
@@ -57,7 +58,7 @@ OBJECTIVES = ("itc", "itm", "itg", "tig")
 def open_model(run: str | os.PathLike[str] = "", device: str | torch.device | None = None) -> Model:
     """See `medunifier.load`."""
     place = device_of(device)
-    found = pretrained_run(os.fspath(run), "load")
+    found = run_for(os.fspath(run), "load", PretrainRecipe)
     if is_run_of(found, PriorRecipe):
         fitted = restore_priors(found, place)
         return Model(fitted.pretrained, fitted)

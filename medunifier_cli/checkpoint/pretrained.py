@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +14,7 @@ from medunifier_cli.checkpoint import store
 from medunifier_cli.checkpoint.best import best_of, without_best
 from medunifier_cli.checkpoint.encoder.tower import load_tower
 from medunifier_cli.checkpoint.exported import is_exported, read_exported
-from medunifier_cli.checkpoint.lineage import pretrained_of
+from medunifier_cli.checkpoint.lineage import base_of, pretrained_of
 from medunifier_cli.data.texts.tokenizer import MEND, TextTokenizer
 from medunifier_cli.distributed import world
 from medunifier_cli.errors import CheckpointError, RecipeError
@@ -80,15 +81,40 @@ def is_run_of(run: Run, *recipes: type[PretrainRecipe | FinetuneRecipe | PriorRe
         return False  # another program's recipe.yaml: never a run to choose by default
 
 
-def check_pretrained(run: Run) -> None:
-    """Raises CheckpointError, which says why, unless a folder holds a pre-training run with a checkpoint."""
+def check_pretrained(run: Run, verb: str = "") -> None:
+    """Raises CheckpointError, which says why, unless a folder holds a pre-training run with a checkpoint.
+
+    Args:
+        verb: that needs it, for the message; empty where the run is not given by `--run`.
+    """
     if not run.recipe.exists():
         raise CheckpointError(f"{run.folder}: not a run, it has no recipe.yaml")
-    stage = stage_of(run.recipe)
-    if stage != PretrainRecipe.stage:
-        raise CheckpointError(f"{run.folder} is a run of `mu {stage}`; name one of `mu pretrain`")
+    _check_stage(run, verb)
     if not _has_weights(run):
         raise CheckpointError(f"{run.folder}: no checkpoint yet; run `mu pretrain` again to train it")
+
+
+def _check_stage(run: Run, verb: str) -> None:
+    """Raises CheckpointError for a run that starts from a pre-trained one; it names that one, if it is there.
+
+    Args:
+        verb: that needs a pre-trained run by `--run`; empty where the run is given otherwise.
+    """
+    stage = stage_of(run.recipe)
+    if stage == PretrainRecipe.stage:
+        return
+    what = "a fine-tuned run" if stage == FinetuneRecipe.stage else f"a run of `mu {stage}`"
+    needs = f"`mu {verb}` needs a pre-trained one" if verb else "name a pre-trained one"
+    base = base_of(run)
+    advice = "" if base is None else f": {'--run ' if verb else ''}{_given_as(base)}"
+    raise CheckpointError(f"{run.folder} is {what}; {needs}{advice}")
+
+
+def _given_as(run: Run) -> str:
+    """The name of a run if it lies in the runs folder, so that runs can be moved together; else its path."""
+    # resolved: a path that was given in full may lead into the runs folder as well
+    inside = run.folder.resolve().parent == runs_root().resolve()
+    return run.folder.name if inside else str(run.folder.resolve())
 
 
 def _has_weights(run: Run) -> bool:
@@ -105,13 +131,20 @@ def run_for(name: str, verb: str, *recipes: type[PretrainRecipe | FinetuneRecipe
     return Run(find_run(name) if name else newest_run(lambda path: is_run_of(Run(path), *recipes), verb))
 
 
-def pretrained_run(name: str, verb: str) -> Run:
+def pretrained_run(name: str, verb: str, *also: type[FinetuneRecipe | PriorRecipe]) -> Run:
     """The pre-training run that `verb` uses: `name`, by name or folder, or the newest.
 
+    Args:
+        also: other stages whose runs may be named.
+
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or it is one of another stage; the message names the run to take.
     """
-    return run_for(name, verb, PretrainRecipe)
+    run = run_for(name, verb, PretrainRecipe)
+    with suppress(RecipeError):  # of a damaged recipe whoever reads the whole of it says more
+        if run.recipe.exists() and not is_exported(run.folder) and not is_run_of(run, *also):
+            _check_stage(run, verb)
+    return run
 
 
 def fill_pretrained(recipe: Started, given: str = "", folder: Path | None = None) -> Started:
@@ -148,10 +181,8 @@ def starting_run(name: str, verb: str) -> str:
         CheckpointError: there is none, or it is not a pre-training run with a checkpoint.
     """
     run = pretrained_run(name, verb)
-    check_pretrained(run)
-    # resolved: a path that was given in full may lead into the runs folder as well
-    inside = run.folder.resolve().parent == runs_root().resolve()
-    return run.folder.name if inside else str(run.folder.resolve())
+    check_pretrained(run, verb)
+    return _given_as(run)
 
 
 def restore(run: Run, device: torch.device | None = None) -> PretrainedRun:

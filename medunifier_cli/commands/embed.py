@@ -80,7 +80,7 @@ def embed(
     origin = origin_of_run(trained)
     count = embedding_file.write_embeddings(blocks, origin, out)
     if form() == "text":
-        show(f"{out}: {count:,} embeddings of {origin}")
+        show(f"{out}: {count:,} embedding{'s' * (count != 1)} of {origin}")
     else:
         row = [str(out), count, origin.run, origin.step, origin.checkpoint]
         show(render([["file", "embeddings", "run", "step", "checkpoint"], row], form()))

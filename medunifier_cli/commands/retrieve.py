@@ -14,6 +14,7 @@ from medunifier_cli.options.shared import (
     data_option,
     device_option,
     format_option,
+    likeness_option,
     refuse,
     run_option,
 )
@@ -29,17 +30,22 @@ def _count(name: str, dataset: str, split: str, ids: Path | None, **_: Any) -> i
 
 
 def _check(query: str | None, image: Path | None, similar: bool, **_: Any) -> None:
+    if extra := click.get_current_context().args:
+        hint = "" if image else f"; did you mean --image {extra[0]}?"
+        raise click.UsageError(f"got unexpected extra argument ({' '.join(extra)}){hint}")
     if query is not None and image is not None:
         raise click.UsageError("search by --query or by --image, not by both")
     if query is None and image is None:
         refuse({"top", "out"}, "is for the gallery of --query or --image")
+    if image is None:
+        refuse({"likeness"}, "is for the film of --image")
     if similar and image is None:
         raise click.UsageError("--similar finds images like that of --image; add it")
     if similar:
         refuse({"rerank"}, "compares images with texts, and --similar images with images")
 
 
-@click.command()
+@click.command(context_settings={"allow_extra_args": True})  # `_check` refuses them, with a hint
 @run_option()
 @data_option("Data set; by default the run's own.")
 @click.option("--split", default="", help="Split or subset; by default the data set's benchmark.")
@@ -63,6 +69,7 @@ def _check(query: str | None, image: Path | None, similar: bool, **_: Any) -> No
     help="Number of hits that a search shows.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the gallery; by default in the run.")
+@likeness_option
 @format_option
 @device_option
 @batch_size_option("64")
@@ -70,12 +77,13 @@ def _check(query: str | None, image: Path | None, similar: bool, **_: Any) -> No
 @on_ranks(large=ENCODED, count=_count, check=_check)
 def retrieve(
     name: str, dataset: str, split: str, ids: Path | None, rerank: int, query: str | None, image: Path | None,
-    similar: bool, top: int, out: Path | None, batch: int | None, sbatch: JobOptions | None,
+    similar: bool, top: int, out: Path | None, likeness: bool, batch: int | None, sbatch: JobOptions | None,
 ) -> None:  # fmt: skip
     """Measure image-to-text and text-to-image retrieval on a split, or search it.
 
     With --query or --image nothing is measured: the best hits are written as a gallery, a folder of static
-    HTML, and its path is printed. It holds images and reports of the split: treat it like the data.
+    HTML, and its path is printed. It holds the film of --image, and images and reports of the split: treat it
+    like the data. Films unlike the training data are named. Not for diagnosis.
     """
     if sbatch:
         sbatch.show()
@@ -91,9 +99,9 @@ def retrieve(
         from medunifier_cli.evaluate.retrieval.search import search_by_image, search_by_text, search_similar
 
         if image is not None and similar:
-            page = search_similar(trained, benchmark, image, top, out)
+            page = search_similar(trained, benchmark, image, top, out, likeness)
         elif image is not None:
-            page = search_by_image(trained, benchmark, image, top, rerank, out)
+            page = search_by_image(trained, benchmark, image, top, rerank, out, likeness)
         else:
             page = search_by_text(trained, benchmark, query or "", top, rerank, out)
         show(str(page), err=form() != "text")

@@ -192,7 +192,7 @@ def _reconstruct_files(
     from medunifier_cli.evaluate.films.reconstruct import reconstruct_files
     from medunifier_cli.recipe.schema_prior import PriorRecipe
 
-    run = pretrained_run(name, "--reconstruct")
+    run = pretrained_run(name, "synthesize --reconstruct", PriorRecipe)
     pretrained = restore_priors(run).pretrained if is_run_of(run, PriorRecipe) else restore(run)
     pretrained = pretrained.with_batches_of(batch)
     folder, answers = reconstruct_files(pretrained, films, text, out, likeness)
@@ -216,7 +216,7 @@ def _reconstruct(
     from medunifier_cli.recipe.schema_prior import PriorRecipe
     from medunifier_cli.stages.codes import say_texts
 
-    run = pretrained_run(name, "--reconstruct")
+    run = pretrained_run(name, "synthesize --reconstruct", PriorRecipe)
     if is_run_of(run, PriorRecipe):
         pretrained = everywhere(restore_priors, run).pretrained
     else:

@@ -41,6 +41,7 @@ def write_gallery(
     cards: Sequence[GalleryImage],
     query: GalleryImage | None = None,
     texts_of: Path | None = None,
+    warnings: Sequence[str] = (),
 ) -> Path:
     """Write `index.html`; replaces an older gallery in the same folder.
 
@@ -49,6 +50,7 @@ def write_gallery(
         cards: in order of rank.
         query: an image shown above the others.
         texts_of: data whose texts the images have, see `files.atomic_write`.
+        warnings: what a reader must know first.
 
     Returns:
         The page.
@@ -56,6 +58,7 @@ def write_gallery(
     values = {
         "title": title, "about": about, "query": _card(query, "the image searched with") if query else None,
         "cards": [_card(card, f"rank {rank}, {card.name}") for rank, card in enumerate(cards, 1)],
+        "warnings": warnings,
     }  # fmt: skip
     return save_page(folder, "gallery.html", values, texts_of)
 

@@ -99,6 +99,9 @@ def test_a_film_has_its_report_classes_sentences_and_similar_cases(page: Path) -
     for name in ("Atelectasis", "Cardiomegaly", "Edema", "Pleural Effusion", "Pneumonia"):
         assert f"<span>{name}</span>" in text
     assert len(re.findall("<article", text)) == 2
+    assert "<h3>Classes by prompts (zero-shot)</h3>" in text
+    assert re.search(r"similarity <span[^>]*>[^<]*</span><br>phantom-\S+<p>", text), "key, then text"
+    assert "The stronger the amber, the more the model read there" in text
     assert "trained on phantom" in text
 
 

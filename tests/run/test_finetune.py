@@ -228,7 +228,7 @@ def test_a_run_of_another_stage_is_no_start_and_is_not_taken_for_pretrained(
 ) -> None:
     assert is_run_of(Run(runs.pretrained), PretrainRecipe)
     assert not is_run_of(Run(tuned), PretrainRecipe)
-    with pytest.raises(MuError, match=r"is a run of `mu finetune`; name one of `mu pretrain`$"):
+    with pytest.raises(MuError, match=r"is a fine-tuned run; `mu finetune` needs a pre-trained one: --run "):
         fill_pretrained(runs.recipe(), str(tuned))
     with pytest.raises(MuError, match="no run `nothing`"):
         fill_pretrained(runs.recipe(), "nothing")

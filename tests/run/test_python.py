@@ -98,15 +98,16 @@ def test_the_page_runs_as_it_is_written(
     for block in BLOCKS:
         exec(compile(block, "docs/python.md", "exec"), names)
         said.append(capsys.readouterr().out)
-    assert len(BLOCKS) == 9
+    assert len(BLOCKS) == 10
     model = names["model"]
     assert isinstance(model, medunifier.Model)
     printed = call(root, "report", "film.png", "--run", "demo")[1]
     assert printed.startswith(said[0])
     assert printed.removeprefix(said[0]).startswith("Likeness"), "the rest is for stderr"
-    assert "film.dcm: " in said[3]
-    assert said[7] == f"(5, {model.trained.recipe.model.qformer.queries}, 16)\n"
-    assert said[8].startswith("no-such-film.png: no image that can be read (missing)")
+    assert said[1].startswith("likeness to the training films unknown: ")
+    assert "film.png: " in said[4]
+    assert said[8] == f"(5, {model.trained.recipe.model.qformer.queries}, 16)\n"
+    assert said[9].startswith("no-such-film.png: no image that can be read (missing)")
     for name in ("reconstructed.png", "new-0.png", "new-1.png"):
         assert Image.open(name).size == (32, 32)
 
@@ -128,6 +129,7 @@ def test_classes_are_those_of_the_verb(
                 assert row["similarities"][name] == round(answer.similarities[name], 6)
     one = model.classify(films[0], {"left": "Left effusion.", "none": ("No acute disease.",)})[0]
     assert str(one).startswith(f"{films[0]}: {one.label} ")
+    assert repr(one) == f"Classification({one})"
     assert sum(one.probabilities.values()) == pytest.approx(1)
 
 
@@ -271,6 +273,6 @@ def test_the_newest_run_is_taken_and_another_stage_is_refused(
     other = root / "other"
     other.mkdir()
     (other / "recipe.yaml").write_text("stage: finetune\n")
-    with pytest.raises(CheckpointError, match="is a run of `mu finetune`; name one of `mu pretrain`"):
+    with pytest.raises(CheckpointError, match=r"is a fine-tuned run; name a pre-trained one$"):
         medunifier.load(other)
     assert issubclass(DataError, medunifier.MuError)

@@ -232,10 +232,33 @@ def test_an_image_search_finds_reports_by_similarity_and_then_by_match(
     assert [next(key for key in found.keys if key in said) for said in figures[1:]] == wanted
     done = verb(*words, "--out", tmp_path / "again", "--rerank", "6")
     assert done.exit_code == 0
-    shown = [line.split()[:3] for line in done.stderr.splitlines()[-6:]]
+    lines = done.stderr.splitlines()
+    head = next(number for number, line in enumerate(lines) if line.startswith("similarity"))
+    assert lines[head] == "similarity  match  film"
+    shown = [line.split()[:3] for line in lines[head + 1 : head + 7]]
     assert sorted(key for _, _, key in shown) == sorted(wanted)
     match = [float(value) for _, value, _ in shown]
     assert match == sorted(match, reverse=True)
+
+
+@pytest.mark.parametrize("similar", [(), ("--similar",)])
+def test_what_is_said_of_a_film_ends_as_with_other_verbs(
+    home: Path, verb: Mu, benchmark: Benchmark, tmp_path: Path, similar: tuple[str, ...]
+) -> None:
+    (tmp_path / "film.png").write_bytes(Shards.open(benchmark.shards, "test").image(3))
+    Image.effect_noise((90, 60), 80).save(tmp_path / "noise.png")
+    words = ("retrieve", "--split", "test", *similar, "--top", "2", "--out", tmp_path / "page", "--image")
+    title = "Films like" if similar else "Reports that fit"
+    for film, unlike in (("film.png", False), ("noise.png", True)):
+        done = verb(*words, tmp_path / film)
+        page = Path(done.stdout.strip()).read_text()
+        assert f"<h1>{title} {film}</h1>" in page
+        assert f"{film}, as the model saw it (32 x 32 pixels)" in page
+        for said in (done.stderr, page.split("<footer>")[0]):
+            assert "Not for diagnosis." in said
+            assert ("unlike those that the model was trained on" in said) == unlike
+        assert "your film, are on this page; --out chooses" in done.stderr
+    assert "unlike" not in verb(*words, tmp_path / "noise.png", "--no-likeness").stderr
 
 
 def test_similar_images_come_in_the_order_of_their_cosine(

@@ -69,7 +69,7 @@ def _tokenizer(folder: Path) -> None:
     TextTokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *NAMES]).save(folder / "tokenizer")
 
 
-ABOUT = {"title": "t", "cards": [], "query": None}
+ABOUT = {"title": "t", "cards": [], "query": None, "warnings": []}
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "text": lambda folder: files.write_text(folder / "a.txt", "word " * 2000),

@@ -67,7 +67,15 @@ class Likeness:
         if self.unlike is None:
             return f"likeness to the training films unknown: {self.why}"
         how = "unlike the training films" if self.unlike else "like the training films"
-        return f"{how}: farther from them than {self.percentile:.1f} % of held-out ones"
+        return f"{how}: {self.farther}"
+
+    def __repr__(self) -> str:
+        return f"Likeness({self})"
+
+    @property
+    def farther(self) -> str:
+        """How far it is, as every text and page says it; of a likeness that is known."""
+        return f"farther from them than {self.percentile:.1f} % of held-out films"
 
     def as_json(self) -> dict[str, Any]:
         """`unlike`, `percentile` and `distance`, or `unlike` null and `why`."""
@@ -197,7 +205,7 @@ def _computed(trained: PretrainedRun, folder: Path, data: Any, recorded: str) ->
     if min(counts) < FEWEST:
         raise DataError(
             f"{folder}: {counts[0]:,} training films and {counts[1]:,} of {held_out.split} are too few to "
-            "compare with"
+            f"compare with, which takes {FEWEST} of each"
         )
     say(
         f"{trained.run.folder}: looking once at {counts[0]:,} films that it was trained on and "
@@ -265,8 +273,10 @@ def summary(likeness: Sequence[Likeness]) -> str:
     count = sum(bool(one.unlike) for one in likeness)
     if not count:
         return ""
-    which = "the film is" if len(likeness) == 1 else f"{count:,} of {len(likeness):,} films are"
+    one = len(likeness) == 1
+    which = "the film is" if one else f"{count:,} of {len(likeness):,} films are"
+    how = likeness[0].farther if one else f"farther from them than {100 * FARTHEST:g} % of held-out films"
     return (
-        f"{which} unlike those that the model was trained on (farther from them than "
-        f"{FARTHEST:.0%} of held-out films): what it says of such a film means little"
+        f"{which} unlike those that the model was trained on ({how}): what it says of such a film means "
+        "little"
     )

@@ -22,7 +22,7 @@ from medunifier_cli.data.contract import FileImage
 from medunifier_cli.data.images.image import image_from
 from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
-from medunifier_cli.evaluate.films.likeness import Likeness
+from medunifier_cli.evaluate.films.likeness import Likeness, summary
 from medunifier_cli.evaluate.films.origin import origin_of_run
 from medunifier_cli.evaluate.reports.looks import sentences, token_maps
 from medunifier_cli.evaluate.reports.writer import Decoding, GeneratedReport, whole_text
@@ -162,14 +162,8 @@ def film_page(
 
 def _notes(report: GeneratedReport, likeness: Likeness | None) -> list[str]:
     """What a reader must know first."""
-    notes = []
-    if likeness is not None and likeness.unlike:
-        notes.append(
-            "This film is unlike those that the model was trained on: farther from them than "
-            f"{likeness.percentile:.1f} % of held-out ones. What the model says of it means little."
-        )
-    elif likeness is not None and likeness.unlike is None:
-        notes.append(f"Whether this film is like the training films is unknown: {likeness.why}.")
+    said = summary([likeness] if likeness is not None else [])
+    notes = [said[0].upper() + said[1:] + "."] if said else []
     if not report.ended:
         notes.append("The report was cut at its maximum length.")
     return notes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,14 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark
+from medunifier_cli.evaluate.films.answers import footer
+from medunifier_cli.evaluate.films.likeness import Likeness, likeness_of
+from medunifier_cli.evaluate.films.origin import origin_of_run
 from medunifier_cli.evaluate.render import render
 from medunifier_cli.evaluate.retrieval.embed import (
     check_finite,
@@ -85,21 +90,18 @@ def search_by_text(
         trained, benchmark, features.has_text_n, benchmark.source.images_or_features, partial(_given, ids),
         (images, np.zeros_like(images)),
     )  # fmt: skip
-    return _write(benchmark, folder, about, hits[:top], None)
+    return _write(trained, benchmark, folder, "Films that fit the query", about, hits[:top])
 
 
 def search_by_image(
-    trained: PretrainedRun,
-    benchmark: Benchmark,
-    path: Path,
-    top: int,
-    rerank: int = 0,
-    out: Path | None = None,
-) -> Path:
+    trained: PretrainedRun, benchmark: Benchmark, path: Path, top: int, rerank: int = 0,
+    out: Path | None = None, likeness: bool = True,
+) -> Path:  # fmt: skip
     """Write a gallery of the reports of a split that fit an image file best, each with its own image.
 
     Args:
         path: PNG, JPEG or DICOM.
+        likeness: whether to tell how like the training films it is.
 
     Raises:
         DataError: the file is no image, or the split has no report.
@@ -130,13 +132,14 @@ def search_by_image(
         trained, benchmark, features.has_text_n, partial(_given, uploaded.image_B1HW),
         benchmark.source.token_ids, (np.zeros_like(best), best),
     )  # fmt: skip
-    query = GalleryImage(uploaded.image_B1HW[0, 0].numpy(), path.name)
-    return _write(benchmark, folder, about, hits[:top], query)
+    asked = _asked(trained, path, uploaded.image_B1HW, likeness)
+    return _write(trained, benchmark, folder, f"Reports that fit {path.name}", about, hits[:top], asked)
 
 
 def search_similar(
-    trained: PretrainedRun, benchmark: Benchmark, path: Path, top: int, out: Path | None = None
-) -> Path:
+    trained: PretrainedRun, benchmark: Benchmark, path: Path, top: int, out: Path | None = None,
+    likeness: bool = True,
+) -> Path:  # fmt: skip
     """Write a gallery of the images of a split that are most like an image file.
 
     The similarity of two images is the mean cosine of their vectors in the joint space, each query's vector
@@ -144,6 +147,7 @@ def search_similar(
 
     Args:
         path: PNG, JPEG or DICOM.
+        likeness: whether to tell how like the training films it is.
 
     Raises:
         DataError: the file is no image.
@@ -159,8 +163,8 @@ def search_similar(
     folder = out or _folder(trained, benchmark, "similar", path.read_bytes())
     about = {"query": path.name, **_about(trained, benchmark, len(scores_n), 0)}
     about["similarity"] = "mean cosine over the queries of two images"
-    query = GalleryImage(uploaded.image_B1HW[0, 0].numpy(), path.name)
-    return _write(benchmark, folder, about, hits, query)
+    asked = _asked(trained, path, uploaded.image_B1HW, likeness)
+    return _write(trained, benchmark, folder, f"Films like {path.name}", about, hits, asked)
 
 
 def similar_images(image_QE: NDArray[np.float32], image_nQE: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -182,6 +186,23 @@ class _Hit:
     """Log-odds of a match by the ITM head, where it was judged."""
     same: int = 0
     """Further candidates with the same text, word for word."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The film that was searched with."""
+
+    picture: GalleryImage
+    likeness: list[Likeness]
+    """Its own, to the training films; empty where nobody asked."""
+
+
+def _asked(trained: PretrainedRun, path: Path, image_11HW: Tensor, likeness: bool) -> _Asked:
+    size = trained.recipe.data.image_size
+    picture = GalleryImage(
+        image_11HW[0, 0].numpy(), f"{path.name}, as the model saw it ({size} x {size} pixels)"
+    )
+    return _Asked(picture, likeness_of(trained, image_11HW) if likeness else [])
 
 
 def _given(value: T, _: object) -> T:
@@ -246,8 +267,9 @@ def _folder(trained: PretrainedRun, benchmark: Benchmark, kind: str, query: byte
 
 
 def _write(
-    benchmark: Benchmark, folder: Path, about: dict[str, str], hits: list[_Hit], query: GalleryImage | None
-) -> Path:
+    trained: PretrainedRun, benchmark: Benchmark, folder: Path, title: str, about: dict[str, str],
+    hits: list[_Hit], asked: _Asked | None = None,
+) -> Path:  # fmt: skip
     cards: list[GalleryImage] = []
     rows: list[list[object]] = [["key", "similarity", "match"]]
     for hit in hits:
@@ -265,11 +287,30 @@ def _write(
         more = f" ({hit.same:,} more with this text)" if hit.same else ""
         cards.append(GalleryImage(grey, key + more, numbers, benchmark.source.text(hit.number)))
         rows.append([key, hit.similarity, numbers.get("match")])
-        if form() == "text":
-            show("  ".join([*(f"{value:.3f}" for value in numbers.values()), key + more]), err=True)
-    if form() != "text":
+    if form() == "text":
+        show("\n".join(_lines(cards)), err=True)
+    else:
         show(render(rows, form()))
-    return write_gallery(
-        folder, f"{len(cards)} best of {benchmark.plugin.name}/{benchmark.split}", about, cards, query,
-        benchmark.shards,
-    )  # fmt: skip
+    warnings = []
+    if asked is not None:
+        about = {**about, "note": f"{PATIENT_DATA} It holds your film too."}
+        said = footer(asked.likeness, origin_of_run(trained))
+        show("\n".join(said), err=True)
+        warnings = [line for line in said if not line.startswith("From ")]
+    page = write_gallery(
+        folder, title, about, cards, asked.picture if asked else None, benchmark.shards, warnings
+    )
+    own = ", and your film," if asked else ""
+    say(f"images and texts of the hits{own} are on this page; --out chooses where it is written")
+    return page
+
+
+def _lines(cards: list[GalleryImage]) -> Iterator[str]:
+    """Numbers under their names, and the key last; texts are patient data, and for the page alone."""
+    names = list(dict.fromkeys(name for card in cards for name in card.numbers))
+    yield "  ".join([*names, "film"])
+    for card in cards:
+        cells = [f"{card.numbers[name]:.3f}" if name in card.numbers else "-" for name in names]
+        yield "  ".join(
+            [*(cell.rjust(len(name)) for cell, name in zip(cells, names, strict=True)), card.name]
+        )

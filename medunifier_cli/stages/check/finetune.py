@@ -17,8 +17,8 @@ from medunifier_cli.stages.check.shared import (
     check_compiler,
     check_device,
     check_features,
-    check_image_encoder,
     check_image_size,
+    check_run_encoder,
     check_runs_folder,
     check_split,
     check_starting_run,
@@ -43,7 +43,7 @@ def check_finetune(recipe: FinetuneRecipe, processes: int = 0, hashes: bool = Fa
     checks, pretrained = check_starting_run(recipe.model.pretrained, "finetune")
     yield from checks
     if pretrained is not None:
-        yield from run_check("image encoder weights", check_image_encoder, pretrained)
+        yield from run_check("image encoder weights", check_run_encoder, pretrained)
     if folder.is_dir():
         for split in dict.fromkeys(filter(None, (data.train, data.valid, data.test))):
             yield from run_check(f"shards of {split}", check_split, folder, split, hashes)

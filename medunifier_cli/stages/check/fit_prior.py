@@ -23,7 +23,7 @@ from medunifier_cli.stages.check.shared import (
     check_batch,
     check_device,
     check_features,
-    check_image_encoder,
+    check_run_encoder,
     check_runs_folder,
     check_split,
     check_starting_run,
@@ -42,7 +42,7 @@ def check_fit_prior(recipe: PriorRecipe, processes: int = 0, hashes: bool = Fals
     checks, pretrained = check_starting_run(recipe.prior.pretrained, "fit-prior", require=check_codes)
     yield from checks
     if pretrained is not None:
-        yield from run_check("image encoder weights", check_image_encoder, pretrained)
+        yield from run_check("image encoder weights", check_run_encoder, pretrained)
         folder, *splits = splits_of(recipe, pretrained)
         for split in filter(None, splits):
             yield from run_check(f"shards of {split}", check_split, folder, split, hashes)

@@ -104,16 +104,24 @@ def check_texts(recipe: PretrainRecipe, splits: Iterable[str]) -> str:
             # the first ones may be the exception, and one that has text is enough
             if not count and not any(texts):
                 without.append(repr(split))
-                there = there or sections_there(shards)
+                there = there or ("" if _no_text(shards) else sections_there(shards))
             of = "" if looked_at == len(shards) else f" of the first {looked_at:,}"
             told.append(f"{split} {count:,}{of or f' of {len(shards):,}'}")
+    if without and not there and len(without) == len(told):
+        raise DataError("this data set has no texts, which `mu pretrain` needs; `mu finetune` does not")
     if without:
         raise DataError(
             f"data.sections: no sample of {', '.join(without)} has text in {', '.join(sections)}; "
-            f"sections there: {there}. `-o 'data.sections=[...]'` chooses, and "
+            f"sections there: {there or 'none'}. `-o 'data.sections=[...]'` chooses, and "
             "`-o 'data.sections=[]'` takes the sections that the data set names"
         )
     return f"samples with text in {', '.join(sections)}: {', '.join(told)}"
+
+
+def _no_text(shards: Shards) -> bool:
+    """Whether no sample has text in any section."""
+    metas = (shards.meta(row) for row in range(len(shards)))
+    return not any((text or "").strip() for meta in metas for text in (meta.get("sections") or {}).values())
 
 
 def check_tokenizer(recipe: PretrainRecipe) -> str:

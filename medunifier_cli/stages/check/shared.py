@@ -173,6 +173,11 @@ def check_image_encoder(recipe: PretrainRecipe) -> str:
     return f"{vit.weights}: {path.name} is cached"
 
 
+def check_run_encoder(pretrained: PretrainRecipe) -> str:
+    """The same for a stage that starts from a pre-trained run, whose checkpoint has all that it trained."""
+    return check_image_encoder(pretrained) if pretrained.model.vit.frozen else "from the pre-trained run"
+
+
 def check_features(recipe: AnyRecipe, hashes: bool) -> str:
     """Check the cached features that a recipe reads; or say how much room they would take.
 

@@ -122,9 +122,19 @@ def test_a_run_of_another_stage_in_the_folder_is_no_start(own_roots: Path, old: 
     other = write_run(own_roots, "other", prior_recipe("old"))
     assert fill_pretrained(finetune_recipe(), "", other.folder).model.pretrained == "new"
     with pytest.raises(
-        CheckpointError, match=r"other is a run of `mu fit-prior`; name one of `mu pretrain`$"
+        CheckpointError,
+        match=r"other is a run of `mu fit-prior`; `mu finetune` needs a pre-trained one: --run old$",
     ):
         fill_pretrained(finetune_recipe(), "other")
+    write_run(own_roots, "probe", finetune_recipe("old"))
+    with pytest.raises(
+        CheckpointError, match=r"probe is a fine-tuned run; `mu report` needs a pre-trained one: --run old$"
+    ):
+        pretrained_run("probe", "report")
+    write_run(own_roots, "lost", finetune_recipe("gone"))
+    with pytest.raises(CheckpointError, match=r"fine-tuned run; `mu report` needs a pre-trained one$"):
+        pretrained_run("lost", "report")
+    assert pretrained_run("other", "synthesize --reconstruct", PriorRecipe).folder == other.folder
     write_run(own_roots, "begun", load_recipe("demo"), trained_at=None)
     with pytest.raises(CheckpointError, match="begun: no checkpoint yet"):
         fill_pretrained(prior_recipe(), "begun")

@@ -92,6 +92,16 @@ def test_a_split_without_text_in_the_sections_asked_for(shards: Path) -> None:
     assert "`-o 'data.sections=[]'`" in problem
 
 
+def test_data_of_labels_alone_are_for_fine_tuning(tmp_path: Path) -> None:
+    for split in SPLITS:
+        with webdataset.TarWriter(str(tmp_path / f"{split}-000000.tar")) as writer:
+            labels = json.dumps({"sections": {"findings": " "}, "labels": {"Edema": 1}}).encode()
+            writer.write({"__key__": "1", "png": sample(0)[1], "json": labels})
+    (problem,) = problems(check("demo", "-o", f"data.shards={tmp_path}"))
+    said = "this data set has no texts, which `mu pretrain` needs; `mu finetune` does not"
+    assert problem == f"problem  texts: {said}"
+
+
 def test_captions_are_named_and_can_be_chosen(tmp_path: Path) -> None:
     for split in SPLITS:
         with webdataset.TarWriter(str(tmp_path / f"{split}-000000.tar")) as writer:

@@ -20,6 +20,7 @@ from medunifier_cli.stages.check.shared import (
     Check,
     ProblemsError,
     check_batch,
+    check_run_encoder,
     check_starting_run,
     run_check,
 )
@@ -110,6 +111,13 @@ def test_starting_run(runs: Path) -> None:
     checks, found = check_starting_run("bsae", "finetune")
     assert (checks[0].ok, found) == (False, None)
     assert "did you mean `base`?" in checks[0].result
+
+
+def test_the_weights_that_a_stage_starts_from_are_those_of_the_run() -> None:
+    assert check_run_encoder(tiny_recipe()) == "from the pre-trained run"
+    frozen = tiny_recipe("model.vit.frozen=true", "model.vit.weights=nowhere/encoder")
+    with pytest.raises(MuError, match="nowhere/encoder"):  # such weights are in no checkpoint
+        check_run_encoder(frozen)
 
 
 def test_a_run_without_codes_fails_for_priors_alone(runs: Path) -> None:
