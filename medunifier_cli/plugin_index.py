@@ -112,6 +112,10 @@ def _package(entry: EntryPoint) -> str:
 def _load(group: str, name: str, others: Iterable[str] = ()) -> Any:
     """A plugin; `others` are names that would have done as well, for the message."""
     index = entries(group)
+    if name not in index and name in others:
+        raise MuError(
+            f"the {_KIND[group]} plugin `{name}`, which prepared these shards, is not installed here"
+        )
     if name not in index:
         names = sorted({*index, *others})
         nearest = difflib.get_close_matches(name, names, n=1)

@@ -115,6 +115,17 @@ def test_a_name_of_ones_own_is_listed_where_shards_are_asked_for(
         plugin_index.prepared_dataset("kid")
 
 
+def test_shards_of_a_plugin_that_is_not_installed_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said "no data set `kids`; did you mean `kids`?"."""
+    monkeypatch.setenv("MU_DATA", str(tmp_path))
+    (tmp_path / "shards" / "kids").mkdir(parents=True)
+    (tmp_path / "shards" / "kids" / "manifest.json").write_text('{"dataset": "kids", "plugin": "kids"}')
+    with pytest.raises(MuError, match="plugin `kids`, which prepared these shards, is not installed here"):
+        plugin_index.prepared_dataset("kids")
+
+
 def test_a_folder_that_was_renamed_says_under_which_name_it_was_prepared(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"dataset": "kids", "plugin": "table"}')
     wanted = f"prepared as `kids`, not `adults`; give data.dataset=kids and data.shards={tmp_path}"
