@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from medunifier_cli.cluster.options import JobOptions, job_options
+from medunifier_cli.data.texts.no_finding import NO_FINDING, NO_FINDING_PROMPT
 from medunifier_cli.evaluate.shared.ranks import ENCODED, on_ranks
 from medunifier_cli.options.shared import (
     batch_size_option,
@@ -24,8 +25,6 @@ from medunifier_cli.terminal.options import LIMIT, PROBABILITY, SEED
 from medunifier_cli.terminal.output import form
 from medunifier_cli.terminal.say import say, show
 
-NO_FINDING = "No Finding"
-NO_FINDING_PROMPT = "No acute cardiopulmonary abnormality."
 OF_FILES = {"of_class", "classes", "no_finding", "multi_label", "threshold", "likeness"}
 """Parameters that have an effect on image files alone."""
 

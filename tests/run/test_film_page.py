@@ -96,7 +96,7 @@ def test_a_film_has_its_report_classes_sentences_and_similar_cases(page: Path) -
     images = [attrs for tag, attrs in tags if tag == "img"]
     assert all(str(attrs["src"]).startswith("data:image/") and attrs["alt"] for attrs in images)
     assert sum("similar case" in str(attrs["alt"]) for attrs in images) == 2 * CASES
-    for name in ("Atelectasis", "Cardiomegaly", "Edema", "Pleural Effusion", "Pneumonia"):
+    for name in ("Atelectasis", "Cardiomegaly", "Edema", "No Finding", "Pleural Effusion", "Pneumonia"):
         assert f"<span>{name}</span>" in text
     assert len(re.findall("<article", text)) == 2
     assert "<h3>Classes by prompts (zero-shot)</h3>" in text

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
+from medunifier_cli.data.texts.no_finding import NO_FINDING
 from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.evaluate.films.answers import FilmAnswer, answers_of, named
 from medunifier_cli.evaluate.retrieval.embed import embed_many_images, need_itc, token_ids
@@ -24,7 +25,6 @@ from medunifier_cli.evaluate.user_images import UserImages
 from medunifier_cli.parsing import read_yaml
 from medunifier_cli.scores.classification import softmax
 
-NO_FINDING = "No Finding"
 OF_SEVERAL = 0.5
 """Threshold of a class of several where none is given: likelier than its negation."""
 DIGITS = 6

@@ -20,6 +20,7 @@ from medunifier_cli import __version__
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.contract import FileImage
 from medunifier_cli.data.images.image import image_from
+from medunifier_cli.data.texts.no_finding import NO_FINDING, NO_FINDING_PROMPT
 from medunifier_cli.errors import DataError, MuError
 from medunifier_cli.evaluate.benchmark import Benchmark, open_benchmark
 from medunifier_cli.evaluate.films.likeness import Likeness, summary
@@ -190,11 +191,15 @@ def _classes(trained: PretrainedRun, image_n1HW: Tensor) -> tuple[list[list[Clas
         prompts = ensemble.sampled(plugin.classes)
         if len(prompts) < 2:
             raise DataError(f"{plugin.name} names fewer than two classes")
+        # without it a film that shows nothing has one class near 1, beside a report that says so
+        offered = not any(name.lower() == NO_FINDING.lower() for name in prompts)
+        prompts |= {NO_FINDING: [NO_FINDING_PROMPT]} if offered else {}
         probability_nC, _ = classify(trained, image_n1HW, prompts, ensemble.over)
     except MuError as error:
         return [], f"Not shown: {error}."
     said = (
-        f"Zero-shot, by the prompts of {plugin.name}, at the run's own temperature. The numbers sum to 1 "
+        f"How well the film fits the sentences that {plugin.name} has for each class, and one for "
+        f"{NO_FINDING}: not the answer of a fine-tuned run, which `mu predict` gives. The numbers sum to 1 "
         "over these classes, so that one of them is high even where none is there."
     )
     rows = [
