@@ -33,6 +33,9 @@ CACHED = (*FROZEN, "-o", "data.features=cached")
 QUICK = ("-o", "train.steps=3", "-o", "train.valid_pairs=20", "-o", "train.threads=1")
 FOLDER = Path("data", "features", "phantom", "vit_tiny_patch16_224-32")
 
+ROWS = cached_features.FILE_ROWS
+"""Images of a file, where no fixture makes files smaller."""
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -279,17 +282,23 @@ def test_parts_of_a_job_array_make_the_same_files(
 
 
 @pytest.mark.slow
-def test_two_ranks_make_the_same_files(root: Path, tmp_path: Path) -> None:
-    words = ("prepare", "--features", RECIPE, *FROZEN, "--out", tmp_path / "cache")
+def test_two_ranks_make_the_same_files(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached_features, "FILE_ROWS", ROWS)  # as in the processes that are started here
     env = {**os.environ, "MU_DATA": str(root / "data"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    words = (*words, "-o", "train.processes=2")
-    subprocess.run(
-        [sys.executable, "-m", "medunifier_cli", *map(str, words)], env=env, check=True, timeout=300
-    )
-    one = cached_features.SplitFeatures(root / FOLDER, "train", {})
-    two = cached_features.SplitFeatures(tmp_path / "cache", "train", {})
+    caches = []
+    for ranks in (1, 2):
+        words = ("prepare", "--features", RECIPE, *FROZEN, "--out", tmp_path / f"by-{ranks}",
+                 "-o", f"train.processes={ranks}")  # fmt: skip
+        subprocess.run(
+            [sys.executable, "-m", "medunifier_cli", *map(str, words)], env=env, check=True, timeout=300
+        )
+        caches.append(cached_features.SplitFeatures(tmp_path / f"by-{ranks}", "train", {}))
+    one, two = caches
     assert one.facts == two.facts
-    two.verify()
+    for cache in caches:
+        cache.verify()
+    first, second = sorted((tmp_path / "by-1").iterdir()), sorted((tmp_path / "by-2").iterdir())
+    assert [path.name for path in first] == [path.name for path in second]
 
 
 def test_memory_of_a_step_is_counted_without_the_encoder() -> None:
