@@ -69,6 +69,11 @@ def test_check_counts_the_samples_of_each_class(tmp_path: Path) -> None:
     train, valid = checks["classes of train"].result, checks["classes of valid"].result
     assert train == "Pneumonia 7, Normal 10 of 16; 1 left out, which have no label"
     assert valid == "Pneumonia 2, Normal 3"
+    assert "-o model.loss=cross_entropy" in checks["loss"].result
+    one = [*settings[:-1], "model.loss=cross_entropy"]
+    assert "loss" not in {
+        one.name for one in check_samples(load_recipe("finetune-demo", one, FinetuneRecipe))
+    }
     (problem,) = check_samples(load_recipe("finetune-demo", [*settings, "data.valid=none"], FinetuneRecipe))
     assert (problem.name, problem.ok) == ("samples", False)
 

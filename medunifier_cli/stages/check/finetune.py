@@ -94,8 +94,16 @@ def check_samples(recipe: FinetuneRecipe) -> Iterator[Check]:
     classes = task.plugin.classes
     told = f"{sizes}; {len(classes)} classes, {task.metric}; train: {train.selection.rule}"
     yield Check("samples", told, True)
+    if task.kind == "many" and len(classes) > 1 and has_one_class_each(parts):
+        told = "each class by itself, though each sample has one of them; -o model.loss=cross_entropy chooses"
+        yield Check("loss", told, True)
     for part in parts:
         yield Check(f"classes of {part.role}", count_classes(part, classes), True)
+
+
+def has_one_class_each(parts: Sequence[Part]) -> bool:
+    """Whether each selected sample shows exactly one of several classes."""
+    return all(bool(((part.images.target == 1).sum(axis=1) == 1).all()) for part in parts)
 
 
 def count_classes(part: Part, classes: Sequence[str]) -> str:
