@@ -120,6 +120,9 @@ class Rows:
             if self._can_keep:
                 write_cache(path, f"{self.made_of} rows {self.done} to {stop}", rows)
         except MuError as error:
+            # with its file, another process may have taken away the folder that was just written to
+            if not self.in_memory and is_cached(self.path, self.made_of):
+                raise _Gone from None
             if not self.in_memory:
                 raise
             self._can_keep = False
@@ -198,8 +201,8 @@ def encoded_file(path: Path, made_of: MadeOf, total: int, encode: Encode) -> Pat
     make_folder(path.parent)
     while not is_cached(path, made_of):
         rows = Rows(path, made_of, total, in_memory=False)
-        rows.fill(encode(rows.done))
         with contextlib.suppress(_Gone):  # the file of the other process is there, and is looked at next
+            rows.fill(encode(rows.done))
             write_hdf5(path, made_of, partial(_write_all, rows))
         rows.remove()
     return path

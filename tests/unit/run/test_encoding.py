@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,6 +241,27 @@ def test_rows_are_kept_by_time_and_by_size(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(encoding, "KEEP_BYTES", 2 * ROWS[:8].nbytes)
     rows.add(batch(8))
     assert [path.name for path in rows.folder.iterdir()] == ["rows-000000000-000000016.h5"]
+
+
+def test_rows_whose_folder_another_process_took_away_with_its_file_end_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended in "cannot be written (No such file or directory)", once in some hundred starts at once."""
+    monkeypatch.setattr(encoding, "KEEP_SECONDS", 0.0)
+    path, write, calls = tmp_path / "c.h5", encoding.write_cache, []
+
+    def late(part: Path, *args: Any, **kwargs: Any) -> None:
+        calls.append(part)
+        if len(calls) == 3:
+            # the other one has written its file, and deletes its rows while this one writes some of its own
+            monkeypatch.setattr(encoding, "write_cache", write)
+            in_a_file(path, Encoder())
+            raise DataError(f"{part}: cannot be written (No such file or directory)")
+        write(part, *args, **kwargs)
+
+    monkeypatch.setattr(encoding, "write_cache", late)
+    assert right(in_a_file(path, Encoder()))
+    assert len(calls) == 3
 
 
 PROCESS = """
