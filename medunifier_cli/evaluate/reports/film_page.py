@@ -220,7 +220,7 @@ def _cases(trained: PretrainedRun) -> tuple[Cases | None, str]:
     embeddings = embed_split(trained, benchmark.source, name, benchmark.split, benchmark.shards)
     return Cases(benchmark, embeddings), (
         f"Of {len(embeddings.keys):,} held-out cases of {name}/{benchmark.split}, with the texts that "
-        "radiologists wrote of them or, for synthetic films, that their program did. Similarity: cosine in "
+        "the data set has of them. Similarity: cosine in "
         "the joint space, each query with its counterpart, mean over the queries; 1 is the same."
     )
 

@@ -87,7 +87,7 @@ def verdict(odds: Sequence[float], threshold: Threshold | None) -> str:
     """`none fits` with the reason, or empty where some hit reaches the threshold or there is none."""
     if threshold is None or not len(odds) or max(odds) >= threshold.logodds:
         return ""
-    return f"none fits: ITM gives none of the best {len(odds)} the odds {threshold}"
+    return f"none fits: of the best {len(odds)}, none reaches the odds of a match {threshold}"
 
 
 def unknown_words(trained: PretrainedRun, text: str) -> list[str]:
