@@ -257,9 +257,10 @@ class Lifeline:
         with self._lock:
             if self._ended.is_set():
                 return  # the main thread was faster
+            if not reported:
+                # before the verdict: with it the main thread may end the process, and the line would be lost
+                say(why, always=True)
             self.verdict, self.code = why, code
-        if not reported:
-            say(why, always=True)
         if self.rank == 0:  # the others have no connection but this one
             self._tell({"failed": 0, "why": why, "code": code})
         # the main thread may still get an exception and end in order: it sets `_ended` then

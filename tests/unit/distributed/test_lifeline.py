@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from medunifier_cli.distributed import lifeline
 from tests import warm
 from tests.unit.distributed.ranks import TIMEOUT
 
@@ -92,3 +93,17 @@ def test_ranks_know_their_places_after_the_group_has_ended(outcomes: Outcomes) -
     assert outcomes.codes["remembered"] == [0, 0]
     said = [outcomes.printed("remembered", rank, "out") for rank in range(2)]
     assert said == ["rank 0 of 2, main\n", "rank 1 of 2, not main\n"]
+
+
+def test_the_line_is_written_before_the_verdict_with_which_the_process_may_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The main thread ends as soon as there is a verdict: once in many runs the line was lost."""
+    monkeypatch.setattr(lifeline, "GRACE", 0.0)
+    ended: list[int] = []
+    monkeypatch.setattr(lifeline.os, "_exit", ended.append)
+    line = lifeline.Lifeline(1, 2, TIMEOUT, launched=False)
+    verdicts: list[str] = []
+    monkeypatch.setattr(lifeline, "say", lambda why, **_: verdicts.append(line.verdict))
+    line._end("rank 0 has died", reported=False, code=1)
+    assert (verdicts, line.verdict, ended) == ([""], "rank 0 has died", [1])
