@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 import traceback
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 INTERRUPTED = 130
@@ -15,6 +16,8 @@ USAGE = 2
 """Exit code of a command line that is wrong, as click has it."""
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_DETERMINISTIC_KERNEL = " does not have a deterministic implementation"
 """Follows the name of the operation in PyTorch's error, which has no type of its own."""
 LINE_LIMIT = 290
@@ -154,11 +157,11 @@ def explain(error: BaseException) -> tuple[list[str], int]:
         return ["interrupted"], INTERRUPTED
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename is not None else ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_ROOM:
             return [
                 one_line(f"no space left on the disk{where}; free some and run the same command again")
             ], 1
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in NO_RIGHTS:
             return [one_line(f"no permission{where}; choose another folder or change its rights")], 1
         if error.errno == errno.ENAMETOOLONG:
             return [one_line(f"a name too long for the file system{where}; choose a shorter one")], 1
@@ -170,8 +173,34 @@ def explain(error: BaseException) -> tuple[list[str], int]:
                 "--deterministic (train.deterministic), and give the run another name with --name"
             )
         ], 1
-    name = type(error).__name__
-    return [f"unexpected {name} in {_place(error)}; run again with --debug to see the traceback"], 1
+    return [_unexpected(error, _place(error))], 1
+
+
+@contextlib.contextmanager
+def in_code_of(whom: str, folders: Sequence[Path]) -> Iterator[None]:
+    """While the code of others runs: an unforeseen error of theirs names them, and their file and line.
+
+    Args:
+        whom: for the message, such as "data set plugin `mine`".
+        folders: of their code, or its files.
+
+    Raises:
+        DataError: the type of that error and its place, and no more: its message may quote a report.
+    """
+    try:
+        yield
+    except MuError:
+        raise
+    except Exception as error:  # the code of others may raise anything
+        of_machine = isinstance(error, OSError) and error.errno in (*NO_ROOM, *NO_RIGHTS, errno.ENAMETOOLONG)
+        place = _innermost(error, folders)
+        if of_machine or not place:  # which `explain` has a line for
+            raise
+        raise DataError(f"{whom}: {_unexpected(error, place)}") from error
+
+
+def _unexpected(error: BaseException, place: str) -> str:
+    return f"unexpected {type(error).__name__} in {place}; run again with --debug to see the traceback"
 
 
 def traceback_text(error: BaseException) -> str:
@@ -199,8 +228,22 @@ def traceback_text(error: BaseException) -> str:
 
 def _place(error: BaseException) -> str:
     """File and line of the innermost frame of this package, else of the innermost frame."""
-    frames = list(traceback.extract_tb(error.__traceback__))
-    package = [frame for frame in frames if Path(frame.filename).is_relative_to(Path(__file__).parent)]
     # cli.py calls every verb and so is in every traceback; it is the place only if nothing else is
-    inner = [frame for frame in package if Path(frame.filename).name != "cli.py"] or package or frames
-    return f"{Path(inner[-1].filename).name}:{inner[-1].lineno}" if inner else "an unknown place"
+    package = [Path(__file__).parent]
+    return (
+        _innermost(error, package, but="cli.py")
+        or _innermost(error, package)
+        or _innermost(error)
+        or "an unknown place"
+    )
+
+
+def _innermost(error: BaseException, folders: Sequence[Path] | None = None, but: str = "") -> str:
+    """File and line of the innermost frame, of those in some folders or files; empty if there is none."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if (folders is None or any(Path(frame.filename).is_relative_to(folder) for folder in folders))
+        and Path(frame.filename).name != but
+    ]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""

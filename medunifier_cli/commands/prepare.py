@@ -15,7 +15,7 @@ from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.data.contract import DatasetPlugin, Option
 from medunifier_cli.errors import DataError, MuError, one_line_of
 from medunifier_cli.options import complete
-from medunifier_cli.options.shared import note_old, refuse_unused
+from medunifier_cli.options.shared import hinting, note_old, refuse_unused
 from medunifier_cli.plugin_index import DATASETS, load_all, load_dataset
 from medunifier_cli.roots import raw_folder, shards_folder
 from medunifier_cli.run.processors import share
@@ -57,20 +57,7 @@ class Part(click.ParamType["tuple[int, int]"]):
         return int(match[1]), int(match[2])
 
 
-class Prepare(click.Command):
-    """The verb, with a hint for those who type the name of a table's file where no file is expected."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            if "unexpected extra argument" not in error.message:
-                raise
-            hint = "a file? mu prepare table --raw FILE"
-            raise click.UsageError(f"{error.message}; {hint}", ctx) from None
-
-
-@click.command(cls=Prepare)
+@click.command(cls=hinting(lambda _: "a file? mu prepare table --raw FILE"))
 @click.argument("dataset", required=False, shell_complete=complete.data_sets)
 @click.option(
     "--raw",

@@ -14,6 +14,7 @@ from medunifier_cli.options.shared import (
     data_option,
     device_option,
     format_option,
+    hinting,
     likeness_option,
     refuse,
     run_option,
@@ -30,9 +31,6 @@ def _count(name: str, dataset: str, split: str, ids: Path | None, **_: Any) -> i
 
 
 def _check(query: str | None, image: Path | None, similar: bool, **_: Any) -> None:
-    if extra := click.get_current_context().args:
-        hint = "" if image else f"; did you mean --image {extra[0]}?"
-        raise click.UsageError(f"got unexpected extra argument ({' '.join(extra)}){hint}")
     if query is not None and image is not None:
         raise click.UsageError("search by --query or by --image, not by both")
     if query is None and image is None:
@@ -45,7 +43,11 @@ def _check(query: str | None, image: Path | None, similar: bool, **_: Any) -> No
         refuse({"rerank"}, "compares images with texts, and --similar images with images")
 
 
-@click.command(context_settings={"allow_extra_args": True})  # `_check` refuses them, with a hint
+def _meant(ctx: click.Context) -> str:
+    return "" if ctx.params.get("image") else f"did you mean --image {ctx.args[0]}?"
+
+
+@click.command(cls=hinting(_meant))
 @run_option()
 @data_option("Data set; by default the run's own.")
 @click.option("--split", default="", help="Split or subset; by default the data set's benchmark.")

@@ -24,6 +24,25 @@ CUDA = "CUDA_VISIBLE_DEVICES"
 """Variable that says which GPUs this process and those that it starts may see."""
 
 
+def hinting(hint: Callable[[click.Context], str]) -> type[click.Command]:
+    """The class of a verb that says what was meant by an argument which it does not take.
+
+    Args:
+        hint: of the context, whose `args` are those that were not expected; empty for none.
+    """
+
+    class Hinting(click.Command):
+        def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+            ctx.allow_extra_args = True  # as click would refuse them without a hint
+            rest = super().parse_args(ctx, args)
+            if rest and not ctx.resilient_parsing:
+                said = f"got unexpected extra argument ({' '.join(rest)})"
+                raise click.UsageError("; ".join(filter(None, [said, hint(ctx)])), ctx)
+            return rest
+
+    return Hinting
+
+
 def recipe_argument(required: bool = True) -> Callable[[Verb], Verb]:
     """RECIPE: a file, or the name of a shipped one."""
     return click.argument("recipe", required=required, shell_complete=complete.recipes)

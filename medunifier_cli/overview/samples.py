@@ -35,8 +35,11 @@ def planned_samples(prompted: Sampler, out: Path, n: int) -> Facts:
     settings |= {"top-p": draws.top_p} if draws.top_p < 1 else {}
     settings |= {"best of": prompted.best_of} if prompted.best_of > 1 else {}
     fitted = prompted.fitted
+    begun = f"resumes after {there:,}" if there else "new"
     return [
-        *_images(out, there, n),
+        ("folder", str(out)),
+        ("images", n),
+        ("start", "nothing: all are there" if there == n else begun),
         ("prompts", len(requests) or "none"),
         *([("of classes", _listed(classes))] if any(request.name for request in requests) else []),
         ("settings", _listed(settings)),
@@ -59,17 +62,13 @@ def planned_reconstructions(pretrained: PretrainedRun, benchmark: Benchmark, out
     there = len(images_there(out, reconstruction_settings(pretrained, benchmark)))
     n = min(n or len(benchmark.source), len(benchmark.source))
     return [
-        *_images(out, there, n),
+        ("folder", str(out)),
+        ("images", n),
+        # each is reconstructed for the score, and one that is there is not written again
+        ("start", f"anew; {there:,} are there and stay" if there else "new"),
         ("of", f"{benchmark.plugin.name}/{benchmark.split}"),
         ("reconstructed by", str(pretrained.run.folder)),
     ]
-
-
-def _images(out: Path, there: int, n: int) -> Facts:
-    begun = f"resumes after {there:,}" if there else "new"
-    return [
-        ("folder", str(out)), ("images", n), ("start", "nothing: all are there" if there >= n else begun),
-    ]  # fmt: skip
 
 
 def _listed(values: Mapping[str, float]) -> str:

@@ -7,19 +7,17 @@ and every division into parts writes the same shards; a rejected image makes its
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import re
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from medunifier_cli.data.contract import DatasetPlugin, Drop, Record
-from medunifier_cli.errors import DataError, MuError, quoted
+from medunifier_cli.errors import DataError, MuError, in_code_of, quoted
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
 """A dot would end a WebDataset key; 90 characters leave room for the suffix in a USTAR header."""
@@ -200,29 +198,13 @@ def json_value(value: object) -> object:
     raise TypeError(f"{type(value).__name__} does not fit JSON")
 
 
-SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
-"""Errors of the machine, which have a line of their own whoever meets them; see `errors.explain`."""
-
-
-@contextlib.contextmanager
-def in_plugin(plugin: DatasetPlugin) -> Iterator[None]:
-    """While the plugin's code runs: an unforeseen error is laid to its file and line, and not to ours.
-
-    Raises:
-        DataError: the type of that error and its place, and no more: its message may quote a report.
-    """
-    try:
-        yield
-    except MuError:
-        raise
-    except Exception as error:  # a plugin is the code of others, which may raise anything
-        place = _place_in(plugin, error)
-        if not place or (isinstance(error, OSError) and error.errno in SYSTEM):
-            raise
-        raise DataError(
-            f"data set plugin `{plugin.name}`: unexpected {type(error).__name__} in {place}; run again with "
-            "--debug to see the traceback"
-        ) from error
+def in_plugin(plugin: DatasetPlugin) -> contextlib.AbstractContextManager[None]:
+    """While the plugin's code runs: an unforeseen error is laid to its file and line, see `in_code_of`."""
+    name = type(plugin).__module__
+    package = getattr(sys.modules.get(name.partition(".")[0]), "__path__", ())
+    file = getattr(sys.modules.get(name), "__file__", None)
+    own = [Path(path) for path in package or filter(None, [file])]
+    return in_code_of(f"data set plugin `{plugin.name}`", own)
 
 
 def records_of(plugin: DatasetPlugin, items: Iterator[Record | Drop]) -> Iterator[Record | Drop]:
@@ -235,17 +217,3 @@ def records_of(plugin: DatasetPlugin, items: Iterator[Record | Drop]) -> Iterato
             except StopIteration:
                 return
         yield item
-
-
-def _place_in(plugin: DatasetPlugin, error: BaseException) -> str:
-    """File and line of the innermost frame in the plugin's package or its file; empty if there is none."""
-    name = type(plugin).__module__
-    package = getattr(sys.modules.get(name.partition(".")[0]), "__path__", ())
-    file = getattr(sys.modules.get(name), "__file__", None)
-    own = [Path(path) for path in package or filter(None, [file])]
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if any(Path(frame.filename).is_relative_to(path) for path in own)
-    ]
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""

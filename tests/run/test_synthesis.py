@@ -65,6 +65,8 @@ def test_a_dry_run_tells_of_samples_and_reconstructions_and_writes_nothing(
 ) -> None:
     ask = ("synthesize", "--n", 4, "--prompts", "report", "--seed", 3, "--out", tmp_path / "some")
     assert call(road, *ask, "--n", 3)[0] == 0
+    back = ("synthesize", "--reconstruct", "valid", "--out", tmp_path / "back")
+    assert call(road, *back, "--n", 1)[0] == 0
     before = {path: path.stat().st_mtime_ns for path in road.rglob("*")}
 
     def told(*args: object) -> dict[str, object]:
@@ -81,6 +83,7 @@ def test_a_dry_run_tells_of_samples_and_reconstructions_and_writes_nothing(
     assert (facts["start"], facts["prompts"]) == ("new", "none")
     facts = told("synthesize", "--reconstruct", "valid", "--n", 2, "--out", tmp_path / "new")
     assert (facts["images"], facts["start"], facts["of"]) == (2, "new", "phantom/valid")
+    assert told(*back, "--n", 2)["start"] == "anew; 1 are there and stay"
     assert not (tmp_path / "new").exists()
     assert {path: path.stat().st_mtime_ns for path in road.rglob("*")} == before
     for more, words in (

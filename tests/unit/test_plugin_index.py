@@ -105,25 +105,22 @@ def test_unknown_name_lists_the_known_ones_and_the_nearest(install: Install) -> 
     assert "broken" in plugin_index.entries(plugin_index.DATASETS)
 
 
-def test_a_name_of_ones_own_is_listed_where_shards_are_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        ("kid", "no data set `kid`; did you mean `kids`"),
+        # it said "no data set `kids`; did you mean `kids`?"
+        ("kids", "plugin `kids`, which prepared these shards, is not installed here"),
+    ],
+)
+def test_names_of_prepared_data_are_known_where_shards_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, line: str
 ) -> None:
-    monkeypatch.setenv("MU_DATA", str(tmp_path))
-    (tmp_path / "shards" / "kids").mkdir(parents=True)
-    (tmp_path / "shards" / "kids" / "manifest.json").write_text("{}")
-    with pytest.raises(MuError, match="no data set `kid`; did you mean `kids`"):
-        plugin_index.prepared_dataset("kid")
-
-
-def test_shards_of_a_plugin_that_is_not_installed_say_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It said "no data set `kids`; did you mean `kids`?"."""
     monkeypatch.setenv("MU_DATA", str(tmp_path))
     (tmp_path / "shards" / "kids").mkdir(parents=True)
     (tmp_path / "shards" / "kids" / "manifest.json").write_text('{"dataset": "kids", "plugin": "kids"}')
-    with pytest.raises(MuError, match="plugin `kids`, which prepared these shards, is not installed here"):
-        plugin_index.prepared_dataset("kids")
+    with pytest.raises(MuError, match=line):
+        plugin_index.prepared_dataset(asked)
 
 
 def test_a_folder_that_was_renamed_says_under_which_name_it_was_prepared(tmp_path: Path) -> None:
