@@ -147,6 +147,15 @@ def test_make_demo_installs_the_build_and_the_versions_that_are_asked_for() -> N
     assert (ROOT / ".ci" / "requirements.lock") == LOCK
 
 
+@pytest.mark.parametrize(("given", "threads"), [((), "1"), (("THREADS=8",), "8")])
+def test_make_demo_runs_on_one_thread_unless_told_otherwise(given: tuple[str, ...], threads: str) -> None:
+    words = ["make", "--dry-run", "--print-data-base", "demo", *given]
+    done = subprocess.run(
+        words, cwd=ROOT, capture_output=True, text=True, check=True, env={"PATH": "/usr/bin:/bin"}
+    )
+    assert re.findall(r"^demo: OMP_NUM_THREADS := (.*)$", done.stdout, re.M) == [threads]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["TORCH=cpu"], "TORCH=cpu needs TORCH_INDEX=URL"), (["TORCH=rocm"], "only `cpu` can be chosen")],
