@@ -197,10 +197,10 @@ def _classes(trained: PretrainedRun, image_n1HW: Tensor) -> tuple[list[list[Clas
         probability_nC, _ = classify(trained, image_n1HW, prompts, ensemble.over)
     except MuError as error:
         return [], f"Not shown: {error}."
+    ours = f", and ours for {NO_FINDING}" if offered else ""
     said = (
-        f"How well the film fits the sentences that {plugin.name} has for each class, and one for "
-        f"{NO_FINDING}: not the answer of a fine-tuned run, which `mu predict` gives. The numbers sum to 1 "
-        "over these classes, so that one of them is high even where none is there."
+        f"How well the film fits the sentences that {plugin.name} has for each class{ours}; the numbers sum to "
+        "1. It is not the answer of a fine-tuned run: mu predict gives that."
     )
     rows = [
         [ClassBar(name, float(p)) for name, p in zip(prompts, row, strict=True)] for row in probability_nC
