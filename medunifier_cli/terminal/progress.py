@@ -97,7 +97,8 @@ class Progress:
 
     def _rate(self, now: float) -> str:
         rate = (self.done - self.skipped) * self.per_unit / max(now - self.started, 1e-9)
-        return f"{rate:.3g} {self.rate_unit}/s"
+        shown = f"{rate:,.0f}" if rate >= 999.5 else f"{rate:.3g}"  # `.3g` writes 1e+03
+        return f"{shown} {self.rate_unit}/s"
 
     def _left(self, now: float) -> str:
         """The time left at the mean rate so far; empty where the total is unknown, or nothing is left."""

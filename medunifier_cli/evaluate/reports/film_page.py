@@ -199,8 +199,8 @@ def _classes(trained: PretrainedRun, image_n1HW: Tensor) -> tuple[list[list[Clas
         return [], f"Not shown: {error}."
     ours = f", and ours for {NO_FINDING}" if offered else ""
     said = (
-        f"How well the film fits the sentences that {plugin.name} has for each class{ours}; the numbers sum to "
-        "1. It is not the answer of a fine-tuned run: mu predict gives that."
+        f"How well the film fits the sentences that {plugin.name} has for each class{ours}; the numbers sum "
+        "to 1. It is not the answer of a fine-tuned run: mu predict gives that."
     )
     rows = [
         [ClassBar(name, float(p)) for name, p in zip(prompts, row, strict=True)] for row in probability_nC

@@ -76,6 +76,15 @@ def test_an_unknown_total_and_a_note_that_stays(wait: Wait, read: Read) -> None:
     assert read() == ["file 6  2 unreadable  0.6 files/s"]
 
 
+@pytest.mark.parametrize(("per_unit", "rate"), [(9996, "1,000"), (9994, "999"), (20480, "2,048")])
+def test_thousands_a_second_are_written_out(wait: Wait, read: Read, per_unit: int, rate: str) -> None:
+    """It said `2e+03 images/s`."""
+    with Progress(None, "step", rate_unit="images", per_unit=per_unit) as bar:
+        wait(10.0)
+        bar.advance(1)
+    assert read() == [f"step 1  {rate} images/s"]
+
+
 def test_skipped_units_count_as_done_and_not_as_work(wait: Wait, read: Read) -> None:
     with Progress(300, "image", first=100) as bar:
         wait(5.0)
