@@ -344,7 +344,7 @@ def test_the_progress_line_shows_what_the_stage_names_and_no_more(
 ) -> None:
     fit(LineStage(), new_run(tmp_path / "run"), accelerator, SETTINGS, OPTIM)
     number = r"-?\d+\.\d{3}"
-    rate = r"\d+% waiting for data  peak \d+\.\d\d GiB  [\d.e+]+ points/s(  ETA \d+:\d\d)?"
+    rate = r"\d+% waiting for data  peak \d+\.\d\d GiB  [\d.,]+ points/s(  ETA \d+:\d\d)?"
     expected = [
         rf"step 1/6  train  total {number}  slope 2\.000  {rate}",
         rf"step 3/6  valid  total 0\.250  slope {number} \(chance 0\.500\)",
