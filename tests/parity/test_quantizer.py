@@ -126,6 +126,16 @@ def test_dead_codes_move_onto_vectors_of_the_batch(codebook: str) -> None:
     assert bool((quantiser.usage_K[near_second] > 0.05 * quantiser.usage_K.mean()).all())
 
 
+@pytest.mark.parametrize(("codes", "each"), [(18, 1), (9, 1), (36, 2)])
+def test_no_two_codes_start_from_one_vector_while_there_are_others(codes: int, each: int) -> None:
+    """Of two codes at one vector rounding would choose, and rounds otherwise on two ranks than on one."""
+    recipe = GeneratorConfig(codebook_size=codes, code_width=2, revive_dead_codes=True, ema_decay=1.0)
+    quantiser, first = Quantiser(recipe).train(), torch.randn(2, 2, 3, 3)
+    quantiser(first, torch.Generator().manual_seed(0))
+    _, times = quantiser.code_KC.detach().unique(dim=0, return_counts=True)
+    assert times.tolist() == [each] * (codes // each)
+
+
 class SlowRevival:
     """The codebook in training, a vector and a code at a time: numbers, usage and revival as documented."""
 
@@ -167,7 +177,7 @@ def test_revival_of_a_loss_codebook_equals_a_loop_over_codes_and_vectors() -> No
         before = quantiser.code_KC.detach().clone()
         quantised = quantiser(z_e, draws)
         vectors = z_e.permute(0, 2, 3, 1).reshape(-1, 3).tolist()
-        chosen = slow.step(vectors, torch.randint(len(vectors), (7,), generator=same).tolist())
+        chosen = slow.step(vectors, torch.randperm(len(vectors), generator=same)[:7].tolist())
         assert quantised.code_BHW.flatten().tolist() == chosen
         torch.testing.assert_close(quantiser.code_KC.detach(), torch.tensor(slow.codes, dtype=torch.float64))
         torch.testing.assert_close(quantiser.usage_K, torch.tensor(slow.use, dtype=torch.float64))

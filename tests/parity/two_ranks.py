@@ -36,11 +36,10 @@ VARIANTS = {
     "ema codebook, revival, batch-normed features": (
         "model.generator.codebook=ema", "model.generator.ema_decay=0.9", "model.generator.feature_norm=batch",
         "model.generator.position_scale=0.1", "model.generator.revive_dead_codes=true",
-        "model.generator.codebook_size=5",  # of 16, two may move onto one vector, and a tie is anybody's
     ),
     "loss codebook, revival in each step": (
         "model.generator.revive_dead_codes=true", "model.generator.ema_decay=0.5",
-        "model.generator.revive_below=0.6", "model.generator.codebook_size=5",
+        "model.generator.revive_below=0.6",
     ),
     "random negatives, group norm": ("objectives.itm_negatives=random", "model.generator.norm=group"),
     "the authors' adapters, batch-normed features": (

@@ -134,7 +134,7 @@ class Quantiser(nn.Module):
         global_rows = world.size() * len(vectors_nC)
         # Rows of the global batch, and for every code, dead or not: each rank draws the same numbers from the
         # same generator, whatever it holds, so any number of ranks revives a code with the same vector.
-        row_K = torch.randint(global_rows, (codes,), generator=draws)
+        row_K = _distinct_rows(codes, global_rows, draws)
         # No `if` on these tensors: the CPU would wait for the GPU in each pass of each level, to learn
         # if there is a dead code. Where none is, nothing changes, for the price of an all-reduce.
         # At the start, use is what an evenly used codebook would have: at its own scale from then on.
@@ -156,6 +156,14 @@ class Quantiser(nn.Module):
             # the sum must match, or the next update would divide the old sum by the new use
             sum_KC = vector_KC * self.usage_K[:, None]
             self.sum_KC.copy_(torch.where(is_dead_K[:, None], sum_KC, self.sum_KC))
+
+
+def _distinct_rows(codes: int, rows: int, draws: torch.Generator) -> Tensor:
+    """Of `rows` vectors one for each code, int64 [codes]; no vector twice, where there are enough of them."""
+    # Rounding would choose between two codes at one vector, otherwise on two ranks than on one: products of
+    # other sizes are summed in another order.
+    order = torch.randperm(rows, generator=draws)
+    return order.repeat(-(-codes // rows))[:codes]
 
 
 def count_of(code_n: Tensor, codes: int, dtype: torch.dtype) -> Tensor:
