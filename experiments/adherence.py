@@ -19,13 +19,12 @@ import click
 import numpy as np
 
 from experiments.curves import Panel, picture
-from experiments.judging import Judge, Values, decode_all, markdown, match_of, once, open_judge, row_of
+from experiments.judging import Judge, Values, decode_all, draw, markdown, once, open_judge, row_of
 from experiments.levels import cases_of
 from experiments.running import ROOT, write_part
 from medunifier_cli.checkpoint.pretrained import restore
 from medunifier_cli.checkpoint.priors import FittedPriors, restore_priors
 from medunifier_cli.evaluate.synthesis.requests import read_requests
-from medunifier_cli.evaluate.synthesis.synthesis import sampler
 from medunifier_cli.model.sampling import Draws
 from medunifier_cli.plugin_index import prepared_dataset
 from medunifier_cli.roots import find_run
@@ -58,15 +57,9 @@ def measure(judge: Judge, fitted: FittedPriors, setting: Setting, prompts: str, 
     """Draw images for the prompts of the classes, in turn, and judge them."""
     data = judge.pretrained.recipe.data
     requests = read_requests("", prompts, prepared_dataset(data.dataset, data.shards))
-    draws = Draws(setting.seed, setting.temperature, guidance=setting.guidance)
-    kept = setting.best_of
-    codes = sampler(fitted, requests, draws, kept).codes(range(images * kept))
-    grey_nSS = decode_all(judge.pretrained, *codes)
     asked = [requests[number % len(requests)] for number in range(images)]
-    if kept > 1:
-        texts = [request.prompt for request in asked for _ in range(kept)]
-        match_nk = match_of(judge.pretrained, grey_nSS, texts).reshape(images, kept)
-        grey_nSS = grey_nSS[np.arange(images) * kept + match_nk.argmax(1)]
+    draws = Draws(setting.seed, setting.temperature, guidance=setting.guidance)
+    grey_nSS = draw(fitted, asked, draws, setting.best_of)
     class_n = np.array([judge.classes.index(request.name) for request in asked])
     return judge.measure(grey_nSS, class_n, [request.prompt for request in asked])
 

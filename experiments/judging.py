@@ -19,14 +19,18 @@ from torch import Tensor
 
 from medunifier_cli.checkpoint.classifier import restore_classifier
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
+from medunifier_cli.checkpoint.priors import FittedPriors
 from medunifier_cli.evaluate.benchmark import open_benchmark
 from medunifier_cli.evaluate.codes import to_grey
 from medunifier_cli.evaluate.results import mean
 from medunifier_cli.evaluate.retrieval.rerank import match_probability, match_scores
 from medunifier_cli.evaluate.synthesis.image_sets import SplitImages, encoder_features, query_means
+from medunifier_cli.evaluate.synthesis.requests import ImageRequest
+from medunifier_cli.evaluate.synthesis.synthesis import sampler
 from medunifier_cli.files import write_text
 from medunifier_cli.model.classifier import Classifier
 from medunifier_cli.model.precision import measuring
+from medunifier_cli.model.sampling import Draws
 from medunifier_cli.roots import find_run
 from medunifier_cli.run.record import Run
 from medunifier_cli.scores.image import frechet_distance, frechet_interval, precision_recall
@@ -42,10 +46,12 @@ class Judge:
     """A classifier fine-tuned on real images, real images to compare with, and models that match texts."""
 
     pretrained: PretrainedRun
-    classifier: Classifier
+    classifier: Classifier | None
+    """None where the data have no classes."""
     classes: tuple[str, ...]
     real_nD: NDArray[np.float32]
-    """Features of the training images of exactly one class, which is what a prompt of a class asks for."""
+    """Features of the training images of exactly one class, which is what a prompt of a class asks for;
+    without a classifier, of all."""
     all_nD: NDArray[np.float32]
     """Features of the whole training split, normal films and several findings included."""
     matchers: Mapping[str, PretrainedRun]
@@ -57,15 +63,17 @@ class Judge:
         """The numbers of one set of images.
 
         Args:
-            asked_n: index of the class that each image should show.
+            asked_n: index of the class that each image should show; without a classifier, of its prompt.
             texts: the text that each image was drawn for.
         """
-        seen_n = np.concatenate([self._class_of(some) for some in _chunks(grey_nSS)])
         fake_nD = np.concatenate([query_means(self.pretrained, some) for some in _chunks(grey_nSS)])
-        values: Values = {"class": _mean(seen_n == asked_n)}
-        for number, name in enumerate(self.classes):
-            if (asked_n == number).any():
-                values[f"class, {name}"] = _mean(seen_n[asked_n == number] == number)
+        values: Values = {}
+        if self.classifier is not None:
+            seen_n = np.concatenate([_class_of(self.classifier, some) for some in _chunks(grey_nSS)])
+            values["class"] = _mean(seen_n == asked_n)
+            for number, name in enumerate(self.classes):
+                if (asked_n == number).any():
+                    values[f"class, {name}"] = _mean(seen_n[asked_n == number] == number)
         interval = frechet_interval(self.real_nD, fake_nD)
         values["Fréchet"] = [frechet_distance(self.real_nD, fake_nD), interval.low, interval.high]
         values["Fréchet to all"] = [frechet_distance(self.all_nD, fake_nD)]
@@ -76,34 +84,48 @@ class Judge:
             values[f"match, {name}"] = _mean(match_of(model, grey_nSS, texts))
         return values
 
-    def _class_of(self, grey_BSS: NDArray[np.uint8]) -> NDArray[np.int64]:
-        with torch.no_grad():
-            image = torch.from_numpy(grey_BSS)[:, None].to(self.pretrained.device)
-            class_B: NDArray[np.int64] = (
-                self.classifier.head(self.classifier.queries(image)).argmax(1).cpu().numpy()
-            )
-        return class_B
+
+def _class_of(network: Classifier, grey_BSS: NDArray[np.uint8]) -> NDArray[np.int64]:
+    with torch.no_grad():
+        image = torch.from_numpy(grey_BSS)[:, None].to(next(network.parameters()).device)
+        class_B: NDArray[np.int64] = network.head(network.queries(image)).argmax(1).cpu().numpy()
+    return class_B
 
 
 def open_judge(
-    pretrained: PretrainedRun, classifier: str, others: Mapping[str, PretrainedRun] | None = None
+    pretrained: PretrainedRun, classifier: str = "", others: Mapping[str, PretrainedRun] | None = None
 ) -> Judge:
     """A judge of images of one model.
 
     Args:
-        classifier: run of `mu finetune`, by name or folder.
+        classifier: run of `mu finetune`, by name or folder; empty for none.
         others: further models whose ITM judges.
 
     Raises:
         MuError: no such run, or no training split.
     """
-    _, network, classes = restore_classifier(Run(find_run(classifier)))
+    matchers = {"own": pretrained, **(others or {})}
     train = pretrained.recipe.data.train
     benchmark = open_benchmark(pretrained, split=train, need_text=False)
     every_nD = encoder_features(pretrained, SplitImages(benchmark, train))
+    if not classifier:
+        return Judge(pretrained, None, (), every_nD, every_nD, matchers)
+    _, network, classes = restore_classifier(Run(find_run(classifier)))
     single_nD = every_nD[benchmark.source.labels >= 0]
-    matchers = {"own": pretrained, **(others or {})}
     return Judge(pretrained, network, classes, single_nD, every_nD, matchers)
+
+
+def draw(
+    fitted: FittedPriors, asked: Sequence[ImageRequest], draws: Draws, best_of: int = 1
+) -> NDArray[np.uint8]:
+    """An image for each request, grey levels [n, S, S]; of `best_of` candidates the closest one by ITM."""
+    codes = sampler(fitted, asked, draws, best_of).codes(range(len(asked) * best_of))
+    grey_nSS = decode_all(fitted.pretrained, *codes)
+    if best_of > 1:
+        texts = [request.prompt for request in asked for _ in range(best_of)]
+        match_nk = match_of(fitted.pretrained, grey_nSS, texts).reshape(len(asked), best_of)
+        grey_nSS = grey_nSS[np.arange(len(asked)) * best_of + match_nk.argmax(1)]
+    return grey_nSS
 
 
 def decode_all(pretrained: PretrainedRun, top_nTT: Tensor, bottom_nGG: Tensor) -> NDArray[np.uint8]:

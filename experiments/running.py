@@ -41,7 +41,7 @@ def write_part(experiment: str, text: str, docs: Path = ROOT / "docs") -> None:
         ClickException: the page has no place for it.
     """
     begin = f"<!-- written by experiments/{experiment}.py -->"
-    target = docs / f"{experiment}.md"
+    target = docs / f"{experiment.replace('_', '-')}.md"
     before, found, rest = target.read_text(encoding="utf-8").partition(begin)
     _, ended, after = rest.partition(END)
     if not (found and ended):

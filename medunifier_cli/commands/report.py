@@ -43,6 +43,8 @@ ONLY_FOR = {
     "nucleus": {"temperature", "top_p", "top_k", "seed"},
 }
 """Way of decoding -> parameters that no other one has."""
+OTHER_FILES = {".htm", ".pdf", ".png", ".jpg", ".jpeg", ".txt", ".md", ".json", ".jsonl", ".csv", ".docx"}
+"""Endings of names that would be no folder of a page, though one could be made."""
 
 
 def _count(files: tuple[Path, ...], name: str, dataset: str, split: str, limit: int, **_: Any) -> int:
@@ -56,6 +58,8 @@ def _count(files: tuple[Path, ...], name: str, dataset: str, split: str, limit: 
 
 
 def _check(files: tuple[Path, ...], how: str, page: Path | None, **_: Any) -> None:
+    if page is not None and page.suffix.lower() in OTHER_FILES and not page.is_dir():
+        raise click.UsageError(f"--page {page}: a page is a folder, or a file whose name ends in .html")
     for way, own in ONLY_FOR.items():
         if way != how:
             refuse(own, f"is for --sample {way}")

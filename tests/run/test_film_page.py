@@ -179,6 +179,10 @@ def test_similarity_is_the_mean_cosine_of_counterparts() -> None:
 def test_mistakes_are_usage_errors(root: Path) -> None:
     for words, said in (
         (("--page", root / "x"), "--page shows image files"),
+        (
+            (root / "other.jpg", "--page", root / "x.PDF"),
+            "x.PDF: a page is a folder, or a file whose name ends in",
+        ),
         ((*[root / "other.jpg"] * 101, "--page", root / "x"), "at most 100 films"),
     ):
         code, printed = small_run.call(root, "report", "--run", "r", *words)
