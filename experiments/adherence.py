@@ -22,7 +22,7 @@ from experiments.curves import Panel, picture
 from experiments.judging import Judge, Values, decode_all, draw, markdown, once, open_judge, row_of
 from experiments.levels import cases_of
 from experiments.running import ROOT, write_part
-from medunifier_cli.checkpoint.pretrained import restore
+from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.checkpoint.priors import FittedPriors, restore_priors
 from medunifier_cli.evaluate.synthesis.requests import read_requests
 from medunifier_cli.model.sampling import Draws
@@ -55,7 +55,7 @@ class Setting:
 
 def measure(judge: Judge, fitted: FittedPriors, setting: Setting, prompts: str, images: int) -> Values:
     """Draw images for the prompts of the classes, in turn, and judge them."""
-    data = judge.pretrained.recipe.data
+    data = fitted.pretrained.recipe.data
     requests = read_requests("", prompts, prepared_dataset(data.dataset, data.shards))
     asked = [requests[number % len(requests)] for number in range(images)]
     draws = Draws(setting.seed, setting.temperature, guidance=setting.guidance)
@@ -64,11 +64,11 @@ def measure(judge: Judge, fitted: FittedPriors, setting: Setting, prompts: str, 
     return judge.measure(grey_nSS, class_n, [request.prompt for request in asked])
 
 
-def ceilings(judge: Judge, split: str) -> dict[str, Values]:
-    """Held-out images of one class with their own texts, and the same through their codes."""
-    cases = cases_of(judge.pretrained, split)
+def ceilings(judge: Judge, pretrained: PretrainedRun, split: str) -> dict[str, Values]:
+    """Held-out images of one class with their own texts, and the same through the codes of a model."""
+    cases = cases_of(pretrained, split)
     shown = {"real": cases.grey_nSS,
-             "reconstructed": decode_all(judge.pretrained, cases.top_nTT, cases.bottom_nGG)}  # fmt: skip
+             "reconstructed": decode_all(pretrained, cases.top_nTT, cases.bottom_nGG)}  # fmt: skip
     return {name: judge.measure(grey_nSS, cases.class_n, cases.texts) for name, grey_nSS in shown.items()}
 
 
@@ -112,6 +112,9 @@ def table(judge: Judge, found: Mapping[Setting, Values], top: Mapping[str, Value
 @click.option("--priors", multiple=True, required=True, help="Run of priors; may be given several times.")
 @click.option("--classifier", required=True, help="Run of `mu finetune` that judges.")
 @click.option("--other", multiple=True, help="Pre-training run of another seed, whose ITM judges too.")
+@click.option(
+    "--features", default="", help="Pre-training run for the distances; by default the priors' own."
+)
 @click.option("--prompts", default="report", show_default=True, help="Prompt set of the data set.")
 @click.option("--split", default="valid", show_default=True, help="Real images of the ceilings.")
 @click.option("--guidance", type=float, multiple=True, default=(1.0, 1.5, 2.0, 3.0), show_default=True)
@@ -125,16 +128,19 @@ def table(judge: Judge, found: Mapping[Setting, Values], top: Mapping[str, Value
 )  # fmt: skip
 @click.option("--write", is_flag=True, help="Write the table into docs/adherence.md, and docs/adherence.svg.")
 def main(
-    priors: Sequence[str], classifier: str, other: Sequence[str], prompts: str, split: str,
+    priors: Sequence[str], classifier: str, other: Sequence[str], features: str, prompts: str, split: str,
     guidance: Sequence[float], temperature: Sequence[float], best_of: Sequence[int], seed: int, images: int,
     home: Path, write: bool,
 ) -> None:  # fmt: skip
     """Measure what is missing, then print the table and draw the picture."""
     fitted = {name: restore_priors(Run(find_run(name))) for name in priors}
     others = {f"{name}'s": restore(Run(find_run(name))) for name in other}
-    judge = open_judge(next(iter(fitted.values())).pretrained, classifier, others)
-    judges = "-".join([judge.pretrained.identity, classifier, *(one.identity for one in others.values())])
-    top = once(home / f"{judges}-{split}.json", lambda: ceilings(judge, split))
+    own = next(iter(fitted.values())).pretrained
+    measuring = restore(Run(find_run(features))) if features else own
+    judge = open_judge(measuring, {"own": own, **others}, classifier)
+    models = [measuring, *([own] if features else []), *others.values()]
+    judges = "-".join([models[0].identity, classifier, *(one.identity for one in models[1:])])
+    top = once(home / f"{judges}-{split}.json", lambda: ceilings(judge, own, split))
     found = {}
     for name, one in fitted.items():
         for setting in (

@@ -46,6 +46,7 @@ class Judge:
     """A classifier fine-tuned on real images, real images to compare with, and models that match texts."""
 
     pretrained: PretrainedRun
+    """The model in whose features distances are measured."""
     classifier: Classifier | None
     """None where the data have no classes."""
     classes: tuple[str, ...]
@@ -93,18 +94,18 @@ def _class_of(network: Classifier, grey_BSS: NDArray[np.uint8]) -> NDArray[np.in
 
 
 def open_judge(
-    pretrained: PretrainedRun, classifier: str = "", others: Mapping[str, PretrainedRun] | None = None
+    pretrained: PretrainedRun, matchers: Mapping[str, PretrainedRun], classifier: str = ""
 ) -> Judge:
-    """A judge of images of one model.
+    """A judge of images.
 
     Args:
+        pretrained: the model in whose features distances are measured.
+        matchers: name -> model whose ITM judges.
         classifier: run of `mu finetune`, by name or folder; empty for none.
-        others: further models whose ITM judges.
 
     Raises:
         MuError: no such run, or no training split.
     """
-    matchers = {"own": pretrained, **(others or {})}
     train = pretrained.recipe.data.train
     benchmark = open_benchmark(pretrained, split=train, need_text=False)
     every_nD = encoder_features(pretrained, SplitImages(benchmark, train))

@@ -144,7 +144,7 @@ def main(
 ) -> None:  # fmt: skip
     """Measure what is missing, then print the table."""
     fitted = [restore_priors(Run(find_run(name))) for name in priors]
-    judge = open_judge(fitted[0].pretrained, classifier)
+    judge = open_judge(fitted[0].pretrained, {"own": fitted[0].pretrained}, classifier)
     cases = cases_of(judge.pretrained, split, images)
     of = f"{judge.pretrained.identity}-{split}-{len(cases.texts)}"
     found = [("", once(home / f"{of}-real.json", lambda: measure_real(judge, cases)))]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from experiments.judging import Judge, Values, decode_all, draw, markdown, once, open_judge, row_of
 from experiments.running import ROOT, write_part
-from medunifier_cli.checkpoint.pretrained import restore
+from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.checkpoint.priors import FittedPriors, restore_priors
 from medunifier_cli.evaluate.benchmark import open_benchmark
 from medunifier_cli.evaluate.codes import encode
@@ -87,38 +87,38 @@ def drawn_row(judge: Judge, fitted: FittedPriors, texts: Sequence[str], draws: D
     return judge.measure(grey_nSS, asked_n, texts)
 
 
-def sheet(judge: Judge, fitted: FittedPriors, draws: Draws, best_of: int, path: Path) -> list[float]:
+def nearest_training(
+    pretrained: PretrainedRun, grey_nSS: NDArray[np.uint8]
+) -> list[tuple[NDArray[np.uint8], float]]:
+    """Of each image the training image nearest to it [S, S], and the correlation of their pixels."""
+    train = pretrained.recipe.data.train
+    images = SplitImages(open_benchmark(pretrained, split=train, need_text=False), train)
+    feature_tD = encoder_features(pretrained, images)
+    candidates_nC, _ = nearest(query_means(pretrained, grey_nSS), feature_tD, CANDIDATES)
+    found = []
+    for grey_SS, candidates_C in zip(grey_nSS, candidates_nC, strict=True):
+        others_CSS = images.pick(candidates_C.tolist())
+        alike_C = correlation(grey_SS, others_CSS)
+        found.append((others_CSS[int(alike_C.argmax())], float(alike_C.max())))
+    return found
+
+
+def sheet(fitted: FittedPriors, draws: Draws, best_of: int, path: Path) -> list[float]:
     """Write samples of each prompt, each before its nearest training image.
 
     Returns:
         The pixel correlation of each pair.
     """
-    train = judge.pretrained.recipe.data.train
-    benchmark = open_benchmark(judge.pretrained, split=train, need_text=False)
-    images = SplitImages(benchmark, train)
     asked = [ImageRequest(prompt, "a prompt") for prompt in PROMPTS for _ in range(SHOWN)]
     grey_nSS = draw(fitted, asked, draws, best_of)
-    feature_tD = encoder_features(judge.pretrained, images)
-    candidates_nC, _ = nearest(query_means(judge.pretrained, grey_nSS), feature_tD, CANDIDATES)
-    rows: list[list[Captioned]] = []
-    correlations = []
-    for number, request in enumerate(asked):
-        others = images.pick(candidates_nC[number].tolist())
-        alike_C = correlation(grey_nSS[number], others)
-        best = int(alike_C.argmax())
-        correlations.append(float(alike_C.max()))
-        if number % SHOWN == 0:
-            rows.append([])
-        rows[-1] += [
-            Captioned(_unit(grey_nSS[number]), request.prompt),
-            Captioned(_unit(others[best]), f"nearest training image, correlation {alike_C.max():.2f}"),
-        ]
-    save_sheet(rows, path)
-    return correlations
-
-
-def _unit(grey_SS: NDArray[np.uint8]) -> NDArray[np.float64]:
-    return grey_SS / 255.0
+    beside = nearest_training(fitted.pretrained, grey_nSS)
+    tiles = []
+    for grey_SS, request, (other_SS, alike) in zip(grey_nSS, asked, beside, strict=True):
+        tiles.append(Captioned(grey_SS / 255, request.prompt))
+        tiles.append(Captioned(other_SS / 255, f"nearest training image, correlation {alike:.2f}"))
+    in_row = 2 * SHOWN
+    save_sheet([tiles[first : first + in_row] for first in range(0, len(tiles), in_row)], path)
+    return [alike for _, alike in beside]
 
 
 def table(matchers: Mapping[str, object], rows: Mapping[str, Values]) -> str:
@@ -150,7 +150,7 @@ def main(
     """Measure what is missing, then print the table and write the sheet."""
     fitted = restore_priors(Run(find_run(priors)))
     others = {f"{name}'s": restore(Run(find_run(name))) for name in other}
-    judge = open_judge(fitted.pretrained, others=others)
+    judge = open_judge(fitted.pretrained, {"own": fitted.pretrained, **others})
     rows, captions = real_rows(judge, split, images)
     prompted = [PROMPTS[number % len(PROMPTS)] for number in range(images)]
     for kept in best_of:
@@ -166,7 +166,7 @@ def main(
     text = table(judge.matchers, rows)
     click.echo(text)
     draws = Draws(seed, temperature, guidance=max(guidance))
-    found = sheet(judge, fitted, draws, max(best_of), home / "sheet.png")
+    found = sheet(fitted, draws, max(best_of), home / "sheet.png")
     click.echo(
         f"{home / 'sheet.png'}: pixel correlation with the nearest training image at most {max(found):.2f}"
     )
