@@ -11,7 +11,7 @@ python -m experiments.adherence --priors prior-demo --classifier probe-demo-1 --
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -61,12 +61,19 @@ def measure(judge: Judge, fitted: FittedPriors, setting: Setting, prompts: str, 
     draws = Draws(setting.seed, setting.temperature, guidance=setting.guidance)
     grey_nSS = draw(fitted, asked, draws, setting.best_of)
     class_n = np.array([judge.classes.index(request.name) for request in asked])
-    return judge.measure(grey_nSS, class_n, [request.prompt for request in asked])
+    return judge_of(judge, fitted.pretrained).measure(
+        grey_nSS, class_n, [request.prompt for request in asked]
+    )
+
+
+def judge_of(judge: Judge, pretrained: PretrainedRun) -> Judge:
+    """A judge whose "own" ITM is that of this model."""
+    return replace(judge, matchers={**judge.matchers, "own": pretrained})
 
 
 def ceilings(judge: Judge, pretrained: PretrainedRun, split: str) -> dict[str, Values]:
     """Held-out images of one class with their own texts, and the same through the codes of a model."""
-    cases = cases_of(pretrained, split)
+    cases, judge = cases_of(pretrained, split), judge_of(judge, pretrained)
     shown = {"real": cases.grey_nSS,
              "reconstructed": decode_all(pretrained, cases.top_nTT, cases.bottom_nGG)}  # fmt: skip
     return {name: judge.measure(grey_nSS, cases.class_n, cases.texts) for name, grey_nSS in shown.items()}
@@ -138,11 +145,15 @@ def main(
     own = next(iter(fitted.values())).pretrained
     measuring = restore(Run(find_run(features))) if features else own
     judge = open_judge(measuring, {"own": own, **others}, classifier)
-    models = [measuring, *([own] if features else []), *others.values()]
-    judges = "-".join([models[0].identity, classifier, *(one.identity for one in models[1:])])
-    top = once(home / f"{judges}-{split}.json", lambda: ceilings(judge, own, split))
+    judges = "-".join([measuring.identity, classifier, *(one.identity for one in others.values())])
+    top: dict[str, Values] = {}
     found = {}
     for name, one in fitted.items():
+        path = home / f"{judges}-{one.pretrained.identity}-{split}.json"
+        both = once(path, partial(ceilings, judge, one.pretrained, split))
+        suffix = "" if one.pretrained.identity == own.identity else f", model of {name}"
+        top.setdefault("real", both["real"])
+        top.setdefault(f"reconstructed{suffix}", both["reconstructed"])
         for setting in (
             Setting(name, scale, heat, kept, seed)
             for kept in best_of

@@ -1,4 +1,4 @@
-"""experiments/real_samples.py and adherence.py on a small model, and what they find where it is known."""
+"""experiments/real_samples.py on a small model, and what it finds where that is known."""
 
 from __future__ import annotations
 

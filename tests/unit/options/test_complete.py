@@ -40,7 +40,10 @@ def offered(*words: str) -> list[str]:
         (("pretrain", "one"), ["one-gpu"]),
         (("pretrain", "probe"), []),
         (("finetune", "probe"), ["probe-demo"]),
-        (("recipes", "pri"), ["prior", "prior-demo", "prior-masked", "prior-masked-demo"]),
+        (
+            ("recipes", "pri"),
+            ["prior", "prior-demo", "prior-masked", "prior-masked-demo", "prior-masked-fine"],
+        ),
         (("prepare", "mim"), ["mimic-cxr"]),
         (("pretrain", "demo", "-o", "train.st"), ["train.steps="]),
         (("recipes", "prior-demo", "-o", "prior.cond"), ["prior.condition="]),
