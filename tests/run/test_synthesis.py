@@ -170,6 +170,12 @@ def test_adherence_is_measured_once_and_drawn(
     assert "match by second's ITM" in first.stdout
     again = ElementTree.parse(tmp_path / "adherence.svg").getroot()
     assert len(list(again)) > 8
+    asked = [*ask, "--guidance", "1", "--temperature", "1", "--other", "second", "--features", "second"]
+    elsewhere = CliRunner().invoke(adherence.main, asked, catch_exceptions=False)
+    for one, other in zip(first.stdout.splitlines()[2:5], elsewhere.stdout.splitlines()[2:], strict=True):
+        cells, others = one.split(" | "), other.split(" | ")
+        assert cells[:-4] == others[:-4], "classes and matches are the same"
+        assert cells[-4:] != others[-4:], "distances are in the features of another run"
     monkeypatch.setattr(Judge, "measure", None)
     second = CliRunner().invoke(adherence.main, [*ask, *curves, "--other", "second"], catch_exceptions=False)
     assert second.stdout == first.stdout, "what is measured is not measured again"
