@@ -39,6 +39,7 @@ WEIGHTS = {  # paper: table 6 (IDs 1 to 5) and appendix table 1 (IDs 6 and 7): i
     "tig-1.2": (1, 1, 1, 1.2),
     "small": (1, 1, 1, 300),  # a mean over pixels hardly reaches the encoders otherwise
     "demo": (1, 1, 2, 1),  # a short run learns reports last
+    "demo-fine": (1, 1, 2, 100),
 }
 PARTS = {
     "itc": ("image_head", "text_head"),
@@ -87,7 +88,7 @@ def test_what_is_off_is_not_built(name: str) -> None:
             assert (head in parts) == (weight > 0), head
 
 
-@pytest.mark.parametrize("name", sorted(set(WEIGHTS) - {"demo", "full", "one-gpu", "small"}))
+@pytest.mark.parametrize("name", sorted(set(WEIGHTS) - {"demo", "demo-fine", "full", "one-gpu", "small"}))
 def test_ablation_states_nothing_but_its_objectives(name: str) -> None:
     stated = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     assert set(stated) == {"base", "objectives"}
