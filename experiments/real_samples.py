@@ -45,37 +45,35 @@ PROMPTS = (
     "Normal chest X-ray.",
     "Lateral chest X-ray.",
 )
-"""The most frequent findings of the captions of ROCOv2's chest radiographs, in their words."""
+"""Common findings of the captions of ROCOv2's chest radiographs, in their words."""
 CANDIDATES = 10
 """Training images, nearest by features, whose pixels are compared, as by `mu score --copies`."""
 SHOWN = 4
 """Samples of each prompt on the sheet."""
 
 
-def real_rows(judge: Judge, split: str, most: int) -> tuple[dict[str, Values], list[str]]:
-    """Held-out images, as they are and through their codes, with their own captions and with others.
+def captions_of(pretrained: PretrainedRun, split: str, most: int) -> dict[int, str]:
+    """The first captions of a split that the model can read whole, by sample."""
+    source = open_benchmark(pretrained, split=split).source
+    longest = pretrained.recipe.text.max_tokens
+    texts = {number: source.text(number) for number in range(len(source))}
+    whole = [n for n, text in texts.items() if len(pretrained.tokenizer.encode(text, longest + 1)) <= longest]
+    return {number: texts[number] for number in whole[:most]}
 
-    Returns:
-        Values by row, and the captions.
-    """
-    source = open_benchmark(judge.pretrained, split=split).source
-    longest = judge.pretrained.recipe.text.max_tokens
-    numbers = [
-        number
-        for number in range(len(source))
-        if len(judge.pretrained.tokenizer.encode(source.text(number), longest + 1)) <= longest
-    ][:most]
-    texts = [source.text(number) for number in numbers]
+
+def real_rows(judge: Judge, split: str, captions: Mapping[int, str]) -> dict[str, Values]:
+    """Held-out images, as they are and through their codes, with their own captions and with others."""
+    texts = list(captions.values())
     # half of the list further on: an image and its neighbour in a table may come from one article
     others = [texts[(i + len(texts) // 2) % len(texts)] for i in range(len(texts))]
-    image_n1SS = source.images(np.array(numbers))
+    image_n1SS = open_benchmark(judge.pretrained, split=split).source.images(np.array(list(captions)))
     coded = decode_all(judge.pretrained, *encode(judge.pretrained, image_n1SS, texts))
     one_n = np.zeros(len(texts), np.int64)  # captions have no classes: distances are between any two images
     rows = {}
     for name, grey_nSS in {"real": image_n1SS[:, 0].numpy(), "reconstructed": coded}.items():
         rows[name] = judge.measure(grey_nSS, one_n, texts)
         rows[f"{name}, captions of other images"] = judge.measure(grey_nSS, one_n, others)
-    return rows, texts
+    return rows
 
 
 def drawn_row(judge: Judge, fitted: FittedPriors, texts: Sequence[str], draws: Draws, best_of: int) -> Values:
@@ -151,17 +149,19 @@ def main(
     fitted = restore_priors(Run(find_run(priors)))
     others = {f"{name}'s": restore(Run(find_run(name))) for name in other}
     judge = open_judge(fitted.pretrained, {"own": fitted.pretrained, **others})
-    rows, captions = real_rows(judge, split, images)
+    judges = "-".join([fitted.pretrained.identity, *(one.identity for one in others.values())])
+    captions = captions_of(fitted.pretrained, split, images)
+    of = f"{judges}-{split}-{images}"
+    rows: dict[str, Values] = once(home / f"{of}.json", partial(real_rows, judge, split, captions))
     prompted = [PROMPTS[number % len(PROMPTS)] for number in range(images)]
     for kept in best_of:
         for scale in guidance:
             draws = Draws(seed, temperature, guidance=scale)
             setting = f"guidance {scale:g}" + (f", best of {kept}" if kept > 1 else "")
-            for kind, texts in (("captions", captions), ("prompts", prompted)):
-                name = f"{fitted.identity}-{kind}-g{scale:g}-t{temperature:g}-k{kept}-s{seed}-{images}"
-                path = home / f"{'-'.join([name, *(one.identity for one in others.values())])}.json"
+            for kind, texts in (("captions", list(captions.values())), ("prompts", prompted)):
+                name = f"{of}-{fitted.identity}-{kind}-g{scale:g}-t{temperature:g}-k{kept}-s{seed}.json"
                 rows[f"drawn for {kind}, {setting}"] = once(
-                    path, partial(drawn_row, judge, fitted, texts, draws, kept)
+                    home / name, partial(drawn_row, judge, fitted, texts, draws, kept)
                 )
     text = table(judge.matchers, rows)
     click.echo(text)
