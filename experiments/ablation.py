@@ -80,12 +80,12 @@ def train_and_measure(recipe: str, seed: int, steps: int, home: Path) -> None:
                 "train.seed": seed, "train.steps": steps, "train.valid_every": steps,
                 "train.checkpoint_every": steps, "train.tensorboard": "false"}  # fmt: skip
     options = [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
-    commands = [["pretrain", "demo", "--run", name, *fresh, *options], ["retrieve", "--run", name]]
+    commands = [["pretrain", "demo", "--name", name, *fresh, *options], ["retrieve", "--run", name]]
     commands.append(["zeroshot", "--run", name])
     for share in ("0.01", "1"):
         probe = f"{name}-probe-{share}"
         chosen = ["-o", f"data.fraction={share}", "-o", f"train.seed={seed}"]
-        commands.append(["finetune", "probe-demo", "--from", name, "--run", probe, *fresh, *chosen])
+        commands.append(["finetune", "probe-demo", "--run", name, "--name", probe, *fresh, *chosen])
     if weights["itg"]:
         commands.append(["report", "--run", name])
     with (home / f"{name}.log").open("a") as log:

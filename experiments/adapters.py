@@ -93,7 +93,7 @@ class Tuning:
                     "data.fraction_seed": self.seed, "train.seed": self.seed, "data.workers": 0,
                     "train.threads": 1, "train.tensorboard": "false"}  # fmt: skip
         options = [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
-        return ["finetune", recipe, "--from", PRETRAINED, "--run", self.name, *options]
+        return ["finetune", recipe, "--run", PRETRAINED, "--name", self.name, *options]
 
     def result(self, home: Path) -> Path:
         """What the run measures at its end."""
@@ -272,7 +272,7 @@ def prepare(data: Sequence[Data], pairs: Path | None, films: Path | None, home: 
     if films is not None and not (home / "data" / "shards" / FILMS / "manifest.json").exists():
         mu(["prepare", "table", "--raw", str(films), "--name", FILMS, "--size", "64"], home)
     if not (home / "runs" / PRETRAINED / "results" / "pretraining-phantom-test.json").exists():
-        mu(["pretrain", PRETRAINED, "--run", PRETRAINED], home)
+        mu(["pretrain", PRETRAINED, "--name", PRETRAINED], home)
 
 
 @click.command()

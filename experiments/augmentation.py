@@ -82,7 +82,7 @@ class Experiment:
         (self.home / "prompts.yaml").write_text(PROMPTS)
         self.table(self.pairs, "rocov2-chest")
         settings = {**GENERATOR, "train.steps": self.steps, "train.valid_every": self.steps}
-        self.mu("pretrain", "demo", "--run", "generator", *options(settings))
+        self.mu("pretrain", "demo", "--name", "generator", *options(settings))
         self.table(self.films, "pneumonia", f"prompts={self.home}/prompts.yaml")
         self.mu(
             "synthesize", "--run", "generator", "--reconstruct", "test", "--data", "pneumonia", "--out",
@@ -97,12 +97,12 @@ class Experiment:
     def seed(self, seed: int) -> None:
         """Both arms of one seed; priors see the real films of this seed's 10 % and no other."""
         chosen = {**CLASSIFIER, "data.fraction_seed": seed, "train.seed": seed}
-        tune = ("finetune", "finetune-demo", "--from", "generator", "--run")
+        tune = ("finetune", "finetune-demo", "--run", "generator", "--name")
         self.mu(*tune, f"real-{seed}", *options(chosen))
         few, priors, samples = f"few-{seed}", f"priors-{seed}", self.home / f"samples-{seed}"
         self.table(self.films_of(seed), few, "all=train", f"prompts={self.home}/prompts.yaml")
         settings = {**PRIORS, "train.seed": seed}
-        fit = ("fit-prior", "prior-demo", "--from", "generator", "--data", few, "--run", priors)
+        fit = ("fit-prior", "prior-demo", "--run", "generator", "--data", few, "--name", priors)
         self.mu(*fit, *options(settings))
         ask = ("--prompts", "given", "--n", SYNTHETIC, "--seed", seed, "--out", samples)
         self.mu("synthesize", "--run", priors, *ask)

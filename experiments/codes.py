@@ -93,7 +93,7 @@ class Training:
         settings = {**SETTINGS, **weights, **self.data.settings, "data.test": self.split, **generator,
                     "train.steps": self.steps, "train.seed": self.seed}  # fmt: skip
         options = [part for key, value in settings.items() for part in ("-o", f"{key}={_yaml(value)}")]
-        return ["pretrain", "demo", "--run", self.name, *options]
+        return ["pretrain", "demo", "--name", self.name, *options]
 
     def result(self, home: Path) -> Path:
         """What the run measures at its end."""

@@ -113,12 +113,12 @@ def train_and_measure(variant: str, seed: int, home: Path) -> None:
     begun.write_text(wanted)
     click.echo(f"{name}: log in {home / name}.log")
     settings = [part for one in changed for part in ("-o", one)]
-    commands = [["pretrain", "small", "--run", name, *fresh, *settings]]
+    commands = [["pretrain", "small", "--name", name, *fresh, *settings]]
     commands.append(["retrieve", "--run", name, "--ids", str(home / "pairs.txt")])
     if "itg" in VARIANTS[variant]:
         commands.append(["report", "--run", name, "--split", SPLIT])
     if "tig" in VARIANTS[variant]:
-        commands.append(["fit-prior", "prior-demo", "--from", name, "--run", f"{name}-priors", *fresh])
+        commands.append(["fit-prior", "prior-demo", "--run", name, "--name", f"{name}-priors", *fresh])
     with (home / f"{name}.log").open("a") as log:
         for command in commands:
             try:

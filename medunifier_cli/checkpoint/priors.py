@@ -153,7 +153,7 @@ def priors_on(pretrained: Run, verb: str) -> Run:
     except CheckpointError as error:
         raise CheckpointError(
             f"{folder}: no priors were fitted on this run; fit some with "
-            f"`mu fit-prior RECIPE --from {folder.name}`"
+            f"`mu fit-prior RECIPE --run {folder.name}`"
         ) from error
 
 

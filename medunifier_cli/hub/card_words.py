@@ -18,7 +18,7 @@ inputs = processor(images=["film.png"], text=["Large left pleural effusion.", "N
 model(**inputs).logits_per_image.softmax(dim=1)  # [1, 2]
 ```
 
-Every verb of `mu` takes the folder as a run: `mu report film.png --run FOLDER`, `mu finetune RECIPE --from
+Every verb of `mu` takes the folder as a run: `mu report film.png --run FOLDER`, `mu finetune RECIPE --run
 FOLDER`."""
 
 INTENDED = """\

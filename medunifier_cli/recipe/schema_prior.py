@@ -111,7 +111,7 @@ class PriorConfig:
     levels that decodes in a few rounds and reads texts word by word."""
     pretrained: str = ""
     """Pre-training run whose codes are modelled, by name or folder; empty for the newest. Same as
-    `--from`."""
+    `--run`."""
     condition: Literal["none", "text"] = "none"
     """`none`: unconditional, as in the paper; `text`: both levels take the text, so that images follow
     prompts."""

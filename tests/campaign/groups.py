@@ -21,8 +21,8 @@ from tests.campaign.state import differences, state_of
 END_LIMIT = 90.0
 """Seconds within which the other ranks end after one has died; generous, for a busy machine."""
 ALONE = {
-    "pretrain": ["pretrain", PRETRAIN, "--run", "new", *options(*LOOP)],
-    "fit-prior": ["fit-prior", PRIORS, "--from", "base", "--run", "new", *options(*LOOP)],
+    "pretrain": ["pretrain", PRETRAIN, "--name", "new", *options(*LOOP)],
+    "fit-prior": ["fit-prior", PRIORS, "--run", "base", "--name", "new", *options(*LOOP)],
     "finetune": tune("finetune-demo", "new"),
     "finetune, frozen": tune("probe-demo", "new"),
 }

@@ -48,7 +48,7 @@ class Case:
 
 
 def tune(recipe: str, run: str, *more: str) -> list[str]:
-    return ["finetune", recipe, "--from", "base", "--run", run, *options(*TUNE, *LOOP, *more)]
+    return ["finetune", recipe, "--run", "base", "--name", run, *options(*TUNE, *LOOP, *more)]
 
 
 CASES = (
@@ -64,16 +64,17 @@ CASES = (
         training=False,
         without=("data",),
     ),
-    Case("pretrain", ["pretrain", PRETRAIN, "--run", "new", *options(*LOOP)]),
+    Case("pretrain", ["pretrain", PRETRAIN, "--name", "new", *options(*LOOP)]),
     Case(
-        "pretrain, 1 loader worker", ["pretrain", PRETRAIN, "--run", "new", *options(*LOOP, "data.workers=1")]
+        "pretrain, 1 loader worker",
+        ["pretrain", PRETRAIN, "--name", "new", *options(*LOOP, "data.workers=1")],
     ),
     Case(
         "pretrain, 2 ranks",
-        ["pretrain", PRETRAIN, "--run", "new", "--num-processes", "2", *options(*LOOP)],
+        ["pretrain", PRETRAIN, "--name", "new", "--num-processes", "2", *options(*LOOP)],
         ranks=2,
     ),
-    Case("fit-prior", ["fit-prior", PRIORS, "--from", "base", "--run", "new", *options(*LOOP)]),
+    Case("fit-prior", ["fit-prior", PRIORS, "--run", "base", "--name", "new", *options(*LOOP)]),
     Case("finetune", tune("finetune-demo", "new")),
     Case("finetune, 2 ranks", [*tune("finetune-demo", "new"), "--num-processes", "2"], ranks=2),
     Case("finetune, frozen", tune("probe-demo", "new")),
@@ -116,12 +117,12 @@ class World:
         made.mkdir()
         steps = [
             ["prepare", "phantom", "--size", "32", "--shard-size", "12", *options(*SIZES)],
-            ["pretrain", PRETRAIN, "--run", "base", *options("train.steps=2", "train.keep=1", "data.test=")],
+            ["pretrain", PRETRAIN, "--name", "base", *options("train.steps=2", "train.keep=1", "data.test=")],
         ]
         for words in steps:
             self._must(words, made)
         forked.in_child(lambda: _scatter_codes(made))
-        self._must(["fit-prior", PRIORS, "--from", "base", "--run", "priors", *options(*LOOP)], made)
+        self._must(["fit-prior", PRIORS, "--run", "base", "--name", "priors", *options(*LOOP)], made)
         shutil.copytree(made, self.home)
         (self.work / "home.built").touch()
 

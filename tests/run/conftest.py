@@ -134,7 +134,7 @@ def first_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = ("-o", "train=24", "-o", "valid=20", "-o", "test=40")
     assert small_run.call(root, "prepare", "phantom", "--size", 32, *sizes)[0] == 0
     changed = ("-o", "train.steps=2", "-o", "data.valid=", "-o", "data.test=", "-o", "objectives.tig=0")
-    code, printed = small_run.call(root, "pretrain", small_run.RECIPE, "--run", "small", *changed)
+    code, printed = small_run.call(root, "pretrain", small_run.RECIPE, "--name", "small", *changed)
     assert code == 0, printed
     return root
 

@@ -47,14 +47,14 @@ def _fitted() -> Path:
     assert code == 0, printed
     for name in ("model", "second"):
         seed = f"train.seed={len(name)}"
-        ask = ("pretrain", PRETRAIN, "--run", name, "-o", "train.steps=2", "-o", seed, "-o", "data.test=")
+        ask = ("pretrain", PRETRAIN, "--name", name, "-o", "train.steps=2", "-o", seed, "-o", "data.test=")
         code, printed = call(root, *ask)
         assert code == 0, printed
-    code, printed = call(root, "fit-prior", PRIORS, "--run", "early", "--from", "model")
+    code, printed = call(root, "fit-prior", PRIORS, "--name", "early", "--run", "model")
     assert code == 1  # two steps teach the codes nothing
     assert "codebook has collapsed" in printed or "depend on the position" in printed
     make_codes_differ(root)
-    code, printed = call(root, "fit-prior", PRIORS, "--run", "priors", "--from", "model")
+    code, printed = call(root, "fit-prior", PRIORS, "--name", "priors", "--run", "model")
     assert code == 0, printed
     assert "top prior, nats per code" in printed
     return root

@@ -53,7 +53,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def priors(home: Path) -> str:
     """What fitting priors on the clinic's films printed."""
-    return succeed(home, "fit-prior", PRIORS, "--from", "model", "--data", "clinic", "--run", "clinic-priors")
+    return succeed(home, "fit-prior", PRIORS, "--run", "model", "--data", "clinic", "--name", "clinic-priors")
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_codes_are_those_of_the_films_and_of_a_prompt_of_their_class(home: Path,
 
 
 def test_codes_of_another_data_set_are_not_taken_for_these(home: Path, priors: str) -> None:
-    ask = ("fit-prior", PRIORS, "--from", "model", "--run", "clinic-priors")
+    ask = ("fit-prior", PRIORS, "--run", "model", "--name", "clinic-priors")
     assert "data.dataset was 'clinic', now ''" in refused(home, *ask)
     assert "data.dataset was 'clinic', now 'phantom'" in refused(home, *ask, "--data", "phantom")
     made_of = json.loads(h5py.File(home / "runs/clinic-priors/codes.h5").attrs["made_of"])
@@ -114,7 +114,7 @@ def test_codes_of_another_data_set_are_not_taken_for_these(home: Path, priors: s
 def test_labels_without_prompts_are_no_condition(home: Path) -> None:
     table = home / "raw/films.csv"
     succeed(home, "prepare", "table", "--raw", table, "--name", "bare", "--size", 32)
-    line = refused(home, "fit-prior", PRIORS, "--from", "model", "--data", "bare", "--run", "bare-priors")
+    line = refused(home, "fit-prior", PRIORS, "--run", "model", "--data", "bare", "--name", "bare-priors")
     assert "no texts in split 'train', and no prompts for ill, well" in line
     assert "-o prompts=FILE" in line
     assert not (home / "runs/bare-priors").exists()
@@ -221,10 +221,10 @@ def test_synthetic_films_are_kept_out_of_every_other_split(
     line = refused(home, *finetune(home, "data.dataset=films", "data.valid=train", "data.test="))
     assert "'train' holds 9 synthetic images (synthetic:clinic-priors@" in line
     assert line.endswith("name another split as data.valid")
-    line = refused(home, "fit-prior", PRIORS, "--from", "model", "--data", "films", "-o", "data.valid=train")
+    line = refused(home, "fit-prior", PRIORS, "--run", "model", "--data", "films", "-o", "data.valid=train")
     assert line.endswith("name another split as data.valid")
     other = ("-o", "data.dataset=films", "-o", "data.valid=", "-o", "data.test=train")
-    assert refused(home, "pretrain", PRETRAIN, "--run", "no", *other).endswith(
+    assert refused(home, "pretrain", PRETRAIN, "--name", "no", *other).endswith(
         "name another split as data.test"
     )
 
@@ -254,7 +254,7 @@ QUICK = (
 
 def finetune(home: Path, *settings: str, run: str = "probe") -> tuple[object, ...]:
     words = [word for setting in (*QUICK, *settings) for word in ("-o", setting)]
-    return "finetune", "finetune-demo", "--from", "model", "--run", run, *words
+    return "finetune", "finetune-demo", "--run", "model", "--name", run, *words
 
 
 def outcome(home: Path, run: str) -> dict[str, Any]:

@@ -113,11 +113,11 @@ def test_training_equals_that_of_a_live_encoder_whose_output_is_rounded(
     where = ("-o", f"data.features={tmp_path / 'cache'}")
     run(root, "prepare", "--features", RECIPE, *FROZEN, "--out", tmp_path / "cache")
     dropout = ("-o", "model.qformer.dropout=0.1")
-    run(root, "pretrain", RECIPE, *FROZEN, *QUICK, *dropout, *where, "--run", "stored")
+    run(root, "pretrain", RECIPE, *FROZEN, *QUICK, *dropout, *where, "--name", "stored")
     one = ImageEncoder.forward
     rounded = lambda self, image: one(self, image).to(torch.bfloat16).float()  # noqa: E731
     monkeypatch.setattr(ImageEncoder, "forward", rounded)
-    run(root, "pretrain", RECIPE, *FROZEN, *QUICK, *dropout, "--run", "rounded")
+    run(root, "pretrain", RECIPE, *FROZEN, *QUICK, *dropout, "--name", "rounded")
     assert final_state(root / "runs/stored") == final_state(root / "runs/rounded")
     values = [
         [metric["value"] for metric in json.loads(path.read_text())["metrics"]]
@@ -131,13 +131,13 @@ def test_training_equals_that_of_a_live_encoder_whose_output_is_rounded(
 def test_losses_are_the_live_ones_within_bf16_and_the_encoder_never_runs(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(root, "pretrain", RECIPE, *FROZEN, *QUICK, "--run", "live")
+    run(root, "pretrain", RECIPE, *FROZEN, *QUICK, "--name", "live")
 
     def forward(self: ImageEncoder, image_BCHW: Tensor) -> Tensor:
         raise AssertionError("the image encoder ran")
 
     monkeypatch.setattr(ImageEncoder, "forward", forward)
-    printed = run(root, "pretrain", RECIPE, *CACHED, *QUICK, "--run", "cached")
+    printed = run(root, "pretrain", RECIPE, *CACHED, *QUICK, "--name", "cached")
     assert "cached features of " in printed  # long lines are shortened in the middle: so may its folder be
     live, cached = log(root, "live"), log(root, "cached")
     assert [row["step"] for row in live] == [row["step"] for row in cached]
@@ -156,18 +156,18 @@ def test_all_that_follows_reads_them_too(
     root: Path, no_encoder: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(meteor.shutil, "which", lambda _: None)  # its Java program takes longer than all else
-    run(root, "pretrain", RECIPE, *CACHED, *QUICK, "--run", "model")
+    run(root, "pretrain", RECIPE, *CACHED, *QUICK, "--name", "model")
     assert "rank" in run(root, "retrieve", "--run", "model", "--split", "test")
     assert "accuracy" in run(root, "zeroshot", "--run", "model", "--split", "test")
     assert "BLEU" in run(root, "report", "--run", "model", "--limit", 4)
-    _, printed = call(root, "fit-prior", PRIORS, "--from", "model")
+    _, printed = call(root, "fit-prior", PRIORS, "--run", "model")
     assert "44 images encoded" in printed, printed  # three steps teach the codes nothing
     quick = (
-        "--from", "model", "-o", "train.steps=2", "-o", "train.global_batch=8", "-o", "data.workers=0",
+        "--run", "model", "-o", "train.steps=2", "-o", "train.global_batch=8", "-o", "data.workers=0",
         "-o", "train.threads=1", "-o", "train.tensorboard=false", "-o", "data.features=cached",
     )  # fmt: skip
     for freeze in ("true", "false"):
-        words = ("--run", f"tuned-{freeze}", "-o", f"model.freeze={freeze}")
+        words = ("--name", f"tuned-{freeze}", "-o", f"model.freeze={freeze}")
         assert "auroc" in run(root, "finetune", "finetune-demo", *quick, *words)
         start = json.loads((root / f"runs/tuned-{freeze}/provenance.json").read_text())["starts"][-1]
         assert start["features"]["folder"] == str(root / FOLDER)
@@ -180,7 +180,7 @@ def test_without_tig_no_image_is_decoded(
         raise AssertionError("an image was decoded")
 
     monkeypatch.setattr(split_source, "decode_grey", decode)
-    run(root, "pretrain", RECIPE, *CACHED, *QUICK, "-o", "objectives.tig=0", "--run", "text")
+    run(root, "pretrain", RECIPE, *CACHED, *QUICK, "-o", "objectives.tig=0", "--name", "text")
     assert "itm" in log(root, "text")[-1]
 
 
@@ -189,12 +189,12 @@ def test_a_run_is_measured_without_its_cache_if_that_is_gone(root: Path, tmp_pat
     for path in (root / FOLDER).iterdir():
         (tmp_path / "cache" / path.name).write_bytes(path.read_bytes())
     where = ("-o", f"data.features={tmp_path / 'cache'}")
-    run(root, "pretrain", RECIPE, *FROZEN, *QUICK, *where, "--run", "lost", "-o", "data.test=")
+    run(root, "pretrain", RECIPE, *FROZEN, *QUICK, *where, "--name", "lost", "-o", "data.test=")
     for path in (tmp_path / "cache").iterdir():
         path.unlink()
     printed = run(root, "retrieve", "--run", "lost", "--split", "test")
     assert f"{tmp_path / 'cache'}: no features of test; the image encoder runs" in printed
-    line = refused(root, "pretrain", RECIPE, *FROZEN, *QUICK, *where, "--run", "lost", "-o", "data.test=")
+    line = refused(root, "pretrain", RECIPE, *FROZEN, *QUICK, *where, "--name", "lost", "-o", "data.test=")
     assert f"{tmp_path / 'cache' / 'train.json'}" in line
     assert "mu prepare --features RECIPE" in line
 
@@ -211,11 +211,11 @@ def test_contradictions_are_one_line(root: Path) -> None:
 
 def test_features_of_another_encoder_size_or_split_are_refused(root: Path) -> None:
     where = ("-o", f"data.features={root / FOLDER}")
-    line = refused(root, "pretrain", RECIPE, *FROZEN, *QUICK, *where, "-o", "train.seed=7", "--run", "seed")
+    line = refused(root, "pretrain", RECIPE, *FROZEN, *QUICK, *where, "-o", "train.seed=7", "--name", "seed")
     assert "train.json: features of another image encoder" in line
-    line = refused(root, "pretrain", RECIPE, *FROZEN, *where, "-o", "data.image_size=64", "--run", "size")
+    line = refused(root, "pretrain", RECIPE, *FROZEN, *where, "-o", "data.image_size=64", "--name", "size")
     assert "train.json: features of images of 32 pixels, not of 64" in line
-    heads = ("-o", "model.vit.heads=4", "--run", "heads")
+    heads = ("-o", "model.vit.heads=4", "--name", "heads")
     line = refused(root, "pretrain", RECIPE, *FROZEN, *where, *heads)
     assert "features of heads 2, not 4" in line
     line = refused(root, "prepare", "--features", RECIPE, *FROZEN, "-o", "train.seed=7")
@@ -227,7 +227,7 @@ def test_a_damaged_file_ends_training_and_is_computed_anew_once_deleted(root: Pa
     path = features_path(root / FOLDER, "train", 1)
     whole = path.read_bytes()
     path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
-    line = refused(root, "pretrain", RECIPE, *CACHED, *QUICK, "--run", "damaged")
+    line = refused(root, "pretrain", RECIPE, *CACHED, *QUICK, "--name", "damaged")
     assert f"{path}: damaged in row 0; delete it and run `mu prepare --features RECIPE` again" in line
     code, printed = call(root, "check", RECIPE, *CACHED, "--hashes")
     assert code == 1
@@ -278,7 +278,7 @@ def test_parts_of_a_job_array_make_the_same_files(
     assert "not there yet" not in printed
     for path in (root / FOLDER).iterdir():
         assert (tmp_path / "cache" / path.name).stat().st_size == path.stat().st_size
-    run(root, "pretrain", RECIPE, *FROZEN, *QUICK, "-o", f"data.features={tmp_path / 'cache'}", "--run", "of")
+    run(root, "pretrain", RECIPE, *FROZEN, *QUICK, "-o", f"data.features={tmp_path}/cache", "--name", "of")
 
 
 @pytest.mark.slow

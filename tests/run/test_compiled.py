@@ -39,7 +39,8 @@ def test_a_compiled_run_logs_saves_and_measures_what_any_other_does(
     settings = (*settings, "-o", "train.valid_every=2")
     say = {}
     for choice in ("never", "always"):
-        done = call(tmp_path, "pretrain", recipe, "--run", choice, *settings, "-o", f"train.compile={choice}")
+        compile_it = ("-o", f"train.compile={choice}")
+        done = call(tmp_path, "pretrain", recipe, "--name", choice, *settings, *compile_it)
         assert done.exit_code == 0, done.output
         say[choice] = done.output
     runs = {choice: tmp_path / "runs" / choice for choice in say}
@@ -49,6 +50,6 @@ def test_a_compiled_run_logs_saves_and_measures_what_any_other_does(
     starts = {c: json.loads((run / "provenance.json").read_text())["starts"] for c, run in runs.items()}
     assert [starts[choice][0]["compiled"] for choice in runs] == [False, True]
     # one that cannot be compiled any more goes on without
-    again = call(tmp_path, "pretrain", recipe, "--run", "always", *settings, "-o", "train.compile=never")
+    again = call(tmp_path, "pretrain", recipe, "--name", "always", *settings, "-o", "train.compile=never")
     assert again.exit_code == 0, again.output
     assert "is complete" in again.output

@@ -22,7 +22,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root, "prepare", "phantom", "--size", 32, "-o", "train=60", "-o", "valid=20", "-o", "test=40"
     )
     assert code == 0, printed
-    code, printed = call(root, "pretrain", RECIPE, "--run", "road")
+    code, printed = call(root, "pretrain", RECIPE, "--name", "road")
     assert code == 0, printed
     assert "reconstruction PSNR (dB)" in printed
     return root
@@ -95,16 +95,16 @@ def test_a_run_without_checkpoint_says_so(road: Path) -> None:
 
 def test_another_recipe_does_not_overwrite_a_run(road: Path) -> None:
     before = (road / "runs" / "road" / "log.jsonl").read_bytes()
-    code, printed = call(road, "pretrain", RECIPE, "--run", "road", "-o", "optim.peak_lr=0.5")
+    code, printed = call(road, "pretrain", RECIPE, "--name", "road", "-o", "optim.peak_lr=0.5")
     assert code == 1
     assert "optim.peak_lr was 0.001, now 0.5" in printed
     assert (road / "runs" / "road" / "log.jsonl").read_bytes() == before
 
 
 def test_fresh_moves_the_old_run_aside(road: Path) -> None:
-    code, printed = call(road, "pretrain", RECIPE, "--run", "twice", "-o", "train.steps=1")
+    code, printed = call(road, "pretrain", RECIPE, "--name", "twice", "-o", "train.steps=1")
     assert code == 0, printed
-    code, printed = call(road, "pretrain", RECIPE, "--run", "twice", "-o", "train.steps=2", "--fresh")
+    code, printed = call(road, "pretrain", RECIPE, "--name", "twice", "-o", "train.steps=2", "--fresh")
     assert code == 0, printed
     assert (road / "runs" / "twice.old-1" / "checkpoints").is_dir()
 
@@ -114,7 +114,7 @@ def test_a_shard_cut_in_half(road: Path, tmp_path: Path) -> None:
     shutil.copytree(road / "data" / "shards" / "phantom", shards)
     shard = shards / "train-000000.tar"
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    code, printed = call(road, "pretrain", RECIPE, "--run", "cut", "-o", f"data.shards={shards}")
+    code, printed = call(road, "pretrain", RECIPE, "--name", "cut", "-o", f"data.shards={shards}")
     assert code == 1
     assert "train-000000.tar" in printed
     assert "Traceback" not in printed

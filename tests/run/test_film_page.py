@@ -39,7 +39,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for command in (
         ("prepare", "phantom", "--size", 32, *sizes),
-        ("pretrain", small_run.RECIPE, "--run", "r", *changed),
+        ("pretrain", small_run.RECIPE, "--name", "r", *changed),
     ):
         code, printed = small_run.call(folder, *command)
         assert code == 0, printed

@@ -180,10 +180,10 @@ def start(root: Path, *arguments: object) -> warm.Warm:
 
 def test_two_ranks_fit_what_one_does(road: Path) -> None:
     steady = ("-o", "prior.top.dropout=0", "-o", "prior.bottom.dropout=0")  # which each rank draws for itself
-    ask = ("fit-prior", PRIORS, "--from", "model", *steady)
-    code, printed = call(road, *ask, "--run", "one", "-o", "train.micro_batch=8")
+    ask = ("fit-prior", PRIORS, "--run", "model", *steady)
+    code, printed = call(road, *ask, "--name", "one", "-o", "train.micro_batch=8")
     assert code == 0, printed
-    process = start(road, *ask, "--run", "two", "-o", "train.micro_batch=4", "--num-processes", 2)
+    process = start(road, *ask, "--name", "two", "-o", "train.micro_batch=4", "--num-processes", 2)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     with h5py.File(road / "runs/one/codes.h5") as one, h5py.File(road / "runs/two/codes.h5") as two:
@@ -205,7 +205,7 @@ def test_two_ranks_fit_what_one_does(road: Path) -> None:
 def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(road: Path) -> None:
     settings = ("train.steps=60", "train.checkpoint_every=60", "train.valid_every=60")
     overrides = [word for setting in settings for word in ("-o", setting)]
-    ask = ("fit-prior", PRIORS, "--run", "stopped", "--from", "model", *overrides)
+    ask = ("fit-prior", PRIORS, "--name", "stopped", "--run", "model", *overrides)
     process = start(road, *ask)
     log = road / "runs/stopped/log.jsonl"
     deadline = time.monotonic() + 120
@@ -255,7 +255,7 @@ MASKED = (
 @pytest.fixture(scope="module")
 def masked(road: Path) -> Path:
     """A masked prior on the same model, as run `masked`."""
-    code, printed = call(road, "fit-prior", PRIORS, "--run", "masked", "--from", "model", *MASKED)
+    code, printed = call(road, "fit-prior", PRIORS, "--name", "masked", "--run", "model", *MASKED)
     assert code == 0, printed
     assert "bottom prior without text, nats per code" in printed
     return road
@@ -302,10 +302,10 @@ def test_a_masked_prior_stopped_and_resumed_equals_one_not_stopped(masked: Path)
 
 
 def test_two_ranks_fit_the_masked_prior_that_one_does(masked: Path) -> None:
-    ask = ("fit-prior", PRIORS, "--from", "model", *MASKED, "-o", "prior.masked.dropout=0")
-    code, printed = call(masked, *ask, "--run", "one-masked", "-o", "train.micro_batch=8")
+    ask = ("fit-prior", PRIORS, "--run", "model", *MASKED, "-o", "prior.masked.dropout=0")
+    code, printed = call(masked, *ask, "--name", "one-masked", "-o", "train.micro_batch=8")
     assert code == 0, printed
-    process = start(masked, *ask, "--run", "two-masked", "-o", "train.micro_batch=4", "--num-processes", 2)
+    process = start(masked, *ask, "--name", "two-masked", "-o", "train.micro_batch=4", "--num-processes", 2)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     logs = [read_log(masked / "runs" / name / "log.jsonl") for name in ("one-masked", "two-masked")]

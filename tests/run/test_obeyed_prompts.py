@@ -19,7 +19,7 @@ def probe(home: Path, verb: Mu) -> Path:
     if not folder.exists():
         changed = ("train.epochs=6", "train.threads=1", "train.tensorboard=false")
         options = [part for change in changed for part in ("-o", change)]
-        done = verb("finetune", "probe-demo", "--from", "small", "--run", "probe", *options)
+        done = verb("finetune", "probe-demo", "--run", "small", "--name", "probe", *options)
         assert done.exit_code == 0, done.output
     return folder / "results"
 

@@ -20,7 +20,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_profile_is_printed_and_leaves_the_run_as_it_was(
     tmp_path: Path, shards: Path, recipe: Path
 ) -> None:
-    same = ["pretrain", recipe, "-o", f"data.shards={shards}", "-o", "train.steps=2", "--run", "one"]
+    same = ["pretrain", recipe, "-o", f"data.shards={shards}", "-o", "train.steps=2", "--name", "one"]
     in_this_process(tmp_path / "runs", *same)
     run = tmp_path / "runs" / "one"
     before, state = files(run), final_state(run)
@@ -50,7 +50,7 @@ def test_a_profile_is_printed_and_leaves_the_run_as_it_was(
 def test_without_a_run_there_is_none_afterwards(
     tmp_path: Path, shards: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    same = ["pretrain", recipe, "-o", f"data.shards={shards}", "-o", "train.steps=2", "--run", "new"]
+    same = ["pretrain", recipe, "-o", f"data.shards={shards}", "-o", "train.steps=2", "--name", "new"]
     in_this_process(tmp_path / "runs", *same, "--profile")
     run = tmp_path / "runs" / "new"
     assert list(files(run)) == ["profile/trace.json"]

@@ -36,12 +36,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = ("-o", "train=48", "-o", "valid=8", "-o", "test=6")
     for words in (
         ("prepare", "phantom", "--size", 32, *sizes),
-        ("pretrain", PRETRAIN, "--run", "demo", "-o", "train.steps=2", "-o", "data.test="),
+        ("pretrain", PRETRAIN, "--name", "demo", "-o", "train.steps=2", "-o", "data.test="),
     ):
         code, printed = call(root, *words)
         assert code == 0, printed
     make_codes_differ(root, "demo")
-    fit = ("fit-prior", PRIORS, "--run", "prior-demo", "--from", "demo", "-o", "train.steps=2")
+    fit = ("fit-prior", PRIORS, "--name", "prior-demo", "--run", "demo", "-o", "train.steps=2")
     code, printed = call(root, *fit)
     assert code == 0, printed
     shards = Shards.open(root / "data/shards/phantom", "test")
@@ -261,7 +261,7 @@ def test_runs_that_were_moved_together_find_each_other(
     for name in ("prior-demo", "demo"):
         assert medunifier.load(tmp_path / "elsewhere" / name).generate(SENTENCE)[0].size == (32, 32)
     shutil.rmtree(tmp_path / "elsewhere" / "prior-demo")
-    with pytest.raises(CheckpointError, match=r"no priors were fitted.*mu fit-prior RECIPE --from demo"):
+    with pytest.raises(CheckpointError, match=r"no priors were fitted.*mu fit-prior RECIPE --run demo"):
         medunifier.load(tmp_path / "elsewhere" / "demo").generate(SENTENCE)
 
 

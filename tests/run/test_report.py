@@ -49,7 +49,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = ("-o", "train=40", "-o", "valid=8", "-o", "test=12")
     for command in (
         ("prepare", "phantom", "--size", 32, *sizes),
-        ("pretrain", RECIPE, "--run", "r", "-o", "text.section_marks=true", "-o", "train.steps=3"),
+        ("pretrain", RECIPE, "--name", "r", "-o", "text.section_marks=true", "-o", "train.steps=3"),
     ):
         done = call(folder, *command)
         assert done.exit_code == 0, done.output

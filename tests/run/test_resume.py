@@ -87,9 +87,9 @@ def compare_with_undisturbed(
     for override in (f"data.shards={shards}", "data.test=", "train.keep=1", f"train.steps={steps}"):
         same += ["-o", override]
     if ranks == 1:
-        in_this_process(runs, *same, "--run", "calm")
+        in_this_process(runs, *same, "--name", "calm")
     else:
-        code, printed = mu(*same, "--run", "calm")
+        code, printed = mu(*same, "--name", "calm")
         assert code == 0, printed
         assert f"on {ranks} cpu processes" in printed
     calm = store.newest(runs / "calm" / "checkpoints")
@@ -97,9 +97,9 @@ def compare_with_undisturbed(
     assert calm.facts["ranks"] == ranks
     assert set(calm.tensors["rng"]) == {f"cpu.{rank}" for rank in range(ranks)}
     draw = random.Random(ranks)
-    hits = sum(kill_once(start, [*same, "--run", "killed"], runs / "killed", draw) for _ in range(kills))
+    hits = sum(kill_once(start, [*same, "--name", "killed"], runs / "killed", draw) for _ in range(kills))
     assert hits == kills, "the run ended before it was killed often enough; give it more steps"
-    code, printed = mu(*same, "--run", "killed")
+    code, printed = mu(*same, "--name", "killed")
     assert code == 0, printed
     assert final_state(runs / "killed") == final_state(runs / "calm")
     assert [path.name for path in (runs / "killed" / "checkpoints").iterdir()] == [f"step-{steps:08d}"]
@@ -242,8 +242,8 @@ def test_ranks_change_no_loss(mu: Mu, recipe: Path, shards: Path, tmp_path: Path
     """The first steps of one rank and of two agree to rounding: same samples, same negatives, same losses."""
     same = ["pretrain", recipe, "-o", f"data.shards={shards}", "-o", "data.test=", "-o", "train.steps=3"]
     same += ["-o", "model.qformer.dropout=0"]  # each rank draws its own dropout
-    in_this_process(tmp_path / "runs", *same, "--run", "one", "-o", "train.micro_batch=8")
-    code, printed = mu(*same, "--run", "two", "--num-processes", 2, "-o", "train.micro_batch=4")
+    in_this_process(tmp_path / "runs", *same, "--name", "one", "-o", "train.micro_batch=8")
+    code, printed = mu(*same, "--name", "two", "--num-processes", 2, "-o", "train.micro_batch=4")
     assert code == 0, printed
     logs = [
         [json.loads(line) for line in (tmp_path / "runs" / name / "log.jsonl").read_text().splitlines()]

@@ -128,7 +128,7 @@ def launched(home: Path, *words: str) -> tuple[int, str]:
 def tune_joined(home: Path, name: str, start: Callable[..., tuple[int, str]] = joined) -> None:
     """Both ranks measure the held-out split after the last step; the main one alone writes and prints."""
     overrides = [word for override in (*TUNE, f"name={name}") for word in ("-o", override)]
-    code, printed = start(home, "finetune", "finetune-demo", "--from", "small", *overrides)
+    code, printed = start(home, "finetune", "finetune-demo", "--run", "small", *overrides)
     assert code == 0, printed
     assert printed.count("on 2 cpu processes") == 1, printed
     assert printed.count(", n = 40, trained on ") == 1, printed
@@ -177,7 +177,7 @@ def test_two_ranks_make_the_features_that_one_makes(home: Path) -> None:
         for path in cache.glob("queries-*.h5"):
             path.unlink()
         shutil.rmtree(home / "runs" / "frozen-1", ignore_errors=True)
-        code, printed = tune(home, "finetune", "finetune-demo", "--from", "small", *overrides)
+        code, printed = tune(home, "finetune", "finetune-demo", "--run", "small", *overrides)
         assert code == 0, printed
         made.append({path.name: path.read_bytes() for path in cache.glob("queries-*.h5")})
     assert len(made[0]) == 3

@@ -154,7 +154,7 @@ def test_training_on_two_nodes_resumes_after_the_warning_and_ends(
     """A run with blanks and a dollar sign in its name, by the `mu` of this environment."""
     words = ["pretrain", recipe, "-o", f"data.shards={shards}", "-o", "train.steps=30"]
     words += ["-o", "data.valid=", "-o", "data.test=", "-o", "objectives.tig=0"]
-    code, text = mu(*words, "--sbatch", "--nodes", 2, "--num-processes", 1, "--run", "a $b")
+    code, text = mu(*words, "--sbatch", "--nodes", 2, "--num-processes", 1, "--name", "a $b")
     assert code == 0
     run = tmp_path / "runs" / "a $b"
     # the pretended nodes' names lead nowhere

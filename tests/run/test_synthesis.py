@@ -156,7 +156,7 @@ def test_adherence_is_measured_once_and_drawn(
     monkeypatch.setenv("MU_DATA", str(road / "data"))
     monkeypatch.setenv("MU_RUNS", str(road / "runs"))
     short = ("-o", "train.epochs=1", "-o", "train.threads=1", "-o", "train.tensorboard=false")
-    code, printed = call(road, "finetune", "probe-demo", "--from", "model", "--run", "probe", *short)
+    code, printed = call(road, "finetune", "probe-demo", "--run", "model", "--name", "probe", *short)
     assert code == 0, printed
     ask = ["--priors", "priors", "--classifier", "probe", "--home", str(tmp_path), "--images", "10"]
     curves = ["--guidance", "1", "--guidance", "2", "--temperature", "1", "--best-of", "1", "--best-of", "2"]
@@ -185,15 +185,15 @@ EVALUATE = "medunifier_cli.evaluate."
 PHASES: dict[str, tuple[str, tuple[object, ...]]] = {
     "encoding codes": (
         "medunifier_cli.stages.codes.encode_split",
-        ("fit-prior", PRIORS, "--run", "signalled", "--from", "model"),
+        ("fit-prior", PRIORS, "--name", "signalled", "--run", "model"),
     ),
     "measuring priors": (
         "medunifier_cli.stages.fit_prior.PriorFitting.measure",
-        ("fit-prior", PRIORS, "--run", "priors", "--from", "model"),
+        ("fit-prior", PRIORS, "--name", "priors", "--run", "model"),
     ),
     "computing features": (
         "medunifier_cli.stages.features.compute_features",
-        ("finetune", "probe-demo", "--from", "model", "--run", "signalled", "-o", "data.workers=0"),
+        ("finetune", "probe-demo", "--run", "model", "--name", "signalled", "-o", "data.workers=0"),
     ),
     "embedding": (
         EVALUATE + "retrieval.embed.embed_images", ("zeroshot", "--run", "model", "--split", "valid")

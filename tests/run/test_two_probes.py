@@ -25,8 +25,8 @@ def test_both_succeed_eight_times(tmp_path: Path) -> None:
         processes = [
             subprocess.Popen(
                 [
-                    sys.executable, "-m", "medunifier_cli", "finetune", "finetune-demo", "--run", name,
-                    "--from", str(runs.pretrained),
+                    sys.executable, "-m", "medunifier_cli", "finetune", "finetune-demo", "--name", name,
+                    "--run", str(runs.pretrained),
                     *(word for change in changes for word in ("-o", change)),
                     "-o", f"data.fraction={name.rpartition('-')[2]}",
                 ],
