@@ -19,7 +19,7 @@ import click
 import numpy as np
 
 from experiments.curves import Panel, picture
-from experiments.judging import Judge, Values, decode_all, draw, markdown, once, open_judge, row_of
+from experiments.judging import OWN, Judge, Values, decode_all, draw, markdown, once, open_judge, row_of
 from experiments.levels import cases_of
 from experiments.running import ROOT, write_part
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
@@ -68,7 +68,7 @@ def measure(judge: Judge, fitted: FittedPriors, setting: Setting, prompts: str, 
 
 def judge_of(judge: Judge, pretrained: PretrainedRun) -> Judge:
     """A judge whose "own" ITM is that of this model."""
-    return replace(judge, matchers={**judge.matchers, "own": pretrained})
+    return replace(judge, matchers={**judge.matchers, OWN: pretrained})
 
 
 def ceilings(judge: Judge, pretrained: PretrainedRun, split: str) -> dict[str, Values]:
@@ -144,12 +144,11 @@ def main(
     others = {f"{name}'s": restore(Run(find_run(name))) for name in other}
     own = next(iter(fitted.values())).pretrained
     measuring = restore(Run(find_run(features))) if features else own
-    judge = open_judge(measuring, {"own": own, **others}, classifier)
-    judges = "-".join([measuring.identity, classifier, *(one.identity for one in others.values())])
+    judge = open_judge(measuring, {OWN: own, **others}, classifier)
     top: dict[str, Values] = {}
     found = {}
     for name, one in fitted.items():
-        path = home / f"{judges}-{one.pretrained.identity}-{split}.json"
+        path = home / f"{judge.identity}-{one.pretrained.identity}-{split}.json"
         both = once(path, partial(ceilings, judge, one.pretrained, split))
         suffix = "" if one.pretrained.identity == own.identity else f", model of {name}"
         top.setdefault("real", both["real"])
@@ -160,7 +159,7 @@ def main(
             for heat in temperature
             for scale in guidance
         ):
-            path = home / f"{judges}-{one.identity}-{setting.file}-{prompts}-{images}.json"
+            path = home / f"{judge.identity}-{one.identity}-{setting.file}-{prompts}-{images}.json"
             found[setting] = once(path, partial(measure, judge, one, setting, prompts, images))
             click.echo(f"{setting.file}: class seen {found[setting]['class'][0]:.3f}", err=True)
     text = table(judge, found, top)

@@ -37,6 +37,8 @@ from medunifier_cli.scores.image import frechet_distance, frechet_interval, prec
 
 BATCH = 64
 """Images per forward pass."""
+OWN = "own"
+"""Name of the priors' own model among those that match."""
 Values = dict[str, list[float]]
 """Name -> value, and the ends of its 95 % interval where it has one."""
 
@@ -57,6 +59,14 @@ class Judge:
     """Features of the whole training split, normal films and several findings included."""
     matchers: Mapping[str, PretrainedRun]
     """Name -> a model whose ITM judges: the priors' own, and others that did not train with them."""
+    classifier_hash: str = ""
+    """Of the classifier's checkpoint."""
+
+    @property
+    def identity(self) -> str:
+        """What its numbers are kept under; changes with each of its models."""
+        others = [model.identity for name, model in self.matchers.items() if name != OWN]
+        return "-".join(filter(None, [self.pretrained.identity, self.classifier_hash, *others]))
 
     def measure(
         self, grey_nSS: NDArray[np.uint8], asked_n: NDArray[np.int64], texts: Sequence[str]
@@ -111,9 +121,9 @@ def open_judge(
     every_nD = encoder_features(pretrained, SplitImages(benchmark, train))
     if not classifier:
         return Judge(pretrained, None, (), every_nD, every_nD, matchers)
-    _, network, classes = restore_classifier(Run(find_run(classifier)))
+    run, network, classes = restore_classifier(Run(find_run(classifier)))
     single_nD = every_nD[benchmark.source.labels >= 0]
-    return Judge(pretrained, network, classes, single_nD, every_nD, matchers)
+    return Judge(pretrained, network, classes, single_nD, every_nD, matchers, run.identity)
 
 
 def draw(

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from experiments.judging import Judge, Values, decode_all, markdown, once, open_judge, row_of
+from experiments.judging import OWN, Judge, Values, decode_all, markdown, once, open_judge, row_of
 from experiments.running import ROOT, write_part
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.checkpoint.priors import FittedPriors, restore_priors
@@ -144,9 +144,12 @@ def main(
 ) -> None:  # fmt: skip
     """Measure what is missing, then print the table."""
     fitted = [restore_priors(Run(find_run(name))) for name in priors]
-    judge = open_judge(fitted[0].pretrained, {"own": fitted[0].pretrained}, classifier)
+    judge = open_judge(fitted[0].pretrained, {OWN: fitted[0].pretrained}, classifier)
     cases = cases_of(judge.pretrained, split, images)
-    of = f"{judge.pretrained.identity}-{split}-{len(cases.texts)}"
+    for name, one in zip(priors, fitted, strict=True):
+        if one.pretrained.identity != judge.pretrained.identity:
+            raise click.UsageError(f"{name} and {priors[0]} are priors of two models, whose codes differ")
+    of = f"{judge.identity}-{split}-{len(cases.texts)}"
     found = [("", once(home / f"{of}-real.json", lambda: measure_real(judge, cases)))]
     for name, one in zip(priors, fitted, strict=True):
         for scale in guidance:

@@ -19,7 +19,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.judging import Judge, Values, decode_all, draw, markdown, once, open_judge, row_of
+from experiments.judging import OWN, Judge, Values, decode_all, draw, markdown, once, open_judge, row_of
 from experiments.running import ROOT, write_part
 from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.checkpoint.priors import FittedPriors, restore_priors
@@ -76,12 +76,13 @@ def real_rows(judge: Judge, split: str, captions: Mapping[int, str]) -> dict[str
     return rows
 
 
-def drawn_row(judge: Judge, fitted: FittedPriors, texts: Sequence[str], draws: Draws, best_of: int) -> Values:
-    """One image for each text, judged."""
+def drawn_row(
+    judge: Judge, fitted: FittedPriors, texts: Sequence[str], draws: Draws, best_of: int, repeated: bool
+) -> Values:
+    """One image for each text, judged; of repeated texts, pairwise distances are within a text."""
     grey_nSS = draw(fitted, [ImageRequest(text, "a caption") for text in texts], draws, best_of)
     unique = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    few = len(unique) < len(texts)  # prompts that repeat: distances are within a prompt
-    asked_n = np.array([unique[text] if few else 0 for text in texts])
+    asked_n = np.array([unique[text] if repeated else 0 for text in texts])
     return judge.measure(grey_nSS, asked_n, texts)
 
 
@@ -148,10 +149,9 @@ def main(
     """Measure what is missing, then print the table and write the sheet."""
     fitted = restore_priors(Run(find_run(priors)))
     others = {f"{name}'s": restore(Run(find_run(name))) for name in other}
-    judge = open_judge(fitted.pretrained, {"own": fitted.pretrained, **others})
-    judges = "-".join([fitted.pretrained.identity, *(one.identity for one in others.values())])
+    judge = open_judge(fitted.pretrained, {OWN: fitted.pretrained, **others})
     captions = captions_of(fitted.pretrained, split, images)
-    of = f"{judges}-{split}-{images}"
+    of = f"{judge.identity}-{split}-{images}"
     rows: dict[str, Values] = once(home / f"{of}.json", partial(real_rows, judge, split, captions))
     prompted = [PROMPTS[number % len(PROMPTS)] for number in range(images)]
     for kept in best_of:
@@ -161,7 +161,7 @@ def main(
             for kind, texts in (("captions", list(captions.values())), ("prompts", prompted)):
                 name = f"{of}-{fitted.identity}-{kind}-g{scale:g}-t{temperature:g}-k{kept}-s{seed}.json"
                 rows[f"drawn for {kind}, {setting}"] = once(
-                    home / name, partial(drawn_row, judge, fitted, texts, draws, kept)
+                    home / name, partial(drawn_row, judge, fitted, texts, draws, kept, kind == "prompts")
                 )
     text = table(judge.matchers, rows)
     click.echo(text)

@@ -60,20 +60,21 @@ def splits_of(recipe: PriorRecipe, pretrained: PretrainRecipe) -> tuple[Path, st
 
 
 def on_their_data(fitted: FittedPriors) -> PretrainedRun:
-    """The model under the priors, with the data set that these were fitted on in place of its own.
+    """The model under the priors, with the data set and splits that these were fitted on in place of its own.
 
-    What is sampled from priors is asked for and judged by their data set. If it is the model's own, nothing
-    is replaced.
+    What is sampled from priors is asked for and judged by the data that they saw; what they were fitted on is
+    held out from nothing.
     """
     trained, name = fitted.pretrained, fitted.recipe.data.dataset
     own = trained.recipe.data
-    if name in ("", own.dataset) and not fitted.recipe.data.shards:
-        return trained
     folder, train, valid = splits_of(fitted.recipe, trained.recipe)
-    data = replace(own, shards=str(folder), features=fitted.recipe.data.features or LIVE)
+    data, test = own, own.test
     if name not in ("", own.dataset):
         test = "test" if folder.is_dir() and "test" in parts_of(folder)[0] else ""
-        data = replace(data, dataset=name, train=train, valid=valid, test=test, sections=(), limit=0)
+        data = replace(data, dataset=name, sections=(), limit=0)
+    if data.dataset != own.dataset or fitted.recipe.data.shards:
+        data = replace(data, shards=str(folder), features=fitted.recipe.data.features or LIVE)
+    data = replace(data, train=train, valid=valid, test="" if test == train else test)
     return replace(trained, recipe=replace(trained.recipe, data=data))
 
 

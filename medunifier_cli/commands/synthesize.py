@@ -230,7 +230,8 @@ def _reconstruct(
         _tell(planned_reconstructions(pretrained, benchmark, out, n))
         return None
     folder, quality = reconstruct(pretrained, benchmark, out, n)
-    heading = f"{benchmark.plugin.name}/{benchmark.split}, n = {n or len(benchmark.source):,}"
+    measured = min(n or len(benchmark.source), len(benchmark.source))
+    heading = f"{benchmark.plugin.name}/{benchmark.split}, n = {measured:,}"
     show_measured(heading, [quality])
     return folder
 

@@ -91,8 +91,11 @@ def cells_of(box: Box | None, film: GreyImage, edge: int, name: str) -> Cells:
             f"--box {asked}: must be x0,y0,x1,y1 with x0 < x1 and y0 < y1, inside of the {film.width} x "
             f"{film.height} pixels of {name}"
         )
-    across, down = edge / film.width, edge / film.height
-    return Cells(int(x0 * across), int(y0 * down), ceil(x1 * across), ceil(y1 * down))
+    # multiplied first: where a border of the box is one of a cell, the quotient is that whole number
+    return Cells(
+        int(x0 * edge / film.width), int(y0 * edge / film.height),
+        ceil(x1 * edge / film.width), ceil(y1 * edge / film.height),
+    )  # fmt: skip
 
 
 def edit(

@@ -19,9 +19,15 @@ OF_SAMPLING = {"seed", "temperature", "top_k", "top_p", "guidance", "best_of"}
 
 
 def own_films(files: tuple[Path, ...], reconstructed: str) -> list[Path]:
-    """The image files that `--reconstruct` takes: the first one may be typed as its value."""
-    first = [Path(reconstructed)] if reconstructed != HELD_OUT and Path(reconstructed).is_file() else []
-    return [*first, *files] if reconstructed else []
+    """The image files that `--reconstruct` takes: the first one may be typed as its value.
+
+    Beside other files, or with a folder or an ending in its name, it is a file whether it is there or not.
+    """
+    if reconstructed in ("", HELD_OUT):
+        return list(files) if reconstructed else []
+    path = Path(reconstructed)
+    a_file = files or path.is_file() or path.suffix or len(path.parts) > 1
+    return [path, *files] if a_file else []
 
 
 def check_options(
@@ -56,6 +62,7 @@ def check_options(
     if film is not None:
         refuse({"best_of"}, "is not for --edit, which shows every edit that it draws")
         refuse({"num_processes"}, "shares the work of many images, and --edit draws them one by one")
+        refuse({"batch", "old_batch"}, "is for many images, and --edit draws them one by one")
     if reconstructed:
         refuse(OF_SAMPLING, "is for synthetic images, and --reconstruct makes none")
     if films or film is not None:

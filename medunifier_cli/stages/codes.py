@@ -250,7 +250,7 @@ def write_codes(path: Path, splits: Mapping[str, Codes], made_of: Mapping[str, A
             group = file.create_group(split)
             for name, column in _columns(codes).items():
                 group.create_dataset(name, data=column)
-            group.attrs["sha256"] = codes_hash(codes)
+            group.attrs["sha256"] = split_hash(codes)
 
     write_hdf5(path, made_of, fill, CheckpointError)
 
@@ -276,7 +276,7 @@ def read_codes(path: Path, splits: tuple[str, ...], made_of: Mapping[str, Any]) 
                 group = file[split]
                 check_sizes(group, path.stat().st_size)
                 codes = codes_of({name: group[name][:] for name in group})
-                if group.attrs["sha256"] != codes_hash(codes):
+                if group.attrs["sha256"] != split_hash(codes):
                     raise CheckpointError(f"{path}: the codes of {split} were changed since; {again}")
                 result[split] = codes
     except UNREADABLE as error:
@@ -284,7 +284,7 @@ def read_codes(path: Path, splits: tuple[str, ...], made_of: Mapping[str, Any]) 
     return result
 
 
-def codes_hash(codes: Codes) -> str:
+def split_hash(codes: Codes) -> str:
     """SHA-256 of all columns with their names, types and shapes, as 64 hex digits."""
     digest = hashlib.sha256()
     for name, column in _columns(codes).items():

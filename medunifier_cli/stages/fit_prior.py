@@ -32,12 +32,12 @@ from medunifier_cli.run.record import Run
 from medunifier_cli.stages.codes import (
     Codes,
     check_codes,
-    codes_hash,
     encode_splits,
     made_of,
     open_splits,
     read_codes,
     say_texts,
+    split_hash,
 )
 from medunifier_cli.stages.priors.batches import CodeBatches
 from medunifier_cli.stages.priors.metrics import LEVELS, OF_ANY_ORDER, metrics_of
@@ -70,7 +70,7 @@ class PriorFitting:
         self.valid_codes = CodeBatches(recipe, trained, self.module, valid) if valid is not None else None
         self.samples = "maps"
         self.shown: tuple[str, ...] = ("total", *LEVELS)
-        self.pretrained_hash, self.codes_hash = trained.identity, codes_hash(train)
+        self.pretrained_hash, self.codes_hash = trained.identity, split_hash(train)
         settings = recipe.train
         self.steps = settings.steps or ceil(settings.epochs * len(train) / settings.global_batch)
         self.micro_batch = micro_batch_size(

@@ -28,7 +28,12 @@ AS_PUBLISHED: dict[str, dict[str, Any]] = {
     "synthesis reconstruction": {
         "fake": {"name": "rec", "n": 9, "own_model": True, "reconstructs": "mimic-cxr/train"}
     },
-    "synthesis synthetic": {"fake": {"name": "new", "n": 9, "own_model": True, "prompted": False}},
+    "synthesis synthetic": {
+        "fake": {
+            "name": "new", "n": 9, "own_model": True, "prompted": False, "prior": "pixelsnail",
+            "temperature": 1.0, "top_k": 0, "top_p": 1.0,
+        },
+    },
 }  # fmt: skip
 """Facts with which a result was measured as in the paper, by `<task>` and `<task> <data set or split>`."""
 

@@ -76,7 +76,7 @@ def test_distances_by_finding_are_those_of_the_images_that_have_it(
 ) -> None:
     done = verb("score", "small", "--real", "test", "--fake", "valid", "--extractor", "encoder")
     assert done.exit_code == 0, done.output
-    written = metrics(home, "synthesis-phantom-valid")
+    written = metrics(home, "synthesis-phantom-valid-to-test")
     sides = [pictures(home, split) for split in ("test", "valid")]
     features = [query_means(trained, np.stack([grey for grey, _ in side])) for side in sides]
     names = {label for side in sides for _, labels in side for label in labels}
@@ -93,7 +93,7 @@ def test_distances_by_finding_are_those_of_the_images_that_have_it(
         assert metric["value"] == pytest.approx(expected, rel=1e-3, abs=1e-6)
         assert metric["note"] == f"{rows[0].sum()} real and {rows[1].sum()} judged images"
     assert compared >= 2
-    result = json.loads((results(home) / "synthesis-phantom-valid.json").read_text())
+    result = json.loads((results(home) / "synthesis-phantom-valid-to-test.json").read_text())
     assert set(result["findings"]) == {name.split(", ", 2)[2] for name in written if name.count(", ") == 2
                                        and name.startswith("encoder FD")}  # fmt: skip
 
@@ -105,8 +105,8 @@ def test_two_splits_that_are_not_trained_on_leave_two_results(
         done = verb("score", "small", "--real", real, "--fake", fake, "--extractor", "encoder")
         assert done.exit_code == 0, done.output
     for real, fake in (("test", "valid"), ("valid", "test")):
-        result = json.loads((results(home) / f"synthesis-phantom-{fake}.json").read_text())
-        assert (result["split"], result["fake"]["name"]) == (fake, f"phantom/{fake}")
+        result = json.loads((results(home) / f"synthesis-phantom-{fake}-to-{real}.json").read_text())
+        assert (result["split"], result["fake"]["name"]) == (f"{fake}-to-{real}", f"phantom/{fake}")
         assert result["real"]["name"] == f"phantom/{real}"
         assert result["metrics"][0]["name"] == "encoder FD, validation"
 
@@ -116,7 +116,7 @@ def test_findings_of_generated_images_come_from_their_classes_and_prompts(
 ) -> None:
     done = verb("score", "small", "--real", "test", "--fake", fake, "--extractor", "encoder")
     assert done.exit_code == 0, done.output
-    written = metrics(home, "synthesis-phantom-synthetic")
+    written = metrics(home, "synthesis-phantom-synthetic-fake-to-test")
     by_finding = {
         name: metric for name, metric in written.items() if name.startswith("encoder FD, synthetic, ")
     }
@@ -134,7 +134,9 @@ def test_images_of_which_nothing_says_what_they_show_have_no_distance_by_finding
     (fake / "samples.jsonl").unlink()
     done = verb("score", "small", "--real", "test", "--fake", fake, "--extractor", "encoder")
     assert done.exit_code == 0, done.output
-    assert not [name for name in metrics(home, "synthesis-phantom-images") if name.count(", ") > 1]
+    assert not [
+        name for name in metrics(home, "synthesis-phantom-images-fake-to-test") if name.count(", ") > 1
+    ]
 
 
 @pytest.fixture
@@ -155,7 +157,7 @@ def test_rad_dino_distance(home: Path, verb: Mu, rad_dino: Path) -> None:
     ask = ("score", "small", "--real", "test", "--fake", "valid", "--extractor", "rad-dino")
     done = verb(*ask, "--rad-dino", rad_dino)
     assert done.exit_code == 0, done.output
-    metric = metrics(home, "synthesis-phantom-valid")["RAD-DINO FD, validation"]
+    metric = metrics(home, "synthesis-phantom-valid-to-test")["RAD-DINO FD, validation"]
     network = Dinov2Model.from_pretrained(rad_dino).eval()
 
     def features(grey: np.ndarray) -> np.ndarray:
@@ -168,7 +170,7 @@ def test_rad_dino_distance(home: Path, verb: Mu, rad_dino: Path) -> None:
     sides = [np.stack([features(grey) for grey, _ in pictures(home, split)]) for split in ("test", "valid")]
     assert metric["value"] == pytest.approx(distance(*sides), rel=0.02)
     assert metric["low"] <= metric["value"] <= metric["high"]
-    result = json.loads((results(home) / "synthesis-phantom-valid.json").read_text())
+    result = json.loads((results(home) / "synthesis-phantom-valid-to-test.json").read_text())
     facts = result["extractors"]["rad-dino"]
     assert facts["name"] == str(rad_dino)
     weights = (rad_dino / "model.safetensors").read_bytes()

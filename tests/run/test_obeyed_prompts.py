@@ -49,7 +49,7 @@ def test_accuracy_is_that_of_the_classifiers_own_saved_scores(
     fake = save(tmp_path / "fake", benchmark, single, wrong)
     done = verb("score", "small", "--fake", fake, "--classifier", "probe")
     assert done.exit_code == 0, done.output
-    found = metrics(home, "conformance-phantom-synthetic")
+    found = metrics(home, "conformance-phantom-synthetic-fake")
     hits = [predicted[i] == name for i, name in zip(single, wrong, strict=True)]
     real = [predicted[i] == name for i, name in zip(single, truth, strict=True)]
     assert 0 < sum(hits) < len(hits)
@@ -60,7 +60,7 @@ def test_accuracy_is_that_of_the_classifiers_own_saved_scores(
     other = found["the same classifier on held-out real images, accuracy"]
     assert other["value"] == pytest.approx(np.mean(real))
     assert "the same classifier on those images reconstructed, accuracy" not in found, "trained without TIG"
-    result = json.loads((results(home) / "conformance-phantom-synthetic.json").read_text())
+    result = json.loads((results(home) / "conformance-phantom-synthetic-fake.json").read_text())
     confusion = np.array(result["confusion"])
     assert confusion.sum() == result["n"] == len(single)
     for c, name in enumerate(classes):

@@ -316,9 +316,14 @@ def test_scores_of_images_and_the_test_for_copies(road: Path) -> None:
     ):
         assert call(road, "synthesize", *ask, "--out", road / folder)[0] == 0
         assert call(road, "score", "model", "--real", "train", "--fake", road / folder)[0] == 0
-        made = json.loads((road / f"runs/model/results/synthesis-phantom-{split}.json").read_text())["fake"]
+        made = json.loads((road / f"runs/model/results/synthesis-phantom-{split}-{folder}.json").read_text())[
+            "fake"
+        ]
         assert made.pop("own_model") is True
-        origin = {"reconstructs": "phantom/train"} if split == "reconstruction" else {"prompted": False}
+        origin: dict[str, object] = {"reconstructs": "phantom/train"}
+        if split == "synthetic":
+            drawn = {"seed": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance": 1.0}
+            origin = {"prompted": False, "prior": "pixelsnail", **drawn}
         assert made == {"name": folder, "n": 6, **origin}
     shutil.copytree(road / "runs/priors", road / "runs/fid")
     recipe = road / "runs/fid/recipe.yaml"
@@ -342,12 +347,17 @@ def test_scores_of_images_and_the_test_for_copies(road: Path) -> None:
     for number, image in enumerate(_training_images(road)[:20]):
         noisy = np.clip(image + random.normal(0, 2, image.shape), 0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(memory / f"{number}.png")
-    code, printed = call(road, "score", "model", "--fake", memory, "--copies")
+    # whatever the distances are to, copies are of training images
+    ask = ("score", "model", "--fake", memory, "--real", "valid", "--extractor", "encoder", "--copies")
+    code, printed = call(road, *ask)
     assert code == 0, printed
     assert "COPIES SUSPECTED" in printed
-    result = json.loads((road / "runs/model/results/copies-phantom-images.json").read_text())
+    code, printed = call(road, *ask, "--heldout", "train")
+    assert code == 1
+    assert "trained on 'train', which is no reference for images it has not seen" in printed
+    result = json.loads((road / "runs/model/results/copies-phantom-images-memory.json").read_text())
     assert result["copies_suspected"]
-    assert "nearer than unseen" in (road / "runs/model/page/copies-images/index.html").read_text()
+    assert "nearer than unseen" in (road / "runs/model/page/copies-images-memory/index.html").read_text()
 
 
 def test_memorised_images_are_suspected_although_the_decoder_blurs_them(road: Path) -> None:
@@ -356,7 +366,7 @@ def test_memorised_images_are_suspected_although_the_decoder_blurs_them(road: Pa
     code, printed = call(road, "score", "model", "--fake", road / "learnt", "--copies")
     assert code == 0, printed
     assert "COPIES SUSPECTED" in printed
-    result = json.loads((road / "runs/model/results/copies-phantom-reconstruction.json").read_text())
+    result = json.loads((road / "runs/model/results/copies-phantom-reconstruction-learnt.json").read_text())
     coded = result["references"]["reconstructed, to training images reconstructed"]
     assert coded["share"] == 1
     assert all(pair["distance"] < 1e-3 for pair in result["closest"])

@@ -37,8 +37,11 @@ def prompts_of(plugin: DatasetPlugin, name: str) -> Prompts:
     return sets[name or next(iter(sets))]
 
 
-def read_prompts(path: Path, classes: Sequence[str]) -> Prompts:
+def read_prompts(path: Path, classes: Sequence[str] = ()) -> Prompts:
     """A YAML file of `class: [prompt, ...]`.
+
+    Args:
+        classes: those that are wanted, in their order; empty for all of the file in its own.
 
     Raises:
         DataError: no such file, not of that form, or a class without prompts.
@@ -50,7 +53,7 @@ def read_prompts(path: Path, classes: Sequence[str]) -> Prompts:
     missing = [name for name in classes if name not in content]
     if missing:
         raise DataError(f"{path}: no prompts for {', '.join(missing)}")
-    return {name: content[name] for name in classes}
+    return {name: content[name] for name in classes or content}
 
 
 def select_prompt_sets(plugin: DatasetPlugin, name: str) -> dict[str, Prompts]:

@@ -84,23 +84,28 @@ class Verdict:
     """Page of the closest pairs."""
 
 
-def find_copies(scorer: Scorer, fake: str, real: str = "", heldout: str = "") -> Verdict:
-    """Run the test; writes `results/copies-<dataset>-<kind or split>.json` and a page of the closest pairs.
+def find_copies(scorer: Scorer, fake: str, heldout: str = "") -> Verdict:
+    """Run the test; writes `results/copies-<dataset>-<images>.json` and a page of the closest pairs.
 
     Args:
         fake: images to judge, a folder or a split.
-        real: training images, a folder or a split; empty for the split the run was trained on.
-        heldout: split of real images it was not trained on; empty for the run's `data.test`.
+        heldout: split of real images that the run was not trained on; empty for its `data.test`.
 
     Raises:
-        MuError: the run names no held-out split and none is given.
+        MuError: the run names no held-out split and none is given, or it is the one that was trained on.
     """
     pretrained = scorer.pretrained
-    train = known_everywhere(_training_images(scorer, real))
-    fakes = known_everywhere(open_images(pretrained, fake))
-    split = heldout or pretrained.recipe.data.test or pretrained.recipe.data.valid
+    own = pretrained.recipe.data
+    split = heldout or own.test or own.valid
     if not split:
         raise MuError(f"{pretrained.run.folder}: its recipe names no held-out split; name one with --heldout")
+    if split == own.train:
+        raise MuError(
+            f"{scorer.run.folder}: trained on {split!r}, which is no reference for images it has not seen; "
+            "name a held-out split with --heldout"
+        )
+    train = known_everywhere(_training_images(scorer))
+    fakes = known_everywhere(open_images(pretrained, fake))
     heldout_split = open_benchmark(pretrained, split=split, class_texts=True)
     unseen = known_everywhere(SplitImages(heldout_split, pretrained.recipe.data.train))
     judged, held_out_neighbours = _compare(pretrained, train, fakes, unseen)
@@ -134,7 +139,7 @@ def find_copies(scorer: Scorer, fake: str, real: str = "", heldout: str = "") ->
 
 
 def _compare(
-    pretrained: PretrainedRun, train: ImageSet, fakes: ImageSet, unseen: SplitImages
+    pretrained: PretrainedRun, train: SplitImages, fakes: ImageSet, unseen: SplitImages
 ) -> tuple[dict[str, NearestTraining], dict[str, NearestTraining]]:
     """Nearest training images of judged and of held-out images, by the name of the comparison."""
     count = min(len(unseen), MAX_HELD_OUT)
@@ -145,11 +150,10 @@ def _compare(
         smooth = known_everywhere(CodedImages(pretrained, unseen))
         judged[RECONSTRUCTED] = plain
         held_out[RECONSTRUCTED] = _nearest_training(pretrained, train, smooth, count)
-        if isinstance(train, SplitImages):  # a folder has no texts, which encoding to codes needs
-            coded = known_everywhere(CodedImages(pretrained, train))
-            # The judged images themselves went through the decoder already: once is enough.
-            judged[ALL_RECONSTRUCTED] = _nearest_training(pretrained, coded, fakes, len(fakes))
-            held_out[ALL_RECONSTRUCTED] = _nearest_training(pretrained, coded, smooth, count)
+        coded = known_everywhere(CodedImages(pretrained, train))
+        # The judged images themselves went through the decoder already: once is enough.
+        judged[ALL_RECONSTRUCTED] = _nearest_training(pretrained, coded, fakes, len(fakes))
+        held_out[ALL_RECONSTRUCTED] = _nearest_training(pretrained, coded, smooth, count)
     return judged, held_out
 
 
@@ -167,10 +171,8 @@ def copies_suspected(comparisons: Mapping[str, Nearness]) -> bool:
     return any(all(one.p < ALPHA / len(tests) for one in test) for test in tests)
 
 
-def _training_images(scorer: Scorer, real: str) -> ImageSet:
+def _training_images(scorer: Scorer) -> SplitImages:
     pretrained = scorer.pretrained
-    if real:
-        return open_images(pretrained, real)
     benchmark = open_benchmark(pretrained, split=pretrained.recipe.data.train, class_texts=True)
     if scorer.limit:
         # Images that the priors never saw cannot have been copied, and would only blur the comparison.
@@ -224,6 +226,16 @@ def _most_correlated(
     return found
 
 
+def _tests_made(comparisons: Mapping[str, Nearness]) -> str:
+    """What `copies_suspected` decides by, for the protocol."""
+    if ALL_RECONSTRUCTED not in comparisons:  # a model without codes
+        return f"(p < {ALPHA:g}, beta-binomial) against held-out images as they are"
+    return (
+        f"(p < {ALPHA / 2:g}, beta-binomial) either against held-out images both as they are and "
+        "reconstructed, or with training and held-out images all reconstructed"
+    )
+
+
 def _show(
     scorer: Scorer, train: ImageSet, fakes: ImageSet, judged: NearestTraining, threshold: float,
     comparisons: dict[str, Nearness], suspected: bool,
@@ -263,8 +275,7 @@ def _write(
             f"{fakes.name}: 1 - pixel correlation with the most correlated of the {CANDIDATES} images of "
             f"{train.name} nearest by encoder features, against the same of held-out {unseen.name}; copies "
             "are suspected when the share nearer than the held-out 1 % quantile is improbable "
-            f"(p < {ALPHA / 2:g}, beta-binomial) either against held-out images both as they are and "
-            "reconstructed, or with training and held-out images all reconstructed"
+            + _tests_made(comparisons)
         ),
         more={
             "copies_suspected": suspected,

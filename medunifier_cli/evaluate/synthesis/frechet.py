@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medunifier_cli.checkpoint import store
-from medunifier_cli.checkpoint.pretrained import PretrainedRun, is_run_of, restore
+from medunifier_cli.checkpoint.pretrained import PretrainedRun, restore
 from medunifier_cli.checkpoint.priors import on_their_data, restore_priors
 from medunifier_cli.errors import MissingWeightsError, MuError
 from medunifier_cli.evaluate.results import Metric, Result, mean
@@ -22,6 +22,7 @@ from medunifier_cli.evaluate.shared.sharing import everywhere
 from medunifier_cli.evaluate.synthesis.image_sets import ImageSet, encoder_features, open_images
 from medunifier_cli.evaluate.synthesis.inception import fid_and_kid, load_inception
 from medunifier_cli.evaluate.synthesis.rad_dino import EDGE, load_rad_dino
+from medunifier_cli.recipe.load import stage_of
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import shards_folder
 from medunifier_cli.run.record import Run
@@ -71,7 +72,7 @@ class Scorer:
 
 def open_scorer(run: Run) -> Scorer:
     """A pre-training run, or a run of priors with the model whose codes they model."""
-    if not is_run_of(run, PriorRecipe):
+    if not run.recipe.exists() or stage_of(run.recipe) != PriorRecipe.stage:
         return Scorer(run, everywhere(restore, run), 0)
     fitted = everywhere(restore_priors, run)
     return Scorer(run, on_their_data(fitted), fitted.recipe.data.limit, fitted.recipe.inception)
@@ -93,7 +94,9 @@ def score_images(
     scorer: Scorer, real: str, fake: str, *, extractor: str, weights: str, images: int, seed: int,
     rad_dino: str = "",
 ) -> list[Metric]:  # fmt: skip
-    """Compare two sets of images; writes `results/synthesis-<dataset>-<kind or split>.json`.
+    """Compare two sets of images; writes `results/synthesis-<dataset>-<images>.json`.
+
+    `images` is the split or the kind and name of the folder, and `-to-<real>` if that is no training split.
 
     Args:
         real: real images, a folder or a split.
@@ -216,8 +219,9 @@ def _write(
     by_finding: dict[str, Any], seed: int,
 ) -> None:  # fmt: skip
     own = scorer.pretrained.recipe.data
+    compared = fakes.label if reals.kind == "train" else f"{fakes.label}-to-{reals.label}"
     Result(
-        "synthesis", own.dataset, fakes.label, scorer.shards(), n=n, seed=seed,
+        "synthesis", own.dataset, compared, scorer.shards(), n=n, seed=seed,
         metrics=metrics,
         protocol=(
             f"{n:,} images of {fakes.name} against {len(reals):,} of {reals.name}, all 8-bit grey at "

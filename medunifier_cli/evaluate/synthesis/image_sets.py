@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -43,6 +44,8 @@ from medunifier_cli.run.encoding import encoded
 from medunifier_cli.terminal.progress import Progress
 
 BATCH = 64
+SAMPLING = ("seed", "temperature", "top_k", "top_p", "guidance", "best_of")
+"""Settings of a folder of samples that its results repeat."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp")
 
 
@@ -54,7 +57,7 @@ class ImageSet(Protocol):
     kind: str
     """`synthetic`, `reconstruction`, `validation` (a split that is not trained on), `train` or `images`."""
     label: str
-    """Name in result files: that of a split, so that two splits keep both results, else the kind."""
+    """Name in result files: that of a split, or kind and folder, so that two sets keep both results."""
     origin: Mapping[str, Any]
     """How the images were made, for results; empty for real ones and those of other programs."""
 
@@ -159,7 +162,8 @@ class FolderImages:
 
     def __init__(self, folder: Path, size: int, model: str = "", plugin: DatasetPlugin | None = None) -> None:
         self.plugin = plugin
-        self.folder, self.size, self.name, self.kind = folder, size, folder.name, "images"
+        self.folder, self.size, self.kind = folder, size, "images"
+        self.name = folder.resolve().name
         self.origin: Mapping[str, Any] = {}
         self.lines = read_samples(folder)
         self.paths: list[Path]
@@ -172,7 +176,7 @@ class FolderImages:
             files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
             # What `mu synthesize` composes of several images is no image of the set.
             self.paths = [path for path in files if path.name not in (SHEET, FIGURE)]
-        self.label = self.kind
+        self.label = self.kind + "-" + re.sub(r"[^\w.-]+", "-", self.name)
         if not self.paths:
             raise DataError(f"{folder}: no image in it")
 
@@ -219,6 +223,9 @@ def _origin(settings: Mapping[str, Any], model: str) -> dict[str, Any]:
         return origin | {"reconstructs": settings["reconstruct"]}
     if "prompts" in settings:
         origin["prompted"] = settings["prompts"] != requests_hash([])
+        # a masked prior decodes in rounds, which its settings say
+        origin["prior"] = "masked" if "top_rounds" in settings else "pixelsnail"
+        origin |= {name: settings[name] for name in SAMPLING if name in settings}
     return origin
 
 

@@ -11,7 +11,7 @@ from medunifier_cli.checkpoint.pretrained import run_for
 from medunifier_cli.evaluate.results import Metric, table, tables
 from medunifier_cli.evaluate.synthesis.copies import find_copies, print_verdict
 from medunifier_cli.evaluate.synthesis.frechet import open_scorer, score_images
-from medunifier_cli.evaluate.synthesis.prompt_adherence import measure_adherence
+from medunifier_cli.evaluate.synthesis.prompt_adherence import measure_adherence, open_asked
 from medunifier_cli.recipe.schema import PretrainRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.terminal.output import form
@@ -56,6 +56,8 @@ def judge_images(options: ImageOptions) -> None:
     if not (options.real or options.copies or options.classifier):
         raise click.UsageError("--fake needs --real, --copies or --classifier")
     scorer = open_scorer(run_for(options.run, "score --fake", PretrainRecipe, PriorRecipe))
+    # before any image is read: a class that nobody knows must not cost the time of the distances
+    asked = open_asked(options.fake, options.classifier) if options.classifier else None
     measured: dict[str, Sequence[Metric]] = {}
     if options.real:
         measured["distances"] = score_images(
@@ -64,12 +66,12 @@ def judge_images(options: ImageOptions) -> None:
         )  # fmt: skip
         _show_at_once(measured["distances"])
     if options.copies:
-        verdict = find_copies(scorer, options.fake, options.real, options.heldout)
+        verdict = find_copies(scorer, options.fake, options.heldout)
         measured["copies"] = verdict.metrics
         _show_at_once(verdict.metrics)
         print_verdict(verdict)
-    if options.classifier:
-        measured["class asked for"] = measure_adherence(scorer, options.fake, options.classifier)
+    if asked is not None:
+        measured["class asked for"] = measure_adherence(scorer, asked)
         _show_at_once(measured["class asked for"])
     if form() != "text":
         show(tables(measured))

@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from medunifier_cli.checkpoint.classifier import restore_classifier
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
+from medunifier_cli.data.images.image import resize_to_square
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import open_benchmark, patients
 from medunifier_cli.evaluate.codes import reconstructed_batches
 from medunifier_cli.evaluate.results import Metric, Result, mean
 from medunifier_cli.evaluate.shared.sharing import everywhere
 from medunifier_cli.evaluate.synthesis.frechet import Scorer
-from medunifier_cli.evaluate.synthesis.image_sets import FolderImages, SplitImages, of_batches
+from medunifier_cli.evaluate.synthesis.image_sets import SAMPLING, FolderImages, SplitImages, of_batches
 from medunifier_cli.model.classifier import Classifier
 from medunifier_cli.recipe.load import load_saved
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
@@ -61,8 +63,17 @@ class _OnReal:
     patients: NDArray[Any] | None
 
 
-def measure_adherence(scorer: Scorer, fake: str, classifier: str) -> list[Metric]:
-    """Accuracy of the requested class; writes `results/conformance-<dataset>-synthetic.json`.
+@dataclass(frozen=True)
+class Asked:
+    """Images whose prompts request a class, and the classifier that judges them."""
+
+    images: FolderImages
+    judge: _Judge
+    requested_n: NDArray[np.int64]
+
+
+def open_asked(fake: str, classifier: str) -> Asked:
+    """What `measure_adherence` measures; no image is decoded yet.
 
     Args:
         fake: folder of `mu synthesize --prompts` by class.
@@ -75,19 +86,31 @@ def measure_adherence(scorer: Scorer, fake: str, classifier: str) -> list[Metric
     folder = Path(fake)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    images = FolderImages(folder, scorer.pretrained.recipe.data.image_size)
     judge = _Judge(*everywhere(restore_classifier, Run(find_run(classifier))))
+    images = FolderImages(folder, judge.run.recipe.data.image_size)
     if len(judge.classes) == 1:
         raise DataError(
             f"{judge.run.run.folder}: knows one class, {judge.classes[0]}, and the most likely of one is no "
             "answer; give a --classifier of two or more classes"
         )
-    requested_n = _requested(images, judge.classes)
+    return Asked(images, judge, _requested(images, judge.classes))
+
+
+def measure_adherence(scorer: Scorer, asked: Asked) -> list[Metric]:
+    """Accuracy of the requested class; writes `results/conformance-<dataset>-<images>.json`."""
+    images, judge, requested_n = asked.images, asked.judge, asked.requested_n
     predicted_n = np.concatenate(list(of_batches(judge.classify, images)))
     real = _on_real(judge, scorer.pretrained)
     metrics = _metrics(requested_n, predicted_n, real, judge.classes)
     _write(scorer, images, judge, requested_n, predicted_n, real, metrics)
     return metrics
+
+
+def _of_size(grey_BSS: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Images in the size that the classifier takes, resized as in `mu prepare`."""
+    if grey_BSS.shape[-1] == size:
+        return grey_BSS
+    return np.stack([resize_to_square(Image.fromarray(grey_SS), size) for grey_SS in grey_BSS])
 
 
 def _requested(images: FolderImages, classes: tuple[str, ...]) -> NDArray[np.int64]:
@@ -145,7 +168,7 @@ def _write(
 def _on_real(judge: _Judge, generator: PretrainedRun) -> _OnReal:
     recipe = load_saved(judge.run.run.recipe, FinetuneRecipe)
     split = recipe.data.test or recipe.data.valid
-    real = open_benchmark(judge.run, recipe.data.dataset, split, need_text=False)
+    real = open_benchmark(judge.run, recipe.data.dataset, split, need_text=False, shards=recipe.data.shards)
     # Prompts request one class each, so only images of exactly one class are comparable.
     single = real.source.labels >= 0
     if not single.any():
@@ -154,7 +177,8 @@ def _on_real(judge: _Judge, generator: PretrainedRun) -> _OnReal:
     if recipe.data.dataset == generator.recipe.data.dataset and generator.recipe.objectives.tig:
         coded = open_benchmark(generator, split=split, need_text=False, class_texts=True)
         classes["those images reconstructed"] = (
-            judge.classify(image_BSS) for _, image_BSS in reconstructed_batches(generator, coded)
+            judge.classify(_of_size(image_BSS, judge.run.recipe.data.image_size))
+            for _, image_BSS in reconstructed_batches(generator, coded)
         )
     hits = {
         what: (np.concatenate(list(some)) == real.source.labels)[single] for what, some in classes.items()
@@ -164,4 +188,6 @@ def _on_real(judge: _Judge, generator: PretrainedRun) -> _OnReal:
 
 def _settings(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """How the images were sampled; the same for all images of a folder."""
-    return {name: lines[0].get(name) for name in ("seed", "temperature", "top_k", "top_p", "guidance")}
+    return {name: lines[0].get(name) for name in SAMPLING if name != "best_of"} | {
+        "best_of": lines[0].get("best_of", 1)
+    }

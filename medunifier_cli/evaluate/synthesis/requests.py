@@ -86,7 +86,9 @@ def _all_requests(prompt: str, prompts: str, plugin: DatasetPlugin) -> list[Imag
     path = Path(prompts)
     kind = path.suffix.lower()
     if kind in (".yaml", ".yml") or not (kind or path.exists()):
-        by_class = read_prompts(path, plugin.classes) if kind else prompts_of(plugin, prompts)
+        by_class = read_prompts(path) if kind else prompts_of(plugin, prompts)
+        # classes of the data set first, in its order; a file may name others
+        by_class = {name: by_class[name] for name in (*plugin.classes, *by_class) if name in by_class}
         rounds = zip_longest(*([(name, text) for text in texts] for name, texts in by_class.items()))
         return [
             ImageRequest(text, f"{prompts}, class {name}", name)
@@ -100,7 +102,9 @@ def _all_requests(prompt: str, prompts: str, plugin: DatasetPlugin) -> list[Imag
                 raise DataError(f"{path}: a table of prompts needs a column `prompt`")
             requests = [
                 # a row that is too short has None in its last columns
-                ImageRequest((row["prompt"] or "").strip(), f"{path}:{rows.line_num}", row.get("class") or "")
+                ImageRequest(
+                    (row["prompt"] or "").strip(), f"{path}:{rows.line_num}", (row.get("class") or "").strip()
+                )
                 for row in rows
             ]
         else:

@@ -49,14 +49,21 @@ def headlines(run: Run) -> list[Headline]:
     results = results_of(run)
     tasks = {(result["task"], result["dataset"]) for result in results}
     judged = [result for result in results if result["task"] == JUDGED]
-    synthetic = any(result["split"] == SYNTHETIC for result in judged)
+    synthetic = any(_is_synthetic(result) for result in judged)
     shown = []
     for result in results:
         task, dataset, split = result["task"], result["dataset"], result["split"]
-        if (INSTEAD.get(task), dataset) in tasks or (task == JUDGED and synthetic and split != SYNTHETIC):
+        if (INSTEAD.get(task), dataset) in tasks or (
+            task == JUDGED and synthetic and not _is_synthetic(result)
+        ):
             continue
         shown += [Headline(task, f"{dataset}/{split}", metric) for metric in _first(result)]
     return shown
+
+
+def _is_synthetic(result: Mapping[str, Any]) -> bool:
+    name: str = result["split"]  # of the folder samples/ `synthetic-samples`; earlier versions named none
+    return name == SYNTHETIC or name.startswith(f"{SYNTHETIC}-")
 
 
 def _first(result: Mapping[str, Any]) -> list[Metric]:

@@ -179,7 +179,16 @@ FID = (
     _images(
         "reconstruction", OWN_MODEL, Demand("fake.reconstructs", ("mimic-cxr/train",), "reconstructed images")
     ),
-    _images("synthetic", OWN_MODEL, Demand("fake.prompted", (False,), "images sampled for prompts")),
+    _images(
+        "synthetic",
+        OWN_MODEL,
+        Demand("fake.prompted", (False,), "images sampled for prompts"),
+        # section 4.2 names the priors and no setting of sampling: codes are drawn as the priors have them
+        Demand("fake.prior", ("pixelsnail",), "kind of prior"),
+        Demand("fake.temperature", (1.0,), "temperature of sampling"),
+        Demand("fake.top_k", (0,), "top-k of sampling"),
+        Demand("fake.top_p", (1.0,), "top-p of sampling"),
+    ),
 )
 
 TABLES = (

@@ -29,6 +29,19 @@ def test_a_box_takes_every_cell_that_it_touches(
     assert cells_of(box, FILM, 4, "film.png") == Cells(*cells)
 
 
+@pytest.mark.parametrize("edge", [5, 6, 7, 8])
+def test_borders_of_cells_and_of_the_film_are_exact_at_any_size(edge: int) -> None:
+    """187 * (6 / 187) is more than 6 in floating point."""
+    for width in range(edge, 2000):
+        film = GreyImage(np.zeros((64, 64), np.uint8), 3 * width, width, 8, False)
+        whole = cells_of((0, 0, width, 3 * width), film, edge, "film.png")
+        assert whole == Cells(0, 0, edge, edge)
+        if width % edge == 0:
+            step = width // edge
+            one = cells_of((step, 3 * step, 2 * step, 6 * step), film, edge, "film.png")
+            assert one == Cells(1, 1, 2, 2)
+
+
 @pytest.mark.parametrize("box", [(5, 5, 5, 9), (9, 5, 5, 9), (0, 0, 101, 9), (0, 0, 9, 201)])
 def test_a_box_that_is_empty_or_reaches_out_is_refused(box: tuple[float, float, float, float]) -> None:
     with pytest.raises(DataError, match=r"--box .*: must be x0,y0,x1,y1 .* 100 x 200 pixels of film.png"):

@@ -124,6 +124,10 @@ def test_verbose_says_what_it_took(runs: Path) -> None:
         (["retrieve", "--image", "x.png", "y.png"], "got unexpected extra argument (y.png)"),
         (["zeroshot", "--save-prompts", "p.yaml", "--seed", "1"], "--seed has no effect on --save-prompts"),
         (["synthesize", "--reconstruct", "--guidance", "2"], "--guidance is for synthetic images"),
+        (
+            ["synthesize", "--edit", __file__, "--prompt", "p", "--batch-size", "2"],
+            "--batch-size is for many images",
+        ),
         (["score", "base", "--page", "--seed", "1"], "--seed has no effect on --page"),
         (["score", "base", "--clinical"], "reports are scored with --reports FILE"),
         (["score", "--fake", "x", "--copies", "--images", "5"], "--images is for --real"),

@@ -12,7 +12,7 @@ import pytest
 
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.prior.baseline import baseline, refuse_collapsed
-from medunifier_cli.stages.codes import Codes, codes_hash, read_codes, write_codes
+from medunifier_cli.stages.codes import Codes, read_codes, split_hash, write_codes
 
 MADE_OF = {"checkpoint": "abc", "data": "def"}
 
@@ -48,7 +48,7 @@ def test_codes_without_tokens_come_back_without_and_hash_otherwise(tmp_path: Pat
     write_codes(tmp_path / "codes.h5", {"train": draw(tokens=False)}, MADE_OF)
     found = read_codes(tmp_path / "codes.h5", ("train",), MADE_OF)["train"]
     assert found.token_nVM is None
-    assert codes_hash(found) == codes_hash(draw(tokens=False)) != codes_hash(draw())
+    assert split_hash(found) == split_hash(draw(tokens=False)) != split_hash(draw())
 
 
 def test_a_file_cut_short_is_refused(path: Path) -> None:

@@ -33,7 +33,7 @@ def comparisons(**p: float) -> dict[str, Nearness]:
         # a model without codes: one test at 0.01
         ({"plain": 0.009}, True),
         ({"plain": 0.011}, False),
-        # training images from a folder: both references must agree, still one test
+        # both references must agree
         ({"plain": 0.009, "smooth": 0.009}, True),
         ({"plain": 0.0, "smooth": 0.011}, False),
         ({"plain": 0.011, "smooth": 0.0}, False),

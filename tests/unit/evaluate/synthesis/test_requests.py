@@ -45,11 +45,20 @@ def test_text_file_keeps_line_numbers_and_skips_blank_lines(tmp_path: Path) -> N
 
 def test_table_takes_prompt_and_class_from_any_column_and_other_columns_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "prompts.csv"
-    path.write_text('id,class,prompt\n1,Edema,"Mild, diffuse edema"\n2,,Clear lungs\n3,Edema,\n4\n')
+    path.write_text('id,class,prompt\n1, Edema ,"Mild, diffuse edema"\n2,,Clear lungs\n3,Edema,\n4\n')
     assert read_requests("", str(path), PHANTOM) == [
         ImageRequest("Mild, diffuse edema", f"{path}:2", "Edema"),
         ImageRequest("Clear lungs", f"{path}:3"),
     ]
+
+
+def test_a_file_by_class_may_name_some_classes_and_others_than_those_of_the_data_set(tmp_path: Path) -> None:
+    """Images can be asked for by any name; it is a classifier that needs prompts of all of its classes."""
+    path = tmp_path / "prompts.yaml"
+    path.write_text("Pneumothorax: [Left pneumothorax.]\nEdema: [Edema., Mild edema.]\n")
+    asked = [("Edema", "Edema."), ("Pneumothorax", "Left pneumothorax."), ("Edema", "Mild edema.")]
+    assert prompts(read_requests("", str(path), PHANTOM)) == asked
+    assert prompts(read_requests("", str(path), PHANTOM, "Edema")) == [asked[0], asked[2]]
 
 
 def test_classes_take_turns_and_longer_lists_go_on_alone(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ VALIDATION, REBUILT, NEW = (
     (f"synthesis mimic-cxr {kind}", {f"FID, {kind}": 0.5})
     for kind in ("validation", "reconstruction", "synthetic")
 )
+SAMPLED = AS_PUBLISHED["synthesis synthetic"]["fake"]
 REAL = AS_PUBLISHED["synthesis"]["real"]
 
 
@@ -86,6 +87,8 @@ def test_what_was_measured_as_published_fills_its_cell(measured: Any, tables: li
             NEW, {"fake": {"name": "r", "own_model": False, "prompted": True}},
             "images made by this model no, must be yes; images sampled for prompts yes, must be no",
         ),
+        (NEW, {"fake": SAMPLED | {"temperature": 0.8}}, "temperature of sampling 0.8, must be 1"),
+        (NEW, {"fake": SAMPLED | {"prior": "masked"}}, "kind of prior masked, must be pixelsnail"),
     ],
 )  # fmt: skip
 def test_anything_else_leaves_the_cell_empty_and_a_note_says_why(
