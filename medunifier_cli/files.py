@@ -196,6 +196,13 @@ def write_json(path: Path, value: Any, error: type[MuError] = DataError) -> None
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", error)
 
 
+def must_exist(paths: Sequence[Path]) -> None:
+    """Raise MuError for the first file that is not there: before a model is loaded for it."""
+    for path in paths:
+        if not path.exists():
+            raise MuError(f"{path}: no such file")
+
+
 def read_text(path: Path) -> str:
     """All of a text file, see `decode_text`.
 

@@ -33,17 +33,17 @@ def free_keys(run: Run, recipe: PretrainRecipe) -> tuple[str, ...]:
     now, before = pairs_per_pass(recipe, world.size()), trained_with(run)
     if recipe.train.change_contrast or now == before:
         return ("train.micro_batch",)
-    if (
-        before is not None
-        and recipe.train.micro_batch == load_saved(run.recipe, PretrainRecipe).train.micro_batch
-    ):
-        ranks = before * world.size() // now if now else 0
-        raise CheckpointError(
-            f"{run.folder}: ITC and ITM contrasted {before} pairs until now, with {world.size()} processes "
-            f"it would be {now}; give --num-processes {ranks}, fit train.micro_batch to it, or allow it with "
-            "-o train.change_contrast=true"
-        )
-    return ()
+    if before is None or not now:
+        return ()
+    saved = load_saved(run.recipe, PretrainRecipe).train
+    if (recipe.train.micro_batch, recipe.train.global_batch) != (saved.micro_batch, saved.global_batch):
+        return ()  # another recipe, which is refused as one
+    processes = "1 process" if world.size() == 1 else f"{world.size()} processes"
+    raise CheckpointError(
+        f"{run.folder}: ITC and ITM contrasted {before} pairs until now, with {processes} it would be {now}; "
+        f"give --num-processes {before * world.size() // now}, fit train.micro_batch to it, or allow it with "
+        "-o train.change_contrast=true"
+    )
 
 
 def trained_with(run: Run) -> int | None:

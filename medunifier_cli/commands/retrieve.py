@@ -9,6 +9,7 @@ import click
 
 from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.evaluate.shared.ranks import ENCODED, on_ranks
+from medunifier_cli.files import must_exist
 from medunifier_cli.options.shared import (
     batch_size_option,
     data_option,
@@ -90,6 +91,7 @@ def retrieve(
     if sbatch:
         sbatch.show()
         return
+    must_exist([image] if image is not None else [])
     from medunifier_cli.checkpoint.pretrained import pretrained_run, restore
     from medunifier_cli.evaluate.benchmark import open_benchmark
     from medunifier_cli.evaluate.results import tables

@@ -9,7 +9,7 @@ import click
 
 from medunifier_cli.cluster.options import JobOptions, job_options
 from medunifier_cli.evaluate.shared.ranks import SAMPLED, on_ranks
-from medunifier_cli.files import text_lines
+from medunifier_cli.files import must_exist, text_lines
 from medunifier_cli.options.shared import (
     batch_size_option,
     data_option,
@@ -157,6 +157,7 @@ def synthesize(
     if old_batch:
         note_old("--batch", "--batch-size")
     films = own_films(files, reconstructed)
+    must_exist(films)
     folder: SampleFolder | None
     if films:
         folder = _reconstruct_files(name, films, prompt, out, batch or old_batch, likeness)

@@ -24,6 +24,10 @@ ALIKE = 0.8
 """Likeness of two names, from 0 to 1, from which on one is taken for a misspelling of the other."""
 
 
+SHOWN = 5
+"""Runs that a message lists."""
+
+
 def old_name_option(verb: Verb) -> Verb:
     """`--run` of a verb that starts from no run: the old spelling of `--name`."""
     return click.option("--run", "old_name", default="", hidden=True, help="Old spelling of --name.")(verb)
@@ -62,7 +66,7 @@ def used_and_made(run: str, old_from: str, name: str) -> tuple[str, str]:
 
     Raises:
         click.UsageError: two options name one run.
-        MuError: `run` is no run, but very much like the name of one.
+        MuError: `run` is no run, and very much like the name of one, or there are several to start from.
     """
     if old_from:
         note_old("--from", "--run")
@@ -78,6 +82,13 @@ def used_and_made(run: str, old_from: str, name: str) -> tuple[str, str]:
     if near and run not in run_names():
         raise MuError(
             f"no run `{run}` under {runs_root()}/; did you mean `{near[0]}`? A new run is named with --name"
+        )
+    if len(others) > 1 and run not in run_names():
+        # the old spelling would start from the newest of them, which nobody asked for
+        shown = ", ".join(others[:SHOWN]) + (", ..." if len(others) > SHOWN else "")
+        raise MuError(
+            f"no run `{run}` under {runs_root()}/; --run names the run to start from ({shown}), "
+            "--name the new one"
         )
     say(f"--run names the run that is used; {run} is no pre-training run, so it names the new one: --name")
     return "", run

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medunifier_cli.checkpoint.pretrained import restore
+from medunifier_cli.checkpoint.priors import on_their_data, restore_priors
 from medunifier_cli.data.batch import PackedText
 from medunifier_cli.data.shards import Shards
 from medunifier_cli.run.record import Run
@@ -243,6 +245,28 @@ def test_samples_are_judged_by_the_films_that_the_priors_saw(home: Path, synthet
     pages = [path.read_text() for path in (home / "runs/clinic-priors/page").rglob("*.html")]
     assert any("film_" in page for page in pages)
     assert not any("phantom-0-train" in page for page in pages)
+
+
+def test_samples_are_judged_by_the_splits_that_the_priors_saw(home: Path) -> None:
+    """Copies of a film of `valid` are copies where priors were fitted on `valid`."""
+    splits = ("-o", "data.train=valid", "-o", "data.valid=test")
+    succeed(home, "fit-prior", PRIORS, "--run", "model", "--name", "other-splits", *splits)
+    said = succeed(home, "score", "other-splits", "--fake", "valid", "--copies")
+    assert "COPIES SUSPECTED" in said
+    results = home / "runs/other-splits/results"
+    protocol = json.loads(next(results.glob("copies-*.json")).read_text())["protocol"]
+    assert "of phantom/valid nearest" in protocol
+    assert "held-out phantom/test" in protocol
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MU_DATA", str(home / "data"))
+        patch.setenv("MU_RUNS", str(home / "runs"))
+        fitted = restore_priors(Run(home / "runs/other-splits"), torch.device("cpu"))
+    swapped = replace(fitted.recipe.data, train="test", valid="valid")
+    fitted = replace(fitted, recipe=replace(fitted.recipe, data=swapped))
+    data = on_their_data(fitted).recipe.data
+    assert (data.train, data.valid, data.test) == ("test", "valid", ""), (
+        "what was seen is held out from nothing"
+    )
 
 
 QUICK = (

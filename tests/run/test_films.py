@@ -301,16 +301,21 @@ def test_no_finding_negates_every_class(root: Path, mu: Mu, films: list[Path]) -
 
 def test_what_does_not_go_together_is_refused(mu: Mu, films: list[Path], tmp_path: Path) -> None:
     (tmp_path / "none.yaml").write_text("{}\n")
-    film = films[0]
+    film, out = films[0], ("--out", tmp_path / "out")
     for words, code, why in (
         (("zeroshot", "--no-finding", film, film, *OWN), 2, "behind the files"),
         (("zeroshot", film, "--classes", tmp_path / "none.yaml", "--multi-label"), 1, "no class"),
         (("zeroshot", film, "--class", "No Finding=Clear.", "--multi-label"), 1, "add a class"),
         (("synthesize", "--reconstruct", film, "--prompt", "x", "--edit", film), 2, "leave one out"),
+        (("synthesize", "--reconstruct", "gone.png", film, *out), 1, "gone.png: no such file"),
+        (("synthesize", "--reconstruct", "gone.png", *out), 1, "gone.png: no such file"),
+        (("retrieve", "--image", "gone.png"), 1, "gone.png: no such file"),
     ):  # fmt: skip
         refused = mu(*words, "--run", "small")
         assert refused.exit_code == code, refused.output
         assert why in refused.stderr
+        assert "left out" not in refused.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_films_that_have_changed_are_not_resumed(mu: Mu, films: list[Path], tmp_path: Path) -> None:

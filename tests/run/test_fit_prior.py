@@ -150,7 +150,7 @@ def test_stopped_and_resumed_equals_not_stopped(road: Path) -> None:
     whole, half = road / "runs/priors", road / "runs/half"
     shutil.copytree(whole, half)
     shutil.rmtree(half / "checkpoints/step-00000006")
-    code, printed = call(road, "fit-prior", PRIORS, "--run", "half")
+    code, printed = call(road, "fit-prior", PRIORS, "--name", "half")
     assert code == 0, printed
     for name in ("model", "optimizer"):
         a, b = (load_file(run / f"checkpoints/step-00000006/{name}.safetensors") for run in (whole, half))
@@ -237,12 +237,12 @@ def test_other_shards_under_priors_are_refused(road: Path) -> None:
     content = json.loads(before)
     content["splits"]["train"]["shards"][0]["sha256"] = "0" * 64
     manifest.write_text(json.dumps(content))
-    code, printed = call(road, "fit-prior", PRIORS, "--run", "earlier")
+    code, printed = call(road, "fit-prior", PRIORS, "--name", "earlier")
     manifest.write_text(before)
     assert code == 1
     assert "split 'train' of phantom has changed since" in printed
     assert "--fresh" in printed
-    assert call(road, "fit-prior", PRIORS, "--run", "earlier")[0] == 0
+    assert call(road, "fit-prior", PRIORS, "--name", "earlier")[0] == 0
 
 
 MASKED = (
@@ -293,7 +293,7 @@ def test_a_masked_prior_stopped_and_resumed_equals_one_not_stopped(masked: Path)
     whole, half = masked / "runs/masked", masked / "runs/half-masked"
     shutil.copytree(whole, half)
     shutil.rmtree(half / "checkpoints/step-00000006")
-    code, printed = call(masked, "fit-prior", PRIORS, "--run", "half-masked", *MASKED)
+    code, printed = call(masked, "fit-prior", PRIORS, "--name", "half-masked", *MASKED)
     assert code == 0, printed
     for name in ("model", "optimizer"):
         a, b = (load_file(run / f"checkpoints/step-00000006/{name}.safetensors") for run in (whole, half))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from medunifier_cli.evaluate.benchmark import Benchmark
+from tests.run.small_priors import PRETRAIN, call, fit_small_priors
 from tests.run.small_run import Mu, metrics, results
 
 
@@ -94,3 +95,25 @@ def test_a_list_of_another_program_is_refused(
     done = verb("score", "small", "--fake", fake, "--classifier", "probe")
     assert done.exit_code == 1
     assert "was not written by mu" in done.stderr.splitlines()[-1]
+
+
+def test_a_classifier_of_another_image_size_judges(tmp_path: Path) -> None:
+    """Of real images it sees what it saw in its own run, reconstructions and samples in the size it takes."""
+    root = fit_small_priors(tmp_path / "home")
+    short = ("-o", "train.threads=1", "-o", "train.tensorboard=false")
+    small = ("-o", "data.image_size=16", "-o", "objectives.tig=0", "-o", "train.steps=2", "-o", "data.test=")
+    assert call(root, "pretrain", PRETRAIN, "--name", "size-16", *small)[0] == 0
+    ask = ("finetune", "probe-demo", "--run", "size-16", "--name", "probe-16", "-o", "train.epochs=1", *short)
+    assert call(root, *ask)[0] == 0
+    asked = ("--prompts", "report", "--n", 6, "--out", tmp_path / "asked")
+    assert call(root, "synthesize", "--run", "priors", *asked)[0] == 0
+    ask = ("score", "priors", "--fake", tmp_path / "asked", "--classifier", "probe-16")
+    code, printed = call(root, *ask)
+    assert code == 0, printed
+    result = json.loads((root / "runs/priors/results/conformance-phantom-synthetic-asked.json").read_text())
+    found = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    assert "the same classifier on those images reconstructed, accuracy" in found
+    saved = (root / "runs/probe-16/results/finetune-phantom-test.samples.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, saved) if sum(row["truth"].values()) == 1]
+    right = [row["truth"][max(row["scores"], key=row["scores"].get)] for row in rows]
+    assert found["the same classifier on held-out real images, accuracy"] == pytest.approx(np.mean(right))

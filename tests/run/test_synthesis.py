@@ -430,7 +430,7 @@ def test_damaged_codes_and_priors_of_another_run(road: Path) -> None:
     shutil.copytree(road / "runs/priors", road / "runs/cut")
     codes = road / "runs/cut/codes.h5"
     codes.write_bytes(codes.read_bytes()[:3000])
-    code, printed = call(road, "fit-prior", PRIORS, "--run", "cut")
+    code, printed = call(road, "fit-prior", PRIORS, "--name", "cut")
     assert code == 1
     assert "codes.h5: damaged or incomplete" in printed
     shutil.copytree(road / "runs/priors", road / "runs/strange")
@@ -438,7 +438,7 @@ def test_damaged_codes_and_priors_of_another_run(road: Path) -> None:
     recipe.write_text(recipe.read_text().replace("pretrained: model", "pretrained: second"))
     for verb in (
         ("synthesize", "--n", 1, "--run", "strange", "--out", road / "s"),
-        ("fit-prior", PRIORS, "--run", "strange"),
+        ("fit-prior", PRIORS, "--name", "strange"),
     ):
         code, printed = call(road, *verb)
         assert code == 1
@@ -459,7 +459,7 @@ def test_priors_that_diverged_say_so(road: Path) -> None:
 
 
 def test_priors_without_text_refuse_a_prompt(road: Path) -> None:
-    ask = ("fit-prior", PRIORS, "--run", "plain", "-o", "prior.condition=none", "-o", "train.steps=2")
+    ask = ("fit-prior", PRIORS, "--name", "plain", "-o", "prior.condition=none", "-o", "train.steps=2")
     code, printed = call(road, *ask)
     assert code == 0, printed
     assert "without text" not in printed

@@ -26,7 +26,7 @@ from medunifier_cli.evaluate.reports.decoding import Constraints, DecodedText, b
 from medunifier_cli.evaluate.reports.text_cache import TextCache
 from medunifier_cli.evaluate.shared.sharing import in_order
 from medunifier_cli.evaluate.user_images import UserImages, of_files
-from medunifier_cli.files import make_folder, write_text
+from medunifier_cli.files import make_folder, must_exist, write_text
 from medunifier_cli.model.precision import measuring
 from medunifier_cli.model.sampling import Draws
 from medunifier_cli.terminal.progress import Progress
@@ -251,8 +251,7 @@ def files_under(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if not path.is_dir():
-            if not path.exists():
-                raise MuError(f"{path}: no such file")
+            must_exist([path])
             files.append(path)
             continue
         below = sorted(file for file in path.rglob("*") if file.is_file())

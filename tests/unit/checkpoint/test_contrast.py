@@ -55,6 +55,7 @@ def test_another_number_of_ranks_is_refused_unless_the_contrast_stays_or_is_mean
     assert "-o train.change_contrast=true" in str(caught.value)
     assert free_keys(run, recipe(2)) == ("train.micro_batch",), "4 ranks of 2 pairs contrast 8"
     assert free_keys(run, recipe(4, "train.change_contrast=true")) == ("train.micro_batch",)
+    assert free_keys(run, recipe(4, "train.global_batch=32")) == (), "another recipe, refused as one"
     ranks(monkeypatch, 2)
     assert free_keys(run, recipe(4)) == ("train.micro_batch",)
     # the recipe differs, which the run's own record names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +181,14 @@ def test_run_is_what_is_used_unless_it_can_only_be_what_is_made(
 def test_a_misspelt_run_starts_nothing(runs: Path) -> None:
     with pytest.raises(MuError, match=r"did you mean `base`\? A new run is named with --name"):
         used_and_made("bas", "", "")
+
+
+def test_a_run_that_is_not_there_is_not_replaced_by_the_newest_of_several(runs: Path) -> None:
+    shutil.copytree(runs / "base", runs / "other")
+    says = r"no run `full` under .*; --run names the run to start from \(base, other\), --name the new one"
+    with pytest.raises(MuError, match=says):
+        used_and_made("full", "", "")
+    assert used_and_made("tuned", "", "") == ("", "tuned"), "a run of the verb resumes"
 
 
 def test_a_device_is_what_the_process_and_its_children_see(monkeypatch: pytest.MonkeyPatch) -> None:
