@@ -31,7 +31,6 @@ AS_PUBLISHED: dict[str, dict[str, Any]] = {
     "synthesis synthetic": {
         "fake": {
             "name": "new", "n": 9, "own_model": True, "prompted": False, "prior": "pixelsnail",
-            "temperature": 1.0, "top_k": 0, "top_p": 1.0,
         },
     },
 }  # fmt: skip

@@ -60,7 +60,7 @@ def test_scores_of_the_training_process_are_those_of_a_fresh_one(
         *QUICK, f"data.shards={runs.shards}", f"model.pretrained={runs.pretrained}",
         f"train.precision={precision}",
     )  # fmt: skip
-    line = ["finetune", "finetune-demo", "--run", run.name]
+    line = ["finetune", "finetune-demo", "--name", run.name]
     line += [word for setting in settings for word in ("-o", setting)]
     trained = CliRunner().invoke(mu, line, catch_exceptions=False)
     assert trained.exit_code == 0, trained.output

@@ -183,11 +183,7 @@ FID = (
         "synthetic",
         OWN_MODEL,
         Demand("fake.prompted", (False,), "images sampled for prompts"),
-        # section 4.2 names the priors and no setting of sampling: codes are drawn as the priors have them
-        Demand("fake.prior", ("pixelsnail",), "kind of prior"),
-        Demand("fake.temperature", (1.0,), "temperature of sampling"),
-        Demand("fake.top_k", (0,), "top-k of sampling"),
-        Demand("fake.top_p", (1.0,), "top-p of sampling"),
+        Demand("fake.prior", ("pixelsnail",), "kind of prior"),  # section 4.2
     ),
 )
 

@@ -87,7 +87,6 @@ def test_what_was_measured_as_published_fills_its_cell(measured: Any, tables: li
             NEW, {"fake": {"name": "r", "own_model": False, "prompted": True}},
             "images made by this model no, must be yes; images sampled for prompts yes, must be no",
         ),
-        (NEW, {"fake": SAMPLED | {"temperature": 0.8}}, "temperature of sampling 0.8, must be 1"),
         (NEW, {"fake": SAMPLED | {"prior": "masked"}}, "kind of prior masked, must be pixelsnail"),
     ],
 )  # fmt: skip
