@@ -80,8 +80,8 @@ OTHERS = (
     Figure("PSNR, dB", "pretraining", "reconstruction PSNR", _value),
     Figure("live codes, top", "pretraining", "dead codes, top codebook", _living),
     Figure("live codes, bottom", "pretraining", "dead codes, bottom codebook", _living),
-    Figure("place perplexity, top", "pretraining", "perplexity at one position, top codebook", _value),
-    Figure("place perplexity, bottom", "pretraining", "perplexity at one position, bottom codebook", _value),
+    Figure("perplexity at one position, top", "pretraining", "perplexity at one position, top codebook", _value),
+    Figure("perplexity at one position, bottom", "pretraining", "perplexity at one position, bottom codebook", _value),
     Figure("prior nats, top", "priors/priors", "top prior, nats per code", _value),
     Figure("prior nats, bottom", "priors/priors", "bottom prior, nats per code", _value),
 )

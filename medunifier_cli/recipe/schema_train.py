@@ -148,9 +148,9 @@ class PretrainTrainConfig(TrainConfig, CompileConfig):
     """Compute each layer of ITM's pass again in the backward pass instead of keeping it: less memory for more
     work; losses and gradients are the same."""
     valid_pairs: Pairs = 500
-    """Pairs of the valid split on which each validation also ranks the own partner of every image and text
-    (recall@1, 5 and 10, median rank) and asks ITM for the own text against another one; 0 for none. Needs
-    `objectives.itc`."""
+    """Pairs of the valid split on which each validation also ranks the paired text of every image and the
+    paired image of every text (recall@1, 5 and 10, median rank) and asks ITM for the paired text against
+    another one; 0 for none. Needs `objectives.itc`."""
     best: Literal["", "loss", "recall@1", "recall@5", "recall@10"] = ""
     """Keep the weights of the best validation too, and use them in all that follows: `loss`, the lowest
     total; `recall@K`, the highest mean of both directions among `train.valid_pairs`; empty for the weights of
