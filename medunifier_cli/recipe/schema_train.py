@@ -132,12 +132,13 @@ class TrainConfig(LoopConfig):
     """Length, batch size and intervals of training."""
 
     micro_batch: SamplesOrZero = 64
-    """Samples per rank and forward pass; 0 for the rank's whole share of the global batch. ITC and ITM
-    contrast the pairs of one pass over all ranks."""
+    """Samples per rank and forward pass; 0 for the rank's whole share of the global batch. In pre-training,
+    ITC and ITM contrast the pairs of one pass over all ranks."""
     valid_batches: CountOrZero = 50
     """Batches of a validation; 0 for the whole split."""
     change_contrast: bool = False
-    """Resume with a number of processes that changes how many pairs ITC and ITM contrast with each other."""
+    """Pre-training only: resume with a number of processes that changes how many pairs ITC and ITM contrast
+    with each other."""
 
 
 @dataclass(frozen=True)
