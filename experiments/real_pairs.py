@@ -72,6 +72,7 @@ RETRIEVAL = tuple(
     )
 )
 BLEU, CIDER = Figure("BLEU-4", "report-", "BLEU-4"), Figure("CIDEr", "report-", "CIDEr")
+PLACE = "perplexity at one position"
 OTHERS = (
     Figure("ITM ACC, random", "pretraining", "ITM accuracy, random pairs"),
     Figure("ITM ACC, hard", "pretraining", "ITM accuracy, hard pairs"),
@@ -80,8 +81,7 @@ OTHERS = (
     Figure("PSNR, dB", "pretraining", "reconstruction PSNR", _value),
     Figure("live codes, top", "pretraining", "dead codes, top codebook", _living),
     Figure("live codes, bottom", "pretraining", "dead codes, bottom codebook", _living),
-    Figure("place perplexity, top", "pretraining", "perplexity at one position, top codebook", _value),
-    Figure("place perplexity, bottom", "pretraining", "perplexity at one position, bottom codebook", _value),
+    *(Figure(f"{PLACE}, {of}", "pretraining", f"{PLACE}, {of} codebook", _value) for of in ("top", "bottom")),
     Figure("prior nats, top", "priors/priors", "top prior, nats per code", _value),
     Figure("prior nats, bottom", "priors/priors", "bottom prior, nats per code", _value),
 )

@@ -260,7 +260,8 @@ def page(given: Inputs) -> str:
     return "\n\n".join((
         f"**Time** (predicted). {PAIRS} pairs a card:", times(given),
         "**Memory of a card** (counted; buckets of DistributedDataParallel counted, "
-        f"{CONTEXT_GIB:.0f} GiB of CUDA and NCCL assumed):", memory(given),
+        f"{CONTEXT_GIB:.0f} GiB of CUDA and NCCL assumed). With texts of typical length; `mu check` counts "
+        "the longest possible ones and therefore prints more.", memory(given),
         "**Room** (counted; PNGs as measured on other radiographs):", storage(given),
         "**What must keep up** (predicted; decoding measured):", bottlenecks(given),
         "**The gather of ITC and ITM** (bytes counted, time predicted):", gathers(given),

@@ -42,10 +42,11 @@ def check_run_name(name: str) -> str:
     advice = "give the run another name with --name"
     if not name.strip() or name in (".", ".."):
         raise MuError(f"a run cannot be named {name!r}; {advice}")
-    if "/" in name or "\\" in name:
-        raise MuError(
-            f"a run's name is no path, but {name!r} has a separator; set MU_RUNS for another folder"
-        )
+    for separator in ("/", "\\"):
+        if separator in name:
+            raise MuError(
+                f"{name!r}: the name of a run cannot contain '{separator}'; set MU_RUNS to choose the folder"
+            )
     # control characters and line ends, invisible ones, halves of characters
     if any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in name):
         raise MuError(f"{name!r} has control characters, which no run's name may have; {advice}")

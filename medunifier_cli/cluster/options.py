@@ -15,6 +15,7 @@ import click
 
 from medunifier_cli.cluster.script import WARNING_SECONDS, Job, Wishes, script
 from medunifier_cli.roots import data_root, runs_root
+from medunifier_cli.terminal.options import Whole
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
@@ -84,15 +85,15 @@ _WISHES = (
     ),
 )  # fmt: skip
 _REQUEUES = click.option(
-    "--requeues", cls=JobOption, type=click.IntRange(0, 10_000), metavar="N",
+    "--requeues", cls=JobOption, type=Whole(0, 10_000), metavar="N",
     help=f"With --sbatch: how often the job may be queued again.  [default: {Wishes.requeues}]",
 )  # fmt: skip
 _NODES = click.option(
-    "--nodes", cls=JobOption, type=click.IntRange(1, 1024),
+    "--nodes", cls=JobOption, type=Whole(1, 1024),
     help="With --sbatch: nodes, each with as many GPUs as --num-processes or the recipe says.",
 )  # fmt: skip
 _PARTS = click.option(
-    "--parts", cls=JobOption, type=click.IntRange(1, 10_000), metavar="N",
+    "--parts", cls=JobOption, type=Whole(1, 10_000), metavar="N",
     help="With --sbatch: a job array of N tasks, each of which makes one part.",
 )  # fmt: skip
 

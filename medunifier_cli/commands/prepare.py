@@ -21,7 +21,7 @@ from medunifier_cli.roots import raw_folder, shards_folder
 from medunifier_cli.run.processors import share
 from medunifier_cli.terminal.options import LARGEST, LIMIT, PROCESSES, Whole
 from medunifier_cli.terminal.output import FORMATS
-from medunifier_cli.terminal.say import say, show
+from medunifier_cli.terminal.say import counted, say, show
 
 JOB_CORES = 8
 """Of a job without --workers, each with a decoding process."""
@@ -72,7 +72,7 @@ class Part(click.ParamType["tuple[int, int]"]):
 )
 @click.option(
     "--size",
-    type=click.IntRange(8, 4096),
+    type=Whole(8, 4096),
     default=224,
     show_default=True,
     help="Edge of the square images, in pixels.",
@@ -166,7 +166,7 @@ def prepare(
             show(render(split_rows(manifest), printed))
         show(summary(manifest), err=True)
         left = "; rejects.jsonl lists what was left out" if manifest["rejects"]["lines"] else ""
-        show(f"\n{job.out}: {manifest['samples']:,} images; inspect sheet-*.png{left}", err=True)
+        show(f"\n{job.out}: {counted(manifest['samples'], 'image')}; inspect sheet-*.png{left}", err=True)
 
 
 def _plugin(dataset: str) -> DatasetPlugin:

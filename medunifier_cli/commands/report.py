@@ -31,7 +31,7 @@ from medunifier_cli.terminal.options import (
     Whole,
 )
 from medunifier_cli.terminal.output import form
-from medunifier_cli.terminal.say import say, show
+from medunifier_cli.terminal.say import counted, say, show
 
 if TYPE_CHECKING:
     from medunifier_cli.checkpoint.pretrained import PretrainedRun
@@ -190,7 +190,8 @@ def _report_split(
     show(table(shown))
     for note in reported.scored.notes:
         say(note)
-    say(f"{reported.scored.n:,} reports in {reported.reports}; all scores: `mu score --reports`")
+    written = counted(reported.scored.n, "report")
+    say(f"{written} in {reported.reports}; all scores: `mu score --reports {reported.reports}`")
 
 
 def _report_files(

@@ -30,7 +30,7 @@ from medunifier_cli.terminal.options import (
     box_of,
 )
 from medunifier_cli.terminal.output import form
-from medunifier_cli.terminal.say import show
+from medunifier_cli.terminal.say import counted, show
 
 if TYPE_CHECKING:
     from medunifier_cli.evaluate.editing import Box
@@ -149,7 +149,7 @@ def synthesize(
 ) -> None:  # fmt: skip
     """Synthesize radiographs, optionally from prompts; the same command resumes after an interruption.
 
-    FILES, which are PNG, JPEG or DICOM, are for --reconstruct alone.
+    FILES, which are PNG, JPEG or DICOM, are used only with --reconstruct.
     """
     if sbatch:
         sbatch.show(resumes=not reconstructed)
@@ -179,7 +179,8 @@ def synthesize(
 
             show(render([["folder", "images"], [str(out), len(folder.done)]], form()))
     if folder is not None:  # else it was a dry run, and told
-        show(f"{out}: {len(folder.done):,} images, samples.jsonl, samples.csv, contact.png", err=True)
+        made = counted(len(folder.done), "image")
+        show(f"{out}: {made}, samples.jsonl, samples.csv, contact.png", err=True)
 
 
 def _reconstruct_files(

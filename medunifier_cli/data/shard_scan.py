@@ -59,7 +59,8 @@ def no_folder(folder: Path) -> str:
     """The message for a folder of shards that is not there, with the nearest of those beside it."""
     there = [path.parent.name for path in folder.parent.glob(f"*/{MANIFEST}")]
     nearest = difflib.get_close_matches(folder.name, there, n=1)
-    hint = f"did you mean `{nearest[0]}`?" if nearest else "run `mu prepare` first"
+    verb = f"mu prepare {folder.name}" if folder.parent.name == "shards" else "mu prepare"
+    hint = f"did you mean `{nearest[0]}`?" if nearest else f"run `{verb}` first"
     return f"{folder}: no such folder of shards; {hint}"
 
 

@@ -37,7 +37,7 @@ SEED = 0
 """Of the choice of pairs and of other texts; not the run's, so that all runs are asked the same."""
 MATCHING = "itm_random_accuracy"
 """Name of the accuracy of ITM; `itm_accuracy` is that on the negatives which the objective draws."""
-CURVES = {"recall@10": "Recall@10 of the own partner, both ways", MATCHING: "ITM accuracy, random pairs"}
+CURVES = {"recall@10": "Recall@10 of the exact pair, both ways", MATCHING: "ITM accuracy, random pairs"}
 """Numbers that get a curve on a run's page: name -> heading."""
 
 

@@ -126,7 +126,7 @@ def device_option(verb: Verb) -> Verb:
     return click.option(
         "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", expose_value=False,
         callback=_choose_device,
-        help="Processor to compute with; auto takes the GPUs if there are any, cuda:1 only the second one.",
+        help="Device to compute on; auto takes the GPUs if there are any, cuda:1 only the second one.",
     )(verb)  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def batch_size_option(help_of_default: str) -> Callable[[Verb], Verb]:
     """`--batch-size` of forward passes."""
     return click.option(
         "--batch-size", "batch", type=Whole(1, 100_000), metavar="N",
-        help=f"Images in a forward pass; changes speed and memory alone. By default {help_of_default}.",
+        help=f"Images in a forward pass; affects only speed and memory. By default {help_of_default}.",
     )  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def likeness_option(verb: Verb) -> Verb:
 def talk_options() -> list[click.Option]:
     """`-v` and `-q`, which every verb has."""
     helps = {
-        VERBOSE: "Tell more: which checkpoint is used and on what, time and memory.",
+        VERBOSE: "Print more: checkpoint, device, time and memory.",
         QUIET: "Leave out progress and notes; warnings, errors and results remain.",
     }
     own: dict[str, Any] = {"is_flag": True, "expose_value": False, "is_eager": True, "callback": _set_talk}

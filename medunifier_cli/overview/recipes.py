@@ -99,7 +99,7 @@ def copy_recipe(recipe: str | Path, target: Path) -> None:
     source = find_recipe(recipe)
     text = with_comment(read_text(source), stage_of(source))
     if target.exists():
-        raise RecipeError(f"{target}: there already; give another name")
+        raise RecipeError(f"{target}: exists already; name another file, or remove it")
     if target.suffix not in (".yaml", ".yml"):
         raise RecipeError(f"{target}: a recipe is a YAML file; give a name that ends in .yaml")
     if not target.parent.is_dir():

@@ -282,9 +282,10 @@ def _check_folders(job: Job) -> None:
     if form != "folder" and not raw.is_dir():
         # a file, or a pattern of several: the plugin says what is wrong with it
         if form == "file" and not raw.exists():
-            raise DataError(f"{raw}: no such file. Needed: {job.plugin.needs}")
+            raise DataError(f"{raw}: no such file; give --raw FILE. Needed: {job.plugin.needs}")
         return
-    advice = f"give --raw FOLDER, or put it there. Needed: {job.plugin.needs or job.plugin.title}"
+    listed = f"`mu prepare {job.plugin.name} --list` says which files are needed"
+    advice = f"give --raw FOLDER, or put it there; {listed}"
     if not raw.is_dir():
         raise DataError(f"{raw}: no such folder with the raw data; {advice}")
     with os.scandir(raw) as entries:

@@ -78,9 +78,11 @@ def find_recipe(path_or_name: str | Path) -> Path:
         raise RecipeError(
             f"{path} is a folder; a recipe is a YAML file or one of: {', '.join(shipped_recipes())}"
         )
-    nearest = difflib.get_close_matches(path.stem[:LONGEST_KEY], shipped_recipes(), n=1)
+    if path.suffix in (".yaml", ".yml") or "/" in name:
+        raise RecipeError(f"{shortened(name)}: no such file; `mu recipes` lists the shipped ones")
+    nearest = difflib.get_close_matches(name[:LONGEST_KEY], shipped_recipes(), n=1)
     hint = f"did you mean `{nearest[0]}`? " if nearest else ""
-    raise RecipeError(f"no recipe {shortened(name)}; {hint}shipped: {', '.join(shipped_recipes())}")
+    raise RecipeError(f"no recipe {shortened(name)}; {hint}`mu recipes` lists all")
 
 
 @overload

@@ -23,24 +23,29 @@ MARK = "<!-- Generated from here on by `python -m medunifier_cli.recipe.referenc
 
 
 def reference() -> str:
-    """Markdown with a table for each section of each schema; a section that several share is printed once."""
+    """Markdown with a table for each section of each schema; a section that several share is printed once,
+    and the others name it."""
     parts: list[str] = []
-    printed: set[type] = set()
+    printed: dict[type, tuple[str, str]] = {}
     for stage, schema in SCHEMAS.items():
         parts.append(f"## `mu {stage}`\n\n{inspect.getdoc(schema)}\n")
-        _sections(schema, "", parts, printed)
+        _sections(schema, stage, "", parts, printed)
     return "\n".join(parts)
 
 
-def _sections(schema: type, prefix: str, parts: list[str], printed: set[type]) -> None:
+def _sections(
+    schema: type, stage: str, prefix: str, parts: list[str], printed: dict[type, tuple[str, str]]
+) -> None:
     types, docs = field_types(schema), field_docs(schema)
     plain = {name: kind for name, kind in types.items() if not dataclasses.is_dataclass(kind)}
     if prefix and schema not in printed:
         parts.append(f"### `{prefix}`\n\n{inspect.getdoc(schema)}\n")
     elif prefix:
-        parts.append(f"### `{prefix}`\n\nAs above.\n")
+        of_stage, first = printed[schema]
+        under = f" under [`mu {of_stage}`](#mu-{of_stage})" if of_stage != stage else ""
+        parts.append(f"### `{prefix}`\n\nThe keys of `{first}`{under}.\n")
         return
-    printed.add(schema)
+    printed[schema] = (stage, prefix)
     if plain:
         rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
         defaults = {field.name: field.default for field in dataclasses.fields(schema)}
@@ -52,7 +57,7 @@ def _sections(schema: type, prefix: str, parts: list[str], printed: set[type]) -
         parts.append("\n".join(rows) + "\n")
     for name, kind in types.items():
         if name not in plain:
-            _sections(kind, f"{prefix}.{name}" if prefix else name, parts, printed)
+            _sections(kind, stage, f"{prefix}.{name}" if prefix else name, parts, printed)
 
 
 def _words(kind: Any) -> str:

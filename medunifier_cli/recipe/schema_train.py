@@ -132,12 +132,13 @@ class TrainConfig(LoopConfig):
     """Length, batch size and intervals of training."""
 
     micro_batch: SamplesOrZero = 64
-    """Samples per rank and forward pass; 0 for the rank's whole share of the global batch. ITC and ITM
-    contrast the pairs of one pass over all ranks."""
+    """Samples per rank and forward pass; 0 for the rank's whole share of the global batch. In pre-training,
+    ITC and ITM contrast the pairs of one pass over all ranks."""
     valid_batches: CountOrZero = 50
     """Batches of a validation; 0 for the whole split."""
     change_contrast: bool = False
-    """Resume with a number of processes that changes how many pairs ITC and ITM contrast with each other."""
+    """Pre-training only: resume with a number of processes that changes how many pairs ITC and ITM contrast
+    with each other."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,9 @@ class PretrainTrainConfig(TrainConfig, CompileConfig):
     """Compute each layer of ITM's pass again in the backward pass instead of keeping it: less memory for more
     work; losses and gradients are the same."""
     valid_pairs: Pairs = 500
-    """Pairs of the valid split on which each validation also ranks the own partner of every image and text
-    (recall@1, 5 and 10, median rank) and asks ITM for the own text against another one; 0 for none. Needs
-    `objectives.itc`."""
+    """Pairs of the valid split on which each validation also ranks the paired text of every image and the
+    paired image of every text (recall@1, 5 and 10, median rank) and asks ITM for the paired text against
+    another one; 0 for none. Needs `objectives.itc`."""
     best: Literal["", "loss", "recall@1", "recall@5", "recall@10"] = ""
     """Keep the weights of the best validation too, and use them in all that follows: `loss`, the lowest
     total; `recall@K`, the highest mean of both directions among `train.valid_pairs`; empty for the weights of

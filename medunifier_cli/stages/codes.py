@@ -37,7 +37,7 @@ from medunifier_cli.run.encoding import Batches, Rows
 from medunifier_cli.run.provenance import data_facts
 from medunifier_cli.stages.priors.views import section_features, section_texts, token_rows
 from medunifier_cli.terminal.progress import Progress
-from medunifier_cli.terminal.say import say
+from medunifier_cli.terminal.say import counted, say
 
 BATCH = 64
 """Samples per forward pass and rank; changes no code."""
@@ -156,7 +156,7 @@ def encode_splits(
         for part in rows.values():
             part.remove()
         count, seconds = sum(part.total for part in rows.values()), time.monotonic() - started
-        say(f"{path}: {count:,} images encoded in {seconds:.0f} s")
+        say(f"{path}: {counted(count, 'image')} encoded in {seconds:.0f} s")
     world.barrier()
 
 

@@ -17,6 +17,13 @@ class Whole(click.IntRange):
     def __init__(self, low: int, high: int = LARGEST) -> None:
         super().__init__(low, high)
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a whole number", param, ctx)
+        return int(super().convert(value, param, ctx))
+
     def _describe_range(self) -> str:
         return f"x>={self.min}" if self.max == LARGEST else super()._describe_range()
 
@@ -25,6 +32,10 @@ class Number(click.FloatRange):
     """A finite number in a range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number", param, ctx)
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):  # a range without an end has infinity in it; every range has NaN
             self.fail(f"{value!r} is not a finite number", param, ctx)

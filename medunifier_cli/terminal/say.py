@@ -40,6 +40,11 @@ def say_more(line: str) -> None:
         say(line)
 
 
+def counted(n: int, one: str, many: str = "") -> str:
+    """`1 image`, `2,000 images`; `many` is the plural of a word that takes no plain `s`."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
 def show(text: str, err: bool = False) -> None:
     """Print a result as a whole, see `errors.printable`.
 

@@ -161,7 +161,7 @@ def _counts_rows(name: str) -> bool:
 def _prompts(path: str, classes: Sequence[str]) -> dict[str, list[str]]:
     if not path:
         return {}
-    prompts = read_yaml(Path(path), dict[str, list[str]])
+    prompts = read_yaml(Path(path), dict[str, list[str]], DataError, "write it as `class: [prompt, ...]`")
     missing = [name for name in classes if not prompts.get(name)]
     if missing:
         raise DataError(f"{path}: no prompts for {', '.join(missing[:5])}")

@@ -31,6 +31,7 @@ ROW, CELL = 500, 57
 JSON_BYTES = 1 << 27
 """Largest table in JSON, which takes several times its size to read; a CSV is read row by row."""
 SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet")
+SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods")
 
 
 class Rows(Protocol):
@@ -75,7 +76,8 @@ def open_rows(path: Path, encoding: str) -> Rows:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     if suffix not in SUFFIXES:
-        raise DataError(f"{path}: a table is one of {', '.join(SUFFIXES)}")
+        advice = "; save a spreadsheet as CSV (UTF-8)" if suffix in SPREADSHEETS else ""
+        raise DataError(f"{path}: a table is one of {', '.join(SUFFIXES)}{advice}")
     if suffix == ".parquet":
         from ..raw.parquet import ParquetRows
 

@@ -164,7 +164,9 @@ def test_nothing_usable_is_an_error(raw: Path, tmp_path: Path) -> None:
 
 def test_raw_folders_that_cannot_be_used(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert "no such folder with the raw data; give --raw" in refused(tmp_path / "nowhere", out)
+    line = refused(tmp_path / "nowhere", out)
+    assert "no such folder with the raw data; give --raw" in line
+    assert line.rstrip().endswith("`mu prepare covid-chestxray --list` says which files are needed")
     (tmp_path / "raw" / "images").mkdir(parents=True)
     assert "no metadata.csv" in refused(tmp_path / "raw", out)
     (tmp_path / "raw" / "images").rmdir()

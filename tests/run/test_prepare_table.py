@@ -206,6 +206,20 @@ def test_what_cannot_be_read_is_one_line(
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_no_table_or_a_spreadsheet_says_what_to_do(tmp_path: Path) -> None:
+    there = refusal("table", write(tmp_path / "raw", "", "films.xlsx"), tmp_path / "out")
+    assert there.endswith(".parquet; save a spreadsheet as CSV (UTF-8)")
+    assert "pairs.csv: no such file; give --raw FILE. Needed: a CSV" in refusal(
+        "table", tmp_path / "pairs.csv", tmp_path / "out"
+    )
+
+
+def test_prompts_of_another_form_say_how_to_write_them(tmp_path: Path) -> None:
+    prompts = write(tmp_path, "effusion: Left pleural effusion.\n", "prompts.yaml")
+    line = refusal("table", write(tmp_path / "raw", CSV), tmp_path / "out", f"prompts={prompts}")
+    assert line.endswith("write it as `class: [prompt, ...]`")
+
+
 def test_windows_text_with_its_encoding_named(tmp_path: Path) -> None:
     content = CSV.replace("No effusion", "Kein Erguß").encode("cp1252")
     found = prepare("table", write(tmp_path / "raw", content), tmp_path / "out", "encoding=windows-1252")

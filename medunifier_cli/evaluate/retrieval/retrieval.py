@@ -84,14 +84,14 @@ def measure_retrieval(
             (`retrieval-rerank<K>-...`); 0 for not.
 
     Returns:
-        Heading -> metrics: of the own partner, by class, and by class re-ranked if `rerank` is given.
+        Heading -> metrics: of the exact pair, by class, and by class re-ranked if `rerank` is given.
 
     Raises:
         CheckpointError: the run lacks ITC, or ITM with `rerank`.
         DataError: fewer than two samples with text; more candidates to re-rank than there are, or no classes
             to re-rank by.
     """
-    out = {"own partner, by similarity": measure_pairs(trained, benchmark)}
+    out = {"exact pair, by similarity": measure_pairs(trained, benchmark)}
     dataset, source = benchmark.plugin.name, benchmark.source
     features = embed_split(trained, source, dataset, benchmark.split, benchmark.shards)
     usable_n = features.has_text_n & (features.label_n >= 0)

@@ -23,6 +23,7 @@ from medunifier_cli.recipe.schema_train import LoopConfig
 from medunifier_cli.roots import find_run, runs_root, shards_folder
 from medunifier_cli.run.record import Run
 from medunifier_cli.stages.cached.plan import AnyRecipe, describe, plan_features, sizes_of
+from medunifier_cli.terminal.say import counted
 
 P = ParamSpec("P")
 
@@ -124,7 +125,8 @@ def check_split(folder: Path, split: str, hashes: bool) -> str:
     if not len(shards):
         raise DataError(f"{folder}: the split {split!r} is empty")
     method = "hashes" if hashes and entries else "sizes" if entries else "no manifest; members"
-    return f"{folder}: {len(shards):,} samples in {len(shards.names)} shards ({method} checked)"
+    samples, tars = counted(len(shards), "sample"), counted(len(shards.names), "shard")
+    return f"{folder}: {samples} in {tars} ({method} checked)"
 
 
 def check_image_size(dataset: str, size: int, folder: Path) -> str:
@@ -138,9 +140,13 @@ def check_image_size(dataset: str, size: int, folder: Path) -> str:
     if prepared is None:
         return f"{size}; the shards do not record their own"
     if prepared < size:
+        advice = (
+            f"with the same --raw and -o, --size {size} and another --name"
+            if manifest.get("plugin")
+            else f"into another folder: `mu prepare {dataset} --size {size} --out FOLDER`"
+        )
         raise DataError(
-            f"data.image_size: {size} pixels wanted, the shards hold {prepared}; prepare them again, into "
-            f"another folder: `mu prepare {manifest.get('plugin') or dataset} --size {size} --out FOLDER`"
+            f"data.image_size: {size} pixels wanted, the shards hold {prepared}; prepare them again, {advice}"
         )
     return str(size) if prepared == size else f"{size}, from {prepared} in the shards"
 

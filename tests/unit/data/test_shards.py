@@ -93,6 +93,8 @@ def test_missing_split_lists_the_splits_there_are(tmp_path: Path) -> None:
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder of shards; run `mu prepare` first"):
         Shards.open(tmp_path / "nowhere", "train")
+    with pytest.raises(DataError, match="no such folder of shards; run `mu prepare rsna` first"):
+        Shards.open(tmp_path / "shards" / "rsna", "train")
 
 
 def test_a_misspelt_folder_is_compared_with_those_beside_it(tmp_path: Path) -> None:

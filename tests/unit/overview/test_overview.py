@@ -130,7 +130,8 @@ def test_a_copy_has_the_comments_and_loads(tmp_path: Path) -> None:
     assert mu("recipes", "itc", "--copy", target).exit_code == 0
     assert target.read_text(encoding="utf-8").splitlines()[1].startswith("# Ablation of the paper")
     assert yaml.safe_load(target.read_text(encoding="utf-8"))["base"] == "full"
-    assert mu("recipes", "itc", "--copy", target).stderr.endswith("there already; give another name\n")
+    again = mu("recipes", "itc", "--copy", target)
+    assert again.stderr.endswith("exists already; name another file, or remove it\n")
     assert "ends in .yaml" in mu("recipes", "itc", "--copy", tmp_path / "mine").stderr
     nearby = tmp_path / "below"
     nearby.mkdir()

@@ -148,11 +148,16 @@ class TestMistakes:
         (line,) = problems("name: x\n", ("objectives.itc=0",))
         assert line.startswith("mine.yaml: objectives.itm: needs objectives.itc")
 
-    def test_missing_file_offers_the_nearest_shipped_recipe(self) -> None:
-        with pytest.raises(
-            RecipeError, match=r"no recipe recipes/demmo\.yaml; did you mean `demo`\? shipped: "
-        ):
-            load_recipe("recipes/demmo.yaml")
+    @pytest.mark.parametrize("name", ["recipes/demo.yaml", "nofile.yml", "folder/demo"])
+    def test_missing_file(self, name: str) -> None:
+        said = f"{name}: no such file; `mu recipes` lists the shipped ones"
+        with pytest.raises(RecipeError, match=f"^{re.escape(said)}$"):
+            load_recipe(name)
+
+    def test_misspelt_name_offers_the_nearest_shipped_recipe(self) -> None:
+        said = "no recipe ful; did you mean `full`? `mu recipes` lists all"
+        with pytest.raises(RecipeError, match=f"^{re.escape(said)}$"):
+            load_recipe("ful")
 
     def test_folder_is_no_recipe(self) -> None:
         Path("folder").mkdir()

@@ -36,6 +36,16 @@ def test_a_number_out_of_range_is_a_usage_error(verb: str, option: str, value: s
     assert f"Invalid value for '{option}'" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("verb", "option", "said"),
+    [("prepare", "--size", "'abc' is not a whole number"), ("report", "--top-p", "'abc' is not a number")],
+)
+def test_a_word_for_a_number_is_said_in_plain_words(verb: str, option: str, said: str) -> None:
+    result = CliRunner().invoke(cli.mu, [verb, option, "abc"])
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
 def test_every_option_that_takes_a_number_has_both_ends() -> None:
     context = click.Context(cli.mu)
     for verb in cli.mu.list_commands(context):

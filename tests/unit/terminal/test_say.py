@@ -7,10 +7,15 @@ import re
 
 import pytest
 
-from medunifier_cli.terminal.say import say, show
+from medunifier_cli.terminal.say import counted, say, show
 from tests.folders import ROOT
 
 HOSTILE = "a\x1b]0;title\x07b\rc\x9bd\u202ee\ud800"
+
+
+def test_one_thing_is_not_counted_in_the_plural() -> None:
+    assert [counted(n, "image") for n in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
+    assert [counted(n, "process", "processes") for n in (1, 2)] == ["1 process", "2 processes"]
 
 
 def test_results_keep_their_lines_and_letters(capsys: pytest.CaptureFixture[str]) -> None:
