@@ -39,22 +39,35 @@ def check_run_name(name: str) -> str:
     Raises:
         MuError: it would lead elsewhere, add lines to a job script, or be taken for an option.
     """
-    advice = "give the run another name with --name"
+    return check_name(name, "run", "MU_RUNS")
+
+
+def check_name(name: str, what: str, root: str) -> str:
+    """A name that is to become a folder.
+
+    Args:
+        what: it names, `run` or `data set`.
+        root: variable that says where such folders are.
+
+    Raises:
+        MuError: see `check_run_name`.
+    """
+    advice = f"give the {what} another name with --name"
     if not name.strip() or name in (".", ".."):
-        raise MuError(f"a run cannot be named {name!r}; {advice}")
+        raise MuError(f"a {what} cannot be named {name!r}; {advice}")
     for separator in ("/", "\\"):
         if separator in name:
             raise MuError(
-                f"{name!r}: the name of a run cannot contain '{separator}'; set MU_RUNS to choose the folder"
+                f"{name!r}: the name of a {what} cannot contain {separator}; set {root} to choose the folder"
             )
     # control characters and line ends, invisible ones, halves of characters
     if any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in name):
-        raise MuError(f"{name!r} has control characters, which no run's name may have; {advice}")
+        raise MuError(f"{name!r} has control characters, which no name of a {what} may have; {advice}")
     if name.startswith("-") or name != name.strip():
         raise MuError(f"{name!r} begins with a dash, or begins or ends with a blank; {advice}")
     if len(name) > NAME_CHARACTERS or len(name.encode()) > NAME_BYTES:
         raise MuError(
-            f"a run's name of {len(name)} characters is longer than {NAME_CHARACTERS} characters or "
+            f"the name of a {what} of {len(name)} characters is longer than {NAME_CHARACTERS} characters or "
             f"{NAME_BYTES} bytes; {advice}"
         )
     return name

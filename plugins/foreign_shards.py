@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -118,7 +120,7 @@ def _shards(raw: Path) -> list[Path]:
 
 def _split_of(shard: Path) -> str:
     """`cxr-train-000001.tar` or `val/000.tar` -> the split that a word of the name is."""
-    words = re.split(r"[^a-z]+", f"{shard.parent.name}/{shard.stem}".lower())
+    words = re.split(r"[^a-z]+", f"{Path(os.path.abspath(shard)).parent.name}/{shard.stem}".lower())
     return next((SPLITS[word] for word in reversed(words) if word in SPLITS), "")
 
 
@@ -212,10 +214,11 @@ def _meta(sample: _Sample, where: str) -> dict[str, Any]:
 def _records(
     shards: Sequence[Path], splits: Mapping[Path, str], options: Mapping[str, Any], classes: Sequence[str]
 ) -> Iterator[Record | Drop]:
+    names = _names(shards)
     for shard in shards:
         for sample in _samples(shard):
             where = f"{shard}: {sample.key}"
-            source = f"{shard.name}/{sample.key}"
+            source = f"{names[shard]}/{sample.key}"
             if sample.image is None:
                 yield Drop("missing", source)
                 continue
@@ -225,14 +228,14 @@ def _records(
             except NotTextError:
                 yield Drop("missing: text that is not UTF-8", source)
                 continue
-            names = [options["subject"]] if options["subject"] else SUBJECTS
-            subject = next((str(meta[name]) for name in names if meta.get(name) not in (None, "")), "")
+            keys = [options["subject"]] if options["subject"] else SUBJECTS
+            subject = next((str(meta[name]) for name in keys if meta.get(name) not in (None, "")), "")
             share = hash_share(subject or sample.key, options["seed"])
             drawn = next(name for name, end in SHARES.items() if share < end)
             labels: dict[str, float | None] = {name: float(name == found) for name in classes}
             yield Record(
                 key=_key(source),
-                image=EncodedImage(functools.partial(_slice, shard, *sample.image)),
+                image=EncodedImage(functools.partial(_slice, shard, *sample.image), container=shard),
                 split=options["split"] or splits.get(shard) or drawn,
                 subject=subject or source,
                 study=subject or source,
@@ -241,6 +244,16 @@ def _records(
                 labels=labels if found is not None else dict.fromkeys(classes),
                 text_kind="caption" if set(texts) <= {"caption"} else "report",
             )
+
+
+def _names(shards: Sequence[Path]) -> dict[Path, str]:
+    """What each shard is called: its name, with its folder where several have one name, as 00000.tar."""
+    alike = Counter(shard.name for shard in shards)
+    top = os.path.commonpath([os.path.abspath(shard.parent) for shard in shards])
+    return {
+        shard: shard.name if alike[shard.name] == 1 else Path(os.path.relpath(shard, top)).as_posix()
+        for shard in shards
+    }
 
 
 def _slice(shard: Path, offset: int, size: int) -> bytes:

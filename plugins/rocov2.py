@@ -211,7 +211,8 @@ def _of_parquet(raw: Path, files: Mapping[str, Sequence[Path]]) -> tuple[dict[st
                 for number, ((_, (name, caption)), cuis) in enumerate(
                     zip(texts, rows.lists("cui"), strict=True)
                 ):
-                    image = EncodedImage(functools.partial(read_image, rows.path, "image", number))
+                    read = functools.partial(read_image, rows.path, "image", number)
+                    image = EncodedImage(read, container=rows.path)
                     source = f"{rows.path.relative_to(raw).as_posix()}#{number}"
                     yield _Figure(split, name, image, source, caption, frozenset(map(str, cuis)), {})
 

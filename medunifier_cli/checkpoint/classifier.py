@@ -68,7 +68,7 @@ def restore_classifier(
         network's outputs.
 
     Raises:
-        CheckpointError: not such a run, or not finished.
+        CheckpointError: not such a run, not finished, or the pre-training run is gone or was trained again.
     """
     if not run.recipe.exists() or stage_of(run.recipe) != FinetuneRecipe.stage:
         raise CheckpointError(f"{run.folder}: not a run of `mu finetune`, which makes classifiers")
@@ -77,6 +77,13 @@ def restore_classifier(
     if best is None:
         raise CheckpointError(f"{run.folder}: not finished; run `mu finetune` again")
     pretrained = restore(Run(find_run(recipe.model.pretrained, run.folder)), device)
+    # A head on other features than its own would answer without an error.
+    expected = best.facts.get("pretrained", pretrained.identity)
+    if pretrained.identity != expected:
+        raise CheckpointError(
+            f"{run.folder}: fine-tuned from checkpoint {expected}, but {pretrained.run.folder} holds "
+            f"{pretrained.identity}; fine-tune again with --fresh"
+        )
     # From the run, not from the data set: these are the classes that the head was trained on, in its order,
     # even if the shards were prepared again or are gone.
     classes = trained_classes(run.folder / SAMPLES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.recipe.schema_prior import PriorRecipe
 from medunifier_cli.roots import find_run
 from medunifier_cli.run.record import Run
+from medunifier_cli.run.state import identities
 
 
 def recipe_of(run: Run) -> Any:
@@ -42,6 +44,16 @@ def made_from(run: Run) -> list[Run]:
             if start is not None and start.resolve() == here:
                 derived.append(Run(folder))
     return derived
+
+
+def of_these_weights(run: Run, result: Mapping[str, Any]) -> bool:
+    """Whether a result was derived from weights that the pre-training run `run` still holds.
+
+    Not so after the run was trained again or further. True where the result or the run does not tell.
+    """
+    recorded, there = result.get("pretrained"), identities(run)
+    name = recorded.get("hash") if isinstance(recorded, Mapping) else None
+    return name is None or not there or name in there
 
 
 def pretrained_of(recipe: FinetuneRecipe | PriorRecipe) -> str:

@@ -17,7 +17,7 @@ from medunifier_cli.errors import DataError, MuError, one_line_of
 from medunifier_cli.options import complete
 from medunifier_cli.options.shared import hinting, note_old, refuse_unused
 from medunifier_cli.plugin_index import DATASETS, load_all, load_dataset
-from medunifier_cli.roots import raw_folder, shards_folder
+from medunifier_cli.roots import check_name, raw_folder, shards_folder
 from medunifier_cli.run.processors import share
 from medunifier_cli.terminal.options import LARGEST, LIMIT, PROCESSES, Whole
 from medunifier_cli.terminal.output import FORMATS
@@ -141,6 +141,8 @@ def prepare(
     from medunifier_cli.prepare.prepare import Job, planned
     from medunifier_cli.prepare.prepare import prepare as run
 
+    if name:
+        check_name(name, "data set", "MU_DATA")
     plugin = _plugin(dataset)
     job = Job(
         plugin=plugin,

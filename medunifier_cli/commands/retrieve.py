@@ -31,7 +31,11 @@ def _count(name: str, dataset: str, split: str, ids: Path | None, **_: Any) -> i
     return count_samples(name, dataset, split, ids)
 
 
-def _check(query: str | None, image: Path | None, similar: bool, **_: Any) -> None:
+def _check(
+    query: str | None, image: Path | None, similar: bool, split: str, ids: Path | None, **_: Any
+) -> None:
+    if split and ids:
+        raise click.UsageError("--split and --ids name the samples; give one of them")
     if query is not None and image is not None:
         raise click.UsageError("search by --query or by --image, not by both")
     if query is None and image is None:

@@ -50,6 +50,8 @@ def _check(
         )
     if files and (split or ids):
         raise click.UsageError("give image files, or --split or --ids, not both")
+    if split and ids:
+        raise click.UsageError("--split and --ids name the samples; give one of them")
     if not files:
         refuse(OF_FILES, "is for image files")
     if files and (of_class or classes):
@@ -162,7 +164,7 @@ def zeroshot(
     outcomes = []
     for one in evaluation.ensembles_of(benchmark.plugin, prompts, count, ensemble, seed):
         outcome = evaluation.measure_zeroshot(trained, benchmark, one)
-        if outcome.picture.exists():  # not so in a run that this user may not write to
+        if outcome.picture is not None:
             say(
                 f"{benchmark.plugin.name}/{benchmark.split}, prompts {one.name or default}: "
                 f"confusion matrix in {outcome.picture}"
@@ -178,11 +180,13 @@ def _save_prompts(path: Path, name: str, dataset: str, prompts: str) -> None:
     from medunifier_cli.evaluate.retrieval.prompts import write_prompts
     from medunifier_cli.plugin_index import prepared_dataset
 
+    shards = ""
     if not dataset:
         from medunifier_cli.checkpoint.pretrained import pretrained_run
         from medunifier_cli.recipe.load import load_saved
         from medunifier_cli.recipe.schema import PretrainRecipe
 
-        dataset = load_saved(pretrained_run(name, "zeroshot").recipe, PretrainRecipe).data.dataset
-    write_prompts(path, prepared_dataset(dataset), prompts)
+        data = load_saved(pretrained_run(name, "zeroshot").recipe, PretrainRecipe).data
+        dataset, shards = data.dataset, data.shards
+    write_prompts(path, prepared_dataset(dataset, shards), prompts)
     show(str(path))

@@ -77,6 +77,8 @@ class EncodedImage:
 
     read: Callable[[], bytes]
     dicom_tone: DicomTone = "window"
+    container: Path | None = None
+    """The file around it: where its size changes, `mu prepare` makes its images again."""
 
 
 ImageSource = FileImage | ZipImage | EncodedImage | DrawnImage

@@ -18,6 +18,7 @@ from medunifier_cli.checkpoint.pretrained import PretrainedRun, run_for
 from medunifier_cli.data.contract import Batch, DatasetPlugin
 from medunifier_cli.data.disk.manifest import read_manifest
 from medunifier_cli.data.loader import SplitSource, eval_batches, eval_workers
+from medunifier_cli.data.shards import Shards
 from medunifier_cli.data.subset import open_keys, open_part, parts_of, read_keys
 from medunifier_cli.errors import MuError
 from medunifier_cli.plugin_index import prepared_dataset
@@ -123,7 +124,12 @@ def evaluation_batches(
 
 def patients(source: SplitSource, numbers: NDArray[np.int64]) -> NDArray[np.uint64] | None:
     """The patient of each of these samples, for intervals; None if the shards do not tell patients apart."""
-    patient_n: NDArray[np.uint64] = source.shards.index["subject"][source.rows[numbers]]
+    return patients_of(source.shards, source.rows[numbers])
+
+
+def patients_of(shards: Shards, row_n: NDArray[np.int64]) -> NDArray[np.uint64] | None:
+    """As `patients`, of rows of a split of shards."""
+    patient_n: NDArray[np.uint64] = shards.index["subject"][row_n]
     return patient_n if len(np.unique(patient_n)) > 1 else None
 
 

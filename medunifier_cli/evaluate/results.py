@@ -119,11 +119,12 @@ class Result:
         except (DataError, OSError):
             return None
         metrics: list[dict[str, Any]] = before.pop("metrics")
-        expected = self._content(trained)
+        expected = self.content(trained)
         del expected["metrics"]
         return metrics if before == expected else None
 
-    def _content(self, trained: PretrainedRun) -> dict[str, Any]:
+    def content(self, trained: PretrainedRun) -> dict[str, Any]:
+        """What the result file says, as it fits JSON."""
         return {
             "task": self.task,
             "dataset": self.dataset,
@@ -140,7 +141,7 @@ class Result:
 
     def write(self, trained: PretrainedRun) -> Path:
         """Write the result file; returns its path."""
-        content, path = self._content(trained), self.path(trained)
+        content, path = self.content(trained), self.path(trained)
         if trained.run.writable:
             make_folder(trained.run.results)
             write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from medunifier_cli.data.contract import DatasetPlugin, DrawnImage, Drop, Plan, Record
 from medunifier_cli.data.disk.manifest import MANIFEST
-from medunifier_cli.data.images.image import bytes_of, head_of, is_dicom, opened
+from medunifier_cli.data.images.image import head_of, is_dicom, opened
 from medunifier_cli.errors import DataError
 from medunifier_cli.files import create_file, explained
 from medunifier_cli.prepare.dataset_scan import Chunk, DatasetScan, in_plugin, records_of
@@ -33,7 +33,13 @@ from medunifier_cli.prepare.join import join
 from medunifier_cli.prepare.manifest import made_with, tally
 from medunifier_cli.prepare.render import TASK, Reject, RenderedSample, render_all
 from medunifier_cli.prepare.summary import planned_rows
-from medunifier_cli.prepare.write import Receipt, ShardWriter, is_intact, load_receipt
+from medunifier_cli.prepare.write import (
+    Receipt,
+    ShardWriter,
+    is_intact,
+    is_of_these_images,
+    load_receipt,
+)
 from medunifier_cli.temporary import temporary_name
 from medunifier_cli.terminal.progress import Progress
 
@@ -201,7 +207,7 @@ class _Call:
             self.planned.append(replace(chunk, records=()))
             of_this_part = chunk.ordinal % parts == number - 1
             receipt = self._finished(chunk) if of_this_part else None
-            finished = receipt is not None and not _replaced(receipt, chunk)
+            finished = receipt is not None and is_of_these_images(receipt, chunk)
             if finished and receipt:
                 for reject in receipt.rejects:
                     self._count_reject(reject.reason, reject.source)
@@ -248,14 +254,6 @@ class _Call:
         if drop.reason.startswith("missing"):
             self._count_reject(drop.reason, drop.source)
         self.progress.skip(1)
-
-
-def _replaced(receipt: Receipt, chunk: Chunk) -> bool:
-    """Whether a rejected file has another size now, as after a second download."""
-    if not receipt.rejects:
-        return False
-    images = {record.key: record.image for record in chunk.records}
-    return any(bytes_of(images[reject.key]) != reject.bytes for reject in receipt.rejects)
 
 
 def _check_decoders(chunk: Chunk) -> None:

@@ -15,6 +15,7 @@ import msgspec
 
 from medunifier_cli.data.disk.index import IndexRow
 from medunifier_cli.data.disk.manifest import Digest
+from medunifier_cli.data.images.image import bytes_of
 from medunifier_cli.errors import DataError
 from medunifier_cli.files import atomic_write, create_file, explained, sha256, sync
 from medunifier_cli.parsing import Count, read_json
@@ -100,6 +101,8 @@ class Receipt:
     """Names of all labels in the shard, in the order they appear."""
     rescaled: list[dict[str, str]] = field(default_factory=list)
     """Samples whose levels were not believed: `source`, `key` and `detail`. Older receipts have none."""
+    images: str = ""
+    """Hash of the sizes of the image files, see `sizes_of`. Older receipts have none."""
 
     @property
     def file(self) -> str:
@@ -111,6 +114,7 @@ class SavedReceipt(_SavedReceipt, total=False):
     """A receipt on disk."""
 
     rescaled: list[SavedRescaled]
+    images: str
 
 
 def load_receipt(folder: Path, name: str, fingerprint: str) -> Receipt | None:
@@ -137,6 +141,7 @@ def load_receipt(folder: Path, name: str, fingerprint: str) -> Receipt | None:
         key_bytes=max((len(row["key"]) for row in saved["rows"]), default=0),
         labels=tuple(dict.fromkeys(label for row in saved["rows"] for label in row["labels"])),
         rescaled=[dict(cast("dict[str, str]", one)) for one in saved.get("rescaled", [])],
+        images=saved.get("images", ""),
     )
 
 
@@ -146,6 +151,26 @@ def is_intact(folder: Path, receipt: Receipt) -> bool:
         return not receipt.samples or sha256(folder / receipt.file) == receipt.sha256
     except OSError:  # a damaged disk
         return False
+
+
+def sizes_of(chunk: Chunk) -> str:
+    """Hash of the sizes in bytes of a chunk's image files.
+
+    Not of their times, which differ between the copies of a download that the parts of a job array may read.
+    """
+    sizes = [bytes_of(record.image) for record in chunk.records]
+    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:16]
+
+
+def is_of_these_images(receipt: Receipt, chunk: Chunk) -> bool:
+    """Whether the image files have the sizes that they had when the shard was made.
+
+    They have others after a second download, or with another folder of raw data.
+    """
+    if receipt.images:
+        return receipt.images == sizes_of(chunk)
+    images = {record.key: record.image for record in chunk.records}
+    return all(bytes_of(images[reject.key]) == reject.bytes for reject in receipt.rejects)
 
 
 def load_rows(folder: Path, receipt: Receipt) -> list[IndexRow]:
@@ -174,6 +199,7 @@ class ShardWriter:
     def __init__(self, folder: Path, chunk: Chunk, form: str) -> None:
         self.folder = folder
         self.chunk = chunk
+        self._images = sizes_of(chunk)  # before any is decoded: one that changes meanwhile is made again
         self.form = form
         self.rows: list[IndexRow] = []
         self.rejects: list[Reject] = []
@@ -235,6 +261,7 @@ class ShardWriter:
             "rejects": [asdict(reject) for reject in self.rejects],
             "counts": counts,
             "rescaled": self.rescaled,
+            "images": self._images,
         }
         with atomic_write(receipt_path(self.folder, self.chunk.name)) as file:
             file.write(json.dumps(receipt, ensure_ascii=False).encode(errors="replace"))

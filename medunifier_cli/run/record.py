@@ -57,10 +57,15 @@ class Run:
         self.samples = folder / "samples"
         self.cache = folder / "cache"
         self.profile = folder / "profile"
+        self.elsewhere = False
+        """Whether `results` is a folder of the user's choice."""
 
     @property
     def writable(self) -> bool:
         """Whether this user may write results and caches of the run; reading needs no such right."""
+        if self.elsewhere:  # the next folder above it that is there
+            there = next(path for path in (self.results, *self.results.absolute().parents) if path.exists())
+            return os.access(there, os.W_OK)
         paths = (self.folder, self.results, self.cache)
         return all(os.access(path, os.W_OK) for path in paths if path.exists())
 

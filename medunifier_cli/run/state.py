@@ -24,6 +24,12 @@ def saved_step(run: Run) -> int | None:
     return max(steps, default=None)
 
 
+def identities(run: Run) -> set[str]:
+    """Hashes of the checkpoints that are there, as result files name them; see `store.identity`."""
+    found = run.checkpoints.glob(f"step-{'[0-9]' * 8}/{DONE}")
+    return {path.read_text(encoding="ascii", errors="replace").strip()[:16] for path in found}
+
+
 def is_trained_now(run: Run) -> bool:
     """Whether a process holds the run, as far as the file system has locks."""
     try:

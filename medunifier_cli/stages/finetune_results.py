@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from medunifier_cli.checkpoint.pretrained import PretrainedRun
 from medunifier_cli.data.labels.labelled import LabelledFeatures, LabelledImages, counts
 from medunifier_cli.data.labels.samples import EXTRA
+from medunifier_cli.evaluate.benchmark import patients_of
 from medunifier_cli.evaluate.results import Metric, Result, write_samples
 from medunifier_cli.recipe.schema_finetune import FinetuneRecipe
 from medunifier_cli.scores.bootstrap import intervals
@@ -65,7 +66,7 @@ def measure(
     result = scores_of(target, scores_nC, classes)
     spread = intervals(
         lambda rows: scores_of(target[rows], scores_nC[rows], classes).scores, len(target),
-        groups=images.shards.index["subject"][images.rows], seed=INTERVAL_SEED,
+        groups=patients_of(images.shards, images.rows), seed=INTERVAL_SEED,
     )  # fmt: skip
     chance = _chance_levels(target, len(classes))
     metrics = [

@@ -58,6 +58,8 @@ class Columns:
     """Column of class names, for a table with one row for each label; then `labels` is empty."""
     labels: tuple[str, ...]
     """Columns of 1, 0, -1 or blank, one for each class."""
+    passed_over: str = ""
+    """A column with the usual name of one of classes, which is not used, as there are columns of labels."""
 
     def all(self) -> list[str]:
         """All that are there, each once."""
@@ -92,6 +94,7 @@ def choose(
     for role in ("image", "patient", "study", "split", "view"):
         if given[role]:
             roles[role] = "" if given[role] == "none" else _named(shown, role, given[role], columns)
+    passed_over = ""
     if given["all"]:
         roles["split"] = ""
     if given["text"]:
@@ -102,14 +105,14 @@ def choose(
         if len(labels) == 1 and labels[0] not in like_labels:
             roles["label"], labels = labels[0], ()
     elif labels:
-        roles["label"] = ""
+        passed_over, roles["label"] = roles["label"], ""
     if not roles["image"]:
         raise DataError(
             f"{shown}: no column of images; name it with -o image=COLUMN (columns: {column_names(columns)})"
         )
     used = {roles[role] for role in ("image", "patient", "study", "split", "view")} | set(texts)
     return Columns(
-        texts=texts, labels=tuple(name for name in labels if name not in used),
+        passed_over=passed_over, texts=texts, labels=tuple(name for name in labels if name not in used),
         **{role: roles[role] for role in ("image", "patient", "study", "split", "view", "origin", "label")},
     )  # fmt: skip
 
@@ -126,7 +129,8 @@ def described(columns: Columns) -> str:
     if not (columns.label or columns.labels):
         missing.append("labels")
     none = f"; none for {', '.join(missing)}" if missing else ""
-    return f"columns: {'; '.join(shown)}{none}"
+    instead = f"; not {columns.passed_over}, unless -o labels={columns.passed_over} asks for it"
+    return f"columns: {'; '.join(shown)}{none}{instead if columns.passed_over else ''}"
 
 
 def unused(columns: Columns, of_table: Sequence[str]) -> str:

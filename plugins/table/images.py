@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from medunifier_cli.data.contract import DataError
 
-__all__ = ["ImageFolder"]
+__all__ = ["ImageFolder", "as_posix"]
 
 SUFFIXES = (".dcm", ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".dcm.gz")
 """Tried where a table names images without one, as a column of ids does."""
@@ -24,10 +26,12 @@ class ImageFolder:
     Args:
         root: of the table.
         shown: name of the table, for messages.
+        listed: the images of all rows, as the table names them.
     """
 
-    def __init__(self, root: Path, shown: str) -> None:
+    def __init__(self, root: Path, shown: str, listed: Iterable[str] = ()) -> None:
         self.root, self.shown = root, shown
+        self._listed = Counter(PurePosixPath(value).name for value in {as_posix(one) for one in listed})
 
     def find(self, value: str, place: str) -> Path | None:
         """The file of one row; None if there is none.
@@ -44,8 +48,13 @@ class ImageFolder:
                 path = self.root / folder / f"{value}{suffix}".replace("\\", "/")
                 if _is_file(path):
                     return path
-        name = PurePosixPath(value.replace("\\", "/")).name
+        listed = PurePosixPath(as_posix(value))
+        name = listed.name
         found = self._by_name.get(name) or self._by_stem.get(name) or []
+        if len(listed.parts) > 1:
+            whole = [path for path in found if _ends_with(path.parent, listed.parent)]
+            # of `site1/0.png` and `site2/0.png` one may be missing: the other one is no stand-in
+            found = whole or (found if self._listed[name] <= 1 else [])
         if len(found) > 1:
             shown = " and ".join(path.relative_to(self.root).as_posix() for path in found[:2])
             raise DataError(f"{self.shown}, {place}: {name} is the name of {shown}; give paths, not names")
@@ -73,6 +82,15 @@ class ImageFolder:
         for path in self._files:
             table.setdefault(path.name.removesuffix(".gz").rpartition(".")[0], []).append(path)
         return table
+
+
+def as_posix(value: str) -> str:
+    """A path of a table as one spelling: `.\\a\\0.png` -> `a/0.png`."""
+    return posixpath.normpath(value.replace("\\", "/")) if value else ""
+
+
+def _ends_with(folder: Path, end: PurePosixPath) -> bool:
+    return folder.parts[-len(end.parts) :] == end.parts
 
 
 def _is_file(path: Path) -> bool:

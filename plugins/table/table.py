@@ -16,7 +16,7 @@ from medunifier_cli.data.contract import DataError, Drop, EncodedImage, FileImag
 from ..raw.sampling import hash_share
 from ..raw.tables import reads_as_name
 from .columns import Columns
-from .images import ImageFolder
+from .images import ImageFolder, as_posix
 from .rows import Rows
 from .values import (
     MOST_CLASSES,
@@ -105,6 +105,9 @@ class Table:
         # the bytes of images in Parquet come with a path that need not be unique
         if not _is_stored(source, columns):
             rows = _merged(rows, columns)
+        if not (columns.split or whole):
+            there = {row.split for row in rows if isinstance(row, _Row)}
+            warnings += [f"no row is in {name}" for name in SHARES if name not in there]
         return cls(source, columns, rows, classes, notes, warnings)
 
     @property
@@ -114,7 +117,9 @@ class Table:
 
     def records(self, path: Path) -> Iterator[Record | Drop]:
         """The records; keys are the images' names, with a number where several are alike."""
-        folder = ImageFolder(path.parent, self.source.shown)
+        listed = (row.image for row in self.rows if isinstance(row, _Row))
+        folder = ImageFolder(path.parent, self.source.shown, listed)
+        split_of: dict[Path, tuple[str, str]] = {}
         stored = _is_stored(self.source, self.columns)
         seen: Counter[str] = Counter()
         kind = "caption" if self.columns.texts == (_named("caption", self.columns.texts),) else "report"
@@ -126,16 +131,22 @@ class Table:
             if stored:
                 from ..raw.parquet import read_image
 
-                shown = f"{path.name}#{row.number}"
-                source = EncodedImage(functools.partial(read_image, path, self.columns.image, row.number))
+                shown = _shown(self.source, self.columns, row.image, row.number)
+                read = functools.partial(read_image, path, self.columns.image, row.number)
+                source = EncodedImage(read, container=path)
                 stem = Path(row.image).stem if row.image else f"{path.stem}-{row.number:06d}"
             else:
                 found = folder.find(row.image, row.place)
                 if found is None:
                     yield Drop("missing", row.image or f"{path.name}, {row.place}")
                     continue
-                shown, stem = row.image.replace("\\", "/"), Path(row.image.replace("\\", "/")).stem
+                shown = _shown(self.source, self.columns, row.image, row.number)
+                stem = Path(shown).stem
                 source = FileImage(found)
+                split, place = split_of.setdefault(found, (row.split, row.place))
+                if split != row.split:
+                    both = f"{self.source.shown}, {place} and {row.place}: both are of {shown}"
+                    raise DataError(f"{both}, which would be in {split} and in {row.split}")
             key = _key(stem)
             seen[key] += 1
             yield Record(
@@ -164,7 +175,7 @@ def _row(
     place, values = one
     where = f"{source.shown}, {place}"
     image, patient = values[columns.image], values.get(columns.patient, "")
-    shown = where if _is_stored(source, columns) or not image else image
+    shown = _shown(source, columns, image, number) if image or _is_stored(source, columns) else where
     view = values.get(columns.view, "")
     views = [name.strip().lower() for name in options["views"].split(",") if name.strip()]
     if views and view.lower() not in views:
@@ -198,6 +209,16 @@ def _row(
     return _Row(
         place, image, number, split, patient, values.get(columns.study, ""), view, texts, labels, origin
     )  # fmt: skip
+
+
+def _shown(source: Rows, columns: Columns, image: str, number: int) -> str:
+    """What an image is called in lists, and a patient of its own where no column names one.
+
+    The same wherever the table lies and however its folders are written, as splits are drawn by it.
+    """
+    if _is_stored(source, columns):
+        return f"{Path(source.shown).name}#{number}"
+    return as_posix(image)
 
 
 def _whole(options: Mapping[str, Any], shown: str) -> str:
@@ -243,27 +264,35 @@ def _merged(rows: Sequence[_Row | Drop], columns: Columns) -> list[_Row | Drop]:
         DataError: two rows of one image contradict each other in split or patient.
     """
     first: dict[tuple[Any, ...], int] = {}
+    owner: dict[str, _Row] = {}
     merged: list[_Row | Drop] = []
     for row in rows:
         if isinstance(row, Drop) or not row.image:
             merged.append(row)
             continue
-        known = first.setdefault((row.image, row.texts), len(merged))
+        image = as_posix(row.image)
+        other = owner.setdefault(image, row)
+        if (other.split, other.patient) != (row.split, row.patient):
+            raise DataError(f"{other.place} and {row.place} are of one image, with another split or patient")
+        known = first.setdefault((image, row.texts), len(merged))
         if known == len(merged):
             merged.append(row)
             continue
         before = merged[known]
         assert isinstance(before, _Row)
-        if (before.split, before.patient) != (row.split, row.patient):
-            raise DataError(f"{before.place} and {row.place} are of one image, with another split or patient")
         if columns.label:
-            both = {**before.labels, **{n: v for n, v in row.labels.items() if v == 1}}
+            both = {name: _either(before.labels[name], value) for name, value in row.labels.items()}
             merged[known] = _Row(**{**vars(before), "labels": both})
             continue
         if before.labels != row.labels:
             raise DataError(f"{before.place} and {row.place} are of one image, with other labels")
         merged.append(Drop("filtered: repeated row", row.image))
     return merged
+
+
+def _either(a: float | None, b: float | None) -> float | None:
+    """A class is there if one row names it, and unknown only if both are blank."""
+    return max((value for value in (a, b) if value is not None), default=None)
 
 
 def _named(name: str, texts: Sequence[str]) -> str:

@@ -16,6 +16,8 @@ LABELS: Mapping[str, float | None] = {
     "": None, "nan": None, "na": None, "n/a": None, "none": None, "null": None,
 }  # fmt: skip
 """Value in lower case -> 1 positive, 0 negative, -1 uncertain, None blank."""
+BLANK = ("nan", "na", "n/a", "null")
+"""In lower case, what programs write for no value; `none` may well be the name of a class."""
 SPLITS = {
     "train": "train", "training": "train", "val": "valid", "valid": "valid", "validate": "valid",
     "validation": "valid", "dev": "valid", "test": "test", "testing": "test",
@@ -46,8 +48,9 @@ def label_of(value: str, where: str) -> float | None:
 
 
 def class_names(value: str) -> list[str]:
-    """`Effusion|Edema` -> both; NIH's form of several labels in one column."""
-    return [name for part in value.split("|") if (name := " ".join(part.split()))]
+    """`Effusion|Edema` -> both; NIH's form of several labels in one column. Of a blank, none."""
+    names = [name for part in value.split("|") if (name := " ".join(part.split()))]
+    return [name for name in names if name.lower() not in BLANK]
 
 
 def split_names(values: Iterable[str], mapping: str, shown: str) -> dict[str, str]:
@@ -58,14 +61,14 @@ def split_names(values: Iterable[str], mapping: str, shown: str) -> dict[str, st
         mapping: the user's, `0=train,1=valid`; empty for the usual names.
 
     Raises:
-        DataError: numbers of folds that nobody has assigned, or no name of a split.
+        DataError: a value that nobody has assigned, or no name of a split.
     """
     given = {}
     for part in filter(None, (part.strip() for part in mapping.split(","))):
         value, equals, name = part.partition("=")
         if not equals or not SPLIT.fullmatch(name):
             raise DataError(f"-o splits={mapping}: expected VALUE=SPLIT,... such as 0=train,1=valid,2=test")
-        given[value.strip()] = name
+        given[value.strip()] = SPLITS.get(name.lower(), name)
     names = {}
     for value in sorted(values):
         name = given.get(value) or SPLITS.get(value.lower()) or value
@@ -77,6 +80,10 @@ def split_names(values: Iterable[str], mapping: str, shown: str) -> dict[str, st
         if value and not SPLIT.fullmatch(name):
             raise DataError(
                 f"{shown}: {quoted(value)} is no name of a split; name one with -o splits=VALUE=train"
+            )
+        if given and value and value not in given and value.lower() not in SPLITS:
+            raise DataError(
+                f"{shown}: -o splits={mapping} says nothing of {quoted(value)}; add {value}=SPLIT to it"
             )
         names[value] = name
     return names

@@ -21,7 +21,7 @@ AS_PUBLISHED: dict[str, dict[str, Any]] = {
     "report": {"n": 3000, "limit": 0, "decoding": BEAMS},
     "finetune": {
         "fraction": 1.0, "head": "two-linear", "frozen": False, "balanced": False,
-        "rates": {"model": 3e-6, "head": 3e-4},
+        "rates": {"model": 3e-6, "head": 3e-4}, "train": {"split": "train"},
     },
     "synthesis": {"real": {"name": "mimic-cxr/train", "n": 200_000}},
     "synthesis validation": {"fake": {"name": "mimic-cxr/valid", "n": 1700}},

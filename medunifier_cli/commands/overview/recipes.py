@@ -34,8 +34,11 @@ def recipes(recipe: str | None, overrides: tuple[str, ...], target: Path | None)
         show(render(shipped_rows(), form(), words=4))
     elif target is not None:
         refuse({"overrides", "format"}, "has no effect on --copy, which leaves the recipe as it is")
+        from medunifier_cli.recipe.load import load_any
+
         copy_recipe(recipe, target)
-        say(f"{target}: copied; its runs are called {target.stem} unless --name says otherwise")
+        name = load_any(target).name or target.stem
+        say(f"{target}: copied; its runs are called {name} unless --name says otherwise")
     elif form() == "text":
         show(with_origins(recipe, overrides))
     else:

@@ -144,10 +144,12 @@ def head_of(source: ImageSource, size: int = 132) -> bytes:
 
 
 def bytes_of(source: ImageSource) -> int | None:
-    """Size of the file, None if there is none. A changed size shows that a rejected file was replaced."""
+    """Size of the file, or of the one around it; None if there is none. Another size means another image."""
     try:
         if isinstance(source, FileImage):
             return source.path.stat().st_size
+        if isinstance(source, EncodedImage) and source.container is not None:
+            return source.container.stat().st_size
         if isinstance(source, ZipImage):
             return _archive(source.archive).getinfo(source.member).file_size
     except UNREADABLE:

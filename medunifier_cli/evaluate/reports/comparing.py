@@ -113,7 +113,7 @@ def render_comparison(comparison: Comparison, form: str) -> str:
 def _paired(a: Rows, b: Rows, path_a: Path, path_b: Path) -> tuple[Rows, Rows, str, list[str]]:
     """The rows of images that both files have, in the order of A; by what they were paired; and notes."""
     notes = []
-    if all(row.get("key") for row in (*a, *b)):
+    if all(row.get("key") not in (None, "") for row in (*a, *b)):
         paired = "key"
         # another program's file often has no `dataset`
         several = all(row.get("dataset") for row in (*a, *b))

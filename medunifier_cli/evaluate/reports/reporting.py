@@ -74,9 +74,11 @@ def report_split(
     from medunifier_cli.evaluate.reports.writer import Writer, save_rows, write_split
 
     benchmark = open_benchmark(trained, dataset, split)
+    target = _with_results_in(trained, out)
+    if not target.run.writable:  # said now, and not when hours of reports are lost
+        raise DataError(f"{target.run.results}: this user may not write there; give --out FOLDER")
     writer = Writer(trained, decoding, trained_sections(trained))
     rows, cut = write_split(writer, benchmark.source, benchmark.plugin.name, limit)
-    target = _with_results_in(trained, out)
     path = target.run.results / f"reports-{benchmark.plugin.name}-{benchmark.split}.jsonl"
     save_rows(rows, path, benchmark.shards)
     constant, missing = _constant(trained)
@@ -195,5 +197,5 @@ def _with_results_in(trained: PretrainedRun, out: Path | None) -> PretrainedRun:
     if out is None:
         return trained
     run = copy.copy(trained.run)
-    run.results = out
+    run.results, run.elsewhere = out, True
     return dataclasses.replace(trained, run=run)

@@ -165,7 +165,7 @@ def score_rows(
 
 def groups_of(rows: Sequence[dict[str, Any]]) -> NDArray[np.str_] | None:
     """The patient of each report, whom the bootstrap resamples as a whole; None if rows do not name them."""
-    subjects = np.array([str(row.get("subject") or "") for row in rows])
+    subjects = np.array(["" if row.get("subject") is None else str(row["subject"]) for row in rows])
     return subjects if len(set(subjects.tolist())) > 1 and all(subjects) else None
 
 

@@ -95,7 +95,8 @@ def embed_split(
     path = trained.run.folder / "cache" / f"embeddings-{dataset}-{split}.h5"
     arrays = encoded_mapped(path, made_of, len(source), lambda first: _embed(trained, source, first), "image")
     keys = source.shards.keys(source.rows)
-    return Embeddings(arrays["image"], arrays["text"], arrays["label"], arrays["has_text"], keys)
+    # labels as the data set's plugin has them now: no model is asked for them
+    return Embeddings(arrays["image"], arrays["text"], source.labels, arrays["has_text"], keys)
 
 
 def need_itc(trained: PretrainedRun) -> None:

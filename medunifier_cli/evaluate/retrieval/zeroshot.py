@@ -6,7 +6,7 @@ n images, Q queries, C classes.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from medunifier_cli.data.contract import DatasetPlugin
 from medunifier_cli.errors import DataError
 from medunifier_cli.evaluate.benchmark import Benchmark, patients
 from medunifier_cli.evaluate.render import render
-from medunifier_cli.evaluate.results import Metric, Result, read_result, table, tables, write_samples
+from medunifier_cli.evaluate.results import Metric, Result, table, tables, write_samples
 from medunifier_cli.evaluate.retrieval import prompts as prompt_sets
 from medunifier_cli.evaluate.retrieval.embed import (
     Chosen,
@@ -52,11 +52,18 @@ class Ensemble:
     """`max` or `mean` over the prompts of a class."""
     seed: int = 0
     """Seed of the sampled prompts."""
+    drawn: int = 15
+    """Prompts per class in the data set's literature, from which `count` may differ."""
 
     @property
     def task(self) -> str:
-        """Name of the result: the paper's protocol is `zeroshot`."""
-        return "-".join(["zeroshot", *filter(None, [self.name, "mean" if self.over == "mean" else ""])])
+        """Name of the result: of the paper's protocol `zeroshot`; another one keeps a result of its own."""
+        differs = [
+            self.name, "mean" if self.over == "mean" else "",
+            "" if self.count == self.drawn else f"{self.count or 'all'}-prompts",
+            f"seed-{self.seed}" if self.seed and self.count else "",
+        ]  # fmt: skip
+        return "-".join(["zeroshot", *filter(None, differs)])
 
     def sampled(self, classes: Sequence[str]) -> dict[str, list[str]]:
         """The prompts in use, by class."""
@@ -70,9 +77,10 @@ class Outcome:
     metrics: list[Metric]
     notes: list[str]
     """Classes left out of a mean, with the reason."""
-    result: Path
-    picture: Path
-    """Of the confusion matrix."""
+    content: Mapping[str, Any]
+    """Of the result file."""
+    picture: Path | None
+    """Of the confusion matrix; None where this user may not write."""
 
 
 def ensembles_of(
@@ -84,9 +92,10 @@ def ensembles_of(
         prompts: see `select_prompt_sets`.
         count: prompts per class; None for the number used in the data set's literature.
     """
-    count = plugin.prompts_drawn if count is None else count
+    drawn = plugin.prompts_drawn
+    count = drawn if count is None else count
     sets = prompt_sets.select_prompt_sets(plugin, prompts)
-    return [Ensemble(texts, name, count, over, seed) for name, texts in sets.items()]
+    return [Ensemble(texts, name, count, over, seed, drawn) for name, texts in sets.items()]
 
 
 def class_scores(
@@ -149,7 +158,7 @@ def measure_zeroshot(trained: PretrainedRun, benchmark: Benchmark, ensemble: Ens
     keys = [key for key, usable in zip(features.keys, usable_n, strict=True) if usable]
     rows = (_row(*row, classes) for row in zip(keys, probability_nC, labels.tolist(), strict=True))
     samples = write_samples(trained.run, ensemble.task, dataset, split, rows)
-    path = Result(
+    result = Result(
         ensemble.task, dataset, split, benchmark.shards, n=len(labels), seed=ensemble.seed, metrics=metrics,
         protocol=protocol(ensemble),
         more={
@@ -160,11 +169,12 @@ def measure_zeroshot(trained: PretrainedRun, benchmark: Benchmark, ensemble: Ens
             "left_out_without_one_class": int((~usable_n).sum()), "samples": samples.name,
             "bootstrap_seed": BOOTSTRAP_SEED,
         },
-    ).write(trained)  # fmt: skip
-    picture = path.with_suffix(".confusion.png")
+    )  # fmt: skip
+    picture = result.write(trained).with_suffix(".confusion.png")
     if trained.run.writable:
         save_confusion(confusion, classes, picture)
-    return Outcome(metrics, scores.notes, path, picture)
+    written = picture if trained.run.writable else None
+    return Outcome(metrics, scores.notes, result.content(trained), written)
 
 
 def _metrics(
@@ -200,7 +210,7 @@ def render_outcomes(outcomes: Sequence[tuple[Ensemble, Outcome]], default: str, 
         default: name of the data set's default prompt set.
     """
     if form == "json":
-        return json.dumps([read_result(outcome.result) for _, outcome in outcomes], indent=1)
+        return json.dumps([outcome.content for _, outcome in outcomes], indent=1, sort_keys=True)
     if form == "csv":
         rows: list[list[object]] = [["result", "metric", "value", "low", "high", "baseline"]]
         for ensemble, outcome in outcomes:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medunifier_cli.checkpoint.lineage import base_of, made_from, recipe_of
+from medunifier_cli.checkpoint.lineage import base_of, made_from, of_these_weights, recipe_of
 from medunifier_cli.evaluate.render import number
 from medunifier_cli.evaluate.results import read_result
 from medunifier_cli.evaluate.tables.demands import differences
@@ -74,7 +74,12 @@ def read_evidence(run: Run) -> Evidence:
         out.notes.append(f"{reason}; its objectives are unknown")
     paths = [path for one in [run, *made_from(run)] for path in one.results.glob("*.json")]
     paths.sort(key=lambda path: (-path.stat().st_mtime, str(path)))
-    out.results = [(path, read_result(path)) for path in paths]
+    for path in paths:
+        result = read_result(path)
+        if base is None or of_these_weights(base, result):
+            out.results.append((path, result))
+        else:
+            out.notes.append(f"{path}: left out, as it is of other weights than those of {base.folder.name}")
     return out
 
 

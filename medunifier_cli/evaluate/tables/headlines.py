@@ -47,13 +47,13 @@ def headlines(run: Run) -> list[Headline]:
         DataError: a damaged result file.
     """
     results = results_of(run)
-    tasks = {(result["task"], result["dataset"]) for result in results}
+    tasks = {(result["task"], result["dataset"], result["split"]) for result in results}
     judged = [result for result in results if result["task"] == JUDGED]
     synthetic = any(_is_synthetic(result) for result in judged)
     shown = []
     for result in results:
         task, dataset, split = result["task"], result["dataset"], result["split"]
-        if (INSTEAD.get(task), dataset) in tasks or (
+        if (INSTEAD.get(task), dataset, split) in tasks or (
             task == JUDGED and synthetic and not _is_synthetic(result)
         ):
             continue

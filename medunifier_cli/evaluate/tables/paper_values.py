@@ -102,6 +102,7 @@ def _finetuned(dataset: str, metric: str) -> tuple[Measure, ...]:
         *_measured_as("finetune", "test"),
         Demand("head", ("two-linear",), "head"),  # the authors'; the paper does not describe it
         Demand("frozen", (False,), "frozen model"),
+        Demand("train.split", ("train",), "split trained on"),
         Demand("extra", ((),), "further data sets trained on", may_lack=True),
         Demand("balanced", (False,), "classes weighted by frequency"),
         Demand("rates.model", (3e-6,), "learning rate of the model"),  # appendix 2, as the next

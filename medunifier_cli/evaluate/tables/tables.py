@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from medunifier_cli.checkpoint.lineage import made_from
+from medunifier_cli.checkpoint.lineage import made_from, of_these_weights
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.evaluate.render import for_programs, interval, number, render
 from medunifier_cli.evaluate.results import Metric, read_results
@@ -42,8 +42,10 @@ def rows_of(runs: Sequence[Run], intervals: bool = False) -> list[list[Any]]:
             for entry in result["metrics"]:
                 metric = Metric.from_json(entry)
                 key = (result["task"], f"{result['dataset']}/{result['split']}", metric.title)
-                row = rows.setdefault(key, [None if intervals else ""] * (1 + per_run * len(runs)))
-                row[0] = metric.baseline if intervals else number(metric.baseline)
+                baseline = metric.baseline if intervals else number(metric.baseline)
+                row = rows.setdefault(key, [baseline, *[None if intervals else ""] * (per_run * len(runs))])
+                if row[0] != baseline:  # of other data or another setting: none is that of all
+                    row[0] = None if intervals else "differs"
                 start = 1 + per_run * column
                 row[start : start + per_run] = _cells(metric, intervals)
     return [header, *([*key, *row] for key, row in rows.items())]
@@ -89,8 +91,9 @@ def results_of(run: Run) -> list[Mapping[str, Any]]:
     """
     results: list[Mapping[str, Any]] = [*read_results(run.results)]
     for other in made_from(run):
-        own = f" ({other.folder.name})"
-        results += [result | {"task": result["task"] + own} for result in read_results(other.results)]
+        for result in read_results(other.results):
+            stale = "" if of_these_weights(run, result) else ", of other weights"
+            results.append(result | {"task": f"{result['task']} ({other.folder.name}{stale})"})
     if not results:
         raise CheckpointError(f"{run.folder}: no results yet; run `mu retrieve` or `mu zeroshot` first")
     return results

@@ -70,6 +70,7 @@ def test_what_was_measured_as_published_fills_its_cell(measured: Any, tables: li
         (REPORT, {"decoding": BEAMS | {"beams": 8}}, "number of beams 8, must be 3"),
         (TUNED, {"head": "linear"}, "not in tables 1 and A1: head linear, must be two-linear"),
         (TUNED, {"frozen": True}, "frozen model yes, must be no"),
+        (TUNED, {"train": {"split": "train-0.01"}}, "split trained on train-0.01, must be train"),
         (TUNED, {"balanced": True}, "classes weighted by frequency yes, must be no"),
         (TUNED, {"rates": {"model": 1e-5, "head": 3e-4}}, "learning rate of the model 1e-05, must be 3e-06"),
         (TUNED, {"fraction": 0.05}, "not in table 1: share of the training data 0.05"),
