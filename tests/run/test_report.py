@@ -320,3 +320,20 @@ def test_references_without_words_are_left_out_and_counted() -> None:
     assert "1 of 4 references have no words; left out" in scored.notes
     with pytest.raises(DataError, match="no report to score"):
         score_rows([], None)
+
+
+def test_where_nothing_can_be_written_no_report_is_generated_in_vain(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: not Path(path).is_relative_to(root / "runs"))
+    ask = ("report", "--run", "r", "--split", "test", "--sample", "greedy", "--limit", 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Writer, "write", None)
+        done = call(root, *ask)
+    assert done.exit_code == 1
+    assert "this user may not write there; give --out FOLDER" in done.stderr.splitlines()[-1]
+    done = call(root, *ask, "--out", tmp_path / "mine")
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in (tmp_path / "mine").iterdir()} >= {
+        "report-phantom-test.json", "reports-phantom-test.jsonl",
+    }  # fmt: skip

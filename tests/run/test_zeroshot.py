@@ -6,12 +6,15 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from medunifier_cli.evaluate.benchmark import Benchmark
+from medunifier_cli.run.record import Run
 from tests.miniatures.prepared import prepare
 from tests.run.small_run import Gallery, Mu, inline, metrics, results, samples
 from tests.unit.plugins.test_rsna import write_raw
@@ -77,7 +80,7 @@ def test_prompts_saved_and_edited_are_used(home: Path, verb: Mu, tmp_path: Path)
     assert mine["metrics"] == theirs["metrics"]
     path.write_text(path.read_text().replace("Atelectasis:\n", "Atelectasis:\n- quite another thing\n"))
     assert verb("zeroshot", "--split", "test", "--prompts", path, "--count", "0").exit_code == 0
-    edited = json.loads((results(home) / "zeroshot-mine-phantom-test.json").read_text())
+    edited = json.loads((results(home) / "zeroshot-mine-all-prompts-phantom-test.json").read_text())
     assert "quite another thing" in edited["prompts"]["Atelectasis"]
     assert edited["prompts_hash"] != theirs["prompts_hash"]
     done = verb("zeroshot", "--data", "phantom", "--save-prompts", path)
@@ -165,3 +168,88 @@ def test_the_page_of_a_run_shows_its_losses_results_and_pictures(
     value = metrics(home, "zeroshot-phantom-test")["zero-shot accuracy"]["value"]
     assert f">{value:.3f}<" in moved.read_text()
     assert "://" not in moved.read_text()
+
+
+def test_other_prompts_of_a_set_do_not_replace_the_benchmark(home: Path, verb: Mu) -> None:
+    assert verb("zeroshot", "--split", "test").exit_code == 0
+    before = (results(home) / "zeroshot-phantom-test.json").read_bytes()
+    assert verb("zeroshot", "--split", "test", "--count", 2, "--seed", 3).exit_code == 0
+    assert (results(home) / "zeroshot-phantom-test.json").read_bytes() == before
+    other = json.loads((results(home) / "zeroshot-2-prompts-seed-3-phantom-test.json").read_text())
+    assert (other["prompts_per_class"], other["seed"]) == (2, 3)
+
+
+def test_what_is_printed_was_measured_now_where_nothing_can_be_written(
+    home: Path, verb: Mu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert verb("zeroshot", "--split", "test").exit_code == 0
+    monkeypatch.setattr(Run, "writable", False)
+    done = verb("zeroshot", "--split", "test", "--ensemble", "mean", "--format", "json")
+    assert done.exit_code == 0, done.output
+    (printed,) = json.loads(done.stdout)
+    assert printed["ensemble"] == "mean"
+    assert "confusion matrix in" not in done.stderr
+    assert not (results(home) / "zeroshot-mean-phantom-test.json").exists()
+
+
+def test_labels_are_those_of_the_plugin_and_not_of_the_cache(
+    home: Path, verb: Mu, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert verb("zeroshot", "--split", "test").exit_code == 0
+    first, *_ = benchmark.plugin.classes
+    single = int((benchmark.source.labels >= 0).sum())
+    of_first = int((benchmark.source.labels == 0).sum())
+    assert of_first
+    plugin, class_of = type(benchmark.plugin), type(benchmark.plugin).class_of
+
+    def without_first(self: object, labels: dict[str, float | None]) -> int | None:
+        return class_of(self, {**labels, first: 0.0})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(plugin, "class_of", without_first)
+    assert verb("zeroshot", "--split", "test").exit_code == 0
+    measured = json.loads((results(home) / "zeroshot-phantom-test.json").read_text())
+    expected = [without_first(benchmark.plugin, row["labels"]) for row in rows_of(benchmark)]
+    assert measured["n"] == sum(label is not None for label in expected) != single
+    assert measured["per_class"][first]["positives"] == 0
+
+
+def rows_of(benchmark: Benchmark) -> list[dict[str, Any]]:
+    shards = benchmark.source.shards
+    return [shards.read(number)[1] for number in range(len(shards))]
+
+
+def test_samples_are_named_once(verb: Mu, tmp_path: Path) -> None:
+    (tmp_path / "some.txt").write_text("a\n")
+    for words in (("zeroshot",), ("retrieve",)):
+        done = verb(*words, "--split", "valid", "--ids", tmp_path / "some.txt")
+        assert done.exit_code == 2
+        assert "--split and --ids name the samples; give one of them" in done.stderr
+
+
+def test_prompts_are_saved_of_shards_that_lie_elsewhere(home: Path, verb: Mu, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    rows = [f"{n}.png,{('ill', 'well')[n % 2]},{('train', 'valid', 'test')[n % 3]}" for n in range(6)]
+    table.write_text("image,class,split\n" + "\n".join(rows) + "\n")
+    for n in range(6):
+        Image.fromarray(np.random.default_rng(n).integers(0, 255, (32, 32), np.uint8)).save(
+            tmp_path / f"{n}.png"
+        )
+    (tmp_path / "p.yaml").write_text("ill: [Ill.]\nwell: [Well.]\n")
+    words = (
+        "--out",
+        tmp_path / "shards",
+        "--name",
+        "mine",
+        "--size",
+        32,
+        "-o",
+        f"prompts={tmp_path / 'p.yaml'}",
+    )
+    assert verb("prepare", "table", "--raw", table, *words).exit_code == 0
+    run = Path(shutil.copytree(home / "runs/small", home / "runs/elsewhere"))
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["data"] |= {"dataset": "mine", "shards": str(tmp_path / "shards")}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    done = verb("zeroshot", "--run", "elsewhere", "--save-prompts", tmp_path / "saved.yaml")
+    assert done.exit_code == 0, done.output
+    assert yaml.safe_load((tmp_path / "saved.yaml").read_text()) == {"ill": ["Ill."], "well": ["Well."]}

@@ -104,3 +104,15 @@ def test_weights_that_do_not_fit_are_refused(run: Run, damage: str) -> None:
     store.save(run.folder / "best", store.Checkpoint(5, {"model": weights}, {}), keep=1)
     with pytest.raises(CheckpointError, match="its weights do not fit"):
         restore_classifier(run)
+
+
+def test_a_pretraining_run_that_was_trained_again_is_refused(run: Run) -> None:
+    facts = {"pretrained": "base", "samples": "x"}
+    weights = {"model": finetuned(seed=1).weights()}
+    store.save(run.folder / "best", store.Checkpoint(5, weights, facts), keep=1)
+    assert restore_classifier(run)[0].step == 5
+    store.save(run.folder / "best", store.Checkpoint(6, weights, {**facts, "pretrained": "before"}), keep=1)
+    with pytest.raises(
+        CheckpointError, match=r"from checkpoint before, but .*/base holds base; fine-tune again"
+    ):
+        restore_classifier(run)

@@ -16,6 +16,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from medunifier_cli.cli import mu
 from medunifier_cli.evaluate.reports.comparing import compare_files
+from medunifier_cli.evaluate.reports.scoring import groups_of
 from medunifier_cli.scores.text import meteor
 
 WORDS = (
@@ -190,3 +191,15 @@ def test_a_folder_that_cannot_be_written_costs_the_file_and_not_the_scores(
     assert done.exit_code == 0, done.output
     assert "BLEU-4" in done.stdout
     assert "scores of each report: not written. " in done.stderr
+
+
+def test_a_key_and_a_patient_of_zero_are_names(tmp_path: Path) -> None:
+    a, b = reports(6, 0.5, seed=1), reports(6, 0.3, seed=2)
+    for rows in (a, b):
+        for number, row in enumerate(rows):
+            row["key"], row["subject"] = number, number // 2
+    compared = compare_files(write(tmp_path / "a.jsonl", a), write(tmp_path / "b.jsonl", b[::-1]), 50)
+    assert "paired by key" in compared.protocol
+    groups = groups_of(a)
+    assert groups is not None
+    assert groups.tolist() == ["0", "0", "1", "1", "2", "2"]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from medunifier_cli.errors import CheckpointError
-from medunifier_cli.evaluate.tables.beside_paper import Section
+from medunifier_cli.evaluate.tables.beside_paper import Section, read_evidence
+from medunifier_cli.evaluate.tables.headlines import headlines
 from medunifier_cli.evaluate.tables.tables import render_rows, render_sections, rows_of
 from medunifier_cli.recipe.load import dump_recipe, load_recipe
 from medunifier_cli.recipe.schema_finetune import FinetuneModelConfig, FinetuneRecipe
@@ -91,3 +92,33 @@ def test_the_papers_tables_in_each_form() -> None:
     assert json.loads(render_sections(sections, "json"))[1] == {
         "table": "Table 2", "method": "m", "measure": "a", "run": 1.0,
     }  # fmt: skip
+
+
+def test_results_of_other_weights_are_named_and_fill_no_cell(runs: tuple[Run, Run]) -> None:
+    one, _ = runs
+    tuned = one.folder.parent / "tuned"
+    path = tuned / "results" / "finetune-d-test.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pretrained": {"hash": "a" * 16}}))
+    step = one.checkpoints / "step-00000004"
+    step.mkdir(parents=True)
+    for name, task, kept in (("a", "finetune (tuned)", 2), ("b", "finetune (tuned, of other weights)", 1)):
+        (step / "DONE").write_text(name * 64)
+        assert rows_of([one])[-1][0] == task
+        evidence = read_evidence(one)
+        assert len(evidence.results) == kept
+        assert any("of other weights than those of one" in note for note in evidence.notes) == (kept == 1)
+
+
+def test_a_baseline_that_differs_is_not_shown_for_all(runs: tuple[Run, Run]) -> None:
+    write(runs[1].folder, "retrieval", metric("map@1", 0.4, floor=0.3))
+    assert rows_of(runs)[1][:4] == ["retrieval", "d/test", "map@1", "differs"]
+    assert rows_of(runs, intervals=True)[1][3] is None
+
+
+def test_pairs_of_one_split_are_a_headline_beside_classes_of_another(runs: tuple[Run, Run]) -> None:
+    one, _ = runs
+    write(one.folder, "retrieval-pairs", metric("recall@1", 0.1))
+    assert {headline.task for headline in headlines(one)} == {"retrieval", "finetune (tuned)"}
+    path = one.results / "retrieval-pairs-d-test.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "split": "valid"}))
+    assert "retrieval-pairs" in {headline.task for headline in headlines(one)}
