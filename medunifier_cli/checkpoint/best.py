@@ -72,8 +72,11 @@ class Best:
         # an earlier version did not count
         value, step, *since = tensors[RECORD].tolist()
         self.value, self.step, self.since = value, int(step), int(since[0]) if since else 0
+        # copies: of a file that is mapped, the disk would keep the space after it is deleted
         self.weights = {
-            name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)
+            name.removeprefix(PREFIX): tensor.clone()
+            for name, tensor in tensors.items()
+            if name.startswith(PREFIX)
         }
 
 

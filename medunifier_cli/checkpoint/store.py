@@ -29,10 +29,11 @@ from torch import Tensor
 from medunifier_cli.errors import CheckpointError
 from medunifier_cli.files import sha256, sync
 from medunifier_cli.parsing import Count, parse_json
+from medunifier_cli.run.deleting import DONE, delete, delete_left_over, free, move_away, reason_of, say_kept
 from medunifier_cli.terminal.say import say
 
 NAME = re.compile(r"step-(\d{8})")
-DONE, FACTS = "DONE", "checkpoint.json"
+FACTS = "checkpoint.json"
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,20 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     temporary = folder / f".writing-step-{checkpoint.step:08d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _delete_left_over(folder)
+        delete_left_over(folder)
+        temporary = free(temporary)
         temporary.mkdir()
         _write(temporary, checkpoint)
-        _remove(final)  # if there is one it is damaged: the run would have resumed from an intact one
+        # One of this step is damaged, or whole and saved again once it is validated: `tidy` deletes it, and
+        # not before this one has its name.
+        move_away(final)
         temporary.rename(final)
         sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         before = steps(folder)
         left = f"the checkpoint of step {before[-1]} is untouched" if before else "there is no earlier one"
-        raise CheckpointError(f"{final}: cannot be written ({_reason(error)}); {left}") from error
+        raise CheckpointError(f"{final}: cannot be written ({reason_of(error)}); {left}") from error
     tidy(folder, checkpoint.step, keep)
     return final
 
@@ -91,9 +95,12 @@ def tidy(folder: Path, step: int, keep: int) -> None:
     Of the checkpoints up to this step the newest `keep` stay. A start does it too: the last save of a run has
     no later one to make up for a kill before its deletions.
     """
-    _delete_left_over(folder)
+    delete_left_over(folder)
     for path in _superseded(folder, step, keep):
-        _remove(path)
+        try:
+            delete(move_away(path))
+        except OSError as error:
+            say_kept(path, error)
 
 
 def steps(folder: Path) -> list[int]:
@@ -126,7 +133,7 @@ def load(path: Path, only: tuple[str, ...] = ()) -> Checkpoint:
                 raise CheckpointError(f"{path / name}: not the bytes that were written")
             tensors[stem] = load_file(path / name)
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: incomplete checkpoint ({_reason(error)})") from error
+        raise CheckpointError(f"{path}: incomplete checkpoint ({reason_of(error)})") from error
     if missing := [stem for stem in only if stem not in tensors]:
         raise CheckpointError(f"{path / FACTS}: names no tensors of the {' and '.join(missing)}")
     if (named := NAME.fullmatch(path.name)) and int(named[1]) != index["step"]:
@@ -219,7 +226,7 @@ def _index(path: Path) -> _Index:
         text = (path / FACTS).read_bytes()
         done = (path / DONE).read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path}: incomplete checkpoint ({_reason(error)})") from error
+        raise CheckpointError(f"{path}: incomplete checkpoint ({reason_of(error)})") from error
     if done.strip() != hashlib.sha256(text).hexdigest().encode():
         raise CheckpointError(f"{path}: {FACTS} is not the one that was written")
     index = parse_json(text, _Index, str(path / FACTS), CheckpointError)
@@ -279,32 +286,3 @@ def _is_ours(path: Path, step: int) -> bool:
         return _index(path)["step"] == step
     except CheckpointError:
         return path.is_dir() and ((path / FACTS).exists() or (path / DONE).exists())
-
-
-def _delete_left_over(folder: Path) -> None:
-    """Delete what a writer that was killed left half written or half deleted."""
-    for stale in (*folder.glob(".writing-*"), *folder.glob(".deleting-*")):
-        _delete(stale)
-
-
-def _remove(path: Path) -> None:
-    """Delete a folder, after renaming it: a half-deleted one must never be taken for a checkpoint."""
-    if path.exists() or path.is_symlink():
-        trash = path.with_name(f".deleting-{path.name.lstrip('.')}")
-        _delete(trash)
-        path.rename(trash)
-        _delete(trash)
-
-
-def _delete(path: Path) -> None:
-    """Delete a folder with its contents, or whatever else has its name; not what a link points to."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).splitlines() or [type(error).__name__])[0]

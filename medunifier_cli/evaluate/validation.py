@@ -16,6 +16,7 @@ from medunifier_cli.model.vit import pixels
 from medunifier_cli.objectives.pretraining import PretrainingLoss
 from medunifier_cli.page.pictures import save_pairs
 from medunifier_cli.recipe.schema import PretrainRecipe
+from medunifier_cli.terminal.say import say
 from medunifier_cli.train.stop import Watch
 
 SHOWN_PAIRS = 8
@@ -36,14 +37,23 @@ class Validation:
         self, recipe: PretrainRecipe, source: SplitSource, micro_batch: int, pictures: Path,
         device: torch.device,
     ) -> None:  # fmt: skip
-        self.recipe, self.source, self.micro_batch = recipe, source, micro_batch
+        self.recipe, self.source = recipe, source
         self.pictures, self.device = pictures, device
+        # never more than there are: copies in a batch would be each other's negatives
+        self.pairs = max(1, min(micro_batch, len(source) // world.size()))
+        if self.pairs < micro_batch and world.is_main():
+            passed, shown = micro_batch * world.size(), self.pairs * world.size()
+            say(
+                f"warning: {recipe.data.valid}: {len(source):,} pairs, fewer than a pass of training has "
+                f"({passed:,}); losses of validation contrast {shown:,} pairs"
+            )
         self._pairs: PairScores | None = None
 
     def measure(self, module: PretrainingLoss, step: int, watch: Watch = iter) -> dict[str, float]:
         """Losses and monitors, averaged over whole batches; then those of `PairScores`.
 
-        The last, incomplete batch is skipped, as the losses of ITC and ITM depend on the size of the batch.
+        The last, incomplete batch is skipped, as the losses of ITC and ITM depend on the size of the batch. A
+        split that is smaller than one is a batch of its own.
 
         Args:
             module: in evaluation mode.
@@ -60,10 +70,10 @@ class Validation:
 
     def _losses(self, module: PretrainingLoss, step: int, watch: Watch) -> dict[str, float]:
         sums: dict[str, float] = {}
-        whole = max(1, len(self.source) // (self.micro_batch * world.size()))
+        whole = max(1, len(self.source) // (self.pairs * world.size()))
         count = min(whole, self.recipe.train.valid_batches or whole)
         loaded = eval_batches(
-            self.source, batch_size=self.micro_batch, rank=world.rank(), world=world.size(),
+            self.source, batch_size=self.pairs, rank=world.rank(), world=world.size(),
             workers=eval_workers(self.recipe.data.workers, count), batches=count,
         )  # fmt: skip
         # closed here, and not when it is collected, where a signal ends it: it may have processes

@@ -69,6 +69,16 @@ def export(run: Run, folder: Path, choices: Choices = Choices()) -> Exported:
     replaced = is_exported(folder) and not any((folder / name).exists() for name in KEPT)
     if folder.exists() and not replaced and (not folder.is_dir() or any(folder.iterdir())):
         raise MuError(f"{folder}: holds something else than an exported model; name a new folder")
+    # what no export writes, such as `.git` of a clone from the hub, would be deleted with the earlier one
+    others = (
+        sorted(one.name for one in folder.iterdir() if one.is_dir() or one.name.startswith("."))
+        if replaced
+        else []
+    )
+    if others:
+        raise MuError(
+            f"{folder}: holds {others[0]}, which no export writes; name a new folder, and copy it over"
+        )
     if choices.onnx:
         need_onnx()
     # on the CPU: a GPU would round a frozen image encoder to bf16

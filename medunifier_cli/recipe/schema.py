@@ -176,7 +176,7 @@ class GeneratorConfig:
     """How codes are learned: `loss`, by equation (23); `ema`, as running means of the vectors assigned to
     them."""
     ema_decay: Share = 0.99
-    """Decay per step of the running means, and of the use of a code that revival goes by."""
+    """Decay per forward pass of the running means, and of the use of a code that revival goes by."""
     revive_dead_codes: bool = False
     """Replace unused codes with encoder outputs of the batch, and initialise the codebook with such outputs;
     the paper does neither, and without them its codebooks collapse."""

@@ -31,7 +31,8 @@ class AdamWConfig:
     beta2: Share = 0.95
     """Decay of the second moment."""
     weight_decay: NonNegative = 0.05
-    """Weight decay of matrices and convolution kernels; biases, norms and embeddings have none."""
+    """Weight decay of matrices and convolution kernels; biases, norms and embeddings of words, positions and
+    queries have none. The position embeddings of a trained image encoder and the embeddings of priors do."""
     clip_norm: NonNegative = 1.0
     """Norm to which gradients are clipped; 0 for no clipping."""
 

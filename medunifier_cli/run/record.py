@@ -21,6 +21,7 @@ from medunifier_cli.files import make_folder, open_lock, write_text
 from medunifier_cli.parsing import parse_yaml, read_yaml
 from medunifier_cli.recipe.load import dump_recipe
 from medunifier_cli.recipe.settings import RENAMED
+from medunifier_cli.run.deleting import put_back
 from medunifier_cli.run.lowered import LOWERED, NOT_FINITE, dead_ends, ended_at, lowered
 from medunifier_cli.run.provenance import git_state, read_provenance, versions
 from medunifier_cli.temporary import sweep
@@ -88,6 +89,8 @@ class Run:
         make_folder(self.folder, CheckpointError)
         self.sweep()
         # of checkpoints, which this process alone writes while it holds the lock
+        for folder in (self.checkpoints, self.folder / "best"):
+            put_back(folder)
         for stale in (*self.folder.glob("*/.writing-step-*"), *self.folder.glob("*/.deleting-step-*")):
             shutil.rmtree(stale, ignore_errors=True)
         provenance = self._provenance()

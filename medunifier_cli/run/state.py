@@ -9,10 +9,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from medunifier_cli.run.deleting import DONE
 from medunifier_cli.run.record import LOCK, Run
-
-DONE = "DONE"
-"""File that a whole checkpoint has, see `checkpoint.store`."""
 
 
 def saved_step(run: Run) -> int | None:

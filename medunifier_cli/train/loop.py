@@ -92,9 +92,9 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
             due = last or bool(train.valid_every and done % train.valid_every == 0)
             validated = not due or _validate(stage, accelerator, log, tracking, progress, done, stop)
             last = last or (due and validated and _is_over(stage, done, progress))
-            # All ranks are asked: a signal reaches one of them first, and if that one left the loop, the
-            # others would wait for it in the next collective operation. As if a checkpoint has failed.
-            stopping = stops(bool(stop) or saver.failed, done)
+            # All ranks are asked: a signal reaches one first, and if that one left the loop, the others would
+            # wait for it. As if a checkpoint has failed. Of a validation that it ended they know already.
+            stopping = not validated or stops(bool(stop) or saver.failed, done)
             if last or stopping or saver.due or done % train.checkpoint_every == 0:
                 saver.save(done, now=last or stopping, validated=validated)
             if stopping:
@@ -102,7 +102,7 @@ def fit(stage: Stage, run: Run, accelerator: Accelerator, train: LoopConfig, opt
             if last:
                 break
         if stop and not last:  # stopped while it waited for the next batch
-            saver.save(done, now=True)
+            saver.save(done, now=True, validated=validated)
             raise _stopped(stop, done, stage.steps)
     return done - first
 

@@ -108,7 +108,9 @@ def load_state_tensors(
         # feed-forward network of the queries. AdamW starts its state with the first gradient, then as now.
         if parameter.requires_grad and any(f"{kind}.{name}" in tensors for kind in kinds):
             optimizer.state[parameter] = {
-                kind: tensors[f"{kind}.{name}"].to(parameter.device) for kind in kinds
+                # a copy: of a file that is mapped, the disk would keep the space after it is deleted
+                kind: tensors[f"{kind}.{name}"].to(parameter.device, copy=True)
+                for kind in kinds
             }
     # the state of a renamed parameter must not be lost in silence
     unknown = sorted(name for name in tensors if name.split(".", 1)[1] not in parameters)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +17,7 @@ from torch import Tensor
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.distributed import world
+from medunifier_cli.distributed.agreement import together
 from medunifier_cli.errors import CheckpointError, NotFiniteError
 from medunifier_cli.recipe.schema_train import LoopConfig
 from medunifier_cli.run.record import Run
@@ -21,6 +26,9 @@ from medunifier_cli.train.finite import Counts, Skips, not_finite
 from medunifier_cli.train.optim import load_state_tensors, state_tensors
 from medunifier_cli.train.stage import Stage
 from medunifier_cli.train.writer import Writer
+
+PATIENCE = 60.0
+"""Seconds within which a network file system has shown a checkpoint to every node."""
 
 
 def resume(
@@ -49,7 +57,7 @@ def resume(
         wrong = [name for name in not_finite(checkpoint.tensors) if name not in meant]
         return f"{wrong[0]} is not finite" if wrong else ""
 
-    checkpoint = store.newest(run.checkpoints, refusal=refusal)
+    checkpoint = _of_main(run, lambda: store.newest(run.checkpoints, refusal=refusal))
     if checkpoint is None:
         stage.start()
         return 0, {}, meant
@@ -75,6 +83,36 @@ def resume(
     if world.is_main():
         store.tidy(run.checkpoints, checkpoint.step, _kept(keep, checkpoint.facts.get("validated", True)))
     return checkpoint.step, checkpoint.facts, meant
+
+
+def _of_main(run: Run, newest: Callable[[], store.Checkpoint | None]) -> store.Checkpoint | None:
+    """The checkpoint that the main rank chooses, on all ranks.
+
+    Where another node does not see it yet, or reads it otherwise, ranks would go on from different steps.
+
+    Raises:
+        CheckpointError: one rank cannot read it.
+    """
+    chosen = together(lambda: newest() if world.is_main() else None)
+    step = world.exchange(None if chosen is None else chosen.step)[0]
+    if step is None:
+        return None
+    path = run.checkpoints / f"step-{step:08d}"
+    return together(lambda: chosen if world.is_main() else _load_when_there(path))
+
+
+def _load_when_there(path: Path) -> store.Checkpoint:
+    """Load a checkpoint that another node has read already."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return store.load(path)
+        except CheckpointError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(1)
+        with suppress(OSError):
+            os.listdir(path.parent)  # a network file system looks again
 
 
 def _kept(keep: int, validated: bool) -> int:

@@ -328,6 +328,10 @@ def test_nothing_but_an_exported_folder_is_replaced(home: Home, tmp_path: Path) 
         assert (done.exit_code, done.stderr.count("\n")) == (1, 1), done.output
         assert "something else" in done.stderr
     folder = copy_of(home, tmp_path)
+    (folder / ".git").mkdir()
+    done = call("export", home.run.folder, folder)
+    assert "holds .git, which no export writes; name a new folder" in done.stderr
+    (folder / ".git").rmdir()
     (folder / "vocab.txt").unlink()
     assert call("export", home.run.folder, folder).exit_code == 0
     assert (folder / "vocab.txt").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -17,6 +18,7 @@ import torch
 
 from medunifier_cli.checkpoint import store
 from medunifier_cli.errors import CheckpointError, one_line
+from medunifier_cli.run.deleting import put_back
 from medunifier_cli.train.writer import Writer
 from tests.hostile import changed_bytes
 
@@ -97,6 +99,63 @@ def test_killed_at_any_system_call(
             break
     assert finished, "the loop never let a write finish; raise its end"
     assert outcomes == {1, 2}
+
+
+def test_killed_while_a_step_is_saved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where its validation is made up for: the run's only checkpoint is there at every moment."""
+    outcomes = set()
+    for k in range(1, 40):
+        folder = tmp_path / str(k)
+        store.save(folder, checkpoint(7), keep=1)
+        with monkeypatch.context() as patch:
+            left = [k]
+            for name in ("fsync", "mkdir", "rename", "rmdir", "unlink"):
+                patch.setattr(os, name, killing(getattr(os, name), left))
+            try:
+                store.save(folder, dataclasses.replace(checkpoint(7), facts={"note": "again"}), keep=1)
+                finished = True
+            except Killed:
+                finished = False
+        put_back(folder)  # as a start does
+        newest = store.newest(folder)
+        assert newest is not None
+        assert newest.step == 7
+        outcomes.add(newest.facts["note"])
+        if finished:
+            break
+    assert finished
+    assert outcomes == {7, "again"}
+
+
+def killing(call: Callable[..., object], left: list[int]) -> Callable[..., object]:
+    def counted(*arguments: object, **options: object) -> object:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+        return call(*arguments, **options)
+
+    return counted
+
+
+def test_what_cannot_be_deleted_does_not_end_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on NFS, where a file that a process has open leaves its folder full."""
+    store.save(tmp_path, checkpoint(1), keep=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", full)
+        for step in (2, 3):
+            store.save(tmp_path, checkpoint(step), keep=1)
+            newest = store.newest(tmp_path)
+            assert newest is not None
+            assert newest.step == step
+        assert "cannot be deleted yet (Directory not empty)" in capsys.readouterr().err
+    store.save(tmp_path, checkpoint(4), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
+
+
+def full(path: Path, ignore_errors: bool = False) -> None:
+    raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
 
 
 @pytest.mark.parametrize("what", ["model.safetensors", "checkpoint.json", "DONE"])

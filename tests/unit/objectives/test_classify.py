@@ -119,3 +119,12 @@ class Wrong(HeadPlugin):
 def test_head_of_another_shape_is_one_line() -> None:
     with pytest.raises(MuError, match=r"^head `wrong` cannot be used .*gives \(2, 4\), not \(2, 3\)$"):
         build_head(Wrong(), 4, 32, 3, 0)
+
+
+def test_weights_of_a_pass_may_sum_to_less_than_one() -> None:
+    """A small pass of the largest class alone."""
+    weights = torch.tensor([[1.0, 1.0, 1.0], [2.0, 2.0, 0.3]])
+    expected = F.cross_entropy(LOGITS[1:2], LABELS[1:2], weights[1])
+    torch.testing.assert_close(classification_loss(LOGITS[1:2], LABELS[1:2], weights)[0]["total"], expected)
+    none = torch.full((1, 3), torch.nan)
+    assert float(classification_loss(LOGITS[:1], none)[0]["total"]) == 0

@@ -26,6 +26,7 @@ from medunifier_cli.recipe.schema_train import LoopConfig, OptimConfig
 from medunifier_cli.run.log import without_times
 from medunifier_cli.run.record import Run
 from medunifier_cli.terminal import progress
+from medunifier_cli.train import loop, saving
 from medunifier_cli.train.loop import fit
 from medunifier_cli.train.stage import Values
 from medunifier_cli.train.stop import Watch
@@ -221,6 +222,41 @@ def test_a_signal_ends_a_validation_which_is_made_up_for(
     fit(LineStage(), parts, accelerator, settings, OPTIM)
     assert lines(whole) == lines(parts)
     assert files(whole.checkpoints) == files(parts.checkpoints)
+
+
+def test_a_signal_in_a_validation_stops_also_where_ranks_are_asked_every_few_steps_only(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They all know of it: else training would go on, and the validation would be missing for good."""
+    monkeypatch.setattr(loop, "AnyStop", lambda device, first: lambda stopped, done: False)
+    whole, parts = new_run(tmp_path / "whole"), new_run(tmp_path / "parts")
+    fit(LineStage(), whole, accelerator, SETTINGS, OPTIM)
+    with pytest.raises(Stopped, match="after step 3 of 6"):
+        fit(LineStage(signal_in=3), parts, accelerator, SETTINGS, OPTIM)
+    fit(LineStage(), parts, accelerator, SETTINGS, OPTIM)
+    assert lines(whole) == lines(parts)
+
+
+def test_other_ranks_take_the_checkpoint_of_the_main_one(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where their node does not see it yet, they wait for it and do not go on from an older one."""
+    run = new_run(tmp_path / "run")
+    fit(LineStage(), run, accelerator, SETTINGS, OPTIM)
+    assert store.steps(run.checkpoints) == [3, 6]
+    hidden = run.checkpoints / "hidden"
+    (run.checkpoints / "step-00000006").rename(hidden)
+    monkeypatch.setattr(saving.world, "is_main", lambda: False)
+    monkeypatch.setattr(saving.world, "exchange", lambda value: [6, value])
+    monkeypatch.setattr(saving.time, "sleep", lambda _: hidden.rename(run.checkpoints / "step-00000006"))
+    found = saving._of_main(run, lambda: pytest.fail("the main rank chooses"))
+    assert found is not None
+    assert found.step == 6
+    monkeypatch.setattr(saving, "PATIENCE", 0.0)
+    monkeypatch.setattr(saving.world, "exchange", lambda value: [9, value])
+    monkeypatch.setattr(saving.time, "sleep", lambda _: None)
+    with pytest.raises(CheckpointError, match="step-00000009"):
+        saving._of_main(run, lambda: pytest.fail("the main rank chooses"))
 
 
 def test_a_run_that_its_validations_end_is_finished(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from medunifier_cli.checkpoint import store
 from medunifier_cli.model.medunifier import MedUnifier
 from medunifier_cli.prior.pair import PriorPair
 from medunifier_cli.prior.shape import PriorShape
@@ -146,3 +149,18 @@ def test_a_parameter_that_never_got_a_gradient_has_no_state_and_resumes_without(
     for module, its in ((one, optimizer), (other, again)):
         step(module, its, 2)
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+def test_a_loaded_state_keeps_no_file_open(tmp_path: Path) -> None:
+    """A deleted checkpoint would else keep its space on the disk, and its folder on NFS."""
+    linear = nn.Linear(64, 64)
+    optimizer = adamw(linear, OptimConfig())
+    linear(torch.ones(1, 64)).sum().backward()
+    optimizer.step()
+    store.save(tmp_path, store.Checkpoint(1, {"optimizer": state_tensors(linear, optimizer)}, {}), keep=1)
+    checkpoint = store.newest(tmp_path)
+    assert checkpoint is not None
+    load_state_tensors(linear, optimizer, checkpoint.tensors["optimizer"])
+    del checkpoint
+    gc.collect()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
