@@ -197,8 +197,9 @@ def share_of_mean(local_sum: Tensor, count_of_all: Tensor) -> Tensor:
         local_sum: over this rank's items, with gradient.
         count_of_all: `total` of the number or weight of each rank's items, which may differ, and be 0.
     """
-    # times size, since the average over ranks divides by it; a batch without any item gives 0 and not NaN
-    return local_sum * size() / torch.where(count_of_all > 0, count_of_all, 1.0)
+    # times size, since the average over ranks divides by it; a batch without any item gives 0 and not NaN,
+    # and weights may well sum to less than 1
+    return local_sum * size() / count_of_all.clamp(min=1e-6)
 
 
 def mean(x: Tensor) -> Tensor:

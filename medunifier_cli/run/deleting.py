@@ -41,7 +41,7 @@ def delete_left_over(folder: Path) -> None:
 
 
 def say_kept(path: Path, error: OSError) -> None:
-    """Of what cannot be deleted, as where NFS keeps a file that a process has open: training goes on."""
+    """Warn of what cannot be deleted, as where NFS keeps a file that is open: no reason to end a run."""
     say(f"warning: {path}: cannot be deleted yet ({reason_of(error)}); tried again at the next checkpoint")
 
 

@@ -25,7 +25,7 @@ def saved_step(run: Run) -> int | None:
 def identities(run: Run) -> set[str]:
     """Hashes of the checkpoints that are there, as result files name them; see `store.identity`."""
     found = run.checkpoints.glob(f"step-{'[0-9]' * 8}/{DONE}")
-    return {path.read_text(encoding="ascii", errors="replace").strip()[:16] for path in found}
+    return {path.read_bytes().strip().decode(errors="replace")[:16] for path in found}
 
 
 def is_trained_now(run: Run) -> bool:

@@ -88,7 +88,7 @@ def resume(
 def _of_main(run: Run, newest: Callable[[], store.Checkpoint | None]) -> store.Checkpoint | None:
     """The checkpoint that the main rank chooses, on all ranks.
 
-    Where another node does not see it yet, or reads it otherwise, ranks would go on from different steps.
+    Where another node does not see it yet, or reads it otherwise, ranks would resume from different steps.
 
     Raises:
         CheckpointError: one rank cannot read it.

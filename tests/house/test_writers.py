@@ -32,6 +32,7 @@ ALLOWED = {
     ("medunifier_cli/checkpoint/store.py", "save_file"): "into a folder that is renamed when it is whole",
     ("medunifier_cli/checkpoint/store.py", "write_bytes"): "into a folder that is renamed when it is whole",
     ("medunifier_cli/checkpoint/store.py", "rename"): "of that folder",
+    ("medunifier_cli/run/deleting.py", "rename"): "of such a folder, before it is deleted",
     ("medunifier_cli/checkpoint/store.py", "touch"): "there, to learn the mode that the umask gives",
     ("medunifier_cli/model/weights.py", "save"): "a command for one file, run by hand; no verb reads it",
     ("medunifier_cli/run/record.py", "replace"): "a damaged provenance is put aside",
