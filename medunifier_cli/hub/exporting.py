@@ -70,15 +70,9 @@ def export(run: Run, folder: Path, choices: Choices = Choices()) -> Exported:
     if folder.exists() and not replaced and (not folder.is_dir() or any(folder.iterdir())):
         raise MuError(f"{folder}: holds something else than an exported model; name a new folder")
     # what no export writes, such as `.git` of a clone from the hub, would be deleted with the earlier one
-    others = (
-        sorted(one.name for one in folder.iterdir() if one.is_dir() or one.name.startswith("."))
-        if replaced
-        else []
-    )
-    if others:
-        raise MuError(
-            f"{folder}: holds {others[0]}, which no export writes; name a new folder, and copy it over"
-        )
+    for one in sorted(folder.iterdir()) if replaced else ():
+        if one.is_dir() or one.name.startswith("."):
+            raise MuError(f"{one}: no export writes this; name a new folder, and copy it over")
     if choices.onnx:
         need_onnx()
     # on the CPU: a GPU would round a frozen image encoder to bf16

@@ -330,7 +330,7 @@ def test_nothing_but_an_exported_folder_is_replaced(home: Home, tmp_path: Path) 
     folder = copy_of(home, tmp_path)
     (folder / ".git").mkdir()
     done = call("export", home.run.folder, folder)
-    assert "holds .git, which no export writes; name a new folder" in done.stderr
+    assert "/.git: no export writes this; name a new folder" in done.stderr
     (folder / ".git").rmdir()
     (folder / "vocab.txt").unlink()
     assert call("export", home.run.folder, folder).exit_code == 0

@@ -188,6 +188,4 @@ def _on_real(judge: _Judge, generator: PretrainedRun) -> _OnReal:
 
 def _settings(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """How the images were sampled; the same for all images of a folder."""
-    return {name: lines[0].get(name) for name in SAMPLING if name != "best_of"} | {
-        "best_of": lines[0].get("best_of", 1)
-    }
+    return {name: lines[0].get(name) for name in SAMPLING} | {"best_of": lines[0].get("best_of", 1)}
