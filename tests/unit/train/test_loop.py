@@ -29,7 +29,7 @@ from medunifier_cli.terminal import progress
 from medunifier_cli.train import loop, saving
 from medunifier_cli.train.loop import fit
 from medunifier_cli.train.stage import Values
-from medunifier_cli.train.stop import Watch
+from medunifier_cli.train.stop import TrainingStop, Watch
 from medunifier_cli.train.writer import Writer
 
 STEPS, POINTS = 6, 8
@@ -229,6 +229,8 @@ def test_a_signal_in_a_validation_stops_also_where_ranks_are_asked_every_few_ste
 ) -> None:
     """They all know of it: else training would go on, and the validation would be missing for good."""
     monkeypatch.setattr(loop, "AnyStop", lambda device, first: lambda stopped, done: False)
+    # alone, the wait for the next batch would end it
+    monkeypatch.setattr(TrainingStop, "until_stopped", lambda self, batches, alone: batches)
     whole, parts = new_run(tmp_path / "whole"), new_run(tmp_path / "parts")
     fit(LineStage(), whole, accelerator, SETTINGS, OPTIM)
     with pytest.raises(Stopped, match="after step 3 of 6"):
