@@ -117,4 +117,5 @@ def again(head: _Head | Manifest) -> str:
     """What to do about damaged shards, as the end of a message, by what their manifest says."""
     name, plugin = head.get("dataset", ""), head.get("plugin", "")
     words = ["mu prepare", *([plugin, f"--name {name}"] if plugin else [name] if name else [])]
-    return f"run `{' '.join(words)}` again"
+    # of a table under its own name the manifest does not say where it lies
+    return f"run `{' '.join(words)}` again" + (", with the same --raw and -o" if plugin else "")
