@@ -138,14 +138,17 @@ def test_a_sample_without_metadata_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "command"),
+    ("head", "advice"),
     [
-        ({}, "mu prepare"),
-        ({"dataset": "rsna"}, "mu prepare rsna"),
-        ({"dataset": "clinic", "plugin": "table"}, "mu prepare table --name clinic"),
+        ({}, "run `mu prepare` again"),
+        ({"dataset": "rsna"}, "run `mu prepare rsna` again"),
+        (
+            {"dataset": "clinic", "plugin": "table"},
+            "run `mu prepare table --name clinic` again, with the same --raw and -o",
+        ),
     ],
 )
-def test_the_command_that_prepares_shards_again(tmp_path: Path, head: dict[str, str], command: str) -> None:
+def test_the_command_that_prepares_shards_again(tmp_path: Path, head: dict[str, str], advice: str) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({**head, "splits": 3}))
-    with pytest.raises(DataError, match=f"run `{command}` again$"):
+    with pytest.raises(DataError, match=f"; {advice}$"):
         read_manifest(tmp_path)
